@@ -1,0 +1,1 @@
+"""Data plane: shards, manifests, streams, encoders, and the World of processes."""

@@ -1,0 +1,105 @@
+"""Files that are either whole or absent, also on shared file systems and also when the disk fills up.
+
+Every file is first written under a temporary name of its own in the target folder and forced to disk. It then gets its
+final name in one of two ways: `create` hard-links it, so that the first writer wins and nobody ever changes a file that
+others may already rely on; `replace` renames it over an earlier version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from entroloop.data.errors import UserError
+
+TEMPORARY = ".tmp-"  # every unfinished file starts with this; `sweep_temporaries` and readers of folders rely on it
+
+
+@contextlib.contextmanager
+def _written(path: Path, write: Callable[[IO[bytes]], None]) -> Iterator[Path]:
+    """Yields a complete, fsynced temporary file beside `path`; whatever still has that name at the end is removed."""
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        yield temporary
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path}: disk full or quota exceeded ({error.strerror}); nothing was kept of this file: "
+                "free some space and run the same command again"
+            ) from error
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create(path: Path, write: Callable[[IO[bytes]], None]) -> bool:
+    """Writes a file that must never change later.
+
+    Returns True if this call made it, False if `path` was already there (it is then left as it is).
+    Raises UserError when the disk is full.
+    """
+    with _written(path, write) as temporary:
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+                raise
+            # A file system without hard links: the rename below is atomic, only the race for who is first is lost.
+            if path.exists():
+                return False
+            temporary.rename(path)
+    sync_folder(path.parent)
+    return True
+
+
+def replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Writes a file, in one step replacing an earlier version of it. Raises UserError when the disk is full."""
+    with _written(path, write) as temporary:
+        temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes new names in a folder survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems refuse fsync on folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep_temporaries(folder: Path) -> None:
+    """Removes what killed processes left behind. Only for a folder whose lease the caller holds."""
+    for path in folder.rglob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_bytes(value: Any) -> bytes:
+    """Canonical JSON: sorted keys, two spaces, one final newline. Equal values give equal bytes."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value."""
+    return hashlib.sha256(json_bytes(value)).hexdigest()

@@ -1,0 +1,149 @@
+"""The processes that work together, as a value that is handed in.
+
+Nothing else in the project calls `torch.distributed`. Code that needs no other process takes no World; code that does
+reads `rank` and `size` from it and uses the few exchanges below. A World of size 1 needs no process group.
+
+    launcher.process  ->  World  ->  trainer, selection, eval
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass
+class Traffic:
+    """What one rank exchanged: calls that wait for other ranks, and the bytes it received in them."""
+
+    exchanges: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True)
+class World:
+    """`size` processes, of which this is number `rank`; `device` is the one this process computes on."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Waits until every rank is here."""
+        if self.size > 1:
+            self.traffic.exchanges += 1
+            dist.barrier()
+
+    def all_reduce(self, x: Tensor, op: Literal["sum", "max", "min"] = "sum") -> Tensor:
+        """The elementwise sum, maximum or minimum of every rank's `x`; `x` itself is left alone."""
+        if self.size == 1:
+            return x
+        out = x.to(self.device, copy=True)
+        dist.all_reduce(out, {"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+        self._count(out)
+        return out.to(x.device)
+
+    def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
+        """The `source` rank's tensor; every rank passes one of the same shape and dtype."""
+        if self.size == 1:
+            return x
+        out = x.to(self.device, copy=True)
+        dist.broadcast(out, source)
+        self._count(out)
+        return out.to(x.device)
+
+    def gather_rows(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Every rank's rows one after another, in rank order, on every rank.
+
+        x     [n_r, ...]  this rank's rows; n_r may differ between ranks and be 0
+        rows  the n_r of all ranks where the caller knows them (saves one exchange)
+        ->    [sum n_r, ...]
+        """
+        if self.size == 1:
+            return x
+        if rows is None:
+            rows = self.gather_counts(len(x))
+        most = max(rows)
+        padded = x.new_zeros((most, *x.shape[1:]), device=self.device)
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in rows]
+        dist.all_gather(parts, padded)
+        self._count(*parts)
+        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]).to(x.device)
+
+    def gather_counts(self, n: int) -> list[int]:
+        """Every rank's integer, in rank order."""
+        if self.size == 1:
+            return [n]
+        mine = torch.tensor([n], dtype=torch.int64, device=self.device)
+        parts = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(parts, mine)
+        self._count(*parts)
+        return [int(part) for part in parts]
+
+    def rotate(self, x: Tensor, incoming_rows: int) -> Tensor:
+        """Passes `x` to the next rank and returns what the previous one passed, which has `incoming_rows` rows."""
+        if self.size == 1:
+            return x
+        out = x.new_empty((incoming_rows, *x.shape[1:]), device=self.device)
+        sends = [dist.P2POp(dist.isend, x.to(self.device).contiguous(), (self.rank + 1) % self.size)] if len(x) else []
+        receives = [dist.P2POp(dist.irecv, out, (self.rank - 1) % self.size)] if incoming_rows else []
+        if sends or receives:
+            for request in dist.batch_isend_irecv(sends + receives):
+                request.wait()
+        self._count(out)
+        return out.to(x.device)
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's picklable value, in rank order. For small things: counts, errors, rows of a table."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        self.traffic.exchanges += 1
+        return values
+
+    def _count(self, *received: Tensor) -> None:
+        self.traffic.exchanges += 1
+        self.traffic.bytes += sum(x.numel() * x.element_size() for x in received)
+
+
+def join(
+    rank: int,
+    size: int,
+    local_rank: int = 0,
+    *,
+    device: torch.device | None = None,
+    init_method: str = "env://",
+    timeout: datetime.timedelta = datetime.timedelta(minutes=30),
+) -> World:
+    """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's World.
+
+    A device is chosen by `local_rank` when none is given: CUDA if there is any, else the CPU.
+    """
+    if device is None:
+        device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=timeout)
+    return World(rank, size, local_rank, device)
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,1 @@
+"""Measures of a generation, and the report that shows them."""

@@ -1,0 +1,1 @@
+"""SLURM: configuration -> job scripts -> the chain of jobs."""

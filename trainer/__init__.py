@@ -1,0 +1,1 @@
+"""Trainer and sampler: shards -> weights -> new shards."""
