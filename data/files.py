@@ -23,7 +23,7 @@ TEMPORARY = ".tmp-"  # every unfinished file starts with this; `sweep_temporarie
 
 
 @contextlib.contextmanager
-def _written(path: Path, write: Callable[[IO[bytes]], None]) -> Iterator[Path]:
+def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
     """Yields a complete, fsynced temporary file beside `path`; whatever still has that name at the end is removed."""
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     try:
@@ -44,7 +44,7 @@ def _written(path: Path, write: Callable[[IO[bytes]], None]) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def create(path: Path, write: Callable[[IO[bytes]], None]) -> bool:
+def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     """Writes a file that must never change later.
 
     Returns True if this call made it, False if `path` was already there (it is then left as it is).
@@ -66,7 +66,7 @@ def create(path: Path, write: Callable[[IO[bytes]], None]) -> bool:
     return True
 
 
-def replace(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file, in one step replacing an earlier version of it. Raises UserError when the disk is full."""
     with _written(path, write) as temporary:
         temporary.replace(path)

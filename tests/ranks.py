@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.multiprocessing as mp
+
 from entroloop.data import world as world_module
 
 _POOLS: dict[int, list[tuple[Any, Any]]] = {}
@@ -48,7 +49,9 @@ def _pool(size: int) -> list[tuple[Any, Any]]:
     return _POOLS[size]
 
 
-def on_ranks(size: int, function: Callable[..., Any], *args: Any, per_rank: list[tuple[Any, ...]] | None = None) -> list[Any]:
+def on_ranks(
+    size: int, function: Callable[..., Any], *args: Any, per_rank: list[tuple[Any, ...]] | None = None
+) -> list[Any]:
     """Runs `function(world, *args)` (or `function(world, *per_rank[rank])`) on every rank; results in rank order.
 
     An exception on any rank is raised here once every rank has answered.

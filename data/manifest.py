@@ -1,0 +1,126 @@
+"""Seals: the manifest that is written last into a folder and says what is in it.
+
+A folder without `manifest.json` is unfinished. A sealed one is never changed again: the manifest holds the size and
+SHA-256 of every file, what the folder was made from, and nothing that differs between two equal runs (no time, no host
+name, no absolute path), so that runs can be moved and compared byte by byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class FileEntry(BaseModel):
+    """One sealed file: its name relative to the folder, its size in bytes and its SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a sealed folder holds.
+
+    kind       what the files are: `images`, `vectors`, `weights`, `classifier`, `features` or `metrics`
+    count      how many samples (rows) it holds
+    about      facts a reader needs: shape, dtype, classes, encoders, …
+    made_from  name of each input -> digest of its manifest, or of the configuration that decided
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: int = FORMAT
+    kind: str
+    count: int
+    about: dict[str, Any] = {}
+    made_from: dict[str, str] = {}
+    files: tuple[FileEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: equal manifests have equal digests."""
+        return files.digest(self.model_dump(mode="json"))
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files)
+
+
+def entry(folder: Path, name: str) -> FileEntry:
+    """Sizes and hashes one file of a folder."""
+    return FileEntry(name=name, bytes=(folder / name).stat().st_size, sha256=files.sha256(folder / name))
+
+
+def seal(
+    folder: Path,
+    kind: str,
+    count: int,
+    names: Iterable[str | FileEntry],
+    *,
+    about: Mapping[str, Any] | None = None,
+    made_from: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Writes the manifest of `folder`, whose files are complete, and returns it.
+
+    names  the files, relative to the folder; an entry whose hash is known already is taken as it is
+
+    If another process sealed the folder first, its manifest stands and is returned.
+    """
+    entries = [entry(folder, name) if isinstance(name, str) else name for name in names]
+    manifest = Manifest(
+        kind=kind,
+        count=count,
+        about=dict(about or {}),
+        made_from=dict(made_from or {}),
+        files=tuple(sorted(entries, key=lambda e: e.name)),
+    )
+    text = files.json_bytes(manifest.model_dump(mode="json"))
+    return manifest if files.create(folder / MANIFEST, lambda file: file.write(text)) else read(folder)
+
+
+def is_sealed(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a sealed folder.
+
+    Raises UserError, naming the folder or file, when there is none, it is damaged, or of a newer format.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise UserError(f"{folder}: not sealed (no {MANIFEST}): either unfinished or not made by entroloop")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("format", FORMAT) != FORMAT:
+            raise UserError(f"{path}: format {raw['format']} is not the {FORMAT} this version of entroloop reads")
+        return Manifest.model_validate(raw)
+    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
+
+
+def problems(folder: Path) -> list[str]:
+    """Re-checks every file of a sealed folder: one line for each that is missing, resized or changed."""
+    found = []
+    for e in read(folder).files:
+        path = folder / e.name
+        if not path.is_file():
+            found.append(f"{path}: missing")
+        elif path.stat().st_size != e.bytes:
+            found.append(f"{path}: {path.stat().st_size} bytes instead of the sealed {e.bytes}")
+        elif files.sha256(path) != e.sha256:
+            found.append(f"{path}: content changed since it was sealed (SHA-256 differs)")
+    return found

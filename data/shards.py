@@ -1,0 +1,314 @@
+"""Shards: tar files of samples that any webdataset reader can use, written once and read strictly.
+
+    arrays  ->  write_shard  ->  shard-000000.tar + shard-000000.json  ->  seal_dataset  ->  manifest.json
+    Dataset(folder)  ->  arrays
+
+A sample is `<key>.png` (images) or `<key>.npy` (vectors, or images by choice) and, in labelled sets, `<key>.cls`; the
+key is its number in the whole set. The `.json` beside a shard is the shard's own seal: checksums of the tar's bytes and
+of the decoded samples, and the provenance of every sample in columns:
+
+    generation  the generation whose model drew it, -1 for a real image
+    index       its number among that generation's samples, or its row in the real data set
+    source      its name in the real source (empty for samples)
+
+N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from entroloop.data import files, manifest
+from entroloop.data.errors import UserError
+from entroloop.data.manifest import FileEntry, Manifest
+
+REAL = -1  # the generation of a real image
+Encoding = Literal["png", "npy"]
+Samples = NDArray[np.uint8] | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where each sample of a set comes from, in columns of equal length N (see the module's docstring)."""
+
+    generation: NDArray[np.int64]
+    index: NDArray[np.int64]
+    source: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Provenance:
+        numbers = np.arange(len(self))[rows]
+        return Provenance(self.generation[rows], self.index[rows], tuple(self.source[i] for i in numbers))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Provenance]) -> Provenance:
+        return Provenance(
+            np.concatenate([p.generation for p in parts]),
+            np.concatenate([p.index for p in parts]),
+            tuple(name for p in parts for name in p.source),
+        )
+
+    @staticmethod
+    def sampled(generation: int, start: int, stop: int) -> Provenance:
+        """The samples start … stop - 1 of a generation."""
+        n = stop - start
+        return Provenance(np.full(n, generation), np.arange(start, stop), ("",) * n)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    samples: Samples,
+    labels: NDArray[np.int64] | None,
+    provenance: Provenance,
+    *,
+    first_key: int,
+    encoding: Encoding = "png",
+) -> None:
+    """Writes one shard and, last, its `.json`; a shard that is complete already is left as it is.
+
+    samples  uint8 [N, C, H, W] with C = 1 or 3, or float32 [N, D]
+    labels   int64 [N], or None for an unlabelled set
+
+    The bytes depend on the arguments alone (and, for PNG, on the zlib that is installed).
+    Raises UserError when the disk is full; nothing is then left of the shard.
+    """
+    assert len(samples) == len(provenance)
+    assert labels is None or len(labels) == len(samples)
+    tar_path = folder / shard_name(number)
+    if tar_path.with_suffix(".json").exists():
+        return
+    made = files.create(tar_path, lambda file: _write_tar(file, samples, labels, first_key, encoding))
+    if not made:  # left by a killed process, or by another one at work on the same shard: what stands there counts
+        samples, labels = read_shard(tar_path)
+    columns: dict[str, list[Any]] = {
+        "generation": provenance.generation.tolist(),
+        "index": provenance.index.tolist(),
+        "source": list(provenance.source),
+    }
+    if labels is not None:
+        columns["label"] = labels.tolist()
+    side = {
+        "count": len(samples),
+        "bytes": tar_path.stat().st_size,
+        "sha256": files.sha256(tar_path),
+        "content_sha256": content_sha256(samples, labels),
+        "shape": list(samples.shape[1:]),
+        "dtype": str(samples.dtype),
+        "labelled": labels is not None,
+        "columns": columns,
+    }
+    text = json.dumps(side, sort_keys=True).encode() + b"\n"
+    files.create(tar_path.with_suffix(".json"), lambda file: file.write(text))
+
+
+def _write_tar(
+    file: IO[bytes], samples: Samples, labels: NDArray[np.int64] | None, first_key: int, encoding: Encoding
+) -> None:
+    suffix = "npy" if samples.ndim == 2 else encoding
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for i, sample in enumerate(samples):
+            key = f"{first_key + i:09d}"
+            _add(tar, f"{key}.{suffix}", encode_png(sample) if suffix == "png" else encode_npy(sample))
+            if labels is not None:
+                _add(tar, f"{key}.cls", str(int(labels[i])).encode())
+
+
+def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
+    info = tarfile.TarInfo(name)  # time 0, owner 0: the same bytes for everybody
+    info.size = len(payload)
+    tar.addfile(info, io.BytesIO(payload))
+
+
+def encode_png(image: NDArray[Any]) -> bytes:
+    """uint8 [C, H, W] -> PNG. Level 1: shards of small images gain little from more, and it takes most of the time."""
+    out = io.BytesIO()
+    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def encode_npy(array: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def decode(name: str, payload: bytes) -> NDArray[Any]:
+    """A member's samples: uint8 [C, H, W] or float32 [D]. Raises ValueError or OSError when it cannot be read."""
+    if name.endswith(".npy"):
+        array: NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
+        return array
+    with Image.open(io.BytesIO(payload)) as image:
+        pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def content_sha256(samples: Samples, labels: NDArray[np.int64] | None) -> str:
+    """Hash of the decoded samples and labels: stays the same where PNG bytes vary with the zlib in use."""
+    total = hashlib.sha256(np.ascontiguousarray(samples).tobytes())
+    if labels is not None:
+        total.update(labels.astype("<i8").tobytes())
+    return total.hexdigest()
+
+
+def read_shard(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
+    """All samples of a shard, in order, with their labels if it has any.
+
+    Raises UserError naming the file, and the sample, when anything in it is damaged, missing or of another shape.
+    """
+    found: list[NDArray[Any]] = []
+    labels: list[int] = []
+    key = ""
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                payload = tar.extractfile(member)
+                if payload is None:
+                    raise ValueError("not a regular file")
+                key, _, suffix = member.name.rpartition(".")
+                if suffix == "cls":
+                    labels.append(int(payload.read()))
+                else:
+                    found.append(decode(member.name, payload.read()))
+        if labels and len(labels) != len(found):
+            raise ValueError(f"{len(found)} samples but {len(labels)} labels")
+        return np.stack(found), np.array(labels, dtype=np.int64) if labels else None
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such shard") from error
+    except (tarfile.TarError, ValueError, OSError, EOFError, UnidentifiedImageError, SyntaxError) as error:
+        raise UserError(f"{path}: damaged shard, at sample {key or '(first)'}: {error}") from error
+
+
+def seal_dataset(
+    folder: Path, *, about: Mapping[str, Any] | None = None, made_from: Mapping[str, str] | None = None
+) -> Manifest:
+    """Seals a folder of complete shards as one data set.
+
+    Raises UserError when there is no shard, one is missing from the numbering, or shapes differ.
+    """
+    sides = sorted(folder.glob("shard-*.json"))
+    expected = [shard_name(i) for i in range(len(sides))]
+    if not sides or [side.with_suffix(".tar").name for side in sides] != expected:
+        missing = next((n for n in expected if not (folder / n).with_suffix(".json").exists()), shard_name(0))
+        raise UserError(f"{folder}: {missing} is missing or unfinished: make it before sealing")
+    entries: list[FileEntry] = []
+    shards = []
+    for side_path in sides:
+        side = json.loads(side_path.read_text())
+        tar = side_path.with_suffix(".tar").name
+        entries.append(FileEntry(name=tar, bytes=side["bytes"], sha256=side["sha256"]))
+        entries.append(manifest.entry(folder, side_path.name))
+        shards.append({"name": tar, "count": side["count"], "content_sha256": side["content_sha256"]})
+        kind = {key: side[key] for key in ("shape", "dtype", "labelled")}
+        if side_path is sides[0]:
+            first = kind
+        if kind != first:
+            raise UserError(f"{folder / tar}: holds {kind}, but the shards before it hold {first}")
+    count = sum(shard["count"] for shard in shards)
+    facts = {**first, "shards": shards, **(about or {})}
+    kind_name = "vectors" if len(first["shape"]) == 1 else "images"
+    return manifest.seal(folder, kind_name, count, entries, about=facts, made_from=made_from)
+
+
+class Dataset:
+    """A sealed set of shards. Opening it reads the manifest only.
+
+    Raises UserError, naming the folder, when it is not a sealed set of images or vectors.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = manifest.read(folder)
+        if self.manifest.kind not in ("images", "vectors"):
+            raise UserError(f"{folder}: holds {self.manifest.kind}, not a set of images or vectors")
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) or (D,)."""
+        return tuple(self.manifest.about["shape"])
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.manifest.about["labelled"])
+
+    @property
+    def shard_names(self) -> list[str]:
+        return [shard["name"] for shard in self.manifest.about["shards"]]
+
+    @property
+    def shard_counts(self) -> list[int]:
+        return [shard["count"] for shard in self.manifest.about["shards"]]
+
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first sample of each shard, and the total: int64 [shards + 1]."""
+        return np.concatenate([[0], np.cumsum(self.shard_counts)]).astype(np.int64)
+
+    def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
+        """The samples and labels of one shard. Raises UserError when it is damaged."""
+        samples, labels = read_shard(self.folder / self.shard_names[number])
+        if len(samples) != self.shard_counts[number]:
+            name = self.folder / self.shard_names[number]
+            raise UserError(f"{name}: holds {len(samples)} samples instead of the sealed {self.shard_counts[number]}")
+        return samples, labels
+
+    def all(self) -> Samples:
+        """Every sample, in order: uint8 [N, C, H, W] or float32 [N, D]."""
+        return np.concatenate([self.shard(i)[0] for i in range(len(self.shard_names))])
+
+    def take(self, rows: NDArray[np.int64]) -> Samples:
+        """The samples of the given numbers, in that order; each shard is read at most once."""
+        out = np.empty((len(rows), *self.shape), dtype=self.manifest.about["dtype"])
+        for number, here in self._by_shard(rows):
+            out[here] = self.shard(number)[0][rows[here] - self.starts[number]]
+        return out
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            yield int(number), np.flatnonzero(owner == number)
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for name in self.shard_names:
+            side = json.loads((self.folder / name).with_suffix(".json").read_text())
+            for key, values in side["columns"].items():
+                columns.setdefault(key, []).extend(values)
+        return columns
+
+    @functools.cached_property
+    def provenance(self) -> Provenance:
+        columns = self._columns
+        return Provenance(np.array(columns["generation"]), np.array(columns["index"]), tuple(columns["source"]))
+
+    @functools.cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64 [N], or None for an unlabelled set."""
+        return np.array(self._columns["label"], dtype=np.int64) if self.labelled else None
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label; 0 for an unlabelled set."""
+        return int(self.manifest.about.get("num_classes", 0 if self.labels is None else self.labels.max() + 1))
