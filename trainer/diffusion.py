@@ -1,0 +1,124 @@
+"""Diffusion as pure functions of tensors: noising, preconditioning, losses and noise levels.
+
+Both objectives are seen in the variance-exploding form x = y + sigma * n with clean data y in [-1, 1] and n standard
+normal, so that every sampler works with either: a *denoiser* D(x, sigma, labels) estimates y.
+
+    EDM   Karras et al. 2022 (arXiv 2206.00364), table 1: preconditioned network, log-normal training noise
+    DDPM  Ho et al. 2020 (arXiv 2006.11239): epsilon prediction at 1000 steps with betas linear from 1e-4 to 0.02;
+          its x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n is x scaled by sqrt(abar_t) at sigma = sqrt((1 - abar_t) / abar_t)
+
+B batch, `...` the shape of a sample; sigma float32 [B] or a scalar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+SIGMA_DATA = 0.5
+P_MEAN, P_STD = -1.2, 1.2
+DDPM_STEPS = 1000
+
+Objective = Literal["edm", "ddpm"]
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (input [B, ...], noise condition [B], labels [B]) -> [B, ...]
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, ...], sigma [B], labels [B]) -> estimate of y
+
+
+def _like(values: Tensor, x: Tensor) -> Tensor:
+    """[B] -> [B, 1, …] to multiply with x."""
+    return values.reshape(-1, *([1] * (x.ndim - 1)))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The random numbers of one batch: `normal` like the samples, `uniform` float32 [B] in [0, 1)."""
+
+    normal: Tensor
+    uniform: Tensor
+
+
+def edm_sigma(uniform: Tensor) -> Tensor:
+    """Training noise levels: log sigma normal with mean -1.2 and standard deviation 1.2 (by the inverse CDF)."""
+    quantile = torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))
+    return (P_MEAN + P_STD * quantile).exp().to(uniform.dtype)
+
+
+def edm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    """D(x; sigma) = c_skip x + c_out F(c_in x; ln(sigma) / 4), equation 7; computed in float32."""
+    s = _like(sigma, x)
+    total = s.square() + SIGMA_DATA**2
+    out = network(x / total.sqrt(), sigma.log() / 4, labels)
+    return SIGMA_DATA**2 / total * x + s * SIGMA_DATA / total.sqrt() * out.to(x.dtype)
+
+
+def edm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weighted squared error, mean over a sample's elements: (loss [B], sigma [B])."""
+    sigma = edm_sigma(noise.uniform)
+    weight = (sigma.square() + SIGMA_DATA**2) / (sigma * SIGMA_DATA).square()
+    denoised = edm_denoise(network, y + _like(sigma, y) * noise.normal, sigma, labels)
+    return weight * (denoised - y).square().flatten(1).mean(1), sigma
+
+
+def ddpm_alphas_cumprod() -> Tensor:
+    """abar_t for t = 0 … 999: float64 [1000]."""
+    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, DDPM_STEPS, dtype=torch.float64), 0)
+
+
+def ddpm_sigmas() -> Tensor:
+    """sigma_t = sqrt((1 - abar_t) / abar_t), rising with t: float64 [1000]."""
+    abar = ddpm_alphas_cumprod()
+    return ((1 - abar) / abar).sqrt()
+
+
+def ddpm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Squared error of the predicted epsilon at a uniform step, mean over elements: (loss [B], sigma [B])."""
+    t = (noise.uniform * DDPM_STEPS).long().clamp(max=DDPM_STEPS - 1)
+    abar = ddpm_alphas_cumprod().to(y.device)[t]
+    x = _like(abar.sqrt().to(y.dtype), y) * y + _like((1 - abar).sqrt().to(y.dtype), y) * noise.normal
+    loss = (network(x, t, labels).to(y.dtype) - noise.normal).square().flatten(1).mean(1)
+    return loss, ((1 - abar) / abar).sqrt().to(y.dtype)
+
+
+def ddpm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+    """y = x - sigma * epsilon, clamped to [-1, 1] as the paper's sampler does; t is the step nearest to sigma."""
+    levels = ddpm_sigmas().log().to(x.device)
+    log_sigma = sigma.double().log()
+    t = torch.searchsorted(levels, log_sigma).clamp(1, DDPM_STEPS - 1)
+    t = torch.where(log_sigma - levels[t - 1] < levels[t] - log_sigma, t - 1, t)
+    s = _like(sigma, x)
+    epsilon = network(x / (1 + s.square()).sqrt(), t, labels).to(x.dtype)
+    return (x - s * epsilon).clamp(-1, 1)
+
+
+def training_loss(
+    objective: Objective, network: Network, y: Tensor, noise: Noise, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(loss [B], sigma [B]) of clean samples y [B, ...] under the objective."""
+    return (edm_loss if objective == "edm" else ddpm_loss)(network, y, noise, labels)
+
+
+def denoiser(objective: Objective, network: Network) -> Denoiser:
+    """The denoiser that a trained network of the given objective stands for."""
+    denoise = edm_denoise if objective == "edm" else ddpm_denoise
+
+    def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return denoise(network, x, sigma.expand(len(x)), labels)
+
+    return call
+
+
+def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Sampling noise levels of equation 5, then 0: float64 [steps + 1], falling."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    return torch.cat([(high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def ddpm_sampling_sigmas(steps: int) -> Tensor:
+    """`steps` of the 1000 DDPM noise levels, evenly spaced and ending at t = 0, then 0: float64 [steps + 1], falling."""
+    t = torch.linspace(DDPM_STEPS - 1, 0, steps, dtype=torch.float64).round().long()
+    return torch.cat([ddpm_sigmas()[t], torch.zeros(1, dtype=torch.float64)])
