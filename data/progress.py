@@ -1,7 +1,7 @@
 """Progress of a long phase: a live bar on a terminal, nothing on a pipe, and a state that others can read.
 
-The last state is kept in `Progress.state`; the launcher writes it into the phase's lease, where `entroloop status` finds
-it.
+The last state is kept in `Progress.state`; the launcher writes it into the phase's lease, where `entroloop status`
+finds it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Progress:
     done   units that an earlier attempt already did
     """
 
-    def __init__(self, title: str, total: float, unit: str, *, done: float = 0, show: bool = True) -> None:
+    def __init__(self, title: str, total: float, unit: str, *, done: float = 0.0, show: bool = True) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
         self._first, self._start = done, time.monotonic()
         self._bar: Bar | None = None
@@ -39,7 +39,7 @@ class Progress:
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4)
-            self._task = self._bar.add_task(title, total=total, completed=done, rate="")
+            self._task = self._bar.add_task(title, total=total, completed=int(done), rate="")
 
     @property
     def rate(self) -> float:

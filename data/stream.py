@@ -2,7 +2,7 @@
 
 The stream of a training set is one endless sequence of positions: epoch after epoch, each a seeded permutation of all
 samples. A global batch is the next B positions; rank r of W takes the r-th of W equal pieces. So the global batches are
-the same at any world size, no sample of an epoch is lost or doubled, and resuming needs the number of samples seen only.
+the same at any world size, no sample of an epoch is lost or doubled, and resuming needs only the samples seen.
 
 N samples in the set, B global batch, b = B / W batch of a rank.
 """
@@ -86,9 +86,7 @@ class Resident:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batches(
-        self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1
-    ) -> Iterator[Batch]:
+    def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches of one rank from `seen` to `until` samples (the last one may pass it)."""
         order = Order(len(self), seed)
         mine = rank_batch(batch, size)

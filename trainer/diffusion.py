@@ -24,7 +24,9 @@ P_MEAN, P_STD = -1.2, 1.2
 DDPM_STEPS = 1000
 
 Objective = Literal["edm", "ddpm"]
-Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (input [B, ...], noise condition [B], labels [B]) -> [B, ...]
+Network = Callable[
+    [Tensor, Tensor, Tensor | None], Tensor
+]  # (input [B, ...], noise condition [B], labels [B]) -> [B, ...]
 Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, ...], sigma [B], labels [B]) -> estimate of y
 
 
@@ -122,3 +124,34 @@ def ddpm_sampling_sigmas(steps: int) -> Tensor:
     """`steps` of the 1000 DDPM noise levels, evenly spaced and ending at t = 0, then 0: float64 [steps + 1], falling."""
     t = torch.linspace(DDPM_STEPS - 1, 0, steps, dtype=torch.float64).round().long()
     return torch.cat([ddpm_sigmas()[t], torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Between stored samples and the model's scale: y = (stored - center) / width.
+
+    Images (uint8) come to [-1, 1]; vectors (float32) to mean 0 and standard deviation `SIGMA_DATA` a feature.
+    """
+
+    image: bool
+    center: tuple[float, ...]
+    width: tuple[float, ...]
+
+    @staticmethod
+    def of(samples: Tensor) -> Scale:
+        """The scale of a training set: uint8 [N, C, H, W] or float32 [N, D]."""
+        if samples.dtype == torch.uint8:
+            return Scale(True, (127.5,), (127.5,))
+        deviation = samples.double().std(0, correction=0).clamp_min(1e-6) / SIGMA_DATA
+        return Scale(False, tuple(samples.double().mean(0).tolist()), tuple(deviation.tolist()))
+
+    def to_model(self, samples: Tensor) -> Tensor:
+        """float32, of the same shape."""
+        center, width = (torch.tensor(v, dtype=torch.float32, device=samples.device) for v in (self.center, self.width))
+        return (samples.float() - center) / width
+
+    def from_model(self, y: Tensor) -> Tensor:
+        """uint8 images, rounded and clamped, or float32 vectors, of the same shape."""
+        center, width = (torch.tensor(v, dtype=y.dtype, device=y.device) for v in (self.center, self.width))
+        stored = y * width + center
+        return stored.round().clamp(0, 255).to(torch.uint8) if self.image else stored.float()

@@ -1,7 +1,7 @@
 """Exponential moving averages of the weights: pure update rules that follow the images seen, not the steps.
 
-    half-life  beta = 0.5 ^ (batch / half-life), the half-life at most `rampup` of what was seen so far (EDM's rule)
-    power      beta = min(max, 1 - (1 + images / batch_of_reference) ^ -power), the rule of the paper's script
+half-life  beta = 0.5 ^ (batch / half-life), the half-life at most `rampup` of what was seen so far (EDM's rule)
+power      beta = min(max, 1 - (1 + images / batch_of_reference) ^ -power), the rule of the paper's script
 """
 
 from __future__ import annotations

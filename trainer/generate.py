@@ -1,0 +1,138 @@
+"""Exported weights + a plan + a part of the shards -> new sealed-able shards.
+
+Sample i of a generation comes from a generator of its own, seeded by (run seed, generation, i), and is computed in
+batches whose bounds depend on the shard alone. So it is the same image at any number of ranks or array tasks, and the
+same bytes on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from entroloop.data import manifest
+from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.plan import Part, bounds, derive_seed, generator
+from entroloop.data.progress import Progress
+from entroloop.data.shards import Provenance, shard_name, write_shard
+from entroloop.trainer import network as networks
+from entroloop.trainer.diffusion import Denoiser, Scale, denoiser
+from entroloop.trainer.sampler import SampleConfig, draw, guided, noise_levels
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """Which samples to draw: 0 … count - 1 of a generation of a run."""
+
+    run_seed: int
+    generation: int
+    count: int
+    shard_size: int
+
+    @property
+    def shards(self) -> list[tuple[int, int]]:
+        """First sample and end of every shard."""
+        return bounds(0, self.count, self.shard_size)
+
+
+def sample_labels(
+    plan: SamplePlan, start: int, stop: int, num_classes: int, histogram: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """Labels of samples start … stop - 1: in turn, or drawn with the frequencies of `histogram` [classes]."""
+    if histogram is None:
+        return np.arange(start, stop) % num_classes
+    edges = np.cumsum(histogram) / histogram.sum()
+    seeds = [derive_seed(plan.run_seed, plan.generation, "label", i) for i in range(start, stop)]
+    return np.searchsorted(edges, np.array(seeds) / 2.0**63, side="right").clip(max=num_classes - 1)
+
+
+class Generator:
+    """Draws any samples of a plan from one set of exported weights."""
+
+    def __init__(
+        self,
+        weights: Path,
+        config: SampleConfig,
+        plan: SamplePlan,
+        device: torch.device,
+        histogram: NDArray[np.int64] | None = None,
+    ) -> None:
+        about: dict[str, Any] = manifest.read(weights).about
+        self.config, self.plan, self.device, self.histogram = config, plan, device, histogram
+        self.shape = tuple(about["shape"])
+        self.num_classes = int(about["num_classes"])
+        self.scale = Scale(**about["scale"])
+        self.sigmas = noise_levels(config, about["objective"])
+        network = networks.load(weights).to(device).requires_grad_(False)
+        self.denoise: Denoiser = denoiser(about["objective"], network)
+        if config.guidance != 1:
+            if not self.num_classes:
+                raise UserError(f"sample.guidance={config.guidance}: the model is unconditional; set train.labels=true")
+            self.denoise = guided(self.denoise, config.guidance, self.num_classes)
+
+    @torch.no_grad()
+    def samples(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        """Samples start … stop - 1 as stored (uint8 images or float32 vectors) and their labels."""
+        own = [generator(self.plan.run_seed, self.plan.generation, "sample", i) for i in range(start, stop)]
+
+        def noise(step: int) -> Tensor:
+            return torch.stack([torch.randn(self.shape, generator=g) for g in own]).to(self.device)
+
+        labels = None
+        if self.num_classes:
+            labels = sample_labels(self.plan, start, stop, self.num_classes, self.histogram)
+        given = None if labels is None else torch.from_numpy(labels).to(self.device)
+        sigmas = self.sigmas.to(self.device)
+        x = draw(self.config.sampler, self.denoise, noise(-1), sigmas, given, noise)
+        return self.scale.from_model(x).cpu().numpy(), labels
+
+
+def generate(
+    weights: Path,
+    folder: Path,
+    config: SampleConfig,
+    plan: SamplePlan,
+    part: Part,
+    device: torch.device,
+    *,
+    histogram: NDArray[np.int64] | None = None,
+    title: str = "sample",
+    show: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> int:
+    """Writes this part's shards that are not there yet; returns how many images it drew.
+
+    Raises Interrupted between batches when `should_stop` says so; the shards finished by then stay.
+    """
+    mine = [i for i in part.of(len(plan.shards)) if not _done(folder, i)]
+    if not mine:
+        return 0
+    source = Generator(weights, config, plan, device, histogram)
+    total = sum(stop - start for start, stop in (plan.shards[i] for i in mine))
+    with Progress(title, total, "img", show=show) as progress:
+        on_progress(progress)
+        for number in mine:
+            start, stop = plan.shards[number]
+            pieces = []
+            for first, last in bounds(start, stop, config.batch):
+                if should_stop():
+                    raise Interrupted(f"sampling stopped before image {first}; finished shards are kept")
+                pieces.append(source.samples(first, last))
+                progress.advance(last - first)
+            samples = np.concatenate([piece[0] for piece in pieces])
+            labels = np.concatenate([piece[1] for piece in pieces]) if source.num_classes else None  # type: ignore[arg-type]
+            where = Provenance.sampled(plan.generation, start, stop)
+            write_shard(folder, number, samples, labels, where, first_key=start)
+    return total
+
+
+def _done(folder: Path, number: int) -> bool:
+    return (folder / shard_name(number)).with_suffix(".json").exists()
