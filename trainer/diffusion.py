@@ -5,7 +5,7 @@ normal, so that every sampler works with either: a *denoiser* D(x, sigma, labels
 
     EDM   Karras et al. 2022 (arXiv 2206.00364), table 1: preconditioned network, log-normal training noise
     DDPM  Ho et al. 2020 (arXiv 2006.11239): epsilon prediction at 1000 steps with betas linear from 1e-4 to 0.02;
-          its x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n is x scaled by sqrt(abar_t) at sigma = sqrt((1 - abar_t) / abar_t)
+          its x_t = sqrt(abar_t) y + sqrt(1 - abar_t) n is sqrt(abar_t) x at sigma = sqrt((1 - abar_t) / abar_t)
 
 B batch, `...` the shape of a sample; sigma float32 [B] or a scalar.
 """
@@ -32,7 +32,7 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, ...], sig
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """[B] -> [B, 1, …] to multiply with x."""
-    return values.reshape(-1, *([1] * (x.ndim - 1)))
+    return values.reshape((-1,) + (1,) * (x.ndim - 1))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0,
 
 
 def ddpm_sampling_sigmas(steps: int) -> Tensor:
-    """`steps` of the 1000 DDPM noise levels, evenly spaced and ending at t = 0, then 0: float64 [steps + 1], falling."""
+    """`steps` of the 1000 DDPM noise levels, evenly spaced down to t = 0, then 0: float64 [steps + 1]."""
     t = torch.linspace(DDPM_STEPS - 1, 0, steps, dtype=torch.float64).round().long()
     return torch.cat([ddpm_sigmas()[t], torch.zeros(1, dtype=torch.float64)])
 

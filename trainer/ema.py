@@ -38,7 +38,7 @@ def decay(config: EmaConfig, images_seen: int, batch: int) -> float:
         return 0.0
     if config.rule == "power":
         steps = images_seen / config.power_batch
-        return min(config.max, 1 - (1 + steps) ** -config.power) ** (batch / config.power_batch)
+        return float(min(config.max, 1 - (1 + steps) ** -config.power) ** (batch / config.power_batch))
     halflife = min(config.halflife_kimg * 1000, images_seen * config.rampup)
     return float(0.5 ** (batch / max(halflife, 1e-8)))
 

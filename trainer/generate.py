@@ -128,7 +128,7 @@ def generate(
                 pieces.append(source.samples(first, last))
                 progress.advance(last - first)
             samples = np.concatenate([piece[0] for piece in pieces])
-            labels = np.concatenate([piece[1] for piece in pieces]) if source.num_classes else None  # type: ignore[arg-type]
+            labels = np.concatenate([piece[1] for piece in pieces]) if source.num_classes else None
             where = Provenance.sampled(plan.generation, start, stop)
             write_shard(folder, number, samples, labels, where, first_key=start)
     return total

@@ -2,8 +2,8 @@
 
     Resident stream -> noise -> loss -> backward -> clip -> AdamW -> EMA -> (checkpoint) -> export
 
-All randomness is a function of (seed, samples seen), so the state of training is the weights, the optimizer, the average
-and one integer; a resumed run continues bit for bit at the same world size and threads on a CPU.
+All randomness is a function of (seed, samples seen), so the state of training is the weights, the optimizer, the
+average and one integer; a resumed run continues bit for bit at the same world size and threads on a CPU.
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ def train(
 ) -> None:
     """Trains to the end of the job, from its newest checkpoint if there is one, and seals the weights.
 
-    Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any rank; FloatingPointError, with the last
-    good checkpoint kept, when the loss is not finite; UserError when the world size does not divide the batch.
+    Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any rank; FloatingPointError, with the
+    last good checkpoint kept, when the loss is not finite; UserError when the world size does not divide the batch.
     """
     trainer = Trainer(job, data, world)
     config = job.config
@@ -246,8 +246,8 @@ def check_finite(loss: Tensor, sigma: Tensor, batch: Batch, seen: int) -> None:
     levels = sigma.cpu()[bad]
     raise FloatingPointError(
         f"the loss is not finite in the step that ends at {seen / 1000:.3f} kimg: sigma {levels.min():.3g} to "
-        f"{levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; the last checkpoint is kept: lower "
-        "train.lr or set train.precision=no, and run the same command again"
+        f"{levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; the last checkpoint is kept: "
+        "lower train.lr or set train.precision=no, and run the same command again"
     )
 
 

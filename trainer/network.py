@@ -1,7 +1,7 @@
 """The denoiser's network: diffusers' UNet2DModel for images, a residual MLP for plain vectors.
 
-Both are called as network(x, condition, labels) with x [B, ...], a noise condition [B] and labels int64 [B] or None, and
-return a tensor like x. Class `num_classes` stands for "no class" (classifier-free guidance).
+Both are called as network(x, condition, labels) with x [B, ...], a noise condition [B] and labels int64 [B] or None,
+and return a tensor like x. Class `num_classes` stands for "no class" (classifier-free guidance).
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class VectorNetwork(nn.Module):
             "depth": depth,
             "dropout": dropout,
         }
+        self.frequencies: Tensor
         self.register_buffer("frequencies", torch.randn(32))
         self.enter = nn.Linear(features, width)
         self.condition = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))

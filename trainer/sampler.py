@@ -13,6 +13,7 @@ B batch; `...` the shape of a sample; sigmas float64 [steps + 1], falling, the l
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Literal
 
@@ -81,7 +82,7 @@ def _direction(denoise: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | Non
 def heun(denoise: Denoiser, noise: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
     """Second-order steps, an Euler step at the end: float64 [B, ...]."""
     x = noise.double() * sigmas[0]
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         d = _direction(denoise, x, sigma, labels)
         step = x + (after - sigma) * d
         if after > 0:
@@ -93,7 +94,7 @@ def heun(denoise: Denoiser, noise: Tensor, sigmas: Tensor, labels: Tensor | None
 def euler(denoise: Denoiser, noise: Tensor, sigmas: Tensor, labels: Tensor | None = None) -> Tensor:
     """First-order steps of the same ODE, which is deterministic DDIM: float64 [B, ...]."""
     x = noise.double() * sigmas[0]
-    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, after in itertools.pairwise(sigmas):
         x = x + (after - sigma) * _direction(denoise, x, sigma, labels)
     return x
 
@@ -109,7 +110,7 @@ def ancestral(
     Returns float64 [B, ...].
     """
     x = noise.double() * (1 + sigmas[0].square()).sqrt()
-    for step, (sigma, after) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
         y = denoise(x.float(), sigma.float(), labels).double()
         ratio = (after / sigma).square()
         x = y + ratio * (x - y)
