@@ -1,0 +1,133 @@
+"""The one canonical distance, the checks on features, and the metrics.
+
+    array, memory map or tensor  ->  check_features  ->  tensor [N, D]  ->  pair_distances  ->  float64
+
+Every distance that decides anything in `selection` is computed here: coordinates widened to float64, subtracted, squared
+and summed in a fixed order. The value depends on the two points alone: not on blocks, ranks, threads or device, because
+each step is one IEEE operation an element. Matrix products elsewhere only tell which pairs need this distance.
+
+Shapes: N points, D features, P pairs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entroloop.data.errors import UserError
+
+METRICS = ("euclidean", "cosine", "whitened")
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8)
+_CHECK_ELEMENTS = 1 << 24  # elements looked at in one step of the NaN check: 64 MiB of float32
+_PAIR_ELEMENTS = 1 << 16  # elements of one chunk of pairs: 512 KiB of float64, which stays in a core's cache
+
+
+def nearest_name(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for an unknown name, with the nearest known one first."""
+    names = sorted(known)
+    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"{kind}: {name!r} is unknown; {hint}known: {', '.join(names)}")
+
+
+def check_metric(metric: str) -> None:
+    """Raises UserError, with the nearest name, unless `metric` is one of METRICS."""
+    if metric not in METRICS:
+        raise nearest_name("metric", metric, METRICS)
+
+
+def as_rows(features: Any, name: str = "features", device: torch.device | None = None) -> Tensor:
+    """A tensor [N, D] over the same memory where possible; memory maps stay memory maps.
+
+    features  array, memory map or tensor [N, D] of float32, float64, float16 or uint8
+    Raises UserError for another rank or dtype. Values are not looked at: see `check_finite`.
+    """
+    if not isinstance(features, Tensor):
+        array = np.asarray(features)
+        if array.ndim != 2:
+            raise UserError(f"{name}: must have two dimensions [N, D], has shape {list(array.shape)}")
+        if array.dtype not in (np.float32, np.float64, np.float16, np.uint8):
+            raise UserError(f"{name}: dtype must be float32, float64, float16 or uint8, is {array.dtype}")
+        if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+            array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # read-only maps: nothing here writes to its input
+            features = torch.from_numpy(array)
+    if features.ndim != 2:
+        raise UserError(f"{name}: must have two dimensions [N, D], has shape {list(features.shape)}")
+    if features.dtype not in _DTYPES:
+        raise UserError(f"{name}: dtype must be float32, float64, float16 or uint8, is {features.dtype}")
+    if features.shape[1] == 0:
+        raise UserError(f"{name}: has no columns, shape {list(features.shape)}")
+    rows: Tensor = features.detach()
+    return rows if device is None else rows.to(device)
+
+
+def first_bad_row(x: Tensor) -> int:
+    """The first row with a NaN or an infinity, -1 where every value is finite."""
+    if not x.dtype.is_floating_point:
+        return -1
+    step = max(1, _CHECK_ELEMENTS // x.shape[1])
+    for start in range(0, len(x), step):
+        bad = ~torch.isfinite(x[start : start + step]).all(1)
+        if bool(bad.any()):
+            return start + int(bad.int().argmax())
+    return -1
+
+
+def bad_row_error(name: str, row: int) -> UserError:
+    return UserError(f"{name}: row {row} holds NaN or infinity; every feature must be finite")
+
+
+def check_finite(x: Tensor, name: str = "features") -> None:
+    """Raises UserError naming the first row with a NaN or an infinity."""
+    row = first_bad_row(x)
+    if row >= 0:
+        raise bad_row_error(name, row)
+
+
+def fold_sum(x: Tensor) -> Tensor:
+    """Sums each row by folding halves onto each other, in place. float64 [P, D] -> [P].
+
+    The order of additions depends on D alone, and every addition is elementwise: the same bits on every device.
+    """
+    width = x.shape[1]
+    while width > 1:
+        half = 1 << ((width - 1).bit_length() - 1)
+        x[:, : width - half] += x[:, half:width]
+        width = half
+    return x[:, 0]
+
+
+def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor) -> Tensor:
+    """The canonical distance of row i of `a` to row j of `b`. int64 [P], int64 [P] -> float64 [P]."""
+    out = torch.empty(len(i), dtype=torch.float64, device=a.device)
+    step = max(16, _PAIR_ELEMENTS // a.shape[1])
+    for start in range(0, len(i), step):
+        chunk = slice(start, start + step)
+        difference = a.index_select(0, i[chunk]).double()
+        difference -= b.index_select(0, j[chunk])
+        difference *= difference
+        torch.sqrt(fold_sum(difference), out=out[chunk])
+    return out
+
+
+def distances_to(x: Tensor, point: Tensor) -> Tensor:
+    """The canonical distance of every row to one point. [N, D], [D] -> float64 [N]."""
+    out = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    step = max(16, _PAIR_ELEMENTS // x.shape[1])
+    for start in range(0, len(x), step):
+        difference = x[start : start + step].double()
+        if x.dtype == torch.float64:
+            difference = difference.clone()
+        difference -= point
+        difference *= difference
+        torch.sqrt(fold_sum(difference), out=out[start : start + step])
+    return out

@@ -1,0 +1,92 @@
+"""How much a set of points spreads: the Kozachenko-Leonenko entropy, and the generalization score.
+
+Shapes: n points, m bank rows, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import digamma, gammaln
+
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.selection.neighbours import nearest
+
+FLOOR = 1e-10  # the smallest distance whose logarithm is taken; the public code of the paper adds this number instead
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """A Kozachenko-Leonenko estimate.
+
+    nats      the estimate of the differential entropy; compare it at equal `n` only
+    n, d, k   points, dimensions, which neighbour
+    floored   points whose k-th neighbour lies nearer than `floor`, as exact duplicates do
+    terms     [n_r] float64, this rank's points: their own share, so that the mean over all points is `nats`; None unless asked for
+    """
+
+    nats: float
+    n: int
+    d: int
+    k: int
+    floored: int
+    floor: float = FLOOR
+    terms: NDArray[np.float64] | None = None
+
+
+def kl_entropy(
+    features: Any,
+    k: int = 1,
+    *,
+    metric: str = "euclidean",
+    world: World | None = None,
+    floor: float = FLOOR,
+    per_sample: bool = False,
+) -> Entropy:
+    """H = psi(n) - psi(k) + log c_d + (d/n) sum_i log r_i in nats (Kozachenko & Leonenko 1987, as in arXiv 2509.16499).
+
+    features    [n_r, D] this rank's points
+    k           r_i is the distance from point i to its k-th nearest *other* point
+    floor       distances below it count as it; duplicates would give minus infinity
+    per_sample  also return each point's term, psi(n) - psi(k) + log c_d + d log r_i
+    Raises UserError for n <= k and for unusable features.
+    """
+    if not (math.isfinite(floor) and floor > 0):
+        raise UserError(f"floor: must be a positive number, is {floor}")
+    world = World() if world is None else world
+    d = int(np.shape(features)[1]) if len(np.shape(features)) == 2 else 0
+    distances, _ = nearest(features, features, k, exclude_self=True, metric=metric, world=world)
+    radius = distances[:, -1]
+    logs = np.log(np.maximum(radius, floor))
+    sums = torch.tensor([logs.sum(), len(radius), (radius < floor).sum()], dtype=torch.float64)
+    total, count, floored = world.gather_rows(sums[None]).sum(0).tolist()
+    n = int(count)
+    constant = float(digamma(n) - digamma(k)) + d / 2 * math.log(math.pi) - float(gammaln(d / 2 + 1))
+    return Entropy(
+        nats=constant + d * total / n,
+        n=n,
+        d=d,
+        k=k,
+        floored=int(floored),
+        floor=floor,
+        terms=constant + d * logs if per_sample else None,
+    )
+
+
+def generalization_score(
+    generated: Any, training: Any, *, metric: str = "euclidean", world: World | None = None
+) -> float:
+    """GS = mean over generated x of min over training z of |x - z| (arXiv 2509.16499); falling means memorization."""
+    world = World() if world is None else world
+    distances, _ = nearest(generated, training, metric=metric, world=world)
+    sums = torch.tensor([[distances.sum(), len(distances)]], dtype=torch.float64)
+    total, n = world.gather_rows(sums).sum(0).tolist()
+    if n == 0:
+        raise UserError("generated: holds no rows")
+    return float(total / n)

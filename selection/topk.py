@@ -1,0 +1,30 @@
+"""Lists of the k nearest, as a pure, associative merge: distance first, ties to the smaller id.
+
+Shapes: n queries, k kept, m offered. Empty places hold distance inf and id -1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def empty(n: int, k: int, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
+    """Lists that hold nothing yet: float64 [n, k] of inf, int64 [n, k] of -1."""
+    distances = torch.full((n, k), torch.inf, dtype=torch.float64, device=device)
+    return distances, torch.full((n, k), -1, dtype=torch.int64, device=device)
+
+
+def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of two lists a query, ordered by (distance, id).
+
+    a, b  (distances float64 [n, m], ids int64 [n, m]); m may differ, and rows need not be sorted
+    ->    (float64 [n, min(k, m_a + m_b)], int64)
+    Associative and commutative as long as no id occurs in both: fold blocks in any order.
+    """
+    distances = torch.cat([a[0], b[0]], 1)
+    ids = torch.cat([a[1], b[1]], 1)
+    ids, by_id = torch.sort(ids, dim=1)  # then a stable sort by distance leaves ties in the order of ids
+    distances = distances.gather(1, by_id)
+    distances, by_distance = torch.sort(distances, dim=1, stable=True)
+    return distances[:, :k].contiguous(), ids.gather(1, by_distance)[:, :k].contiguous()
