@@ -1,0 +1,91 @@
+"""Precision, recall, density and coverage against the prdc package and on cases that can be counted by hand."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import NearestNeighbors
+
+from entroloop.eval import manifold
+from entroloop.eval.manifold import balls_around, coverage, density, share_inside
+
+prdc = pytest.importorskip("prdc")
+
+
+def cloud(n, d=6, seed=0, offset=0.0):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + offset
+
+
+def radii(x, k):
+    distances = NearestNeighbors(n_neighbors=k + 1).fit(x.double().numpy()).kneighbors(x.double().numpy())[0]
+    return torch.from_numpy(distances[:, k])
+
+
+def ours(real, fake, k):
+    to_fake = NearestNeighbors(n_neighbors=1).fit(fake.double().numpy()).kneighbors(real.double().numpy())[0][:, 0]
+    return {
+        "precision": share_inside(balls_around(fake, real, radii(real, k), closed=True)),
+        "recall": share_inside(balls_around(real, fake, radii(fake, k), closed=True)),
+        "density": density(balls_around(fake, real, radii(real, k), closed=False), k),
+        "coverage": coverage(torch.from_numpy(to_fake), radii(real, k)),
+    }
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_agrees_with_prdc(k, capsys):
+    real, fake = cloud(150), cloud(90, seed=1, offset=0.4)
+    expected = prdc.compute_prdc(real.double().numpy(), fake.double().numpy(), nearest_k=k)
+    assert ours(real, fake, k) == pytest.approx({name: float(value) for name, value in expected.items()}, abs=1e-12)
+
+
+def test_blocks_do_not_change_the_counts(monkeypatch):
+    real, fake = cloud(150), cloud(90, seed=1)
+    whole = balls_around(fake, real, radii(real, 3), closed=True)
+    monkeypatch.setattr(manifold, "_BLOCK", 17)
+    assert torch.equal(balls_around(fake, real, radii(real, 3), closed=True), whole)
+
+
+def test_a_copy_has_precision_recall_density_and_coverage_one():
+    real = cloud(80)
+    assert ours(real, real.clone(), 5) == pytest.approx(
+        {"precision": 1, "recall": 1, "density": 1, "coverage": 1}, abs=1e-12
+    )
+
+
+def test_a_dropped_mode_costs_recall_and_coverage_but_not_precision():
+    real = torch.cat([cloud(100), cloud(100, seed=1, offset=50)])
+    found = ours(real, cloud(100, seed=2), 5)
+    assert found["recall"] <= 0.5
+    assert found["coverage"] <= 0.5
+    assert found["precision"] > 0.85
+
+
+def test_far_away_points_have_nothing():
+    assert ours(cloud(50), cloud(50, seed=1, offset=1e3), 3) == {
+        "precision": 0,
+        "recall": 0,
+        "density": 0,
+        "coverage": 0,
+    }
+
+
+def test_points_on_the_surface_belong_to_closed_balls_only():
+    centre, point, radius = torch.zeros(1, 2), torch.tensor([[3.0, 4.0]]), torch.tensor([5.0], dtype=torch.float64)
+    assert balls_around(point, centre, radius, closed=True).tolist() == [1]
+    assert balls_around(point, centre, radius, closed=False).tolist() == [0]
+
+
+def test_close_pairs_far_from_the_origin_are_told_apart():
+    """The expanded product alone loses a distance of 0.02 between features of this size in float32."""
+    base = cloud(40, d=384) * 54
+    centres, points = base + 1e3, base + 1e3
+    points = points.clone()
+    points[:, 0] += 0.02
+    gap = (points.double() - centres.double()).norm(dim=1)
+    assert balls_around(points, centres, gap * 1.001, closed=True).tolist() == [1] * 40
+    assert balls_around(points, centres, gap * 0.999, closed=True).tolist() == [0] * 40
+
+
+def test_no_centres_and_no_points():
+    assert balls_around(cloud(3), cloud(0), torch.zeros(0, dtype=torch.float64), closed=True).tolist() == [0, 0, 0]
+    assert balls_around(cloud(0), cloud(3), torch.ones(3, dtype=torch.float64), closed=True).tolist() == []
+    assert np.isfinite(density(torch.tensor([0, 0]), 5))
