@@ -75,8 +75,10 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 def _root(covariance: Tensor) -> Tensor:
     """[R, D] with R the numerical rank: rows sqrt(lambda_i) v_i^T."""
+    values: Tensor
+    vectors: Tensor
     values, vectors = torch.linalg.eigh(covariance)
-    kept: Tensor = values > values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
+    kept = values > values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     return values[kept].sqrt()[:, None] * vectors[:, kept].T
 
 

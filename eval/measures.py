@@ -11,6 +11,7 @@ M generated points, N training points, R reference points (held-out real data), 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -254,8 +255,11 @@ def _ct(sets: _Sets, seed: int) -> Measured:
 
 def _cell_centres(points: Tensor, seed: int) -> Tensor:
     from sklearn.cluster import KMeans  # takes a second to import
+    from sklearn.exceptions import ConvergenceWarning
 
-    fitted = KMeans(n_clusters=CELLS, n_init=10, random_state=seed).fit(points.double().cpu().numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed set may hold fewer distinct points than cells
+        fitted = KMeans(n_clusters=CELLS, n_init=10, random_state=seed).fit(points.double().cpu().numpy())
     return torch.from_numpy(fitted.cluster_centers_).to(points.device)
 
 
