@@ -1,24 +1,151 @@
-"""Greedy selection: farthest-point sampling (Gonzalez 1985). (First form: one column a pick.)"""
+"""Greedy selection: farthest-point sampling (Gonzalez 1985), exact, a block of picks at a time.
+
+    Shard + size + start  ->  ids in the order picked, radii
+
+Each round takes the rows with the largest distances to the picks so far, a block, and runs the sequential greedy inside
+it. As long as the block's maximum is above everything outside (ties: the smaller id), it is the global argmax, because
+distances outside can only fall. Then all picks of the block reach the other rows in one matrix product (`frontier`).
+Ranks propose their own farthest rows and all run the same block: one exchange a block, not one a pick.
+
+Shapes: N rows of all ranks, D features, B rows of a block.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.selection.distance import distances_to
 from entroloop.selection.exchange import Shard
+from entroloop.selection.frontier import CHOSEN, Block, Frontier
+
+SMALLEST_BLOCK = 64
+LARGEST_BLOCK = 4096
+_ACTIVE = 8192  # rows kept up to date at a time, over all ranks
+_PAIRS_A_PICK = 8  # distances computed inside a block for each pick; more mean that the block is too large
+_QUANTILES = 64  # what ranks tell of their bounds to agree on a level
 
 
 def greedy(shard: Shard, size: int, start: int) -> tuple[Tensor, Tensor]:
-    """`size` global ids int64 in the order picked, and their distances float64 to the picks before (inf first)."""
-    rows = shard.world.gather_rows(shard.rows, shard.counts)
-    bound = torch.full((len(rows),), torch.inf, dtype=torch.float64)
-    chosen, radii = [], []
-    pick = start
-    for _ in range(size):
-        chosen.append(pick)
-        radii.append(float(bound[pick]))
-        bound = torch.minimum(bound, distances_to(rows, rows[pick]))
-        bound[chosen] = -1.0
+    """Every pick is an argmax of the distance to the picks before it; ties go to the smaller id.
+
+    size   at most the number of rows of all ranks
+    start  global id of the first pick
+    ->     ids int64 [size] in the order picked, radii float64 [size]: distance to the picks before (inf for the first);
+           the same on every rank
+    """
+    frontier = Frontier(shard, size)
+    frontier.begin(start)
+    radii = np.full(size, np.inf)
+    block_size, level = SMALLEST_BLOCK, np.inf
+    while frontier.count < size:
+        ids, bound, rows, edge = _propose(frontier, block_size)
+        if len(ids) == 0:
+            level = _wake(frontier)
+            if level == 0:
+                _fill(frontier, radii)
+            continue
+        side = frontier.side(ids, rows)
+        block = Block(side, float(bound.max()), frontier.frame)
+        picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
+        _store(frontier, ids, bound)
+        order = torch.tensor(picks, device=ids.device)
+        frontier.admit(ids[order], None if rows is None else rows[order])
+        frontier.keep_active(level)
+        if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
+            block_size = max(SMALLEST_BLOCK, block_size // 2)
+        elif block.pairs < max(2048, _PAIRS_A_PICK // 2 * len(picks)):
+            block_size = min(LARGEST_BLOCK, block_size * 2)
+    return frontier.chosen.cpu(), torch.from_numpy(radii)
+
+
+def _pick(
+    block: Block,
+    bound: NDArray[np.float64],
+    ids: NDArray[np.int64],
+    edge: tuple[float, int],
+    level: float,
+    radii: NDArray[np.float64],
+) -> list[int]:
+    """The sequential greedy inside a block, while its maximum is above all rows outside. Changes `bound` and `radii`."""
+    picks: list[int] = []
+    limit, limit_id = max(edge[0], level), edge[1] if edge[0] >= level else np.iinfo(np.int64).max
+    while len(picks) < len(radii):
         pick = int(bound.argmax())
-    return torch.tensor(chosen), torch.tensor(radii, dtype=torch.float64)
+        radius = bound[pick]
+        if radius < limit or (radius == limit and ids[pick] > limit_id):
+            break
+        radii[len(picks)] = radius
+        picks.append(pick)
+        block.lower(bound, pick)
+        bound[pick] = CHOSEN
+    return picks
+
+
+def _propose(
+    frontier: Frontier, block_size: int
+) -> tuple[Tensor, NDArray[np.float64], Tensor | None, tuple[float, int]]:
+    """The next block, the same on every rank, in ascending order of ids.
+
+    -> ids [B], their bounds [B], their rows [B, D] (None with one rank), and the edge: the largest (bound, id) outside
+    """
+    shard = frontier.shard
+    active = frontier.active
+    bound = frontier.bound[active]
+    most = -(-block_size // shard.world.size)
+    edge, edge_id = CHOSEN, 0
+    if len(active) > most:
+        kth = torch.topk(bound, most).values[-1]
+        inside = bound > kth
+        ties = (bound == kth).nonzero()[:, 0]
+        inside[ties[: most - int(inside.sum())]] = True
+        outside = ~inside
+        edge = float(bound[outside].max())
+        edge_id = int(active[outside][bound[outside] == edge][0]) + shard.offset
+        active, bound = active[inside], bound[inside]
+    if shard.world.size == 1:
+        return active, bound.cpu().numpy(), None, (edge, edge_id)
+    ids, bound, rows, edges = shard.share(active, bound, most, (edge, edge_id))
+    return ids, bound.cpu().numpy(), rows, max(edges, key=lambda e: (e[0], -e[1]))
+
+
+def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
+    """Writes the bounds found inside a block back to the rows of this rank."""
+    place, local = frontier.shard.owned(ids)
+    frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
+
+
+def _wake(frontier: Frontier) -> float:
+    """Activates the rows whose bounds are largest, brought up to date. Returns the level below which rows sleep.
+
+    The level is 0 where no row has a positive distance to the picks left.
+    """
+    world, bound = frontier.shard.world, frontier.bound
+    top = torch.topk(bound, min(_ACTIVE, len(bound))).values
+    if world.size == 1:
+        level = float(top[-1])
+        highest = float(top[0])
+    else:
+        marks = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
+        if len(top):
+            marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
+        marks = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True).values
+        level = float(marks[_QUANTILES - 1])
+        highest = float(marks[0])
+    if highest <= 0:
+        return 0.0
+    level = max(level, float(np.nextafter(0, 1)))
+    rows = (bound >= level).nonzero()[:, 0]
+    frontier.activate(frontier.refresh(rows, level))
+    return level
+
+
+def _fill(frontier: Frontier, radii: NDArray[np.float64]) -> None:
+    """Only duplicates of picks are left, all at distance 0: the smaller ids first."""
+    free = torch.ones(frontier.shard.total, dtype=torch.bool, device=frontier.chosen.device)
+    free[frontier.chosen[: frontier.count]] = False
+    missing = len(radii) - frontier.count
+    radii[frontier.count :] = 0.0
+    frontier.chosen[frontier.count :] = free.nonzero()[:missing, 0]
+    frontier.count = len(radii)

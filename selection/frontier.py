@@ -1,0 +1,173 @@
+"""The distance of every row to the points chosen so far, kept up only where it can matter.
+
+    Shard + chosen points  ->  Frontier  ->  exact distances of the rows that are still in the running
+
+`bound[i]` is the canonical distance of local row i to the first `seen[i]` choices: an upper bound on its distance to all
+of them, since that only falls. A row whose bound is below the level that decides at present needs no work at all. It is
+brought up to date (`refresh`) once the level has sunk to its bound, and dropped again at the first choice that puts it
+below the level. Rows in the running (`active`) follow every block of choices (`admit`).
+
+Shapes: n local rows, D features, C choices, a active rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from entroloop.selection.bounds import TILE_COLUMNS, TILE_ROWS, Frame, Side, Sketch, contenders, shortest_format
+from entroloop.selection.distance import distances_to, pair_distances
+from entroloop.selection.exchange import Shard
+
+CHOSEN = -1.0  # the bound of a row that is chosen: below every distance
+_KEEP = 0.7  # share of the gathered active rows that must still be active for the gathered copy to be kept
+
+
+class Frontier:
+    """See the module's docstring. `capacity` is the largest number of choices."""
+
+    def __init__(self, shard: Shard, capacity: int) -> None:
+        self.shard = shard
+        rows = shard.rows
+        self.frame = Frame.of(rows, shard.world)
+        self.form = shortest_format(rows.device)
+        self.sketch = Sketch.of(rows, self.frame, self.form)
+        self.bound = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
+        self.seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        self.chosen = torch.empty(capacity, dtype=torch.int64, device=rows.device)  # global ids
+        self.count = 0
+        # With several ranks the choices of others are kept too; a single rank finds all of them among its rows.
+        self._kept: Side | None = None
+        if shard.world.size > 1:
+            empty = rows.new_empty((capacity, rows.shape[1]))
+            columns = self.sketch.right.shape[1]
+            square = self.bound.new_empty(capacity)
+            right = self.sketch.right.new_empty((capacity, columns))
+            self._kept = Side(empty, Sketch(right, square, square.clone(), self.form))
+        self.active = torch.empty(0, dtype=torch.int64, device=rows.device)
+        self._gathered: tuple[Tensor, Sketch] | None = None
+
+    def side(self, ids: Tensor, rows: Tensor | None) -> Side:
+        """Points by global id, with their sketch; `rows` holds them where there are several ranks."""
+        if rows is None:
+            return Side(self.shard.rows, self.sketch[ids], ids)
+        return Side(rows, Sketch.of(rows, self.frame, self.form))
+
+    def choices(self, first: int, last: int) -> Side:
+        """The choices numbered first .. last - 1."""
+        part = slice(first, last)
+        if self._kept is None:
+            return self.side(self.chosen[part], None)
+        return Side(self._kept.rows[part], self._kept.sketch[part])
+
+    def begin(self, pick: int) -> None:
+        """The first choice: one column of distances for all rows."""
+        ids = torch.tensor([pick], device=self.bound.device)
+        row = self.shard.take(ids)
+        self._remember(ids, row)
+        self.bound = distances_to(self.shard.rows, row[0])
+        self.seen += 1
+        self._mark(ids)
+
+    def admit(self, ids: Tensor, rows: Tensor | None) -> None:
+        """Adds choices, and brings the active rows up to date with them. Those chosen stop being active."""
+        first = self.count
+        self._remember(ids, rows)
+        self._mark(ids)
+        self.keep_active(0.0)
+        if len(self.active):
+            self._apply(self._active_side(), first, self.count)
+            self.seen[self.active] = self.count
+
+    def keep_active(self, level: float) -> None:
+        """Lets go of active rows whose bound is below `level`."""
+        self.active = self.active[self.bound[self.active] >= level]
+
+    def activate(self, rows: Tensor) -> None:
+        """Makes these local rows, which are up to date, the active ones."""
+        self.active = rows
+        self._gathered = None
+
+    def refresh(self, rows: Tensor, level: float) -> Tensor:
+        """Brings local rows up to date; returns those whose bound stays at or above `level`, in the order given.
+
+        Rows that fall below are left at the point reached, with what is known of them.
+        """
+        alive = rows
+        first = int(self.seen[alive].min()) if len(alive) else self.count
+        while first < self.count and len(alive):
+            behind = alive[self.seen[alive] <= first + TILE_COLUMNS]
+            if len(behind) == 0:
+                first = int(self.seen[alive].min())
+                continue
+            width = max(1, TILE_ROWS // len(behind)) * TILE_COLUMNS
+            last = min(first + width, self.count)
+            behind = alive[self.seen[alive] < last]
+            self._apply(Side(self.shard.rows, self.sketch[behind], behind), first, last)
+            self.seen[behind] = last
+            alive = alive[self.bound[alive] >= level]
+            first = last
+        return alive
+
+    def _apply(self, left: Side, first: int, last: int) -> None:
+        """Lowers the bounds of the left rows by the choices first .. last - 1."""
+        index = left.index
+        assert index is not None
+        for start in range(first, last, TILE_COLUMNS):
+            right = self.choices(start, min(start + TILE_COLUMNS, last))
+            for i, j in contenders(left, right, self.bound[index], self.frame):
+                row = index[i]
+                distance = pair_distances(left.rows, row, right.rows, right.take(j))
+                self.bound.scatter_reduce_(0, row, distance, "amin")
+
+    def _active_side(self) -> Side:
+        """The active rows with a gathered copy of their sketch, which may hold some that were let go meanwhile."""
+        if self._gathered is None or len(self.active) < _KEEP * len(self._gathered[0]):
+            self._gathered = self.active, self.sketch[self.active]
+        index, sketch = self._gathered
+        return Side(self.shard.rows, sketch, index)
+
+    def _remember(self, ids: Tensor, rows: Tensor | None) -> None:
+        part = slice(self.count, self.count + len(ids))
+        self.chosen[part] = ids
+        if self._kept is not None:
+            assert rows is not None
+            sketch = Sketch.of(rows, self.frame, self.form)
+            self._kept.rows[part] = rows
+            self._kept.sketch.right[part] = sketch.right
+            self._kept.sketch.square[part] = sketch.square
+            self._kept.sketch.rho[part] = sketch.rho
+        self.count += len(ids)
+
+    def _mark(self, ids: Tensor) -> None:
+        _, local = self.shard.owned(ids)
+        self.bound[local] = CHOSEN
+
+
+class Block:
+    """The distances inside one block of candidates that are not certainly above `level`, by row.
+
+    The sequential rule of a strategy runs on these. Everything is on the host: single steps are too short for a device.
+    """
+
+    def __init__(self, side: Side, level: float, frame: Frame) -> None:
+        n = len(side.sketch)
+        levels = torch.full((n,), level, dtype=torch.float64, device=side.rows.device)
+        found = [pair[:, pair[0] < pair[1]] for pair in map(torch.stack, contenders(side, side, levels, frame, None))]
+        pairs = torch.cat(found, 1) if found else torch.empty((2, 0), dtype=torch.int64, device=side.rows.device)
+        distance = pair_distances(side.rows, side.take(pairs[0]), side.rows, side.take(pairs[1]))
+        self.pairs = pairs.shape[1]
+        i, j = pairs.cpu().numpy()
+        rows = np.concatenate([i, j])
+        order = np.argsort(rows, kind="stable")
+        self._start = np.searchsorted(rows[order], np.arange(n + 1)).tolist()
+        self._columns: NDArray[np.int64] = np.concatenate([j, i])[order]
+        self._distances: NDArray[np.float64] = np.tile(distance.cpu().numpy(), 2)[order]
+
+    def lower(self, bound: NDArray[np.float64], pick: int) -> None:
+        """bound[j] = min(bound[j], distance to the pick) for every j where that can matter."""
+        part = slice(self._start[pick], self._start[pick + 1])
+        columns = self._columns[part]
+        bound[columns] = np.minimum(bound[columns], self._distances[part])
