@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from entroloop.data.errors import UserError
 
@@ -64,6 +65,32 @@ def parse_part(text: str) -> Part:
     if match is None or int(match[1]) >= int(match[2]):
         raise UserError(f"--part {text}: give i::n with 0 <= i < n, for example 0::4 for the first of four parts")
     return Part(int(match[1]), int(match[2]))
+
+
+class DataConfig(BaseModel):
+    """The real data of a run.
+
+    source      a sealed data set, or anything that `entroloop import` takes (it is then imported into the run)
+    resolution  images are brought to this height and width; None keeps theirs
+    split       of the source, where it has several: `train`, `test`
+    limit       import at most so many
+    size        N: real images that train generation 0
+    heldout     real images kept for the measures
+    labelled    real images for the classifier whose features are measured; 0 where no classifier is used
+    split_seed  decides which are held out and labelled, for all runs alike
+    shard_size  images a shard
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: str
+    resolution: int | None = Field(None, ge=1)
+    split: str | None = None
+    limit: int | None = Field(None, ge=1)
+    size: int = Field(256, ge=2)
+    heldout: int = Field(512, ge=2)
+    labelled: int = Field(768, ge=0)
+    split_seed: int = 0
+    shard_size: int = Field(1024, ge=1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, ...], sig
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
     """[B] -> [B, 1, …] to multiply with x."""
-    return values.reshape((-1,) + (1,) * (x.ndim - 1))
+    shape: list[int] = [-1] + [1] * (x.ndim - 1)
+    return values.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Noise:
 def edm_sigma(uniform: Tensor) -> Tensor:
     """Training noise levels: log sigma normal with mean -1.2 and standard deviation 1.2 (by the inverse CDF)."""
     quantile = torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))
-    return (P_MEAN + P_STD * quantile).exp().to(uniform.dtype)
+    sigma: Tensor = (P_MEAN + P_STD * quantile).exp()
+    return sigma.to(uniform.dtype)
 
 
 def edm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:

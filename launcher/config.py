@@ -1,0 +1,212 @@
+"""A run's configuration: the sections of the rooms, composed; defaults < YAML file < `section.key=value`.
+
+Sections live beside the code they configure. What comes out is frozen and complete, and is saved with the run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from entroloop.data.encoders import check_name
+from entroloop.data.errors import UserError
+from entroloop.data.plan import DataConfig
+from entroloop.data.pool import LoopConfig
+from entroloop.eval.evaluate import EvaluationConfig
+from entroloop.selection.strategies import SelectionConfig
+from entroloop.trainer.loop import TrainConfig
+from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.sampler import SampleConfig
+
+
+class SweepConfig(BaseModel):
+    """A grid of runs: every combination of the values under `grid`, whose keys are dotted configuration keys.
+
+    jobs  runs side by side; 0: as many as the cores hold at `threads` each
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    grid: dict[str, tuple[Any, ...]] = {}
+    jobs: int = Field(0, ge=0)
+
+
+class Config(BaseModel):
+    """Everything that decides a run.
+
+    name         of the run's folder
+    folder       where run folders are
+    seed         of everything random, with `data.split_seed` for the held-out split
+    generations  how many, generation 0 (trained on real images) included
+    threads      of a process on the CPU; results repeat byte by byte at equal threads
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    folder: str = "runs"
+    seed: int = Field(0, ge=0)
+    generations: int = Field(6, ge=1)
+    threads: int = Field(1, ge=1)
+    data: DataConfig
+    loop: LoopConfig = LoopConfig()
+    selection: SelectionConfig = SelectionConfig()
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    sweep: SweepConfig = SweepConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _one_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[\w][\w .+=-]*", name):
+            raise ValueError("must be a plain folder name: letters, digits, space and . _ + = -")
+        return name
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.folder) / self.name
+
+    @property
+    def encoders(self) -> list[str]:
+        """Every feature space that selection or measures use, each once."""
+        return list(dict.fromkeys([*self.evaluation.encoders, self.selection.encoder]))
+
+    @property
+    def samples(self) -> int:
+        """Images that each generation samples: c N candidates, or more where the measures ask for more."""
+        return max(self.loop.candidates * self.data.size, self.evaluation.samples or 0)
+
+    def settled(self) -> dict[str, Any]:
+        """The configuration as plain values, without `sweep`: what is saved with the run and compared on resume."""
+        return self.model_dump(mode="json", exclude={"sweep"})
+
+
+# Keys that may differ when a run is resumed: they decide how it is computed, not what.
+MAY_CHANGE = ("threads", "folder", "name")
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration. Raises UserError, in one line naming the file or key, when anything is wrong with it."""
+    return compose(read_yaml(path), overrides, str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a configuration is a mapping of sections, for example `train: {{kimg: 96}}`")
+    return raw
+
+
+def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Config:
+    """Applies `section.key=value` overrides to the values of a file and validates the whole."""
+    values: dict[str, Any] = _copy(raw)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"{text}: give overrides as section.key=value, for example train.kimg=96")
+        set_key(values, key.strip(), parse_value(value))
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {explain(error)}") from error
+    for name in config.encoders:
+        try:
+            check_name(name)
+        except UserError as error:
+            raise UserError(f"{origin}: selection.encoder or evaluation.encoders: {error}") from error
+    return config
+
+
+def _copy(value: Any) -> Any:
+    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """values["a"]["b"] = value for the key `a.b`. Raises UserError when `a` is not a section."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if inner is None:
+            inner = values[section] = {}
+        if not isinstance(inner, dict):
+            raise UserError(f"{key}: {section} is a value, not a section")
+        values = inner
+    values[last] = value
+
+
+def parse_value(text: str) -> Any:
+    """YAML, and 1e-3 as a number too (YAML 1.1 reads it as text)."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        return float(value)
+    return value
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line: key, what is wrong, and what would be right."""
+    first, *others = error.errors()
+    key = ".".join(str(part) for part in first["loc"])
+    more = f" (and {len(others)} more)" if others else ""
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else f"; keys are {', '.join(_siblings(key))}"
+        return f"{key}: unknown key{hint}{more}"
+    if first["type"] == "missing":
+        return f"{key}: missing; give it in the file or as {key}=…{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "literal_error":
+        expected = [name.strip("'") for name in re.findall(r"'[^']*'", message)]
+        near = difflib.get_close_matches(str(first["input"]), expected, n=1, cutoff=0.3)
+        nearest = f"; did you mean {near[0]}?" if near else ""
+        return f"{key}={first['input']}: must be one of {', '.join(expected)}{nearest}{more}"
+    given = first["input"]
+    shown = f"={given}" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}{more}"
+
+
+def known_keys() -> list[str]:
+    """Every configuration key, dotted."""
+    return list(_keys(Config, ""))
+
+
+def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield f"{prefix}{name}"
+            yield from _keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _siblings(key: str) -> list[str]:
+    prefix = key.rpartition(".")[0]
+    return [k for k in known_keys() if k.rpartition(".")[0] == prefix]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`key is x there, y here`, for every value that differs."""
+    found = []
+    for name in sorted({*before, *after}):
+        a, b = before.get(name), after.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name} is {a} there, {b} here")
+    return found

@@ -1,0 +1,197 @@
+"""Drives a run: opens its folder, takes the lease of the next unfinished step, does it, and so on until all are sealed.
+
+Running again resumes; running a finished run does nothing. `state.json` in the run folder says how the last attempt
+ended, for scripts that decide whether to start it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from entroloop.data import files, manifest
+from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.plan import Part
+from entroloop.data.world import World
+from entroloop.launcher.config import MAY_CHANGE, Config, differences
+from entroloop.launcher.lease import Lease
+from entroloop.launcher.phases import Layout, Step, next_phase, steps
+from entroloop.launcher.work import Work
+
+log = logging.getLogger(__name__)
+
+
+def open_run(config: Config) -> Layout:
+    """The run's folder, made with its configuration or found with the same one.
+
+    `threads` and a larger number of generations may differ; anything else raises UserError that shows the difference.
+    """
+    layout = Layout(config.run_folder)
+    mine = config.settled()
+    if not layout.config.exists():
+        if layout.run.is_file():
+            raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
+        files.create(layout.config, lambda file: file.write(_yaml(mine)))
+    saved = read_config(layout)
+    found = [d for d in differences(saved, mine) if d.split(" ")[0] not in MAY_CHANGE]
+    if mine["generations"] > saved["generations"]:
+        found = [d for d in found if not d.startswith("generations ")]
+    if found:
+        raise UserError(
+            f"{layout.run}: this run was started with another configuration: {'; '.join(found)}: "
+            "give the same values, or another name="
+        )
+    if saved != mine:
+        files.replace(layout.config, lambda file: file.write(_yaml(mine)))
+    return layout
+
+
+def read_config(layout: Layout) -> dict[str, Any]:
+    """The configuration saved with a run. Raises UserError when the folder is not a run."""
+    if not layout.config.is_file():
+        raise UserError(f"{layout.run}: not a run (no {layout.config.name}): give a folder that `entroloop run` made")
+    saved = yaml.safe_load(layout.config.read_text())
+    if not isinstance(saved, dict) or "generations" not in saved:
+        raise UserError(f"{layout.config}: damaged: restore it, or start again under another name=")
+    return saved
+
+
+def _yaml(values: dict[str, Any]) -> bytes:
+    return yaml.safe_dump(values, sort_keys=False).encode()
+
+
+def is_sealed(layout: Layout) -> Callable[[Step], bool]:
+    return lambda step: manifest.is_sealed(layout.of(step))
+
+
+def run(config: Config, world: World, should_stop: Callable[[], bool], *, until: Step | None = None) -> None:
+    """Runs every step that is not sealed yet, up to and including `until` where it is given.
+
+    Raises UserError, Interrupted or what a phase raised; `state.json` then tells which.
+    """
+    torch.set_num_threads(config.threads)
+    layout = _on_main(world, lambda: open_run(config))
+    work = Work(config, layout, world, should_stop)
+    with _state(layout, world):
+        while (step := _agreed_next(layout, config, world)) is not None:
+            if until is not None and step > until:
+                break
+            if _any(world, should_stop()):
+                raise Interrupted(f"stopped before {step}")
+            run_step(work, step)
+
+
+def run_single(config: Config, world: World, should_stop: Callable[[], bool], step: Step, part: Part | None) -> None:
+    """Runs one step, or a part of it. Raises UserError when the run has no such step."""
+    torch.set_num_threads(config.threads)
+    if step not in set(steps(config.generations)):
+        raise UserError(f"--generation {step.generation}: the run has generations 0 … {config.generations - 1}")
+    layout = _on_main(world, lambda: open_run(config))
+    with _state(layout, world):
+        if manifest.is_sealed(layout.of(step)):
+            _say(world, step, "already sealed", 0.0)
+            return
+        run_step(Work(config, layout, world, should_stop), step, part)
+
+
+def run_step(work: Work, step: Step, part: Part | None = None) -> None:
+    """Does one step under its lease; writes its line of stats.jsonl and of the log."""
+    start = time.monotonic()
+    world, layout = work.world, work.layout
+    lease = Lease(layout.lease(step, str(part or Part())), str(step))
+    with contextlib.ExitStack() as stack:
+        _on_main(world, lambda: stack.enter_context(lease))
+        if world.is_main and part is None:
+            files.sweep_temporaries(layout.of(step))
+        work.on_progress = lambda progress: setattr(lease, "progress", progress)
+        said = work.run(step, part)
+    seconds = time.monotonic() - start
+    if world.is_main:
+        line = {"phase": step.phase, "part": str(part or Part()), "seconds": round(seconds, 3), **work.facts}
+        append_line(layout.stats(step.generation), {**line, "numerics": numerics(world)})
+    _say(world, step, said, seconds)
+
+
+def _say(world: World, step: Step, said: str, seconds: float) -> None:
+    if world.is_main:
+        where = "real data" if step.phase == "prepare" else f"generation {step.generation}"
+        log.info("%-13s  %-8s  %8.1f s  %s", where, step.phase, seconds, said)
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(value, sort_keys=True) + "\n")
+
+
+def numerics(world: World) -> dict[str, Any]:
+    """What the exact bytes of a result depend on beside the configuration."""
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": str(world.device),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+    }
+
+
+def _agreed_next(layout: Layout, config: Config, world: World) -> Step | None:
+    """The next step as rank 0 sees it: directory caches of shared file systems differ between nodes for a while."""
+    step = next_phase(is_sealed(layout), config.generations) if world.is_main else None
+    found: Step | None = world.gather_objects(step)[0]
+    return found
+
+
+def _any(world: World, flag: bool) -> bool:
+    return bool(world.all_reduce(torch.tensor([float(flag)]), "max").item())
+
+
+def _on_main(world: World, function: Callable[[], Any]) -> Any:
+    """The result of rank 0's call on every rank; what it raised is raised everywhere."""
+    result, error = None, None
+    if world.is_main:
+        try:
+            result = function()
+        except Exception as caught:
+            if world.size == 1:
+                raise
+            error = caught
+    shared = world.gather_objects((None if isinstance(result, Lease) else result, error))[0]
+    if shared[1] is not None:
+        raise shared[1]
+    return shared[0]
+
+
+@contextlib.contextmanager
+def _state(layout: Layout, world: World) -> Iterator[None]:
+    """Keeps state.json: running, then finished, interrupted or failed, with the exit status and the reason."""
+
+    def write(status: str, code: int, reason: str = "") -> None:
+        if world.is_main:
+            value = {"status": status, "exit": code, "reason": reason}
+            files.replace(layout.run / "state.json", lambda file: file.write(files.json_bytes(value)))
+
+    try:
+        yield
+    except Interrupted as stop:
+        write("interrupted", 75, str(stop))
+        raise
+    except UserError as error:
+        if "is in use by process" not in str(error):  # then the state is the other process's to tell
+            write("failed", 2, str(error))
+        raise
+    except Exception as error:
+        write("failed", 1, f"{type(error).__name__}: {error}")
+        raise
+    write("finished", 0)

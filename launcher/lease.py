@@ -1,0 +1,129 @@
+"""Leases: who is at work on a phase part, without file locks (shared file systems have no reliable ones).
+
+A lease is a file that is created exclusively. Its owner rewrites it every second with a rising counter and the phase's
+progress, so that others can tell a live owner from a dead one, and `entroloop status` can show how far it is. Nobody's
+clock counts: an observer times the counter itself. Should two processes hold a lease at once all the same, seals (the
+first one wins) keep the run sound.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from entroloop.data.errors import UserError
+from entroloop.data.progress import Progress
+
+BEAT = 1.0  # seconds between heartbeats
+WATCH = 5.0  # seconds after which a silent owner counts as dead
+SIZE = 1024  # bytes; a fixed size makes every rewrite a single small write in place
+
+log = logging.getLogger(__name__)
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a lease says; None when there is none, or it is just being written."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _dead_here(lease: dict[str, Any]) -> bool:
+    """Whether the owner was a process of this host that is gone."""
+    if lease.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(int(lease["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+class Lease:
+    """Holds `path` while the context is open. Raises UserError when a live process holds it."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.path, self.what = path, what
+        self.progress: Progress | None = None
+        self._token = uuid.uuid4().hex
+        self._counter = 0
+        self._closed = threading.Event()
+
+    def __enter__(self) -> Lease:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                self._file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+                break
+            except FileExistsError:
+                self._take_over()
+        self._write()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+        return self
+
+    def _take_over(self) -> None:
+        """Returns once the lease of a dead owner is out of the way."""
+        seen = read(self.path)
+        start = time.monotonic()
+        while seen is None or not _dead_here(seen):
+            time.sleep(BEAT / 4)
+            now = read(self.path)
+            if not self.path.exists():
+                return
+            if seen is not None and now is not None and now.get("counter") != seen.get("counter"):
+                raise UserError(
+                    f"{self.path.parent}: {self.what} is in use by process {now.get('pid')} on {now.get('host')}: "
+                    "wait for it, or stop it and run the same command again"
+                )
+            seen = seen or now
+            if time.monotonic() - start > WATCH:
+                break
+        log.info("%s: taking over from a process that is gone", self.what)
+        aside = self.path.with_name(f"{self.path.name}-{self._token}")
+        try:
+            self.path.rename(aside)
+        except FileNotFoundError:
+            return  # another observer was faster
+        moved = read(aside)
+        if moved is not None and seen is not None and moved.get("token") != seen.get("token"):
+            os.link(aside, self.path)  # it was the fresh lease of that other observer
+        aside.unlink()
+
+    def _write(self) -> None:
+        self._counter += 1
+        value = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "token": self._token,
+            "counter": self._counter,
+            "what": self.what,
+            "progress": self.progress.state if self.progress else None,
+        }
+        os.pwrite(self._file, json.dumps(value).encode().ljust(SIZE), 0)
+
+    def _beat(self) -> None:
+        while not self._closed.wait(BEAT):
+            self._write()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closed.set()
+        self._thread.join()
+        now = read(self.path)
+        if now is not None and now.get("token") == self._token:
+            self.path.unlink(missing_ok=True)
+        os.close(self._file)

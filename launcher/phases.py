@@ -1,0 +1,137 @@
+"""The phases of a run as pure functions: what comes next, where it lives, and what decides its result.
+
+    prepare -> for every generation: select -> train -> sample -> encode -> evaluate
+
+The state of a run is which of its folders are sealed; nothing else is remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from entroloop.data import files
+from entroloop.data.pool import pool_of
+from entroloop.data.shards import REAL
+from entroloop.launcher.config import Config
+
+Phase = Literal["prepare", "select", "train", "sample", "encode", "evaluate"]
+PHASES: tuple[Phase, ...] = ("select", "train", "sample", "encode", "evaluate")
+FOLDERS: dict[Phase, str] = {
+    "prepare": "features",
+    "select": "selected",
+    "train": "weights",
+    "sample": "samples",
+    "encode": "features",
+    "evaluate": "metrics",
+}
+
+
+@dataclass(frozen=True, order=True)
+class Step:
+    """One phase of one generation; the preparation of the real data is generation -1's only phase."""
+
+    generation: int
+    phase: Phase
+
+    def __str__(self) -> str:
+        return "prepare" if self.phase == "prepare" else f"generation {self.generation} {self.phase}"
+
+
+PREPARE = Step(REAL, "prepare")
+
+
+def steps(generations: int) -> Iterator[Step]:
+    """All phases of a run, in order."""
+    yield PREPARE
+    for generation in range(generations):
+        for phase in PHASES:
+            yield Step(generation, phase)
+
+
+def next_phase(sealed: Callable[[Step], bool], generations: int) -> Step | None:
+    """The first phase that is not sealed; None when the run is finished."""
+    return next((step for step in steps(generations) if not sealed(step)), None)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a run are."""
+
+    run: Path
+
+    def generation(self, generation: int) -> Path:
+        return self.run / "real" if generation == REAL else self.run / f"generation_{generation:04d}"
+
+    def of(self, step: Step) -> Path:
+        """The folder that the step seals."""
+        return self.generation(step.generation) / FOLDERS[step.phase]
+
+    @property
+    def config(self) -> Path:
+        return self.run / "config.yaml"
+
+    @property
+    def images(self) -> Path:
+        """Real images that the run imported itself."""
+        return self.run / "real" / "images"
+
+    @property
+    def classifier(self) -> Path:
+        return self.run / "real" / "classifier"
+
+    def checkpoints(self, generation: int) -> Path:
+        return self.generation(generation) / "checkpoints"
+
+    def stats(self, generation: int) -> Path:
+        return self.generation(generation) / "stats.jsonl"
+
+    def lease(self, step: Step, part: str = "0::1") -> Path:
+        return self.generation(step.generation) / f".lease-{step.phase}-{part.replace('::', '-of-')}"
+
+
+def recipes(config: Config) -> dict[Step, str]:
+    """For every step a digest of all that decides its result: where two runs agree, they would seal the same bytes.
+
+    It covers the step's own sections of the configuration and the recipes of the steps it reads.
+    """
+    found: dict[Step, str] = {}
+    for step in steps(config.generations):
+        section, inputs = _decided_by(config, step)
+        found[step] = files.digest(
+            {
+                "step": str(step),
+                "section": section,
+                "threads": config.threads,
+                "inputs": [found[s] for s in inputs],
+            }
+        )
+    return found
+
+
+def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]:
+    """The configuration values and the earlier steps that a step reads."""
+    generation, dump = step.generation, config.settled()
+    match step.phase:
+        case "prepare":
+            data = {key: value for key, value in dump["data"].items() if key != "size"}
+            return {"data": data, "encoders": config.encoders}, []
+        case "select" if generation == 0:
+            return {"seed": config.seed, "size": config.data.size}, [PREPARE]
+        case "select":
+            pool = pool_of(config.loop, generation, config.data.size)
+            encoded = [Step(g, "encode") for g in pool.pool if g != REAL]
+            section = {key: dump[key] for key in ("seed", "loop", "selection")}
+            return section, [PREPARE, *encoded, Step(generation - 1, "select")]
+        case "train":
+            warm = [Step(generation - 1, "train")] if config.train.warm_start and generation else []
+            return {key: dump[key] for key in ("seed", "train", "network")}, [Step(generation, "select"), *warm]
+        case "sample":
+            return {"sample": dump["sample"], "count": config.samples, "seed": config.seed}, [Step(generation, "train")]
+        case "encode":
+            return {"encoders": config.encoders}, [PREPARE, Step(generation, "sample")]
+        case "evaluate":
+            section = {"evaluation": dump["evaluation"], "size": config.data.size}
+            return section, [PREPARE, Step(generation, "encode"), Step(generation, "select")]

@@ -1,0 +1,301 @@
+"""What each phase does: reads sealed folders, does the work of its room, seals one folder.
+
+    prepare   source -> real/{images, classifier, features}
+    select    pool of earlier samples + strategy -> generation/selected
+    train     selected -> generation/weights
+    sample    weights -> generation/samples
+    encode    samples -> generation/features
+    evaluate  features -> generation/metrics
+
+Every rank of the World calls every function; sample and encode share their shards out, or do one `part` of them and
+leave the seal to a later call without a part.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data import classifier, files, manifest
+from entroloop.data.encoders import Encoder, load_encoder
+from entroloop.data.errors import UserError
+from entroloop.data.features import encode_shards, encoder_digest, load_features, seal_features
+from entroloop.data.importers import import_dataset
+from entroloop.data.plan import Part, RealSplit, derive_seed, split_real
+from entroloop.data.pool import pool_of, training_size
+from entroloop.data.progress import Progress
+from entroloop.data.shards import REAL, Dataset, seal_dataset
+from entroloop.data.stream import Resident
+from entroloop.data.world import World
+from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
+from entroloop.launcher.config import Config
+from entroloop.launcher.phases import PREPARE, Layout, Step, recipes
+from entroloop.selection import select as choose
+from entroloop.selection.filter import Source, write_selected
+from entroloop.trainer import network as networks
+from entroloop.trainer.generate import SamplePlan, generate
+from entroloop.trainer.loop import Job, train
+
+
+@dataclass
+class Work:
+    """The phases of one run in one process of its World."""
+
+    config: Config
+    layout: Layout
+    world: World
+    should_stop: Callable[[], bool] = lambda: False
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    facts: dict[str, Any] = field(default_factory=dict)  # of the step that ran last, for its line of stats.jsonl
+
+    def run(self, step: Step, part: Part | None = None) -> str:
+        """Does one step and returns what is worth saying about it. Raises UserError when its inputs are not sealed."""
+        self.facts = {}
+        if part is not None and step.phase not in ("sample", "encode"):
+            raise UserError(f"--part {part}: only sample and encode are done in parts, not {step.phase}")
+        function: Callable[[Step, Part | None], str] = getattr(self, f"_{step.phase}")
+        said = function(step, part)
+        self.world.barrier()
+        return said
+
+    # -- what was sealed before ------------------------------------------------------------------------------------
+
+    def made_from(self, step: Step, *inputs: Step) -> dict[str, str]:
+        read = {str(s): manifest.read(self.layout.of(s)).digest for s in inputs}
+        return {"recipe": self._recipes[step], **read}
+
+    @functools.cached_property
+    def _recipes(self) -> dict[Step, str]:
+        return recipes(self.config)
+
+    @functools.cached_property
+    def real(self) -> Dataset:
+        """The real data set: the run's own import, or the sealed folder that the configuration names."""
+        images = self.layout.images
+        return Dataset(images if manifest.is_sealed(images) else Path(self.config.data.source))
+
+    @functools.cached_property
+    def split(self) -> RealSplit:
+        data = self.config.data
+        return split_real(
+            len(self.real), data.size, data.heldout, data.labelled,
+            split_seed=data.split_seed, run_seed=self.config.seed,
+        )  # fmt: skip
+
+    @functools.cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        folder = self.layout.classifier if manifest.is_sealed(self.layout.classifier) else None
+        return {
+            name: load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
+            for name in self.config.encoders
+        }
+
+    def dataset(self, step: Step) -> Dataset:
+        return Dataset(self.layout.of(step))
+
+    def features(self, generation: int, encoder: str) -> NDArray[np.float32]:
+        """Features of all real images (REAL) or of all samples of a generation: float32 [N, D]."""
+        step = PREPARE if generation == REAL else Step(generation, "encode")
+        return load_features(self.layout.of(step), encoder)
+
+    # -- the phases ------------------------------------------------------------------------------------------------
+
+    def _prepare(self, step: Step, part: Part | None) -> str:
+        data = self.config.data
+        if self.world.is_main:
+            if not manifest.is_sealed(Path(data.source)):
+                import_dataset(
+                    data.source, self.layout.images, resolution=data.resolution, limit=data.limit, split=data.split,
+                    shard_size=data.shard_size,
+                )  # fmt: skip
+            _ = self.split  # refuses sizes that do not fit before any work is done
+            if "classifier" in self.config.encoders:
+                self._fit_classifier()
+        self.world.barrier()
+        folder = self.layout.of(step)
+        self._encode_into(self.real, folder, Part().split(self.world.rank, self.world.size))
+        if self.world.is_main:
+            seal_features(self.real, self.encoders, folder, {"recipe": self._recipes[step]})
+        return f"{len(self.real)} real images of {'x'.join(map(str, self.real.shape))}"
+
+    def _fit_classifier(self) -> None:
+        if manifest.is_sealed(self.layout.classifier):
+            return
+        labels = self.real.labels
+        if labels is None:
+            raise UserError(
+                "encoder classifier (selection.encoder, evaluation.encoders): the data set has no labels: use pixel"
+            )
+        if not self.config.data.labelled:
+            raise UserError("data.labelled=0: the encoder classifier needs labelled real images: give it some hundred")
+        rows = self.split.labelled
+        seed = derive_seed(self.config.data.split_seed, 0, "classifier")
+        model = classifier.fit(
+            self.real.take(rows), labels[rows], self.real.num_classes, seed=seed, device=self.world.device
+        )
+        rest = self.split.heldout
+        about = {"heldout_accuracy": classifier.accuracy(model, self.real.take(rest), labels[rest])}
+        classifier.save(self.layout.classifier, model, about, {"real": self.real.manifest.digest})
+
+    def _select(self, step: Step, part: Part | None) -> str:
+        config, generation = self.config, step.generation
+        folder = self.layout.of(step)
+        if generation == 0:
+            if self.world.is_main:
+                source = Source(self.real, self.split.training)
+                ids = np.arange(config.data.size)
+                self._write_selected(step, [source], ids, {"real": self.real.manifest.digest})
+            return f"{config.data.size} real images"
+        pool = pool_of(config.loop, generation, config.data.size)
+        sources, blocks = [], []
+        for g in pool.pool:
+            features = self.features(g, config.selection.encoder)
+            if g == REAL:
+                sources.append(Source(self.real, self.split.training))
+                blocks.append(features[self.split.training])
+            else:
+                count = config.loop.candidates * config.data.size
+                sources.append(Source(self.dataset(Step(g, "sample")), np.arange(count)))
+                blocks.append(features[:count])
+        ids = self._choose(np.concatenate(blocks), pool.choose, sources, generation)
+        if pool.keep:
+            before = Source.whole(self.dataset(Step(generation - 1, "select")))
+            ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
+            sources.insert(0, before)
+        if self.world.is_main:
+            inputs = [Step(g, "sample") for g in pool.pool if g != REAL]
+            self._write_selected(step, sources, ids, self.made_from(step, *inputs))
+        candidates = sum(len(block) for block in blocks)
+        return f"{pool.choose} of {candidates} by {config.selection.strategy}, {len(ids)} in all -> {folder.name}"
+
+    def _choose(
+        self, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
+    ) -> NDArray[np.int64]:
+        selection, options = self.config.selection, dict(self.config.selection.options)
+        rows = np.array_split(np.arange(len(features)), self.world.size)[self.world.rank]
+        labels = None
+        if selection.strategy == "random-stratified":
+            labels = np.concatenate([s.provenance.generation for s in sources])[rows]
+        elif all(s.labels is not None for s in sources):
+            labels = np.concatenate([s.labels for s in sources if s.labels is not None])[rows]
+        heldout = self.features(REAL, selection.encoder)[self.split.training]
+        chosen = choose(
+            features[rows], size, selection.strategy,
+            seed=derive_seed(self.config.seed, generation, "select"), world=self.world, metric=selection.metric,
+            labels=labels, reference=heldout, **options,
+        )  # fmt: skip
+        ids: NDArray[np.int64] = np.asarray(chosen.ids)
+        finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
+        self.facts["radius_median"] = float(np.median(finite)) if len(finite) else None
+        return ids
+
+    def _write_selected(
+        self, step: Step, sources: list[Source], ids: NDArray[np.int64], made_from: Mapping[str, str]
+    ) -> None:
+        about = {"num_classes": self.real.num_classes} if self.real.labelled else {}
+        write_selected(
+            sources, ids, self.layout.of(step), shard_size=self.config.data.shard_size, about=about,
+            made_from={"recipe": self._recipes[step], **made_from},
+        )  # fmt: skip
+
+    def _train(self, step: Step, part: Part | None) -> str:
+        config, generation = self.config, step.generation
+        data = Resident(self.dataset(Step(generation, "select")))
+        if config.train.labels and data.labels is None:
+            raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
+        warm = None
+        if config.train.warm_start and generation:
+            warm = networks.load(self.layout.of(Step(generation - 1, "train")))
+        job = Job(
+            config=config.train, network=config.network, seed=derive_seed(config.seed, generation, "train"),
+            num_classes=self.real.num_classes, checkpoints=self.layout.checkpoints(generation),
+            weights=self.layout.of(step), stats=self.layout.stats(generation),
+            made_from=self.made_from(step, Step(generation, "select")), title=str(step), warm=warm,
+        )  # fmt: skip
+        train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
+        if self.world.is_main:
+            for old in self.layout.checkpoints(generation).glob("images-*.pt"):
+                old.unlink()
+        size = training_size(config.loop, generation, config.data.size)
+        return f"{config.train.images / 1000:.1f} kimg on {size} images"
+
+    def _sample(self, step: Step, part: Part | None) -> str:
+        config, generation = self.config, step.generation
+        weights, folder = self.layout.of(Step(generation, "train")), self.layout.of(step)
+        plan = SamplePlan(config.seed, generation, config.samples, config.sample.shard_size)
+        histogram = None
+        if config.sample.labels == "training" and config.train.labels:
+            labels = self.dataset(Step(generation, "select")).labels
+            assert labels is not None
+            histogram = np.bincount(labels, minlength=self.real.num_classes)
+        mine = part or Part().split(self.world.rank, self.world.size)
+        generate(
+            weights, folder, config.sample, plan, mine, self.world.device, histogram=histogram, title=str(step),
+            show=self.world.is_main, should_stop=self.should_stop, on_progress=self.on_progress,
+        )  # fmt: skip
+        self.world.barrier()
+        if part is None and self.world.is_main:
+            about = {"num_classes": self.real.num_classes} if config.train.labels else {}
+            seal_dataset(folder, about=about, made_from=self.made_from(step, Step(generation, "train")))
+        self.facts["nfe"] = config.sample.nfe
+        return f"{plan.count} images, {config.sample.nfe} NFE" + ("" if part is None else f", part {part}")
+
+    def _encode(self, step: Step, part: Part | None) -> str:
+        dataset, folder = self.dataset(Step(step.generation, "sample")), self.layout.of(step)
+        self._encode_into(dataset, folder, part or Part().split(self.world.rank, self.world.size))
+        self.world.barrier()
+        if part is None and self.world.is_main:
+            seal_features(dataset, self.encoders, folder, self.made_from(step, Step(step.generation, "sample")))
+        return f"{len(dataset)} images by {', '.join(self.encoders)}"
+
+    def _encode_into(self, dataset: Dataset, folder: Path, part: Part) -> None:
+        encode_shards(
+            dataset, self.encoders, folder, part, show=self.world.is_main, should_stop=self.should_stop,
+            on_progress=self.on_progress,
+        )  # fmt: skip
+
+    def _evaluate(self, step: Step, part: Part | None) -> str:
+        if not self.world.is_main:
+            return ""
+        config, generation = self.config, step.generation
+        selected = self.dataset(Step(generation, "select"))
+        n = config.evaluation.samples or config.data.size
+        sets = {}
+        for name in config.evaluation.encoders:
+            real = self.features(REAL, name)
+            generated = self.features(generation, name)[:n]
+            digest = encoder_digest(self.layout.of(PREPARE), name)
+            training = self._gather(selected, name)
+            sets[name] = FeatureSets(generated, training, real[self.split.heldout], digest)
+        size = config.evaluation.entropy_size or config.data.size
+        row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size)
+        if generation == 0:
+            row["baseline"] = baseline_row(sets, entropy_size=size)
+        folder = self.layout.of(step)
+        line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
+        files.create(folder / "metrics.jsonl", lambda file: file.write(line))
+        inputs = self.made_from(step, Step(generation, "encode"), Step(generation, "select"))
+        manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs)
+        first = config.evaluation.encoders[0]
+        measures = row["measures"][first]
+        return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"
+
+    def _gather(self, selected: Dataset, encoder: str) -> NDArray[np.float32]:
+        """Features of a training set, taken from where its images were first encoded: float32 [N, D]."""
+        where = selected.provenance
+        out: NDArray[np.float32] | None = None
+        for g in np.unique(where.generation):
+            rows = where.generation == g
+            found = self.features(int(g), encoder)[where.index[rows]]
+            if out is None:
+                out = np.empty((len(where), found.shape[1]), dtype=np.float32)
+            out[rows] = found
+        assert out is not None
+        return out
