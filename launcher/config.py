@@ -210,3 +210,8 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
         elif a != b:
             found.append(f"{prefix}{name} is {a} there, {b} here")
     return found
+
+
+def dump(config: Config) -> bytes:
+    """A configuration file that `load` reads back as the same configuration."""
+    return yaml.safe_dump(config.settled(), sort_keys=False).encode()

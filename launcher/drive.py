@@ -22,7 +22,7 @@ from entroloop.data import files, manifest
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.world import World
-from entroloop.launcher.config import MAY_CHANGE, Config, differences
+from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump
 from entroloop.launcher.lease import Lease
 from entroloop.launcher.phases import Layout, Step, next_phase, steps
 from entroloop.launcher.work import Work
@@ -40,7 +40,7 @@ def open_run(config: Config) -> Layout:
     if not layout.config.exists():
         if layout.run.is_file():
             raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
-        files.create(layout.config, lambda file: file.write(_yaml(mine)))
+        files.create(layout.config, lambda file: file.write(dump(config)))
     saved = read_config(layout)
     found = [d for d in differences(saved, mine) if d.split(" ")[0] not in MAY_CHANGE]
     if mine["generations"] > saved["generations"]:
@@ -51,7 +51,7 @@ def open_run(config: Config) -> Layout:
             "give the same values, or another name="
         )
     if saved != mine:
-        files.replace(layout.config, lambda file: file.write(_yaml(mine)))
+        files.replace(layout.config, lambda file: file.write(dump(config)))
     return layout
 
 
@@ -63,10 +63,6 @@ def read_config(layout: Layout) -> dict[str, Any]:
     if not isinstance(saved, dict) or "generations" not in saved:
         raise UserError(f"{layout.config}: damaged: restore it, or start again under another name=")
     return saved
-
-
-def _yaml(values: dict[str, Any]) -> bytes:
-    return yaml.safe_dump(values, sort_keys=False).encode()
 
 
 def is_sealed(layout: Layout) -> Callable[[Step], bool]:

@@ -1,0 +1,46 @@
+# Every target sets up what it needs in .venv: Python >= 3.11 and make are enough.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+RUN := PYTHONSAFEPATH=1 $(BIN)/python -m
+
+.PHONY: help demo test test-fast lint format bench clean
+
+help:
+	@echo "make demo   the main job on embedded data: a few minutes, then runs/digits/report.html"
+	@echo "make test   all tests       make lint   ruff and mypy       make bench   the benchmarks"
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entroloop needs Python 3.11 or newer")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt pip setuptools wheel
+	$(BIN)/pip install --quiet --constraint constraints.txt torch numpy
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,cpu,deepspeed,tracking]'
+	touch $@
+
+demo: $(STAMP)
+	$(RUN) entroloop.launcher sweep configs/digits.yaml
+	@echo "open runs/digits/report.html in a browser"
+
+test: $(STAMP)
+	sh tests/system_packages.sh
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-fast: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p entroloop
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,47 @@
+"""What a run will do, without doing it: phases, sizes, network calls and disk. Needs no data and no GPU."""
+
+from __future__ import annotations
+
+import logging
+
+from entroloop.data.pool import pool_of, training_size
+from entroloop.data.shards import REAL
+from entroloop.launcher.config import Config
+
+log = logging.getLogger(__name__)
+
+
+def describe(config: Config) -> str:
+    """A text with one line a phase and the totals."""
+    n, c = config.data.size, config.loop.candidates
+    lines = [
+        f"run {config.run_folder}: {config.loop.paradigm}, {config.selection.strategy} in {config.selection.encoder} "
+        f"space, N = {n}, c = {c}, {config.generations} generations, seed {config.seed}",
+        "real data      prepare   "
+        f"{config.data.source} -> {n} training, {config.data.heldout} held-out, {config.data.labelled} labelled images",
+    ]
+    trained = sampled = 0
+    for g in range(config.generations):
+        size = training_size(config.loop, g, n)
+        if g == 0:
+            what = f"{n} real images"
+        else:
+            pool = pool_of(config.loop, g, n)
+            candidates = sum(n if source == REAL else c * n for source in pool.pool)
+            kept = f", beside the {size - n} of generation {g - 1}" if pool.keep else ""
+            what = f"{pool.choose} of {candidates} candidates{kept}"
+        trained += config.train.images
+        sampled += config.samples * config.sample.nfe
+        images = config.train.images
+        lines += [
+            f"generation {g:<3} select    {what}",
+            f"generation {g:<3} train     {images / 1000:,.1f} kimg on {size} images, "
+            f"{images // config.train.batch:,} steps of {config.train.batch}",
+            f"generation {g:<3} sample    {config.samples} images x {config.sample.nfe} NFE ({config.sample.sampler})",
+            f"generation {g:<3} encode    {config.samples} images by {', '.join(config.encoders)}",
+            f"generation {g:<3} evaluate  samples 0 … {(config.evaluation.samples or n) - 1}",
+        ]
+    lines.append(
+        f"in all: {trained:,} images forward and backward, {sampled:,} network calls on single images in sampling"
+    )
+    return "\n".join(lines)

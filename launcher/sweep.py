@@ -1,0 +1,228 @@
+"""A grid of runs, each in a process of its own, side by side within the cores at hand, and one report at the end.
+
+Runs that are the same up to some step (generation 0 of every strategy with one seed is) do that part once: the first of
+them is the leader; the others start when it has passed the shared part, with hard links to its sealed folders. So
+comparisons are paired, and cheaper.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entroloop.data import files, manifest
+from entroloop.data.errors import Interrupted, UserError
+from entroloop.eval import report
+from entroloop.launcher import config as configuration
+from entroloop.launcher.config import Config
+from entroloop.launcher.drive import is_sealed, open_run
+from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, recipes, steps
+
+log = logging.getLogger(__name__)
+POLL = 0.2  # seconds
+
+
+@dataclass
+class Arm:
+    """One run of the grid.
+
+    leader  the arm that does the steps up to `shared`, and those steps; None where this one does all its steps itself
+    """
+
+    config: Config
+    leader: Arm | None = None
+    shared: tuple[Step, ...] = ()
+    process: subprocess.Popen[bytes] | None = None
+    status: int | None = None
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.config.run_folder)
+
+    @property
+    def sealed_steps(self) -> int:
+        return sum(map(is_sealed(self.layout), steps(self.config.generations)))
+
+
+def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
+    """The sweep's own configuration and its arms, leaders first. Raises UserError when the grid is empty or wrong."""
+    raw = configuration.read_yaml(path)
+    base = configuration.compose(raw, overrides, str(path))
+    grid = base.sweep.grid
+    if not grid or not all(grid.values()):
+        raise UserError(f"{path}: sweep.grid: give at least one key with a list of values, e.g. seed: [0, 1]")
+    arms = []
+    for values in itertools.product(*grid.values()):
+        chosen = dict(zip(grid, values, strict=True))
+        name = "-".join(_label(key, value) for key, value in chosen.items())
+        own = [f"{key}={_text(value)}" for key, value in chosen.items()]
+        place = [f"folder={base.run_folder}", f"name={name}"]
+        arms.append(Arm(configuration.compose(raw, [*overrides, *own, *place], str(path))))
+    if len({arm.config.name for arm in arms}) != len(arms):
+        raise UserError(f"{path}: sweep.grid: two runs of the grid would have the same name; values must differ")
+    lead(arms)
+    return base, arms
+
+
+def _label(key: str, value: Any) -> str:
+    text = str(value).replace("/", "_")
+    return text if key in ("selection.strategy", "loop.paradigm") else f"{key.rpartition('.')[2]}{text}"
+
+
+def _text(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def lead(arms: Sequence[Arm]) -> None:
+    """Finds for every arm the earlier one with which it shares the longest beginning."""
+    found = [recipes(arm.config) for arm in arms]
+    for i, arm in enumerate(arms):
+        for j in range(i):
+            shared = list(itertools.takewhile(lambda s, i=i, j=j: found[j].get(s) == found[i][s], found[i]))  # type: ignore[misc]
+            if len(shared) > len(arm.shared):
+                arm.leader, arm.shared = arms[j], tuple(shared)
+
+
+def link_shared(arm: Arm) -> bool:
+    """Links the shared steps that the leader has sealed into this arm's run; True when all of them are there."""
+    if arm.leader is None:
+        return True
+    open_run(arm.config)
+    for step in arm.shared:
+        if manifest.is_sealed(arm.layout.of(step)):
+            continue
+        source = arm.leader.layout
+        if not manifest.is_sealed(source.of(step)):
+            return False
+        folders = [source.of(step)]
+        if step == PREPARE:
+            folders = [source.images, source.classifier, *folders]
+        for folder in folders:
+            if manifest.is_sealed(folder):
+                link_sealed(folder, arm.layout.run / folder.relative_to(source.run))
+    return True
+
+
+def link_sealed(source: Path, target: Path) -> None:
+    """Hard-links (or copies, across file systems) a sealed folder, the manifest last."""
+    for name in [*(entry.name for entry in manifest.read(source).files), manifest.MANIFEST]:
+        to = target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.exists():
+            continue
+        try:
+            os.link(source / name, to)
+        except FileExistsError:
+            continue
+        except OSError:
+            with (source / name).open("rb") as original:
+                files.create(to, lambda file, o=original: shutil.copyfileobj(o, file))  # type: ignore[misc]
+
+
+def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -> None:
+    """Runs all arms, then writes the report to `<folder>/<name>/report.html`.
+
+    Raises Interrupted when told to stop (the arms have saved their work by then) and RuntimeError, naming the logs,
+    when arms failed.
+    """
+    base, arms = arms_of(path, overrides)
+    jobs = base.sweep.jobs or max(1, len(os.sched_getaffinity(0)) // base.threads)
+    total = sum(len(list(steps(arm.config.generations))) for arm in arms)
+    log.info("sweep %s: %d runs, %d side by side", base.run_folder, len(arms), jobs)
+    waiting, start = list(arms), time.monotonic()
+    running: list[Arm] = []
+    try:
+        while waiting or running:
+            if should_stop():
+                raise Interrupted(f"the sweep stopped with {len(waiting) + len(running)} runs unfinished")
+            for arm in [a for a in waiting if len(running) < jobs]:
+                if len(running) < jobs and _start(arm, path, overrides):
+                    waiting.remove(arm)
+                    running += [arm] if arm.process else []
+            for arm in [a for a in running if a.process and a.process.poll() is not None]:
+                running.remove(arm)
+                _finished(arm, start)
+            failed = [arm for arm in arms if arm.status]
+            waiting = [arm for arm in waiting if not any(arm.leader is f for f in failed)]
+            if failed and not running and not waiting:
+                break
+            _show(arms, total, start)
+            time.sleep(POLL)
+    finally:
+        for arm in running:
+            _stop(arm)
+    _conclude(base, arms)
+
+
+def _start(arm: Arm, path: Path, overrides: Sequence[str]) -> bool:
+    """Starts an arm whose shared steps are ready; True also when it turns out to be finished already."""
+    if not link_shared(arm):
+        return False
+    if next_phase(is_sealed(open_run(arm.config)), arm.config.generations) is None:
+        arm.status = 0
+        return True
+    saved = arm.layout.run / "sweep-arm.yaml"
+    text = configuration.dump(arm.config)
+    files.replace(saved, lambda file: file.write(text))
+    with (arm.layout.run / "log.txt").open("ab") as output:
+        arm.process = subprocess.Popen(
+            [sys.executable, "-m", "entroloop.launcher", "run", str(saved)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(arm.config.threads)},
+            start_new_session=True,  # Ctrl-C reaches the sweep, which stops its runs in order
+        )
+    return True
+
+
+def _finished(arm: Arm, start: float) -> None:
+    assert arm.process is not None
+    arm.status = arm.process.returncode
+    said = "done" if arm.status == 0 else f"failed with status {arm.status}, see {arm.layout.run / 'log.txt'}"
+    log.info("%8.1f s  %-40s  %s", time.monotonic() - start, arm.config.name, said)
+
+
+def _stop(arm: Arm) -> None:
+    assert arm.process is not None
+    if arm.process.poll() is None:
+        arm.process.send_signal(signal.SIGTERM)
+        try:
+            arm.process.wait(120)
+        except subprocess.TimeoutExpired:
+            arm.process.kill()
+
+
+_shown = 0.0
+
+
+def _show(arms: Sequence[Arm], total: int, start: float) -> None:
+    """On a terminal, one line that is written over: steps done and a guess of the time left."""
+    global _shown
+    if not sys.stderr.isatty() or time.monotonic() - _shown < 1:
+        return
+    _shown = time.monotonic()
+    done = sum(arm.sealed_steps for arm in arms)
+    seconds = time.monotonic() - start
+    left = seconds / done * (total - done) if done else 0
+    print(f"\r{done}/{total} phases, {seconds:.0f} s, about {left:.0f} s left   ", end="", file=sys.stderr)
+
+
+def _conclude(base: Config, arms: Sequence[Arm]) -> None:
+    failed = [arm for arm in arms if arm.status != 0]
+    if failed:
+        logs = ", ".join(str(arm.layout.run / "log.txt") for arm in failed)
+        raise RuntimeError(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
+    out = base.run_folder / "report.html"
+    report.write([arm.layout.run for arm in arms], out)
+    log.info("report: %s", out)

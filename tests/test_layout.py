@@ -1,0 +1,78 @@
+"""The shape of the project: packages, directions of import, and pure files."""
+
+import ast
+import configparser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("data", "trainer", "selection", "eval", "launcher", "slurm")
+ALLOWED = {
+    "data": {"data"},
+    "trainer": {"data", "trainer"},
+    "selection": {"data", "selection"},
+    "slurm": {"data", "slurm"},
+    "eval": {"data", "selection", "eval"},
+    "launcher": set(ROOMS),
+}
+PURE = [
+    "data/plan.py",
+    "data/pool.py",
+    "trainer/diffusion.py",
+    "trainer/sampler.py",
+    "trainer/ema.py",
+    "selection/topk.py",
+    "eval/frechet.py",
+    "eval/manifold.py",
+    "eval/diversity.py",
+    "eval/memorization.py",
+]
+
+
+def imports(path):
+    """Every module that a file imports, at its top or inside a function."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_point_down(room):
+    for path in (ROOT / room).rglob("*.py"):
+        for name in imports(path):
+            if name.startswith("entroloop."):
+                assert name.split(".")[1] in ALLOWED[room], f"{path} imports {name}"
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_files_know_no_world_and_no_path(name):
+    found = set(imports(ROOT / name))
+    assert not {n for n in found if n.startswith(("pathlib", "os", "torch.distributed", "entroloop.data.world"))}
+
+
+def test_only_world_calls_torch_distributed_and_only_the_loop_imports_accelerate():
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            found = set(imports(path))
+            if path != ROOT / "data/world.py":
+                assert not any(n.startswith("torch.distributed") for n in found), path
+            if path != ROOT / "trainer/loop.py":
+                assert not any(n.split(".")[0] in ("accelerate", "deepspeed") for n in found), path
+
+
+def test_setup_lists_every_package():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = set(setup["options"]["packages"].split())
+    tree = {
+        ".".join(["entroloop", *path.parent.relative_to(ROOT).parts])
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert listed == tree
+    assert not (ROOT / "__init__.py").exists()
