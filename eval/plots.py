@@ -1,0 +1,285 @@
+"""The report's plots, as matplotlib figures.
+
+    arms of runs  ->  Figure  ->  SVG or PNG bytes
+
+Colours tell strategies apart and stay the same in every plot (Okabe and Ito's palette, safe for colour-blind readers);
+markers and line styles tell them apart in print.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from entroloop.eval.analysis import correlation, curve, entropy_and_score, number
+from entroloop.eval.catalogue import title
+from entroloop.eval.runs import Arm, Run, row_value
+
+COLOURS = {
+    "random": "#D55E00",
+    "greedy": "#0072B2",
+    "threshold-decay": "#009E73",
+    "adaptive-threshold": "#CC79A7",
+    "entropy-matching": "#E69F00",
+}
+_MORE = ("#56B4E9", "#332288", "#882255", "#999933", "#000000")
+_MARKERS = "osD^vPX<>*"
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+_BASELINE = "#555555"
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "entroloop",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    colour: str
+    marker: str
+    dash: str | tuple[int, tuple[float, ...]]
+
+
+def styles(groups: Sequence[Arm]) -> dict[str, Style]:
+    """Label of an arm -> how it is drawn: colour by strategy (by label if all have one), dash by what else differs."""
+    by_strategy = len({arm.strategy for arm in groups}) > 1
+    kinds = list(dict.fromkeys(arm.strategy if by_strategy else arm.label for arm in groups))
+    spare = itertools.cycle(_MORE if by_strategy or len(kinds) == 1 else [*COLOURS.values(), *_MORE])
+    colours = {kind: COLOURS[kind] if kind in COLOURS else next(spare) for kind in kinds}
+    rests = list(dict.fromkeys(arm.rest for arm in groups))
+    return {
+        arm.label: Style(
+            colours[arm.strategy if by_strategy else arm.label],
+            _MARKERS[i % len(_MARKERS)],
+            _DASHES[rests.index(arm.rest) % len(_DASHES)] if by_strategy else "-",
+        )
+        for i, arm in enumerate(groups)
+    }
+
+
+def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def svg(figure: Figure) -> bytes:
+    return _saved(figure, "svg", metadata={"Date": None})
+
+
+def png(figure: Figure, dpi: int = 200) -> bytes:
+    return _saved(figure, "png", dpi=dpi)
+
+
+def _saved(figure: Figure, form: str, **options: Any) -> bytes:
+    out = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(out, format=form, **options)
+    return out.getvalue()
+
+
+def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
+    """Mean over seeds with its band, each seed thinly, and held-out against training data as a dashed line."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = new_figure(4.4, 3.1)
+        looks = styles(groups)
+        shown: list[float] = []
+        for arm in groups:
+            line = curve(arm, encoder, measure)
+            look = looks[arm.label]
+            if not line.generations:
+                continue
+            if max(line.n) > 1:
+                axes.fill_between(line.generations, line.low, line.high, color=look.colour, alpha=0.14, linewidth=0)
+                shown += _seeds(axes, arm, encoder, measure, look.colour)
+            shown += line.mean
+            axes.plot(
+                line.generations, line.mean, color=look.colour, marker=look.marker, linestyle=look.dash,
+                markersize=4.5, linewidth=1.8, label=arm.label,
+            )  # fmt: skip
+        if not shown:
+            return None
+        base = baseline_value(runs, encoder, measure)
+        if base is not None:
+            axes.axhline(base, color=_BASELINE, linestyle=(0, (4, 3)), linewidth=1, label="real test vs real train")
+            shown.append(base)
+        _limits(axes, shown)
+        axes.set_title(f"{title(measure)} · {encoder}")
+        axes.set_xlabel("generation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        figure.legend(loc="outside lower center", ncols=min(3, len(groups) + 1), handlelength=2.6)
+    return figure
+
+
+def _seeds(axes: Axes, arm: Arm, encoder: str, measure: str, colour: str) -> list[float]:
+    shown: list[float] = []
+    for run in arm.runs:
+        points = [(row["generation"], row_value(row, encoder, measure)) for row in run.rows]
+        known = [(g, value) for g, value in points if value is not None]
+        axes.plot([g for g, _ in known], [v for _, v in known], color=colour, linewidth=0.6, alpha=0.55)
+        shown += [value for _, value in known]
+    return shown
+
+
+def _limits(axes: Axes, shown: Sequence[float]) -> None:
+    """Room for what was measured; a band of few seeds may run out of the picture."""
+    low, high = min(shown), max(shown)
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
+    axes.set_ylim(low - margin, high + margin)
+
+
+def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | None:
+    """The mean of the real-test-vs-real-train rows of all runs."""
+    values = [row_value(run.baseline, encoder, measure) for run in runs if run.baseline]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
+    """Training-set entropy against log generalization score, a point a generation, with Pearson r."""
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = new_figure(4.6, 3.6)
+        looks = styles(groups)
+        clusters = [cluster for arm in groups for cluster in entropy_and_score(arm.runs, encoder)]
+        if not any(clusters):
+            return None
+        for arm in groups:
+            points = [pair for cluster in entropy_and_score(arm.runs, encoder) for pair in cluster]
+            look = looks[arm.label]
+            axes.scatter(
+                [x for x, _ in points], [y for _, y in points], s=22, color=look.colour, marker=look.marker,
+                alpha=0.85, linewidth=0, label=arm.label,
+            )  # fmt: skip
+        found = correlation(clusters)
+        if found is not None:
+            every = np.array([pair for cluster in clusters for pair in cluster])
+            slope, offset = np.polyfit(every[:, 0], every[:, 1], 1)
+            ends = np.array([every[:, 0].min(), every[:, 0].max()])
+            axes.plot(ends, slope * ends + offset, color=_BASELINE, linewidth=1, zorder=0)
+        axes.set_title(f"{_pearson_words(clusters)} · {encoder}")
+        axes.set_xlabel("training-set entropy (nats)")
+        axes.set_ylabel("log generalization score")
+        figure.legend(loc="outside lower center", ncols=min(3, len(groups)))
+    return figure
+
+
+def _pearson_words(clusters: Sequence[Sequence[tuple[float, float]]]) -> str:
+    found = correlation(clusters)
+    if found is None:
+        return "too few points for a correlation"
+    span = f" [{number(found.low)}, {number(found.high)}]" if found.low is not None else ""
+    return f"Pearson r = {number(found.r)}{span}, {found.n} points"
+
+
+def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
+    """Stacked shares of every training set by origin, the mean over seeds, one panel an arm."""
+    filled = [arm for arm in groups if arm.generations]
+    if not filled:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = new_figure(max(2.3 * len(filled) + 0.9, 4), 2.7, len(filled))
+        last = max(max(arm.generations) for arm in filled)
+        colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, max(last, 1)))]
+        origins = ["real", *map(str, range(last))]
+        for axes, arm in zip(panels, filled, strict=True):
+            shares = np.array([[_share(arm, g, origin) for g in arm.generations] for origin in origins])
+            bottom = np.zeros(len(arm.generations))
+            for origin, share, colour in zip(origins, shares, colours, strict=True):
+                label = "real" if origin == "real" else f"generation {origin}"
+                axes.bar(arm.generations, share, 0.9, bottom=bottom, color=colour, label=label)
+                bottom += share
+            axes.set_title(arm.label)
+            axes.set_ylim(0, 1)
+            axes.set_xlabel("generation")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0].set_ylabel("share of the training set")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
+    return figure
+
+
+def _share(arm: Arm, generation: int, origin: str) -> float:
+    shares = [
+        float(row["provenance"].get(origin, 0.0)) for run in arm.runs for row in run.rows
+        if row["generation"] == generation
+    ]  # fmt: skip
+    return float(np.mean(shares))
+
+
+def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
+    """Leading eigenvalues of the generated features' covariance, one line a generation, one panel an arm."""
+    lines = {arm.label: _eigenvalues(arm, encoder) for arm in groups}
+    filled = [arm for arm in groups if lines[arm.label]]
+    if not filled:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, panels = new_figure(max(2.3 * len(filled) + 0.9, 4), 2.8, len(filled))
+        last = max(g for arm in filled for g in lines[arm.label])
+        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
+        positive = [v for arm in filled for values in lines[arm.label].values() for v in values if v > 0]
+        for axes, arm in zip(panels, filled, strict=True):
+            for generation, values in lines[arm.label].items():
+                axes.plot(range(1, len(values) + 1), values, color=scale.cmap(generation / max(last, 1)), linewidth=1.3)
+            axes.set_title(arm.label)
+            axes.set_yscale("log")
+            axes.set_ylim(max(min(positive), max(positive) * 1e-6) / 1.5, max(positive) * 1.5)
+            axes.set_xlabel("eigenvalue number")
+            if axes is not panels[0]:
+                axes.tick_params(labelleft=False)
+        panels[0].set_ylabel(f"eigenvalue · {encoder}")
+        figure.colorbar(scale, ax=panels[-1], label="generation", ticks=MaxNLocator(integer=True))
+    return figure
+
+
+def _eigenvalues(arm: Arm, encoder: str) -> dict[int, list[float]]:
+    """Generation -> the spectrum of the arm's first run."""
+    rows = arm.runs[0].rows
+    found = {row["generation"]: row.get("context", {}).get("encoders", {}).get(encoder, {}) for row in rows}
+    return {g: context["top_eigenvalues"] for g, context in found.items() if context.get("top_eigenvalues")}
+
+
+def costs(runs: Sequence[Run]) -> Figure | None:
+    """Seconds by phase, stacked, one bar a run."""
+    phases = list(dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds")))
+    if not phases:
+        return None
+    with matplotlib.rc_context(_STYLE):
+        figure, (axes,) = new_figure(7, 0.9 + 0.24 * len(runs))
+        left = np.zeros(len(runs))
+        colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+        for i, phase in enumerate(phases):
+            seconds = np.array([spent(run, phase, "seconds") for run in runs])
+            axes.barh([run.name for run in runs], seconds, left=left, color=colours[i % len(colours)], label=phase)
+            left += seconds
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("seconds")
+        figure.legend(loc="outside upper center", ncols=len(phases))
+    return figure
+
+
+def spent(run: Run, phase: str, what: str) -> float:
+    """Seconds, or network calls (`nfe`), of one phase over all generations."""
+    return float(sum(line.get(what) or 0 for line in run.stats if line.get("phase") == phase))

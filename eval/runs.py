@@ -1,0 +1,237 @@
+"""Finished and unfinished runs, read back from their folders for a report.
+
+    run and sweep folders  ->  read_runs  ->  [Run]  ->  arms (runs that differ in the seed only)
+
+Reads what `launcher` writes: `config.yaml`, `generation_*/metrics/metrics.jsonl` and `generation_*/stats.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from entroloop.data.errors import UserError
+from entroloop.data.manifest import MANIFEST
+
+Row = dict[str, Any]
+# May differ between runs of one arm: what the run is called, where it runs, how far it went.
+_ASIDE = ("name", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as far as it is."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]  # flat: "selection.strategy" -> value
+    rows: tuple[Row, ...]  # one a finished generation, in order
+    baseline: Row | None
+    stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed", 0))
+
+    @property
+    def strategy(self) -> str:
+        return str(self.config.get("selection.strategy", "random"))
+
+    @property
+    def paradigm(self) -> str:
+        return str(self.config.get("loop.paradigm", ""))
+
+    @property
+    def planned(self) -> int:
+        """Generations that the configuration asks for."""
+        return int(self.config.get("generations", len(self.rows)))
+
+    @property
+    def finished(self) -> bool:
+        return len(self.rows) >= self.planned
+
+    def value(self, generation: int, encoder: str, measure: str) -> float | None:
+        """A measure of one generation, None where it is missing or undefined."""
+        return row_value(next((row for row in self.rows if row["generation"] == generation), None), encoder, measure)
+
+    def generation_folder(self, generation: int) -> Path:
+        return self.folder / f"generation_{generation:04d}"
+
+
+def row_value(row: Row | None, encoder: str, measure: str) -> float | None:
+    """A measure out of a row. `real_share` comes from the provenance and is the same for every encoder."""
+    if row is None:
+        return None
+    if measure == "real_share":
+        return float(row["provenance"].get("real", 0.0))
+    value = row["measures"].get(encoder, {}).get(measure)
+    return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    strategy: str
+    rest: str  # what else tells it from other arms: "accumulate", "replace, tau=3", …
+    runs: tuple[Run, ...]
+
+    @property
+    def generations(self) -> list[int]:
+        return sorted({row["generation"] for run in self.runs for row in run.rows})
+
+    def values(self, generation: int, encoder: str, measure: str) -> list[float]:
+        found = (run.value(generation, encoder, measure) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every run in the given run and sweep folders, each once, in the order given.
+
+    Raises UserError for a folder that holds no run and for a damaged row or configuration, naming the file.
+    """
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        inside = run_folders(folder)
+        if not inside:
+            raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it); give a folder that `run` made")
+        for path in inside:
+            found.setdefault(path.resolve(), read_run(path))
+    return list(found.values())
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, else the runs up to two levels below, by name."""
+    if is_run(folder):
+        return [folder]
+    below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return [path for path in below if is_run(path)]
+
+
+def is_run(folder: Path) -> bool:
+    """A sweep's own folder may hold a `config.yaml` too, but no generations beside runs of its own."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    return any(folder.glob("generation_*")) or not any(folder.glob("*/config.yaml"))
+
+
+def read_run(folder: Path) -> Run:
+    """Reads one run. Rows count once their folder is sealed."""
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no configuration (expected keys such as seed and loop)")
+    rows: list[Row] = []
+    stats: list[dict[str, Any]] = []
+    for generation in sorted(folder.glob("generation_*")):
+        rows += _rows(generation / "metrics")
+        stats += [{**line, "generation": generation.name} for line in _stats(generation / "stats.jsonl")]
+    rows.sort(key=lambda row: int(row["generation"]))
+    baseline = next((row["baseline"] for row in rows if row.get("baseline")), None)
+    return Run(folder, str(config.get("name") or folder.name), flat(config), tuple(rows), baseline, tuple(stats))
+
+
+def _rows(folder: Path) -> list[Row]:
+    path = folder / "metrics.jsonl"
+    if not (folder / MANIFEST).exists() or not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        for row in rows:
+            row["generation"], row["measures"], row["provenance"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged row of measures ({error}); delete the folder and run again") from error
+    return rows
+
+
+def _stats(path: Path) -> list[dict[str, Any]]:
+    """Unsealed and appended to while a run works: a last line cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as "section.key" -> value."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent."""
+    keys = sorted({key for run in runs for key in run.config})
+    differing = {}
+    for key in keys:
+        values = [run.config.get(key) for run in runs]
+        if not _aside(key) and any(value != values[0] for value in values):
+            differing[key] = values
+    return differing
+
+
+def _aside(key: str) -> bool:
+    return key.split(".")[0] in _ASIDE or key.split(".")[-1] in ("seed", "name")
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Groups runs that differ in the seed only; each label names the fewest keys that tell the arms apart.
+
+    Arms come in the order of their first run, `random` first, since the others are compared with it.
+    """
+    differing = differences(runs)
+    groups: dict[str, list[int]] = {}
+    for i in range(len(runs)):
+        signature = json.dumps([differing[key][i] for key in differing], default=str)
+        groups.setdefault(signature, []).append(i)
+    naming = _telling_keys(differing, [members[0] for members in groups.values()])
+    out = []
+    for members in groups.values():
+        first = members[0]
+        rest = ", ".join(_short(key, differing[key][first]) for key in naming)
+        strategy = runs[first].strategy
+        label = f"{strategy} ({rest})" if rest else strategy
+        out.append(Arm(label, strategy, rest, tuple(sorted((runs[i] for i in members), key=lambda run: run.seed))))
+    return sorted(out, key=lambda arm: arm.strategy != "random")
+
+
+def _telling_keys(differing: Mapping[str, list[Any]], members: Iterable[int]) -> list[str]:
+    """Keys, beyond the strategy, that are needed to tell these runs apart: the paradigm first."""
+    members = list(members)
+    order = sorted((key for key in differing if key != "selection.strategy"), key=lambda key: key != "loop.paradigm")
+    naming: list[str] = []
+
+    def parts(keys: Sequence[str]) -> int:
+        every = [key for key in ("selection.strategy", *keys) if key in differing]
+        return len({json.dumps([differing[key][i] for key in every], default=str) for i in members})
+
+    for key in order:
+        if parts([*naming, key]) > parts(naming):
+            naming.append(key)
+    return naming
+
+
+def _short(key: str, value: Any) -> str:
+    if key == "loop.paradigm":
+        return str(value)
+    return f"{key.split('.')[-1]}={'none' if value is None else value}"

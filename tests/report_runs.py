@@ -1,0 +1,79 @@
+"""Small run folders for tests of the report, written with the real writers: digits that slowly lose variety."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+from sklearn.datasets import load_digits
+
+from entroloop.data import manifest
+from entroloop.data.shards import REAL, Provenance, seal_dataset, write_shard
+from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
+
+HELDOUT = 100
+
+
+def digits():
+    return (load_digits().images[:, None] * 15.9).astype(np.uint8)
+
+
+def make_run(folder, strategy="random", seed=0, generations=3, n=60, *, planned=None, encoders=("pixel",), images=None):
+    """A run of fake samples: each generation mixes images of a shrinking set, faster for `random`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    config = {
+        "name": folder.name,
+        "seed": seed,
+        "generations": planned or generations,
+        "loop": {"paradigm": "replace", "candidates": 1 if strategy == "random" else 2},
+        "selection": {"strategy": strategy},
+        "train": {"steps": 1500},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    rng = np.random.default_rng(seed)
+    images = digits() if images is None else images
+    real, heldout = images[:n], images[-HELDOUT:]
+    training, origin = real, Provenance(np.full(n, REAL), np.arange(n), ("",) * n)
+    for generation in range(generations):
+        keep = max(4, int(n * (0.6 if strategy == "random" else 0.85) ** (generation + 1)))
+        left, right = rng.integers(keep, size=(2, n))
+        weight = rng.uniform(0.6, 1, size=(n, 1, 1, 1))
+        samples = (weight * training[left] + (1 - weight) * training[right]).astype(np.uint8)
+        place = folder / f"generation_{generation:04d}"
+        write_set(place / "selected", training, origin)
+        write_set(place / "samples", samples, Provenance.sampled(generation, 0, n))
+        sets = {}
+        for i, name in enumerate(encoders):
+            rows = (x.reshape(len(x), -1).astype(np.float32)[:, i:] for x in (samples, training, heldout))
+            sets[name] = FeatureSets(*rows, digest="0" * 64)
+        row = evaluate_generation(generation, sets, origin, entropy_size=n)
+        if generation == 0:
+            row["baseline"] = baseline_row(sets)
+        write_row(place, row)
+        phases = [{"phase": "train", "seconds": 12.5, "nfe": 1500}, {"phase": "sample", "seconds": 3.0, "nfe": 1140}]
+        phases[0]["environment"] = {"torch": "2.13.0", "threads": 1}
+        (place / "stats.jsonl").write_text("".join(json.dumps(phase) + "\n" for phase in phases))
+        training, origin = samples, Provenance.sampled(generation, 0, n)
+    return folder
+
+
+def write_set(folder, images, provenance):
+    write_shard(folder, 0, images, None, provenance, first_key=0)
+    seal_dataset(folder)
+
+
+def write_row(generation_folder, row):
+    metrics = generation_folder / "metrics"
+    metrics.mkdir()
+    (metrics / "metrics.jsonl").write_text(json.dumps(row, allow_nan=False) + "\n")
+    manifest.seal(metrics, "metrics", 1, ["metrics.jsonl"])
+
+
+def make_sweep(folder, strategies=("random", "greedy", "threshold-decay"), seeds=(0, 1), **options):
+    for strategy in strategies:
+        for seed in seeds:
+            make_run(Path(folder) / f"{strategy}-{seed}", strategy, seed, **options)
+    return Path(folder)
