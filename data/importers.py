@@ -150,9 +150,10 @@ def import_part(
 
 def seal_import(dest: Path) -> Manifest:
     """Seals an import whose parts are all done. Raises UserError naming the first shard that is missing."""
-    if manifest.is_sealed(dest):
+    facts = None if manifest.is_sealed(dest) else _read_settings(dest)
+    if manifest.is_sealed(dest):  # also by another process, just now
+        (dest / SETTINGS).unlink(missing_ok=True)
         return manifest.read(dest)
-    facts = _read_settings(dest)
     if facts is None:
         raise UserError(f"{dest}: not an import that was begun (no {SETTINGS})")
     missing = next((i for i in range(facts["shards"]) if not conversion.is_done(dest, i)), None)
@@ -256,17 +257,15 @@ def _check_dest(dest: Path, source: str, identity: dict[str, Any]) -> None:
     origin = Path(source).expanduser()
     if origin.is_dir() and dest.resolve().is_relative_to(origin.resolve()):
         raise UserError(f"{dest}: lies inside the source {source}: give a folder outside it")
-    there: Any
-    if manifest.is_sealed(dest):
+    there = None if manifest.is_sealed(dest) else _read_settings(dest)
+    if manifest.is_sealed(dest):  # also by another process, just now
         there = manifest.read(dest).about.get("import")
         if there is None:
             raise UserError(f"{dest}: already holds a sealed set that was not imported: give another folder")
-    else:
-        there = _read_settings(dest)
-        if there is None:
-            if dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in dest.iterdir()):
-                raise UserError(f"{dest}: already holds other files: give a new or empty folder")
-            return
+    elif there is None:
+        if dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in dest.iterdir()):
+            raise UserError(f"{dest}: already holds other files: give a new or empty folder")
+        return
     if difference := _difference(there, identity):
         raise UserError(f"{dest}: holds an import made otherwise ({difference}): give another folder")
 

@@ -21,16 +21,17 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from entroloop.data import files, manifest
+from entroloop.data import files, manifest, png, tar
 from entroloop.data.errors import UserError
 from entroloop.data.manifest import FileEntry, Manifest
 
@@ -96,7 +97,7 @@ def write_shard(
     tar_path = folder / shard_name(number)
     if tar_path.with_suffix(".json").exists():
         return
-    made = files.create(tar_path, lambda file: _write_tar(file, samples, labels, first_key, encoding))
+    made = files.create(tar_path, lambda file: tar.write(file, _members(samples, labels, first_key, encoding)))
     if not made:  # left by a killed process, or by another one at work on the same shard: what stands there counts
         samples, labels = read_shard(tar_path)
     columns: dict[str, list[Any]] = {
@@ -120,29 +121,23 @@ def write_shard(
     files.create(tar_path.with_suffix(".json"), lambda file: file.write(text))
 
 
-def _write_tar(
-    file: IO[bytes], samples: Samples, labels: NDArray[np.int64] | None, first_key: int, encoding: Encoding
-) -> None:
+def _members(
+    samples: Samples, labels: NDArray[np.int64] | None, first_key: int, encoding: Encoding
+) -> Iterator[tuple[str, bytes]]:
     suffix = "npy" if samples.ndim == 2 else encoding
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for i, sample in enumerate(samples):
+    step = 256  # encoded at once: bounds the memory
+    for start in range(0, len(samples), step):
+        block = samples[start : start + step]
+        for i, payload in enumerate(encode_pngs(block) if suffix == "png" else map(encode_npy, block), start):
             key = f"{first_key + i:09d}"
-            _add(tar, f"{key}.{suffix}", encode_png(sample) if suffix == "png" else encode_npy(sample))
+            yield f"{key}.{suffix}", payload
             if labels is not None:
-                _add(tar, f"{key}.cls", str(int(labels[i])).encode())
+                yield f"{key}.cls", str(int(labels[i])).encode()
 
 
-def _add(tar: tarfile.TarFile, name: str, payload: bytes) -> None:
-    info = tarfile.TarInfo(name)  # time 0, owner 0: the same bytes for everybody
-    info.size = len(payload)
-    tar.addfile(info, io.BytesIO(payload))
-
-
-def encode_png(image: NDArray[Any]) -> bytes:
-    """uint8 [C, H, W] -> PNG. Level 1: shards of small images gain little from more, and it takes most of the time."""
-    out = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(out, "PNG", compress_level=1)
-    return out.getvalue()
+def encode_pngs(images: NDArray[Any]) -> list[bytes]:
+    """uint8 [N, C, H, W] -> N PNG files, on several threads."""
+    return png.encode(images, png.threads_here())
 
 
 def encode_npy(array: NDArray[Any]) -> bytes:
@@ -156,6 +151,9 @@ def decode(name: str, payload: bytes) -> NDArray[Any]:
     if name.endswith(".npy"):
         array: NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
         return array
+    ours = png.decode(payload)
+    if ours is not None:
+        return ours
     with Image.open(io.BytesIO(payload)) as image:
         pixels = np.asarray(image)
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -174,27 +172,33 @@ def read_shard(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
 
     Raises UserError naming the file, and the sample, when anything in it is damaged, missing or of another shape.
     """
-    found: list[NDArray[Any]] = []
-    labels: list[int] = []
-    key = ""
     try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                payload = tar.extractfile(member)
-                if payload is None:
-                    raise ValueError("not a regular file")
-                key, _, suffix = member.name.rpartition(".")
-                if suffix == "cls":
-                    labels.append(int(payload.read()))
-                else:
-                    found.append(decode(member.name, payload.read()))
-        if labels and len(labels) != len(found):
-            raise ValueError(f"{len(found)} samples but {len(labels)} labels")
-        return np.stack(found), np.array(labels, dtype=np.int64) if labels else None
+        raw = path.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such shard") from error
-    except (tarfile.TarError, ValueError, OSError, EOFError, UnidentifiedImageError, SyntaxError) as error:
-        raise UserError(f"{path}: damaged shard, at sample {key or '(first)'}: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_shard(raw, str(path))
+
+
+def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | None]:
+    """`read_shard` of a shard's bytes; `name` is for messages."""
+    samples: dict[str, NDArray[Any]] = {}
+    labels: dict[str, int] = {}
+    key = ""
+    try:
+        for member, payload in tar.members(raw):
+            key, _, suffix = member.rpartition(".")
+            kept: dict[str, Any] = labels if suffix == "cls" else samples
+            if key in kept:
+                raise ValueError("appears twice")
+            kept[key] = int(payload) if suffix == "cls" else decode(member, payload)
+        if labels and list(labels) != list(samples):
+            key = next(iter(samples.keys() ^ labels.keys()), key)
+            raise ValueError(f"{len(samples)} samples and {len(labels)} labels do not go together")
+        return np.stack(list(samples.values())), np.array(list(labels.values()), np.int64) if labels else None
+    except (tarfile.TarError, ValueError, OSError, EOFError, SyntaxError, zlib.error) as error:
+        raise UserError(f"{name}: damaged shard, at sample {key or '(first)'}: {error}") from error
 
 
 def seal_dataset(
@@ -213,15 +217,15 @@ def seal_dataset(
     shards = []
     for side_path in sides:
         side = json.loads(side_path.read_text())
-        tar = side_path.with_suffix(".tar").name
-        entries.append(FileEntry(name=tar, bytes=side["bytes"], sha256=side["sha256"]))
+        name = side_path.with_suffix(".tar").name
+        entries.append(FileEntry(name=name, bytes=side["bytes"], sha256=side["sha256"]))
         entries.append(manifest.entry(folder, side_path.name))
-        shards.append({"name": tar, "count": side["count"], "content_sha256": side["content_sha256"]})
+        shards.append({"name": name, "count": side["count"], "content_sha256": side["content_sha256"]})
         kind = {key: side[key] for key in ("shape", "dtype", "labelled")}
         if side_path is sides[0]:
             first = kind
         if kind != first:
-            raise UserError(f"{folder / tar}: holds {kind}, but the shards before it hold {first}")
+            raise UserError(f"{folder / name}: holds {kind}, but the shards before it hold {first}")
     count = sum(shard["count"] for shard in shards)
     facts = {**first, "shards": shards, **(about or {})}
     kind_name = "vectors" if len(first["shape"]) == 1 else "images"

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_create_keeps_the_first_and_replace_takes_the_last(tmp_path: Path):
+    path = tmp_path / "new" / "file"
+    assert files.create(path, lambda f: f.write(b"one"))
+    assert not files.create(path, lambda f: f.write(b"two"))
+    assert path.read_bytes() == b"one"
+    files.replace(path, lambda f: f.write(b"three"))
+    assert path.read_bytes() == b"three"
+    assert names(path.parent) == ["file"]
+
+
+@pytest.mark.parametrize("write", [files.create, files.replace])
+def test_nothing_is_left_when_writing_fails(tmp_path: Path, write):
+    def half(file):
+        file.write(b"half")
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        write(tmp_path / "file", half)
+    assert names(tmp_path) == []
+
+
+def test_file_systems_without_hard_links_are_served(tmp_path: Path, monkeypatch):
+    def no_link(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    assert files.create(tmp_path / "file", lambda f: f.write(b"one"))
+    assert not files.create(tmp_path / "file", lambda f: f.write(b"two"))
+    assert (tmp_path / "file").read_bytes() == b"one"
+    assert names(tmp_path) == ["file"]
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str):
+    """A file system of a few hundred kB, where this process may mount one."""
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
+    if made.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {made.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("write", [files.create, files.replace])
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        with pytest.raises(UserError, match="file: disk full or quota exceeded") as caught:
+            write(disk / "file", lambda f: f.write(bytes(200_000)))
+        assert "\n" not in str(caught.value)
+        assert names(disk) == []
+
+
+def _try_to_create(path: Path, text: bytes, ready, answers) -> None:
+    ready.wait()
+    answers.put((text, files.create(path, lambda f: f.write(text))))
+
+
+def test_of_many_writers_exactly_one_wins(tmp_path: Path):
+    context = multiprocessing.get_context("fork")
+    ready, answers = context.Barrier(4), context.Queue()
+    texts = [bytes([65 + i]) * 100_000 for i in range(4)]
+    writers = [context.Process(target=_try_to_create, args=(tmp_path / "f", t, ready, answers)) for t in texts]
+    for writer in writers:
+        writer.start()
+    results = [answers.get(timeout=30) for _ in writers]
+    for writer in writers:
+        writer.join()
+    winners = [text for text, won in results if won]
+    assert len(winners) == 1
+    assert (tmp_path / "f").read_bytes() == winners[0]
+
+
+def test_sweep_removes_temporaries_only(tmp_path: Path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / f"{files.TEMPORARY}abc-x").write_text("left over")
+    (tmp_path / "sub" / "kept").write_text("kept")
+    files.sweep_temporaries(tmp_path)
+    assert names(tmp_path / "sub") == ["kept"]
+
+
+def test_json_is_canonical_and_digests_follow_values():
+    assert files.json_bytes({"b": 1, "a": "ü"}) == '{\n  "a": "ü",\n  "b": 1\n}\n'.encode()
+    assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1}) != files.digest({"a": 1, "b": 3})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        files.json_bytes(float("nan"))
+
+
+def test_sha256_of_a_known_text(tmp_path: Path):
+    (tmp_path / "abc").write_bytes(b"abc")
+    assert files.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
