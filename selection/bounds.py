@@ -19,7 +19,7 @@ Shapes: n left rows, m right rows, D features, K augmented columns, P pairs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -60,10 +60,22 @@ def shortest_format(device: torch.device) -> Format:
 
 @dataclass(frozen=True)
 class Frame:
-    """y = (x - centre) * scale, with a power of two as scale, so that the rows have norms of about 1 or less."""
+    """y = (x - centre) * scale, with a power of two as scale, so that the rows have norms of about 1 or less.
+
+    Also lends scratch memory: fresh memory for each product would cost more than the product.
+    """
 
     centre: Tensor  # [D] float64
     scale: float
+    _scratch: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
+
+    def scratch(self, use: str, rows: int, columns: int, like: Tensor) -> Tensor:
+        """[rows, columns] of unspecified content, of the dtype and device of `like`; valid until asked for again."""
+        key, size = f"{use} {like.dtype}", rows * columns
+        memory = self._scratch.get(key)
+        if memory is None or len(memory) < size:
+            memory = self._scratch[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+        return memory[:size].view(rows, columns)
 
     @classmethod
     def of(cls, rows: Tensor, world: World | None = None) -> Frame:
@@ -81,9 +93,9 @@ class Frame:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Rounded rows: `right` [n, K] = [z, |z|^2 in parts, ones]; `square` [n] |z|^2; `rho` [n] what rounding lost."""
+    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts]; `square` [n] |z|^2; `rho` [n] what rounding lost."""
 
-    right: Tensor
+    left: Tensor
     square: Tensor  # float64
     rho: Tensor  # float64
     format: Format
@@ -92,7 +104,7 @@ class Sketch:
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
         n, d = rows.shape
         parts = form.parts
-        right = torch.empty((n, d + 2 * parts), dtype=form.dtype, device=rows.device)
+        left = torch.empty((n, d + 2 * parts), dtype=form.dtype, device=rows.device)
         square = torch.empty(n, dtype=torch.float64, device=rows.device)
         rho = torch.empty_like(square)
         # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y and of the norms in `work`
@@ -105,30 +117,31 @@ class Sketch:
             part = slice(start, start + step)
             y = (rows[part].to(work) - centre) * frame.scale
             z = y.to(form.dtype)
-            right[part, :d] = z
+            left[part, :d] = z
+            left[part, :d] *= -2  # exact
             wide = z.to(work)
-            y -= wide
             norms = torch.linalg.vector_norm(wide, dim=1).double()
             square[part] = norms.square()
+            y -= wide  # the two are one tensor where nothing is rounded
             rho[part] = torch.linalg.vector_norm(y, dim=1).double() * (1 + slack) + slack * (norms + 2.0**-60)
         rest = square.clone()
-        for p in range(parts):
-            right[:, d + p] = rest.to(form.dtype)
-            rest -= right[:, d + p].double()
-        right[:, d + parts :] = 1
-        return cls(right, square, rho, form)
+        left[:, d : d + parts] = 1
+        for p in range(d + parts, d + 2 * parts):
+            left[:, p] = rest.to(form.dtype)
+            rest -= left[:, p].double()
+        return cls(left, square, rho, form)
 
     def __len__(self) -> int:
         return len(self.square)
 
     def __getitem__(self, index: Tensor | slice) -> Sketch:
-        return Sketch(self.right[index], self.square[index], self.rho[index], self.format)
+        return Sketch(self.left[index], self.square[index], self.rho[index], self.format)
 
-    def left(self) -> Tensor:
-        """[n, K] = [-2 z, ones, |z|^2 in parts]."""
+    def right(self) -> Tensor:
+        """[n, K] = [z, |z|^2 in parts, ones]."""
         parts = self.format.parts
-        d = self.right.shape[1] - 2 * parts
-        return torch.cat([self.right[:, :d] * -2, self.right[:, d + parts :], self.right[:, d : d + parts]], 1)
+        d = self.left.shape[1] - 2 * parts
+        return torch.cat([self.left[:, :d] * -0.5, self.left[:, d + parts :], self.left[:, d : d + parts]], 1)
 
 
 @dataclass(frozen=True)
@@ -151,13 +164,13 @@ class Side:
 
 def _error(left: Sketch, right: Sketch) -> Tensor:
     """Bounds the accumulated error of the product for each left row against any right row. float64 [n]."""
-    steps = left.right.shape[1] + 4
+    steps = left.left.shape[1] + 4
     return 2 * steps * left.format.unit * (left.square + right.square.max()) + 2.0**-100
 
 
 def _cut(left: Sketch, right: Sketch, level: Tensor, scale: float) -> Tensor:
     """The largest product result that a pair no further apart than `level` can have. float32 or float64 [n]."""
-    reach = level * scale + left.rho + right.rho.max()
+    reach = level.clamp(min=0) * scale + left.rho + right.rho.max()
     cut = (reach.square() + _error(left, right)) * (1 + 2 * left.format.out)
     return cut if left.format is F64 else (cut * (1 + 2.0**-22)).float()
 
@@ -194,13 +207,12 @@ def contenders(
     level  [n] float64: pairs (i, j) further apart than level[i] do not matter
     k      only the k nearest right rows of each left row matter, ties included; None: all within the level
     """
-    products = left.sketch.left()
     for start in range(0, len(right.sketch), TILE_COLUMNS):
         part = slice(start, start + TILE_COLUMNS)
         tile = Side(right.rows, right.sketch[part], None if right.index is None else right.index[part])
+        columns = tile.sketch.right().T
         for top in range(0, len(left.sketch), TILE_ROWS):
-            rows = slice(top, top + TILE_ROWS)
-            yield from _tile(left, tile, products[rows], top, start, level[rows], frame, k)
+            yield from _tile(left, tile, columns, top, start, level[top : top + TILE_ROWS], frame, k)
 
 
 def _open(mask: Tensor, result: Tensor, left: Sketch, right: Sketch, level: Tensor, scale: float, k: int | None) -> int:
@@ -214,11 +226,12 @@ def _open(mask: Tensor, result: Tensor, left: Sketch, right: Sketch, level: Tens
 
 
 def _tile(
-    left: Side, tile: Side, products: Tensor, top: int, start: int, level: Tensor, frame: Frame, k: int | None
+    left: Side, tile: Side, columns: Tensor, top: int, start: int, level: Tensor, frame: Frame, k: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     sketch = left.sketch[slice(top, top + len(level))]
     form = sketch.format
-    result = _ordered(products @ tile.sketch.right.T)
+    product = frame.scratch("product", len(level), columns.shape[1], columns)
+    result = _ordered(torch.mm(sketch.left, columns, out=product))
     cut = _ordered_cut(_cut(sketch, tile.sketch, level, frame.scale), form)
     lowest = result.amin(1)
     alive = (lowest <= cut).nonzero()[:, 0]

@@ -109,13 +109,17 @@ def fold_sum(x: Tensor) -> Tensor:
 def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor) -> Tensor:
     """The canonical distance of row i of `a` to row j of `b`. int64 [P], int64 [P] -> float64 [P]."""
     out = torch.empty(len(i), dtype=torch.float64, device=a.device)
-    step = max(16, _PAIR_ELEMENTS // a.shape[1])
+    step = min(max(16, _PAIR_ELEMENTS // a.shape[1]), max(1, len(i)))
+    left, right = a.new_empty((step, a.shape[1])), b.new_empty((step, b.shape[1]))
+    wide = out.new_empty((step, a.shape[1]))
     for start in range(0, len(i), step):
-        chunk = slice(start, start + step)
-        difference = a.index_select(0, i[chunk]).double()
-        difference -= b.index_select(0, j[chunk])
+        n = min(step, len(i) - start)
+        torch.index_select(a, 0, i[start : start + n], out=left[:n])
+        torch.index_select(b, 0, j[start : start + n], out=right[:n])
+        difference = wide[:n].copy_(left[:n])
+        difference -= right[:n]
         difference *= difference
-        torch.sqrt(fold_sum(difference), out=out[chunk])
+        torch.sqrt(fold_sum(difference), out=out[start : start + n])
     return out
 
 

@@ -42,10 +42,10 @@ class Frontier:
         self._kept: Side | None = None
         if shard.world.size > 1:
             empty = rows.new_empty((capacity, rows.shape[1]))
-            columns = self.sketch.right.shape[1]
+            columns = self.sketch.left.shape[1]
             square = self.bound.new_empty(capacity)
-            right = self.sketch.right.new_empty((capacity, columns))
-            self._kept = Side(empty, Sketch(right, square, square.clone(), self.form))
+            left = self.sketch.left.new_empty((capacity, columns))
+            self._kept = Side(empty, Sketch(left, square, square.clone(), self.form))
         self.active = torch.empty(0, dtype=torch.int64, device=rows.device)
         self._gathered: tuple[Tensor, Sketch] | None = None
 
@@ -95,21 +95,28 @@ class Frontier:
 
         Rows that fall below are left at the point reached, with what is known of them.
         """
-        alive = rows
+        alive, side = rows, None
+        gathered = torch.zeros(len(self.bound), dtype=torch.bool, device=rows.device)
         first = int(self.seen[alive].min()) if len(alive) else self.count
         while first < self.count and len(alive):
-            behind = alive[self.seen[alive] <= first + TILE_COLUMNS]
-            if len(behind) == 0:
-                first = int(self.seen[alive].min())
-                continue
-            width = max(1, TILE_ROWS // len(behind)) * TILE_COLUMNS
+            width = max(1, 2 * TILE_ROWS // len(alive)) * TILE_COLUMNS
             last = min(first + width, self.count)
             behind = alive[self.seen[alive] < last]
-            self._apply(Side(self.shard.rows, self.sketch[behind], behind), first, last)
+            if side is None or len(behind) < _KEEP * len(side.sketch) or not bool(gathered[behind].all()):
+                side = self._gather(behind)
+                gathered.zero_()
+                gathered[behind] = True
+            self._apply(side, first, last)
             self.seen[behind] = last
             alive = alive[self.bound[alive] >= level]
-            first = last
+            first = max(last, int(self.seen[alive].min())) if len(alive) else last
         return alive
+
+    def _gather(self, rows: Tensor) -> Side:
+        sketch = self.sketch
+        left = self.frame.scratch("gathered", len(rows), sketch.left.shape[1], sketch.left)
+        torch.index_select(sketch.left, 0, rows, out=left)
+        return Side(self.shard.rows, Sketch(left, sketch.square[rows], sketch.rho[rows], sketch.format), rows)
 
     def _apply(self, left: Side, first: int, last: int) -> None:
         """Lowers the bounds of the left rows by the choices first .. last - 1."""
@@ -136,7 +143,7 @@ class Frontier:
             assert rows is not None
             sketch = Sketch.of(rows, self.frame, self.form)
             self._kept.rows[part] = rows
-            self._kept.sketch.right[part] = sketch.right
+            self._kept.sketch.left[part] = sketch.left
             self._kept.sketch.square[part] = sketch.square
             self._kept.sketch.rho[part] = sketch.rho
         self.count += len(ids)
