@@ -11,6 +11,7 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -193,3 +194,23 @@ def _numbered(folder: str, file: str) -> bool:
             int(folder) // 1000,  # FFHQ: 12000/12345.png
         )
     )
+
+
+def edm_labels(text: bytes, names: Sequence[str], where: str) -> NDArray[np.int64] | None:
+    """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}; MISSING where a name is not listed.
+
+    Raises UserError when the file is damaged or holds anything but whole numbers.
+    """
+    try:
+        pairs = json.loads(text).get("labels")
+        if pairs is None:
+            return None
+        by_name = {str(name): label for name, label in pairs}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: damaged dataset.json ({error})") from error
+    labels = [by_name.get(name) for name in names]
+    for name, label in zip(names, labels, strict=True):
+        if label is not None and (not isinstance(label, int) or label < 0):
+            raise UserError(f"{where}: dataset.json gives {name} the label {label!r}, not a whole number from 0 up")
+    found = np.array([MISSING if label is None else label for label in labels], dtype=np.int64)
+    return None if (found == MISSING).all() else found

@@ -53,7 +53,13 @@ def _line(dest: Path, sealed: Manifest) -> str:
     classes = f", {about['num_classes']} classes" if about.get("num_classes") and about["labelled"] else ""
     ignored = about.get("import", {}).get("ignored_files", 0)
     other = f", {ignored} other files ignored" if ignored else ""
-    return f"{dest}: {sealed.count:,} {sealed.kind} of {shape}{classes} in {len(about['shards'])} shards{other}"
+    return (
+        f"{dest}: {sealed.count:,} {sealed.kind} of {shape}{classes} in {_count(len(about['shards']), 'shard')}{other}"
+    )
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def verify_command(
@@ -87,7 +93,8 @@ def verify_command(
         for line in problems:
             typer.echo(line, err=True)
         typer.echo(
-            f"{folder}: {len(sealed)} sealed folders, {count} files, {size:,} bytes: {len(problems) or 'no'} damaged"
+            f"{folder}: {_count(len(sealed), 'sealed folder')}, {_count(count, 'file')}, {size:,} bytes: "
+            + (f"{len(problems)} damaged" if problems else "all intact")
         )
     if problems:
         raise typer.Exit(2)

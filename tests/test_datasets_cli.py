@@ -1,0 +1,115 @@
+"""`import`, `verify` and `seal` as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from entroloop.data import manifest
+from entroloop.data.errors import UserError
+from entroloop.data.shards import Dataset
+from entroloop.launcher import datasets
+
+app = typer.Typer()
+app.command("import")(datasets.import_command)
+app.command("verify")(datasets.verify_command)
+app.command("seal")(datasets.seal_command)
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(message: str, *arguments: object) -> None:
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    assert message in str(result.exception)
+
+
+def test_import_says_what_it_made_and_that_it_was_there_already(tmp_path: Path):
+    result = run("import", "digits", tmp_path / "d", "--limit", 50, "--resolution", 4)
+    assert result.exit_code == 0
+    assert result.output.strip() == f"{tmp_path / 'd'}: 50 images of 1 x 4 x 4, 10 classes in 1 shard"
+    assert "already imported" in run("import", "digits", tmp_path / "d", "--limit", 50, "--resolution", 4).output
+    refused("limit 50 there, None now", "import", "digits", tmp_path / "d", "--resolution", 4)
+    refused("--split test: digits has no splits", "import", "digits", tmp_path / "e", "--split", "test")
+    refused("--part 4::4: give i::n", "import", "digits", tmp_path / "e", "--part", "4::4")
+    refused("--workers 0", "import", "digits", tmp_path / "e", "--workers", 0)
+
+
+def test_parts_then_seal(tmp_path: Path):
+    for part in ("1::2", "0::2"):
+        refused("", "seal", tmp_path / "d")
+        assert run("import", "digits", tmp_path / "d", "--shard-size", 600, "--part", part).exit_code == 0
+    assert not manifest.is_sealed(tmp_path / "d")
+    assert "1,797 images" in run("seal", tmp_path / "d").output
+    assert run("seal", tmp_path / "d").exit_code == 0
+    assert len(Dataset(tmp_path / "d")) == 1797
+
+
+def test_verify_names_what_is_damaged_in_a_set_or_below_a_run(tmp_path: Path):
+    for name in ("one", "two"):
+        run("import", "digits", tmp_path / "run" / name, "--limit", 20)
+    good = run("verify", tmp_path / "run")
+    assert good.exit_code == 0
+    assert "2 sealed folders, 4 files" in good.output
+    path = tmp_path / "run" / "two" / "shard-000000.tar"
+    raw = bytearray(path.read_bytes())
+    raw[3000] ^= 1
+    path.write_bytes(raw)
+    (tmp_path / "run" / "one" / "shard-000000.json").unlink()
+    bad = run("verify", tmp_path / "run", "--json")
+    assert bad.exit_code == 2
+    facts = json.loads(bad.stdout)
+    assert (facts["sealed"], facts["files"]) == (2, 4)
+    assert [line.split(": ")[0] for line in facts["problems"]] == [
+        str(tmp_path / "run" / "one" / "shard-000000.json"),
+        str(path),
+    ]
+    assert f"{path}: content changed" in run("verify", tmp_path / "run" / "two").output
+    (tmp_path / "run" / "one" / "manifest.json").write_text("{")
+    assert "damaged manifest" in run("verify", tmp_path / "run").output
+    refused("no such folder", "verify", tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    refused("holds nothing sealed", "verify", tmp_path / "empty")
+
+
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_import_goes_on_to_the_same_bytes(tmp_path: Path, kind: signal.Signals):
+    (tmp_path / "src").mkdir()
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "src" / f"{i}.png", compress_level=0)
+    run_main = (
+        "import sys, typer\nfrom entroloop.launcher import datasets\nfrom entroloop.data.errors import Interrupted\n"
+        "if __name__ == '__main__':\n  try: typer.run(datasets.import_command)\n  except Interrupted: sys.exit(75)\n"
+    )
+    (tmp_path / "main.py").write_text(run_main)
+    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "src"), str(tmp_path / "out")]
+    command += ["--resolution", "32", "--shard-size", "1", "--workers", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    while process.poll() is None and len(list((tmp_path / "out").glob("*.json"))) < 5:
+        time.sleep(0.02)
+    os.killpg(process.pid, kind) if kind == signal.SIGKILL else process.send_signal(kind)
+    code = process.wait(timeout=60)
+    if not manifest.is_sealed(tmp_path / "out"):  # on a fast machine the import may have ended first
+        assert code == (75 if kind == signal.SIGTERM else -9)
+    assert run("import", tmp_path / "src", tmp_path / "out", "--resolution", 32, "--shard-size", 1).exit_code == 0
+    assert run("import", tmp_path / "src", tmp_path / "whole", "--resolution", 32, "--shard-size", 1).exit_code == 0
+    files = {
+        name: {p.name: p.read_bytes() for p in (tmp_path / name).iterdir() if not p.name.startswith(".")}
+        for name in ("out", "whole")
+    }
+    assert files["out"] == files["whole"]

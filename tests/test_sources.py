@@ -1,0 +1,382 @@
+"""Round trips of every kind of source, with small real files made here."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_wine
+
+from entroloop.data import recognise
+from entroloop.data.errors import UserError
+from entroloop.data.importers import import_dataset
+from entroloop.data.shards import Dataset
+
+rng = np.random.default_rng(0)
+IMAGES = rng.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+NAMES = ["b/1.png", "a/sub dir/2.png", "a/ü.png", "../b/x.png", "b/y.png", "a/z.png"]
+ORDER = sorted(range(6), key=lambda i: NAMES[i])
+
+
+def png(image: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(out, "PNG")
+    return out.getvalue()
+
+
+PNGS = [png(image) for image in IMAGES]
+
+
+def imported(source: Path | str, **kwargs) -> Dataset:
+    dest = Path(kwargs.pop("dest"))
+    import_dataset(str(source), dest, **kwargs)
+    return Dataset(dest)
+
+
+def refused(source: Path | str, message: str, dest: Path, **kwargs) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        import_dataset(str(source), dest, **kwargs)
+    assert "\n" not in str(caught.value)
+    assert not list(dest.glob("*.tar"))
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def test_wine_is_standardised_with_labels(tmp_path: Path):
+    dataset = imported("wine", dest=tmp_path / "d")
+    x, y = load_wine(return_X_y=True)
+    assert (dataset.manifest.kind, dataset.shape, dataset.num_classes) == ("vectors", (13,), 3)
+    assert np.allclose(dataset.all(), (x - x.mean(0)) / x.std(0), atol=1e-6)
+    assert np.array_equal(dataset.labels, y)
+    assert dataset.manifest.about["classes"] == ["class_0", "class_1", "class_2"]
+
+
+def test_mixture_is_eight_gaussians_and_repeats(tmp_path: Path):
+    dataset = imported("mixture", dest=tmp_path / "d")
+    points, labels = dataset.all(), dataset.labels
+    assert points.shape == (10_000, 2)
+    assert np.allclose(points.var(0), 1, atol=0.05)
+    for k in range(8):
+        mine = points[labels == k]
+        assert np.allclose(
+            mine.mean(0), np.sqrt(2) * np.array([np.cos(k * np.pi / 4), np.sin(k * np.pi / 4)]), atol=0.02
+        )
+        assert np.allclose(mine.std(0), 0.12, atol=0.01)
+    assert imported("mixture", dest=tmp_path / "e").manifest == dataset.manifest
+    refused("mixture", "holds vectors, which have none", tmp_path / "x", resolution=4)
+
+
+# --- NumPy --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (IMAGES, IMAGES),
+        (IMAGES.transpose(0, 2, 3, 1), IMAGES),
+        (IMAGES[:, 0], IMAGES[:, :1]),
+        (np.arange(12.0).reshape(6, 2), np.arange(12, dtype=np.float32).reshape(6, 2)),
+        (np.arange(12).reshape(6, 2), np.arange(12, dtype=np.float32).reshape(6, 2)),
+    ],
+    ids=["CHW", "HWC", "grey", "float64 vectors", "whole vectors"],
+)
+def test_numpy_arrays(tmp_path: Path, array, expected):
+    np.save(tmp_path / "a.npy", array)
+    np.savez_compressed(tmp_path / "a.npz", images=array, labels=np.array([[5], [0], [1], [1], [2], [3]], np.uint8))
+    plain, labelled = (imported(tmp_path / f"a.{s}", dest=tmp_path / s) for s in ("npy", "npz"))
+    assert np.array_equal(plain.all(), expected)
+    assert plain.all().dtype == expected.dtype
+    assert plain.labels is None
+    assert np.array_equal(labelled.all(), expected)
+    assert labelled.labels.tolist() == [5, 0, 1, 1, 2, 3]
+
+
+def test_bad_numpy_files_are_named(tmp_path: Path):
+    x = np.ones((4, 3), np.float32)
+    cases = {
+        "float-images.npy": (IMAGES / 255.0, "images must be uint8 from 0 to 255, these are float64"),
+        "five.npy": (np.zeros((1, 2, 3, 4, 5)), "neither images"),
+        "nan.npy": (np.array([[0, 1], [np.nan, 1]]), "nan/1 holds NaN or infinity"),
+        "none.npy": (np.zeros((0, 3)), "holds no samples"),
+        "objects.npy": (np.array([{}, {}]), "damaged, or not an array of numbers"),
+    }
+    for name, (array, message) in cases.items():
+        np.save(tmp_path / name, array)
+        refused(tmp_path / name, message, tmp_path / "out")
+    np.savez(tmp_path / "few.npz", x=x, y=np.zeros(3, int))
+    refused(tmp_path / "few.npz", r"few.npz: y: labels of shape \[3\] for 4 samples", tmp_path / "out")
+    np.savez(tmp_path / "half.npz", x=x, y=np.array([0, 1, 0.5, 1]))
+    refused(tmp_path / "half.npz", "labels must be whole numbers", tmp_path / "out")
+    np.savez(tmp_path / "odd.npz", p=x, q=x)
+    refused(tmp_path / "odd.npz", "holds p, q: name the samples one of images", tmp_path / "out")
+    for name in ("nan.npy", "few.npz"):
+        path = tmp_path / name
+        path.write_bytes(path.read_bytes()[:-20])
+        refused(path, f"{name}: damaged", tmp_path / "out")
+
+
+# --- CIFAR --------------------------------------------------------------------------------------------------------
+
+
+def cifar_files(kind: str) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
+    """The files of a small CIFAR of four images a batch, and all images and labels in the order of batches."""
+    ten, python = kind.startswith("cifar-10-"), kind.endswith("python")
+    batches = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"] if ten else ["train", "test"]
+    random = np.random.default_rng(1)
+    pixels = random.integers(0, 256, (len(batches), 4, 3072), dtype=np.uint8)
+    labels = random.integers(0, 10 if ten else 100, (len(batches), 4))
+    files = {}
+    for name, x, y in zip(batches, pixels, labels, strict=True):
+        if python:
+            key = b"labels" if ten else b"fine_labels"
+            files[name] = pickle.dumps({b"data": x, key: y.tolist(), b"batch_label": b"x"}, protocol=2)
+        else:
+            coarse = np.zeros((4, 0 if ten else 1), np.uint8)
+            files[f"{name}.bin"] = np.hstack([coarse, y[:, None].astype(np.uint8), x]).tobytes()
+    classes = [f"class{i}" for i in range(10 if ten else 100)]
+    if python:
+        key = b"label_names" if ten else b"fine_label_names"
+        files["batches.meta" if ten else "meta"] = pickle.dumps({key: [c.encode() for c in classes]}, protocol=2)
+    else:
+        files["batches.meta.txt" if ten else "fine_label_names.txt"] = "\n".join(classes).encode()
+    return files, pixels.reshape(-1, 3, 32, 32), labels.reshape(-1)
+
+
+def archive(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, payload in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(payload)
+            tar.addfile(info, io.BytesIO(payload))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["cifar-10-python", "cifar-10-binary", "cifar-100-python", "cifar-100-binary"])
+def test_cifar_archives_and_folders(tmp_path: Path, kind: str):
+    files, images, labels = cifar_files(kind)
+    path = archive(tmp_path / f"{kind}.tar.gz", {f"{kind}/{name}": raw for name, raw in files.items()}, "w:gz")
+    (tmp_path / "folder").mkdir()
+    for name, raw in files.items():
+        (tmp_path / "folder" / name).write_bytes(raw)
+    for split, rows in (("train", slice(0, -4)), ("test", slice(-4, None))):
+        datasets = [imported(s, dest=tmp_path / f"{s.name}-{split}", split=split) for s in (path, tmp_path / "folder")]
+        assert datasets[0].manifest == datasets[1].manifest
+        assert np.array_equal(datasets[0].all(), images[rows])
+        assert np.array_equal(datasets[0].labels, labels[rows])
+        assert datasets[0].manifest.about["classes"][:2] == ["class0", "class1"]
+
+
+def test_both_versions_of_cifar_give_the_same_set(tmp_path: Path):
+    manifests = []
+    for kind in ("cifar-10-python", "cifar-10-binary"):
+        path = archive(tmp_path / f"{kind}.tar.gz", cifar_files(kind)[0], "w:gz")
+        manifests.append(imported(path, dest=tmp_path / kind).manifest)
+    assert manifests[0] == manifests[1]
+
+
+class Malicious:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('ran')",))
+
+
+def test_damaged_and_malicious_cifar_is_refused(tmp_path: Path):
+    files, _, _ = cifar_files("cifar-10-python")
+    refused(archive(tmp_path / "a.tar", {**files, "data_batch_2": b"junk"}), "data_batch_2: damaged", tmp_path / "o")
+    bad = pickle.dumps({b"data": Malicious()}, protocol=2)
+    refused(
+        archive(tmp_path / "b.tar", {**files, "data_batch_2": bad}), "refers to .*exec, which no CIFAR", tmp_path / "o"
+    )
+    missing = {name: raw for name, raw in files.items() if name != "data_batch_3"}
+    refused(archive(tmp_path / "c.tar", missing), "CIFAR-10 python without data_batch_3", tmp_path / "o")
+    cut = archive(tmp_path / "d.tar.gz", files, "w:gz")
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size * 2 // 3])
+    refused(cut, "d.tar.gz: damaged or truncated archive", tmp_path / "o")
+
+
+# --- zip ----------------------------------------------------------------------------------------------------------
+
+
+def make_zip(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as out:
+        for name, payload in files.items():
+            out.writestr(name, payload)
+    return path
+
+
+def test_zip_with_odd_names_and_folders_as_classes(tmp_path: Path):
+    path = make_zip(
+        tmp_path / "a.zip", {**dict(zip(NAMES, PNGS, strict=True)), "README": b"", "__MACOSX/b/._1.png": b""}
+    )
+    before = set(tmp_path.parent.rglob("*"))
+    dataset = imported(path, dest=tmp_path / "out")
+    made = set(tmp_path.parent.rglob("*")) - before
+    assert all(p.is_relative_to(tmp_path / "out") for p in made)
+    assert list(dataset.provenance.source) == [NAMES[i] for i in ORDER]
+    assert np.array_equal(dataset.all(), IMAGES[ORDER])
+    assert dataset.labels.tolist() == ["ab".index("a" if "a/" in NAMES[i] else "b") for i in ORDER]
+
+
+def test_zip_with_edm_labels(tmp_path: Path):
+    names = [f"00000/img0000000{i}.png" for i in range(6)]
+    labels = [[name, (5 - i) % 4] for i, name in enumerate(names)]
+    files = dict(zip(names, PNGS, strict=True))
+    path = make_zip(tmp_path / "a.zip", {**files, "dataset.json": json.dumps({"labels": labels[::-1]}).encode()})
+    assert imported(path, dest=tmp_path / "a").labels.tolist() == [label for _, label in labels]
+    path = make_zip(tmp_path / "b.zip", {**files, "dataset.json": b'{"labels": null}'})
+    assert imported(path, dest=tmp_path / "b").labels is None
+    path = make_zip(tmp_path / "c.zip", {**files, "dataset.json": json.dumps({"labels": labels[1:]}).encode()})
+    refused(path, "1 of 6 samples have no label, first 00000/img00000000.png", tmp_path / "c")
+    path = make_zip(tmp_path / "d.zip", {**files, "dataset.json": json.dumps({"labels": [[names[0], 0.5]]}).encode()})
+    refused(path, "the label 0.5, not a whole number", tmp_path / "d")
+    path = make_zip(tmp_path / "e.zip", {**files, "dataset.json": b"{"})
+    refused(path, "damaged dataset.json", tmp_path / "e")
+
+
+def test_damaged_zips_are_named(tmp_path: Path):
+    path = make_zip(tmp_path / "a.zip", dict(zip(NAMES, PNGS, strict=True)))
+    whole = path.read_bytes()
+    raw = bytearray(whole)
+    at = raw.index(PNGS[1][:60]) + 50
+    raw[at] ^= 0xFF
+    path.write_bytes(raw)
+    refused(path, r"a.zip: a/sub dir/2.png: damaged or not an image \(Bad CRC-32", tmp_path / "out")
+    path.write_bytes(whole[:-30])
+    refused(path, "a.zip: damaged or truncated zip", tmp_path / "out")
+    refused(make_zip(tmp_path / "none.zip", {"a.txt": b""}), "none.zip: holds no images", tmp_path / "out")
+
+
+# --- tar ----------------------------------------------------------------------------------------------------------
+
+
+def test_webdataset_tars_of_others_keep_their_order(tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    samples = [(f"k{i}", PNGS[i], str(i % 3)) for i in (3, 1, 0)], [(f"n ü{i}", PNGS[i], str(i % 3)) for i in (5, 2, 4)]
+    for name, part in zip(("b.tar", "c.tar"), samples, strict=True):
+        files = {f"{k}.{s}": v for k, x, y in part for s, v in (("cls", y.encode()), ("json", b"{}"), ("png", x))}
+        archive(tmp_path / "src" / name, files)
+    dataset = imported(tmp_path / "src", dest=tmp_path / "out")
+    assert np.array_equal(dataset.all(), IMAGES[[3, 1, 0, 5, 2, 4]])
+    assert dataset.labels.tolist() == [0, 1, 0, 2, 2, 1]
+    assert dataset.provenance.source[0] == "b.tar/k3.png"
+    assert dataset.provenance.source[3] == "c.tar/n ü5.png"
+    assert dataset.manifest.about["import"]["ignored_files"] == 6
+
+
+def test_plain_tars_have_classes_by_folder(tmp_path: Path):
+    path = archive(tmp_path / "a.tar", dict(zip(NAMES, PNGS, strict=True)))
+    dataset = imported(path, dest=tmp_path / "out")
+    assert np.array_equal(dataset.all(), IMAGES)
+    assert dataset.labels.tolist() == [1, 0, 0, 1, 1, 0]
+
+
+def test_odd_tars_are_refused(tmp_path: Path):
+    out = tmp_path / "out"
+    one = {"k.png": PNGS[0], "k.cls": b"1"}
+    refused(archive(tmp_path / "a.tar", {**one, "l.png": PNGS[1]}), "1 of 2 samples have no label, first l.png", out)
+    refused(archive(tmp_path / "b.tar", {**one, "k.jpg": PNGS[1]}), "sample k has 2 images and 1 labels", out)
+    refused(archive(tmp_path / "c.tar", {**one, "l.cls": b"1"}), "sample l has a label but no image", out)
+    refused(archive(tmp_path / "d.tar", {"k.png": PNGS[0], "k.cls": b"cat"}), "sample k has the label 'cat'", out)
+    refused(archive(tmp_path / "e.tar.gz", one, "w:gz"), "gunzip it first", out)
+    path = archive(tmp_path / "f.tar", one)
+    for keep in (1024, 1024 + 512, 700):
+        path.write_bytes(archive(tmp_path / "g.tar", one).read_bytes()[:keep])
+        refused(path, "f.tar: (damaged or )?truncated", out)
+    refused(archive(tmp_path / "h.tar", {"k.png": b"junk"}), "h.tar: k.png: damaged or not an image", out)
+    refused(archive(tmp_path / "i.tar", {}), "holds no samples", out)
+
+
+# --- Parquet ------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_of_the_hub(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "data").mkdir()
+    info = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    for split, rows in (("train", range(5)), ("test", range(5, 6))):
+        table = pa.table(
+            {
+                "image": [{"bytes": PNGS[i], "path": f"{i}.png"} for i in rows],
+                "label": pa.array([i % 2 for i in rows], pa.int64()),
+            }
+        ).replace_schema_metadata({"huggingface": json.dumps(info)})
+        pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet", row_group_size=2)
+    dataset = imported(tmp_path, dest=tmp_path.parent / f"{tmp_path.name}-out")
+    assert np.array_equal(dataset.all(), IMAGES[:5])
+    assert dataset.labels.tolist() == [0, 1, 0, 1, 0]
+    assert dataset.manifest.about["classes"] == ["cat", "dog"]
+    test = imported(tmp_path / "data", dest=tmp_path.parent / f"{tmp_path.name}-test", split="test")
+    assert np.array_equal(test.all(), IMAGES[5:])
+
+
+def test_parquet_of_plain_bytes_missing_labels_and_damage(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"picture": PNGS}), tmp_path / "a.parquet")
+    assert np.array_equal(imported(tmp_path / "a.parquet", dest=tmp_path / "out").all(), IMAGES)
+    pq.write_table(pa.table({"img": PNGS, "label": pa.array([0, None, 1, 1, 1, 1])}), tmp_path / "b.parquet")
+    refused(tmp_path / "b.parquet", "1 of 6 samples have no label, first b.parquet/1", tmp_path / "x")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "c.parquet")
+    refused(tmp_path / "c.parquet", "no column of images among text", tmp_path / "x")
+    (tmp_path / "d.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-10])
+    refused(tmp_path / "d.parquet", "d.parquet: damaged or not Parquet", tmp_path / "x")
+
+
+# --- other --------------------------------------------------------------------------------------------------------
+
+
+def test_a_sealed_set_is_a_source(tmp_path: Path):
+    first = imported("digits", dest=tmp_path / "a", shard_size=500)
+    second = imported(tmp_path / "a", dest=tmp_path / "b", resolution=4, limit=700)
+    assert second.shape == (1, 4, 4)
+    assert np.array_equal(second.labels, first.labels[:700])
+    blocks = first.all()[:700].reshape(700, 1, 4, 2, 4, 2).mean((3, 5))
+    assert np.abs(second.all() - blocks).max() <= 0.5
+    assert second.provenance.source == first.provenance.source[:700]
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "CMYK", "1", "LA"])
+def test_every_mode_of_images_becomes_eight_bits(tmp_path: Path, kind: str):
+    (tmp_path / "src").mkdir()
+    if kind == "I;16":
+        image = Image.fromarray((np.arange(64, dtype=np.uint16) * 1000).reshape(8, 8))
+        expected = np.rint(np.arange(64).reshape(1, 8, 8) * 1000 * 255 / 65535)
+    else:
+        image = Image.fromarray(IMAGES[0].transpose(1, 2, 0)).convert(kind)
+        mode = "L" if kind in ("1", "LA") else "RGB"
+        array = np.asarray(image.convert(mode))
+        expected = array[None] if mode == "L" else array.transpose(2, 0, 1)
+    image.save(tmp_path / "src" / ("a.tif" if kind == "CMYK" else "a.png"))
+    assert np.array_equal(imported(tmp_path / "src", dest=tmp_path / "out").all()[0], expected)
+
+
+def test_transparent_parts_become_white_and_cameras_are_turned(tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    Image.new("RGBA", (4, 4), (10, 20, 30, 0)).save(tmp_path / "src" / "a.png")
+    assert (imported(tmp_path / "src", dest=tmp_path / "a").all() == 255).all()
+    (tmp_path / "turned").mkdir()
+    tall = np.zeros((8, 16), np.uint8)
+    tall[:, 8:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(tall).save(tmp_path / "turned" / "a.jpg", exif=exif, quality=100)
+    dataset = imported(tmp_path / "turned", dest=tmp_path / "b")
+    assert dataset.shape == (1, 16, 8)
+    assert dataset.all()[0, 0, :7].max() < 10
+    assert dataset.all()[0, 0, 9:].min() > 245
+
+
+def test_gzipped_idx_is_recognised_by_content(tmp_path: Path):
+    raw = b"\0\0\x08\x03" + np.array([2, 3, 3], ">u4").tobytes() + bytes(range(18))
+    (tmp_path / "pictures").write_bytes(gzip.compress(raw))
+    assert recognise.open_source(str(tmp_path / "pictures")).kind == "IDX"
+    assert imported(tmp_path / "pictures", dest=tmp_path / "out").all().reshape(-1).tolist() == list(range(18))
