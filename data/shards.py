@@ -11,6 +11,8 @@ of the decoded samples, and the provenance of every sample in columns:
     index       its number among that generation's samples, or its row in the real data set
     source      its name in the real source (empty for samples)
 
+and where its bytes lie in the tar, so that single samples can be read and checked: `offset`, `size`, `crc32`.
+
 N samples, C channels, H height, W width, D features.
 """
 
@@ -24,7 +26,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -100,10 +102,14 @@ def write_shard(
     made = files.create(tar_path, lambda file: tar.write(file, _members(samples, labels, first_key, encoding)))
     if not made:  # left by a killed process, or by another one at work on the same shard: what stands there counts
         samples, labels = read_shard(tar_path)
+    places = [place for place in tar.places(tar_path.read_bytes()) if not place[0].endswith(".cls")]
     columns: dict[str, list[Any]] = {
         "generation": provenance.generation.tolist(),
         "index": provenance.index.tolist(),
         "source": list(provenance.source),
+        "offset": [place[1] for place in places],
+        "size": [place[2] for place in places],
+        "crc32": [place[3] for place in places],
     }
     if labels is not None:
         columns["label"] = labels.tolist()
@@ -256,6 +262,10 @@ class Dataset:
     def labelled(self) -> bool:
         return bool(self.manifest.about["labelled"])
 
+    def path(self, name: str) -> Path:
+        """Where a file of the set can be read."""
+        return self.folder / name
+
     @property
     def shard_names(self) -> list[str]:
         return [shard["name"] for shard in self.manifest.about["shards"]]
@@ -271,9 +281,9 @@ class Dataset:
 
     def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
         """The samples and labels of one shard. Raises UserError when it is damaged."""
-        samples, labels = read_shard(self.folder / self.shard_names[number])
+        name = self.path(self.shard_names[number])
+        samples, labels = read_shard(name)
         if len(samples) != self.shard_counts[number]:
-            name = self.folder / self.shard_names[number]
             raise UserError(f"{name}: holds {len(samples)} samples instead of the sealed {self.shard_counts[number]}")
         return samples, labels
 
@@ -297,10 +307,27 @@ class Dataset:
     def _columns(self) -> dict[str, list[Any]]:
         columns: dict[str, list[Any]] = {}
         for name in self.shard_names:
-            side = json.loads((self.folder / name).with_suffix(".json").read_text())
-            for key, values in side["columns"].items():
-                columns.setdefault(key, []).extend(values)
+            side = self.side(name)
+            for key in ("generation", "index", "source", *(["label"] if self.labelled else [])):
+                columns.setdefault(key, []).extend(side["columns"][key])
         return columns
+
+    def side(self, shard: str) -> dict[str, Any]:
+        """The contents of the `.json` beside a shard. Raises UserError when it is not what was sealed."""
+        name = str(PurePosixPath(shard).with_suffix(".json"))
+        path = self.path(name)
+        try:
+            raw = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        if hashlib.sha256(raw).hexdigest() != self._sealed[name].sha256:
+            raise UserError(f"{path}: content changed since it was sealed (SHA-256 differs)")
+        side: dict[str, Any] = json.loads(raw)
+        return side
+
+    @functools.cached_property
+    def _sealed(self) -> dict[str, FileEntry]:
+        return {entry.name: entry for entry in self.manifest.files}
 
     @functools.cached_property
     def provenance(self) -> Provenance:

@@ -86,6 +86,11 @@ class Resident:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) or (D,)."""
+        return tuple(self.samples.shape[1:])
+
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches of one rank from `seen` to `until` samples (the last one may pass it)."""
         order = Order(len(self), seed)

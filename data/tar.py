@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import IO
 
@@ -59,6 +60,14 @@ def members(raw: bytes) -> Iterator[tuple[str, bytes]]:
             raise ValueError(f"{name} is cut short")
         yield (f"{prefix}/{name}" if prefix else name), raw[at : at + size]
         at += size + -size % BLOCK
+
+
+def places(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
+    """(name, first byte, size, CRC-32) of every file of an archive that `write` made."""
+    at = 0
+    for name, payload in members(raw):
+        yield name, at + BLOCK, len(payload), zlib.crc32(payload)
+        at += BLOCK + len(payload) + -len(payload) % BLOCK
 
 
 def _rest_by_tarfile(raw: bytes, at: int) -> Iterator[tuple[str, bytes]]:

@@ -1,0 +1,280 @@
+"""Training batches of sets larger than memory: the same batches as in memory, read sample by sample from the shards.
+
+    Dataset (local, or remote behind a cache)  ->  Streaming.batches  ->  Batch
+
+Every sample's place in its tar is known from the shard's sealed columns, so a rank reads and decodes only its own
+samples, and resuming reads nothing but the next batch. Memory holds a few prefetched batches and the columns of a few
+shards. What is read is checked against the sealed CRC-32: a damaged or changed shard stops the run with its name.
+
+The order is that of `Grouped`: shards shuffled, then all samples of every `buffer` neighbouring shards. Files are
+thus read a few at a time, which suits disks, network file systems and caches.
+
+N samples, B global batch, b = B / W batch of a rank.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as MapDataset
+
+from entroloop.data.errors import UserError
+from entroloop.data.plan import permutation
+from entroloop.data.shards import Dataset, decode
+from entroloop.data.stream import Batch, Order, Resident, rank_batch
+
+Mode = Literal["auto", "resident", "streaming"]
+BUFFER = 16  # shards whose samples are shuffled together
+MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
+PREFETCH = 4  # batches a worker keeps ready
+
+
+class Grouped(Order):
+    """The endless order of a set in shards; epoch by epoch a permutation, made of `buffer` shards at a time.
+
+    counts  samples of each shard
+
+    With no more than `buffer` shards it is the order of `Order`. One group's permutation is kept at a time.
+    """
+
+    def __init__(self, counts: list[int], seed: int, buffer: int = BUFFER) -> None:
+        super().__init__(sum(counts), seed)
+        self.counts = np.array(counts, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.buffer = buffer
+
+    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The samples at positions start … stop - 1: int64 [stop - start]."""
+        if len(self.counts) <= self.buffer:
+            return super().rows(start, stop)
+        pieces = [np.empty(0, np.int64)]
+        while start < stop:
+            epoch, offset = divmod(start, self.count)
+            _, ends = self._shards(epoch)
+            group = int(np.searchsorted(ends, offset, side="right"))
+            first = int(ends[group - 1]) if group else 0
+            take = min(stop - start, int(ends[group]) - offset)
+            pieces.append(self._group(epoch, group)[offset - first : offset - first + take])
+            start += take
+        return np.concatenate(pieces)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps at most eight small orders alive
+    def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards of an epoch in order, and the position at which each group ends."""
+        shards = permutation(self._seed(epoch, 0), len(self.counts))
+        ends = np.cumsum(np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.buffer)))
+        return shards, ends
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019
+    def _group(self, epoch: int, group: int) -> NDArray[np.int64]:
+        shards = self._shards(epoch)[0][group * self.buffer : (group + 1) * self.buffer]
+        rows = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])
+        return rows[permutation(self._seed(epoch, group + 1), len(rows))]
+
+    def _seed(self, epoch: int, group: int) -> int:
+        return int(np.random.SeedSequence([self.seed, epoch, group]).generate_state(1, np.uint64)[0])
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A sample that could not be read, and why."""
+
+    message: str
+
+
+class Reader:
+    """Single samples of a set, checked. Keeps the files and columns of a few shards open."""
+
+    def __init__(self, dataset: Dataset, buffer: int = BUFFER) -> None:
+        self.dataset, self.buffer = dataset, buffer
+        self._shard = functools.lru_cache(maxsize=2 * buffer)(functools.partial(_Shard, dataset))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # open files stay in the process that opened them
+        return Reader, (self.dataset, self.buffer)
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64] | None, dict[int, str]]:
+        """Samples and labels of the given rows, in that order, and what went wrong with which position."""
+        samples = np.empty((len(ids), *self.dataset.shape), dtype=self.dataset.manifest.about["dtype"])
+        labels = np.empty(len(ids), np.int64) if self.dataset.labelled else None
+        damaged: dict[int, str] = {}
+        owners = np.searchsorted(self.dataset.starts, ids, side="right") - 1
+        for i in np.lexsort((ids, owners)):  # one shard after the other, forwards in each
+            shard, row = self._shard(int(owners[i])), int(ids[i] - self.dataset.starts[owners[i]])
+            try:
+                samples[i] = shard.sample(row)
+            except (ValueError, OSError, SyntaxError, zlib.error) as error:
+                damaged[int(i)] = f"{shard.path}: damaged shard, at sample {int(ids[i]):09d}: {error}"
+            if labels is not None:
+                labels[i] = shard.labels[row]
+        return samples, labels, damaged
+
+
+class _Shard:
+    def __init__(self, dataset: Dataset, number: int) -> None:
+        name = dataset.shard_names[number]
+        columns = dataset.side(name)["columns"]
+        self.offset, self.size = (np.array(columns[key], np.int64) for key in ("offset", "size"))
+        self.crc32 = np.array(columns["crc32"], np.uint32)
+        self.labels = np.array(columns.get("label", ()), np.int64)
+        self.path, self._file = open_file(dataset, name)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_WILLNEED)  # one long read is cheaper than many short ones
+
+    def sample(self, row: int) -> NDArray[Any]:
+        payload = os.pread(self._file, int(self.size[row]), int(self.offset[row]))
+        if zlib.crc32(payload) != self.crc32[row]:
+            raise ValueError("content changed since it was sealed (CRC-32 differs)")
+        return decode("x.npy" if payload[:6] == b"\x93NUMPY" else "x.png", payload)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+
+def open_file(dataset: Dataset, name: str) -> tuple[Path, int]:
+    """The path of a shard and a descriptor to read it. Raises UserError naming it when it cannot be opened."""
+    for last in (False, False, True):
+        path = dataset.path(name)
+        try:
+            return path, os.open(path, os.O_RDONLY)
+        except OSError as error:
+            # Another process may just have removed the file from the cache of a remote set: `path` fetches it again.
+            if last or not isinstance(error, FileNotFoundError):
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    raise AssertionError
+
+
+class Streaming:
+    """A training set read from its shards while it is used; the counterpart of `Resident`.
+
+    workers       processes that read and decode ahead; 0 reads in this one
+    buffer        shards shuffled together
+    skip_damaged  puts another sample of the batch in the place of a damaged one, and counts it in `damaged`, instead of
+                  stopping the run
+    """
+
+    def __init__(self, dataset: Dataset, *, workers: int = 1, buffer: int = BUFFER, skip_damaged: bool = False) -> None:
+        self.dataset = dataset
+        self.workers, self.buffer, self.skip_damaged = workers, buffer, skip_damaged
+        self.damaged: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dataset.shape
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """int64 [N], or None for an unlabelled set."""
+        return None if self.dataset.labels is None else torch.from_numpy(self.dataset.labels)
+
+    def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
+        """The batches of one rank from `seen` to `until` samples (the last one may pass it).
+
+        Raises UserError naming the shard when one is damaged or changed, RuntimeError when a worker dies.
+        """
+        mine = rank_batch(batch, size)
+        order = Grouped(self.dataset.shard_counts, seed, self.buffer)
+        firsts = range(seen + rank * mine, until + rank * mine, batch)
+        source = _Batches(Reader(self.dataset, self.buffer), order, firsts, mine)
+        if not self.workers:
+            loaded: Any = (source[i] for i in range(len(source)))
+        else:
+            loaded = DataLoader(
+                source,
+                batch_size=None,
+                num_workers=self.workers,
+                prefetch_factor=PREFETCH,
+                generator=torch.Generator(),  # else it would draw from the global one, which the trainer may use
+            )
+        for item in loaded:
+            if isinstance(item, Damaged):
+                raise UserError(item.message)
+            found, damaged = item
+            if damaged and not self.skip_damaged:
+                raise UserError(next(iter(damaged.values())))
+            yield self._mended(found, damaged) if damaged else found
+
+    def _mended(self, batch: Batch, damaged: dict[int, str]) -> Batch:
+        good = [i for i in range(len(batch.ids)) if i not in damaged]
+        if not good:
+            raise UserError(f"{next(iter(damaged.values()))} (and every other sample of its batch)")
+        self.damaged += damaged.values()
+        rows = np.arange(len(batch.ids))
+        rows[list(damaged)] = np.resize(good, len(damaged))
+        return replace(
+            batch,
+            samples=batch.samples[rows],
+            labels=None if batch.labels is None else batch.labels[rows],
+            ids=batch.ids[rows],
+        )
+
+
+class _Batches(MapDataset[Any]):
+    """Batch number -> Batch, in whichever process asks. Errors of the user's come back as values, with one line."""
+
+    def __init__(self, reader: Reader, order: Grouped, firsts: range, size: int) -> None:
+        self.reader, self.order, self.firsts, self.size = reader, order, firsts, size
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __getitem__(self, number: int) -> tuple[Batch, dict[int, str]] | Damaged:
+        first = self.firsts[number]
+        ids = self.order.rows(first, first + self.size)
+        try:
+            samples, labels, damaged = self.reader.read(ids)
+        except UserError as error:
+            return Damaged(str(error))
+        found = Batch(torch.from_numpy(samples), None if labels is None else torch.from_numpy(labels), ids, first)
+        return found, damaged
+
+
+def open_stream(
+    dataset: Dataset,
+    mode: Mode = "auto",
+    *,
+    workers: int = 1,
+    buffer: int = BUFFER,
+    memory_share: float = MEMORY_SHARE,
+    skip_damaged: bool = False,
+) -> Resident | Streaming:
+    """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
+
+    Vectors are always kept in memory: they are small, and training needs their scale. `skip_damaged` streams.
+    """
+    fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
+    if mode == "resident" or (mode == "auto" and fits) or len(dataset.shape) == 1:
+        return Resident(dataset)
+    return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
+
+
+def decoded_bytes(dataset: Dataset) -> int:
+    """Bytes of the whole set in memory."""
+    return len(dataset) * math.prod(dataset.shape) * int(np.dtype(dataset.manifest.about["dtype"]).itemsize)
+
+
+def free_bytes() -> int:
+    """Memory that can still be had: the machine's, or what the control group of this process allows."""
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    available = re.search(r"MemAvailable:\s+(\d+)", meminfo)
+    free: int = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # there is no control group, or it has no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
