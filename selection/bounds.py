@@ -29,8 +29,9 @@ from entroloop.data.world import World
 
 TILE_COLUMNS = 512  # right rows of one product; with TILE_ROWS its result stays in a core's cache
 TILE_ROWS = 2048
+SWEEP_ROWS = 8192  # left rows that are taken past all right rows together
+_KEEP = 0.7  # share of the rows of a sweep below which those that are settled are taken out
 _CROWDED = 4  # contenders a row from which a longer format is cheaper than computing the distances
-_PAIRS = 1 << 20  # pairs handed out at once
 
 
 @dataclass(frozen=True)
@@ -92,103 +93,321 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """What bounds the error of products with rounded rows, in units of the frame. Tensors are float64 [n]."""
+
+    square: Tensor  # |z|^2
+    rho: Tensor  # at least |y - z|
+    format: Format
+    columns: int  # K
+
+    def __getitem__(self, index: Tensor | slice) -> Certificate:
+        return Certificate(self.square[index], self.rho[index], self.format, self.columns)
+
+    def worst(self) -> Certificate:
+        """The largest values of all rows, [1]."""
+        return Certificate(self.square.max()[None], self.rho.max()[None], self.format, self.columns)
+
+    def error(self, right: Certificate) -> Tensor:
+        """Bounds the accumulated error of a product; `right` broadcasts."""
+        return 2 * (self.columns + 4) * self.format.unit * (self.square + right.square) + 2.0**-100
+
+    def cut(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
+        """The largest product that a pair no further apart than `level` can have."""
+        reach = level.clamp(min=0) * scale + self.rho + right.rho
+        return self._comparable((reach.square() + self.error(right)) * (1 + 2 * self.format.out))
+
+    def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
+        """The largest product that proves a pair to be no further apart than `level`."""
+        reach = (level * scale - self.rho - right.rho).clamp(min=0)
+        return self._comparable((reach.square() - self.error(right)).clamp(min=0) * (1 - 2 * self.format.out))
+
+    def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
+        """The largest distance that a pair with this product can have."""
+        if self.format is BF16:
+            product = product.view(torch.bfloat16)
+        square = product.double().clamp(min=0) * (1 + 2 * self.format.out) + self.error(right)
+        return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
+
+    def _comparable(self, cut: Tensor) -> Tensor:
+        if self.format is F64:
+            return cut
+        cut = (cut * (1 + 2.0**-22)).float()  # not rounded below the float64 value
+        # bfloat16 has no values between the truncated cut and the cut itself
+        return (cut.view(torch.int32) >> 16).to(torch.int16) if self.format is BF16 else cut
+
+
+@dataclass(frozen=True)
 class Sketch:
-    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts]; `square` [n] |z|^2; `rho` [n] what rounding lost."""
+    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts], and what bounds the error of products with them."""
 
     left: Tensor
-    square: Tensor  # float64
-    rho: Tensor  # float64
-    format: Format
+    certificate: Certificate
+
+    @classmethod
+    def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
+        """Room for n rows like these [., D]."""
+        columns = like.shape[1] + 2 * form.parts
+        square = torch.empty(n, dtype=torch.float64, device=like.device)
+        left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
+        return cls(left, Certificate(square, square.clone(), form, columns))
 
     @classmethod
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
-        n, d = rows.shape
-        parts = form.parts
-        left = torch.empty((n, d + 2 * parts), dtype=form.dtype, device=rows.device)
-        square = torch.empty(n, dtype=torch.float64, device=rows.device)
-        rho = torch.empty_like(square)
+        d = rows.shape[1]
+        out = cls.empty(len(rows), rows, form)
         # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y and of the norms in `work`
-        work, slack = (torch.float64, (d + 8) * 2.0**-51)
+        work, slack = torch.float64, (d + 8) * 2.0**-51
         if form is BF16 and rows.dtype != torch.float64:
             work, slack = torch.float32, (d + 8) * 2.0**-23
         centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so that it cancels
         step = max(16, (1 << 17) // d)
-        for start in range(0, n, step):
+        for start in range(0, len(rows), step):
             part = slice(start, start + step)
             y = (rows[part].to(work) - centre) * frame.scale
             z = y.to(form.dtype)
-            left[part, :d] = z
-            left[part, :d] *= -2  # exact
             wide = z.to(work)
             norms = torch.linalg.vector_norm(wide, dim=1).double()
-            square[part] = norms.square()
+            torch.mul(z, -2, out=out.left[part, :d])  # exact
             y -= wide  # the two are one tensor where nothing is rounded
-            rho[part] = torch.linalg.vector_norm(y, dim=1).double() * (1 + slack) + slack * (norms + 2.0**-60)
-        rest = square.clone()
-        left[:, d : d + parts] = 1
-        for p in range(d + parts, d + 2 * parts):
-            left[:, p] = rest.to(form.dtype)
-            rest -= left[:, p].double()
-        return cls(left, square, rho, form)
+            lost = torch.linalg.vector_norm(y, dim=1).double()
+            out.certificate.square[part] = norms.square()
+            out.certificate.rho[part] = lost * (1 + slack) + slack * (norms + 2.0**-60)
+        out.left[:, d : d + form.parts] = 1
+        rest = out.certificate.square.clone()
+        for p in range(d + form.parts, d + 2 * form.parts):
+            out.left[:, p] = rest.to(form.dtype)
+            rest -= out.left[:, p].double()
+        return out
 
     def __len__(self) -> int:
-        return len(self.square)
+        return len(self.left)
 
     def __getitem__(self, index: Tensor | slice) -> Sketch:
-        return Sketch(self.left[index], self.square[index], self.rho[index], self.format)
+        return Sketch(self.left[index], self.certificate[index])
 
-    def right(self) -> Tensor:
-        """[n, K] = [z, |z|^2 in parts, ones]."""
-        parts = self.format.parts
-        d = self.left.shape[1] - 2 * parts
-        return torch.cat([self.left[:, :d] * -0.5, self.left[:, d + parts :], self.left[:, d : d + parts]], 1)
+    def turned(self, out: Tensor | None = None) -> Tensor:
+        """The same rows as the right factor: [>= n, K] = [z, |z|^2 in parts, ones], with idle rows at the end."""
+        form = self.certificate.format
+        n, d = len(self.left), self.left.shape[1] - 2 * form.parts
+        right = self.left.new_zeros((padded(n, form), self.left.shape[1])) if out is None else out
+        torch.mul(self.left[:, :d], -0.5, out=right[:n, :d])
+        right[:n, d : d + form.parts] = self.left[:, d + form.parts :]
+        right[:n, d + form.parts :] = self.left[:, d : d + form.parts]
+        return right
+
+
+def padded(n: int, form: Format) -> int:
+    """Few different shapes: the library prepares each new shape of a bfloat16 product, which takes milliseconds."""
+    return -(-n // 128) * 128 if form is BF16 else n
+
+
+def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> Tensor:
+    """Squared distances of sketches, [n, m], in scratch memory; for BF16 as integers of the same order.
+
+    Integers compare several times faster than bfloat16 does. Negative results, which stand for 0, keep no order.
+    """
+    n = len(left)
+    rows = padded(n, form)
+    if rows > n:
+        ragged = frame.scratch("ragged", rows, left.shape[1], left)
+        ragged[:n] = left
+        left = ragged
+    result = torch.mm(left, right.T, out=frame.scratch("product", rows, len(right), left))[:n, :m]
+    return result.view(torch.int16) if form is BF16 else result
 
 
 @dataclass(frozen=True)
 class Side:
-    """Rows with their sketch. `rows` are canonical, [n, D]; where `index` is given, row i is rows[index[i]]."""
+    """Left rows. `rows` are canonical, [n, D]; where `index` is given, row i is rows[index[i]]."""
 
     rows: Tensor
     sketch: Sketch
     index: Tensor | None = None
 
-    def take(self, i: Tensor) -> Tensor:
+    def numbers(self, i: Tensor) -> Tensor:
+        """Where rows i lie in `rows`."""
         return i if self.index is None else self.index[i]
 
-    def again(self, frame: Frame, form: Format, i: Tensor | None = None) -> Side:
-        """The same rows (or those numbered `i`) in another format."""
-        index = self.index if i is None else self.take(i)
-        rows = self.rows if index is None else self.rows.index_select(0, index)
+    def part(self, part: slice) -> Side:
+        if self.index is None:
+            return Side(self.rows[part], self.sketch[part])
+        return Side(self.rows, self.sketch[part], self.index[part])
+
+    def again(self, frame: Frame, form: Format, i: Tensor) -> Side:
+        """The rows numbered `i` in another format."""
+        rows = self.rows.index_select(0, self.numbers(i))
         return Side(rows, Sketch.of(rows, frame, form))
 
 
-def _error(left: Sketch, right: Sketch) -> Tensor:
-    """Bounds the accumulated error of the product for each left row against any right row. float64 [n]."""
-    steps = left.left.shape[1] + 4
-    return 2 * steps * left.format.unit * (left.square + right.square.max()) + 2.0**-100
+@dataclass(frozen=True)
+class Columns:
+    """Right rows: canonical `rows` (as in Side), `right` as Sketch.turned gives it, [>= n, K]."""
+
+    rows: Tensor
+    right: Tensor
+    certificate: Certificate
+    index: Tensor | None = None
+
+    @classmethod
+    def of(cls, side: Side) -> Columns:
+        return cls(side.rows, side.sketch.turned(), side.sketch.certificate, side.index)
+
+    def __len__(self) -> int:
+        return len(self.certificate.square)
+
+    def numbers(self, j: Tensor) -> Tensor:
+        return j if self.index is None else self.index[j]
+
+    def tiles(self) -> list[Columns]:
+        """Parts of TILE_COLUMNS rows."""
+        return [self.part(start, min(start + TILE_COLUMNS, len(self))) for start in range(0, len(self), TILE_COLUMNS)]
+
+    def part(self, first: int, last: int) -> Columns:
+        wide = slice(first, first + padded(last - first, self.certificate.format))
+        part = slice(first, last)
+        right, certificate = self.right[wide], self.certificate[part]
+        if self.index is None:
+            return Columns(self.rows[part], right, certificate)
+        return Columns(self.rows, right, certificate, self.index[part])
+
+    def again(self, frame: Frame, form: Format) -> Columns:
+        rows = self.rows if self.index is None else self.rows.index_select(0, self.index)
+        return Columns.of(Side(rows, Sketch.of(rows, frame, form)))
 
 
-def _cut(left: Sketch, right: Sketch, level: Tensor, scale: float) -> Tensor:
-    """The largest product result that a pair no further apart than `level` can have. float32 or float64 [n]."""
-    reach = level.clamp(min=0) * scale + left.rho + right.rho.max()
-    cut = (reach.square() + _error(left, right)) * (1 + 2 * left.format.out)
-    return cut if left.format is F64 else (cut * (1 + 2.0**-22)).float()
+@dataclass(frozen=True)
+class Query:
+    """Which pairs (i, j) of left and right rows matter.
+
+    level   [n] float64: pairs further apart than level[i] do not
+    start   [n] int64, ascending: left row i has been compared with the right rows before start[i] already
+    k       only the k nearest right rows of each left row do, ties included; None: all within the level
+    floor   left rows certainly nearer than this to some right row are settled: they go no further
+    upper   [n] float64, written: for settled rows that get no pairs, an upper bound of that distance
+    resume  [n] int64, written: the right rows before this one are dealt with, by pairs or as further away than `upper`
+    """
+
+    level: Tensor
+    k: int | None = 1
+    floor: float = 0.0
+    upper: Tensor | None = None
+    resume: Tensor | None = None
+    start: Tensor | None = None
+
+    def part(self, part: slice) -> Query:
+        upper, resume, start = (None if x is None else x[part] for x in (self.upper, self.resume, self.start))
+        return Query(self.level[part], self.k, self.floor, upper, resume, start)
 
 
-def _reach(left: Sketch, right: Sketch, product: Tensor, scale: float) -> Tensor:
-    """The largest distance that a pair with this product result can have. float64 [n]."""
-    square = product.double().clamp(min=0) * (1 + 2 * left.format.out) + _error(left, right)
-    return (square.sqrt() + left.rho + right.rho.max()) * ((1 + 2.0**-40) / scale)
+def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (i, j), int64 [P] each, such that every pair that can matter is among them."""
+    tiles = right.tiles()
+    for top in range(0, len(left.sketch), SWEEP_ROWS):
+        rows = slice(top, top + SWEEP_ROWS)
+        for i, j in _sweep(left.part(rows), tiles, query.part(rows), frame):
+            yield i + top, j
 
 
-def _ordered(x: Tensor) -> Tensor:
-    """bfloat16 as integers of the same order (all negative ones below 0), since those compare several times faster."""
-    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
+    """Two passes: the smallest product of each row in each tile; then pairs, from the tiles that can hold the nearest."""
+    level = query.level
+    bounds = left.sketch.certificate
+    relevant = None
+    if query.k is not None and (len(tiles) > 1 or query.upper is not None):
+        lowest, upper, reached = _lowest(left, tiles, query, frame)
+        worst = [tile.certificate.worst() for tile in tiles]
+        others = Certificate(
+            torch.stack([w.square for w in worst]), torch.stack([w.rho for w in worst]), bounds.format, bounds.columns
+        )  # [tiles, 1]
+        if query.upper is None and query.k <= len(tiles):
+            reach = bounds.reach(others, lowest, frame.scale)
+            upper = reach.amin(0) if query.k == 1 else reach.kthvalue(query.k, dim=0).values
+        level = torch.minimum(level, upper)
+        relevant = lowest <= bounds.cut(others, level, frame.scale)
+        if query.upper is not None and query.resume is not None:
+            settled = level < query.floor
+            # One tile holds what settled it: it can be looked at again if ever needed. With more, finish now.
+            settled &= relevant.sum(0) == 1
+            query.upper[settled] = level[settled]
+            first = relevant[:, settled].int().argmax(0)
+            query.resume[:] = (reached * TILE_COLUMNS).clamp(max=query.resume)
+            query.resume[settled] = first * TILE_COLUMNS
+            relevant &= ~settled
+    for t, tile in enumerate(tiles):
+        alive = None if relevant is None else relevant[t].nonzero()[:, 0]
+        if alive is None:
+            for top in range(0, len(level), TILE_ROWS):
+                rows = torch.arange(top, min(top + TILE_ROWS, len(level)), device=level.device)
+                for i, j in _pairs(left, tile, rows, level, query.k, frame):
+                    yield i, j + t * TILE_COLUMNS
+        else:
+            for rows in alive.split(TILE_ROWS):
+                for i, j in _pairs(left, tile, rows, level, query.k, frame):
+                    yield i, j + t * TILE_COLUMNS
 
 
-def _ordered_cut(cut: Tensor, form: Format) -> Tensor:
-    """`cut` for comparison with `_ordered` results: truncated, since those have no finer values."""
-    return (cut.view(torch.int32) >> 16).to(torch.int16) if form is BF16 else cut
+def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest product of each row in each tile [tiles, n], upper bounds of the distance [n], tiles passed [n].
+
+    Rows that the query settles are taken out on the way; their remaining products count as infinite.
+    """
+    bounds, form = left.sketch.certificate, left.sketch.certificate.format
+    kind = torch.int16 if form is BF16 else form.dtype
+    infinite = torch.iinfo(kind).max if form is BF16 else torch.inf
+    lowest = torch.full((len(tiles), len(left.sketch)), infinite, dtype=kind, device=left.rows.device)
+    upper, matrix = query.level.clone(), left.sketch.left
+    reached = torch.zeros(len(matrix), dtype=torch.int64, device=matrix.device)
+    alive = torch.arange(len(matrix), device=matrix.device)
+    for t, tile in enumerate(tiles):
+        joined = len(alive)
+        if query.start is not None:
+            joined = int(torch.searchsorted(query.start[alive], (t + 1) * TILE_COLUMNS))
+        here = alive[:joined]
+        low = lowest.new_empty(joined)
+        for top in range(0, joined, TILE_ROWS):
+            part = slice(top, min(top + TILE_ROWS, joined))
+            torch.amin(product(matrix[part], tile.right, len(tile), frame, form), 1, out=low[part])
+        lowest[t, here] = low
+        reached[here] = t + 1
+        if query.upper is None:
+            continue
+        reach = bounds[here].reach(tile.certificate.worst(), low, frame.scale)
+        upper[here] = torch.minimum(upper[here], reach)
+        kept = upper[alive] >= query.floor
+        if int(kept.sum()) < _KEEP * len(alive):
+            alive = alive[kept]
+            memory = frame.scratch("sweep", len(alive), matrix.shape[1], matrix)
+            matrix = torch.index_select(left.sketch.left, 0, alive, out=memory)
+    return lowest, upper, reached
+
+
+def _pairs(
+    left: Side, tile: Columns, rows: Tensor, level: Tensor, k: int | None, frame: Frame
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of these left rows with one tile that can matter; a longer format is tried where they are many."""
+    if len(rows) == 0:
+        return
+    form, others = left.sketch.certificate.format, tile.certificate.worst()
+    bounds, level = left.sketch.certificate[rows], level[rows]
+    gathered = frame.scratch("pairs", len(rows), left.sketch.left.shape[1], left.sketch.left)
+    torch.index_select(left.sketch.left, 0, rows, out=gathered)
+    result = product(gathered, tile.right, len(tile), frame, form)
+    if k is not None and k <= len(tile):
+        kth = result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
+        level = torch.minimum(level, bounds.reach(others, kth, frame.scale))
+    i, j = nonzero(result <= bounds.cut(others, level, frame.scale)[:, None])
+    longer = _LONGER.get(form.name)
+    if longer is not None and len(i) > _CROWDED * (k or 1) * len(rows):
+        sure = 0
+        if k is None:
+            sure = int((result <= bounds.surely(others, level, frame.scale)[:, None]).sum())
+        if len(i) - sure > _CROWDED * (k or 1) * len(rows):
+            again = left.again(frame, longer, rows), tile.again(frame, longer)
+            for i, j in contenders(*again, Query(level, k), frame):
+                yield rows[i], j
+            return
+    yield rows[i], j
 
 
 def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,64 +415,5 @@ def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
     if mask.device.type == "cpu":
         flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
         return flat // mask.shape[1], flat % mask.shape[1]
-    return tuple(mask.nonzero().unbind(1))  # type: ignore[return-value]
-
-
-def contenders(
-    left: Side, right: Side, level: Tensor, frame: Frame, k: int | None = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (i, j) int64 [P] such that every pair that can matter is among them.
-
-    level  [n] float64: pairs (i, j) further apart than level[i] do not matter
-    k      only the k nearest right rows of each left row matter, ties included; None: all within the level
-    """
-    for start in range(0, len(right.sketch), TILE_COLUMNS):
-        part = slice(start, start + TILE_COLUMNS)
-        tile = Side(right.rows, right.sketch[part], None if right.index is None else right.index[part])
-        columns = tile.sketch.right().T
-        for top in range(0, len(left.sketch), TILE_ROWS):
-            yield from _tile(left, tile, columns, top, start, level[top : top + TILE_ROWS], frame, k)
-
-
-def _open(mask: Tensor, result: Tensor, left: Sketch, right: Sketch, level: Tensor, scale: float, k: int | None) -> int:
-    """How many contenders a longer format might rule out."""
-    found = int(mask.sum())
-    if k is not None or found <= _CROWDED * len(mask):
-        return found - (k or 0) * len(mask)
-    reach = (level * scale - left.rho - right.rho.max()).clamp(min=0)
-    sure = ((reach.square() - _error(left, right)).clamp(min=0) * (1 - 2 * left.format.out)).float()
-    return found - int((result <= _ordered_cut(sure, left.format)[:, None]).sum())
-
-
-def _tile(
-    left: Side, tile: Side, columns: Tensor, top: int, start: int, level: Tensor, frame: Frame, k: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    sketch = left.sketch[slice(top, top + len(level))]
-    form = sketch.format
-    product = frame.scratch("product", len(level), columns.shape[1], columns)
-    result = _ordered(torch.mm(sketch.left, columns, out=product))
-    cut = _ordered_cut(_cut(sketch, tile.sketch, level, frame.scale), form)
-    lowest = result.amin(1)
-    alive = (lowest <= cut).nonzero()[:, 0]
-    if len(alive) == 0:
-        return
-    result, cut, sketch = result.index_select(0, alive), cut[alive], sketch[alive]
-    if k is not None and k <= len(tile.sketch):
-        kth = lowest[alive] if k == 1 else result.kthvalue(k, dim=1).values
-        kth = kth.view(torch.bfloat16) if form is BF16 else kth
-        within = torch.minimum(level[alive], _reach(sketch, tile.sketch, kth, frame.scale))
-        cut = _ordered_cut(_cut(sketch, tile.sketch, within, frame.scale), form)
-    mask = result <= cut[:, None]
-    if form.name in _LONGER and _open(mask, result, sketch, tile.sketch, level[alive], frame.scale, k) > _CROWDED * len(
-        alive
-    ):
-        base = tile if tile.index is not None else Side(tile.rows[start : start + len(tile.sketch)], tile.sketch)
-        longer = _LONGER[form.name]
-        sub = left.again(frame, longer, alive + top)
-        for i, j in contenders(sub, base.again(frame, longer), level[alive], frame, k):
-            yield alive[i] + top, j + start
-        return
-    step = max(1, _PAIRS // mask.shape[1])
-    for first in range(0, len(alive), step):
-        i, j = nonzero(mask[first : first + step])
-        yield alive[i + first] + top, j + start
+    i, j = mask.nonzero().unbind(1)
+    return i, j

@@ -17,7 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.selection.bounds import TILE_COLUMNS, TILE_ROWS, Frame, Side, Sketch, contenders, shortest_format
+from entroloop.selection.bounds import (
+    SWEEP_ROWS,
+    Columns,
+    Frame,
+    Query,
+    Side,
+    Sketch,
+    contenders,
+    padded,
+    shortest_format,
+)
 from entroloop.selection.distance import distances_to, pair_distances
 from entroloop.selection.exchange import Shard
 
@@ -38,29 +48,26 @@ class Frontier:
         self.seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         self.chosen = torch.empty(capacity, dtype=torch.int64, device=rows.device)  # global ids
         self.count = 0
-        # With several ranks the choices of others are kept too; a single rank finds all of them among its rows.
-        self._kept: Side | None = None
-        if shard.world.size > 1:
-            empty = rows.new_empty((capacity, rows.shape[1]))
-            columns = self.sketch.left.shape[1]
-            square = self.bound.new_empty(capacity)
-            left = self.sketch.left.new_empty((capacity, columns))
-            self._kept = Side(empty, Sketch(left, square, square.clone(), self.form))
+        # With several ranks the choices' rows are kept too; a single rank finds all of them among its own.
+        self._rows = rows.new_empty((capacity, rows.shape[1])) if shard.world.size > 1 else None
+        room = Sketch.empty(padded(capacity, self.form) + 128, rows, self.form)
+        self._right, self._certificate = room.left.zero_(), room.certificate
         self.active = torch.empty(0, dtype=torch.int64, device=rows.device)
         self._gathered: tuple[Tensor, Sketch] | None = None
 
     def side(self, ids: Tensor, rows: Tensor | None) -> Side:
         """Points by global id, with their sketch; `rows` holds them where there are several ranks."""
-        if rows is None:
+        if rows is None or self._rows is None:
             return Side(self.shard.rows, self.sketch[ids], ids)
         return Side(rows, Sketch.of(rows, self.frame, self.form))
 
-    def choices(self, first: int, last: int) -> Side:
+    def choices(self, first: int, last: int) -> Columns:
         """The choices numbered first .. last - 1."""
         part = slice(first, last)
-        if self._kept is None:
-            return self.side(self.chosen[part], None)
-        return Side(self._kept.rows[part], self._kept.sketch[part])
+        right = self._right[first : first + padded(last - first, self.form)]
+        if self._rows is None:
+            return Columns(self.shard.rows, right, self._certificate[part], self.chosen[part])
+        return Columns(self._rows[part], right, self._certificate[part])
 
     def begin(self, pick: int) -> None:
         """The first choice: one column of distances for all rows."""
@@ -71,15 +78,16 @@ class Frontier:
         self.seen += 1
         self._mark(ids)
 
-    def admit(self, ids: Tensor, rows: Tensor | None) -> None:
-        """Adds choices, and brings the active rows up to date with them. Those chosen stop being active."""
+    def admit(self, ids: Tensor, rows: Tensor | None, level: float) -> None:
+        """Adds choices and brings the active rows up to date; those chosen, or below `level`, stop being active."""
         first = self.count
         self._remember(ids, rows)
         self._mark(ids)
-        self.keep_active(0.0)
+        self.keep_active(level)
         if len(self.active):
-            self._apply(self._active_side(), first, self.count)
-            self.seen[self.active] = self.count
+            side = self._active_side()
+            self._apply(side, first, self.count, level)
+            self.keep_active(level)
 
     def keep_active(self, level: float) -> None:
         """Lets go of active rows whose bound is below `level`."""
@@ -93,41 +101,37 @@ class Frontier:
     def refresh(self, rows: Tensor, level: float) -> Tensor:
         """Brings local rows up to date; returns those whose bound stays at or above `level`, in the order given.
 
-        Rows that fall below are left at the point reached, with what is known of them.
+        Rows that fall below keep an upper bound, and `seen` stays before the choice that it comes from: should they be
+        needed again, that choice is looked at once more and gives the exact distance.
         """
-        alive, side = rows, None
-        gathered = torch.zeros(len(self.bound), dtype=torch.bool, device=rows.device)
-        first = int(self.seen[alive].min()) if len(alive) else self.count
-        while first < self.count and len(alive):
-            width = max(1, 2 * TILE_ROWS // len(alive)) * TILE_COLUMNS
-            last = min(first + width, self.count)
-            behind = alive[self.seen[alive] < last]
-            if side is None or len(behind) < _KEEP * len(side.sketch) or not bool(gathered[behind].all()):
-                side = self._gather(behind)
-                gathered.zero_()
-                gathered[behind] = True
-            self._apply(side, first, last)
-            self.seen[behind] = last
-            alive = alive[self.bound[alive] >= level]
-            first = max(last, int(self.seen[alive].min())) if len(alive) else last
-        return alive
+        order = torch.argsort(self.seen[rows], stable=True)
+        for part in rows[order].split(SWEEP_ROWS):
+            self._apply(self._gather(part), int(self.seen[part[0]]), self.count, level, True)
+        return rows[self.bound[rows] >= level]
 
     def _gather(self, rows: Tensor) -> Side:
         sketch = self.sketch
         left = self.frame.scratch("gathered", len(rows), sketch.left.shape[1], sketch.left)
         torch.index_select(sketch.left, 0, rows, out=left)
-        return Side(self.shard.rows, Sketch(left, sketch.square[rows], sketch.rho[rows], sketch.format), rows)
+        return Side(self.shard.rows, Sketch(left, sketch.certificate[rows]), rows)
 
-    def _apply(self, left: Side, first: int, last: int) -> None:
-        """Lowers the bounds of the left rows by the choices first .. last - 1."""
+    def _apply(self, left: Side, first: int, last: int, level: float, sorted_by_seen: bool = False) -> None:
+        """Lowers the bounds of the left rows by the choices first .. last - 1, exactly where they stay above `level`."""
         index = left.index
         assert index is not None
-        for start in range(first, last, TILE_COLUMNS):
-            right = self.choices(start, min(start + TILE_COLUMNS, last))
-            for i, j in contenders(left, right, self.bound[index], self.frame):
-                row = index[i]
-                distance = pair_distances(left.rows, row, right.rows, right.take(j))
-                self.bound.scatter_reduce_(0, row, distance, "amin")
+        if first >= last:
+            return
+        right, bound, seen = self.choices(first, last), self.bound[index], self.seen[index]
+        upper, resume = torch.full_like(bound, torch.inf), torch.full_like(index, last - first)
+        start = (seen - first).clamp(min=0)
+        query = Query(bound, 1, level, upper, resume, start if sorted_by_seen else None)
+        for i, j in contenders(left, right, query, self.frame):
+            row = index[i]
+            distance = pair_distances(left.rows, row, right.rows, right.numbers(j))
+            self.bound.scatter_reduce_(0, row, distance, "amin")
+        self.bound.scatter_reduce_(0, index, upper, "amin")
+        current = seen >= first  # others were let go before: choices in between are still to come for them
+        self.seen[index[current]] = first + resume[current]
 
     def _active_side(self) -> Side:
         """The active rows with a gathered copy of their sketch, which may hold some that were let go meanwhile."""
@@ -139,13 +143,13 @@ class Frontier:
     def _remember(self, ids: Tensor, rows: Tensor | None) -> None:
         part = slice(self.count, self.count + len(ids))
         self.chosen[part] = ids
-        if self._kept is not None:
+        if self._rows is not None:
             assert rows is not None
-            sketch = Sketch.of(rows, self.frame, self.form)
-            self._kept.rows[part] = rows
-            self._kept.sketch.left[part] = sketch.left
-            self._kept.sketch.square[part] = sketch.square
-            self._kept.sketch.rho[part] = sketch.rho
+            self._rows[part] = rows
+        sketch = self.side(ids, rows).sketch
+        sketch.turned(self._right[part])
+        self._certificate.square[part] = sketch.certificate.square
+        self._certificate.rho[part] = sketch.certificate.rho
         self.count += len(ids)
 
     def _mark(self, ids: Tensor) -> None:
@@ -162,9 +166,12 @@ class Block:
     def __init__(self, side: Side, level: float, frame: Frame) -> None:
         n = len(side.sketch)
         levels = torch.full((n,), level, dtype=torch.float64, device=side.rows.device)
-        found = [pair[:, pair[0] < pair[1]] for pair in map(torch.stack, contenders(side, side, levels, frame, None))]
+        found = [
+            pair[:, pair[0] < pair[1]]
+            for pair in map(torch.stack, contenders(side, Columns.of(side), Query(levels, None), frame))
+        ]
         pairs = torch.cat(found, 1) if found else torch.empty((2, 0), dtype=torch.int64, device=side.rows.device)
-        distance = pair_distances(side.rows, side.take(pairs[0]), side.rows, side.take(pairs[1]))
+        distance = pair_distances(side.rows, side.numbers(pairs[0]), side.rows, side.numbers(pairs[1]))
         self.pairs = pairs.shape[1]
         i, j = pairs.cpu().numpy()
         rows = np.concatenate([i, j])

@@ -51,8 +51,7 @@ def greedy(shard: Shard, size: int, start: int) -> tuple[Tensor, Tensor]:
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
         order = torch.tensor(picks, device=ids.device)
-        frontier.admit(ids[order], None if rows is None else rows[order])
-        frontier.keep_active(level)
+        frontier.admit(ids[order], None if rows is None else rows[order], level)
         if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, block_size // 2)
         elif block.pairs < max(2048, _PAIRS_A_PICK // 2 * len(picks)):
