@@ -43,21 +43,23 @@ def encode_shards(
 
     Raises Interrupted between shards when `should_stop` says so.
     """
-    mine = part.of(len(dataset.shard_names))
+    mine = [i for i in part.of(len(dataset.shard_names)) if _missing(encoders, folder, i)]
     with Progress(title, sum(dataset.shard_counts[i] for i in mine), "img", show=show) as progress:
         on_progress(progress)
         for number in mine:
-            missing = [name for name in encoders if not (folder / block_name(name, number)).exists()]
             if should_stop():
                 raise Interrupted(f"encoding stopped before shard {number}; finished blocks are kept")
-            if missing:
-                samples, _ = dataset.shard(number)
-                for name in missing:
-                    block = io.BytesIO()
-                    np.save(block, encoders[name](samples), allow_pickle=False)
-                    content = block.getvalue()
-                    files.create(folder / block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
+            samples, _ = dataset.shard(number)
+            for name in _missing(encoders, folder, number):
+                block = io.BytesIO()
+                np.save(block, encoders[name](samples), allow_pickle=False)
+                content = block.getvalue()
+                files.create(folder / block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
             progress.advance(dataset.shard_counts[number])
+
+
+def _missing(encoders: Mapping[str, Encoder], folder: Path, shard: int) -> list[str]:
+    return [name for name in encoders if not (folder / block_name(name, shard)).exists()]
 
 
 def seal_features(

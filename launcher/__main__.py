@@ -12,12 +12,14 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 
 from entroloop.data.errors import Interrupted, UserError
 
 RESUMABLE = 75
+
+# typer brings a click of its own, or uses the installed one, by version: this is the base of its errors in either.
+CommandLineError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
     name="entroloop",
@@ -133,14 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     try:
         status = app(args=arguments, standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message())
-        return 0
-    except click.ClickException as error:
-        return _refuse(" ".join(error.format_message().split()))
     except UserError as error:
         return _refuse(" ".join(str(error).split()))
-    except (Interrupted, KeyboardInterrupt, click.Abort) as stop:
+    except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
         print(f"entroloop: {stop or 'stopped'}; run the same command again to go on", file=sys.stderr)
         return RESUMABLE
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -149,6 +146,10 @@ def _run(arguments: list[str] | None) -> int:
     except FloatingPointError as error:
         print(f"entroloop: {error}", file=sys.stderr)
         return 1
+    except CommandLineError as error:  # type: ignore[misc]  # found at run time
+        if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
+            return 0
+        return _refuse(" ".join(error.format_message().split()))
     return int(status or 0)
 
 

@@ -24,7 +24,7 @@ from entroloop.data.plan import Part
 from entroloop.data.world import World
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump
 from entroloop.launcher.lease import Lease
-from entroloop.launcher.phases import Layout, Step, next_phase, steps
+from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, steps
 from entroloop.launcher.work import Work
 
 log = logging.getLogger(__name__)
@@ -42,6 +42,9 @@ def open_run(config: Config) -> Layout:
             raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
         files.create(layout.config, lambda file: file.write(dump(config)))
     saved = read_config(layout)
+    if saved != mine and not _begun(layout):
+        files.replace(layout.config, lambda file: file.write(dump(config)))
+        return layout
     found = [d for d in differences(saved, mine) if d.split(" ")[0] not in MAY_CHANGE]
     if mine["generations"] > saved["generations"]:
         found = [d for d in found if not d.startswith("generations ")]
@@ -53,6 +56,11 @@ def open_run(config: Config) -> Layout:
     if saved != mine:
         files.replace(layout.config, lambda file: file.write(dump(config)))
     return layout
+
+
+def _begun(layout: Layout) -> bool:
+    """Whether anything is sealed, or being made, that depends on the configuration."""
+    return is_sealed(layout)(PREPARE) or layout.lease(PREPARE).exists()
 
 
 def read_config(layout: Layout) -> dict[str, Any]:

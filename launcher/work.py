@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,8 +127,12 @@ class Work:
         return f"{len(self.real)} real images of {'x'.join(map(str, self.real.shape))}"
 
     def _fit_classifier(self) -> None:
-        if manifest.is_sealed(self.layout.classifier):
-            return
+        folder = self.layout.classifier
+        made_from = {"real": self.real.manifest.digest, "recipe": self._recipes[PREPARE]}
+        if manifest.is_sealed(folder):
+            if manifest.read(folder).made_from == made_from:
+                return
+            shutil.rmtree(folder)  # of a configuration that was corrected before anything was made from it
         labels = self.real.labels
         if labels is None:
             raise UserError(
@@ -142,7 +147,7 @@ class Work:
         )
         rest = self.split.heldout
         about = {"heldout_accuracy": classifier.accuracy(model, self.real.take(rest), labels[rest])}
-        classifier.save(self.layout.classifier, model, about, {"real": self.real.manifest.digest})
+        classifier.save(folder, model, about, made_from)
 
     def _select(self, step: Step, part: Part | None) -> str:
         config, generation = self.config, step.generation

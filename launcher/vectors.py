@@ -1,0 +1,9 @@
+"""Being written."""
+
+
+def select_command() -> None:
+    """Choose."""
+
+
+def entropy_command() -> None:
+    """Entropy."""
