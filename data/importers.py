@@ -132,7 +132,11 @@ def import_part(
     pieces = bounds(0, len(rows), settings.shard_size or _shard_size(layout))
     facts = {**identity, "shards": len(pieces), "num_classes": _num_classes(opened), "classes": list(opened.classes)}
     text = files.json_bytes(facts)
-    if not files.create(dest / SETTINGS, lambda file: file.write(text)):
+    try:
+        made = files.create(dest / SETTINGS, lambda file: file.write(text))
+    except OSError as error:
+        raise UserError(f"{dest}: cannot be written ({error.strerror})") from error
+    if not made:
         _check_dest(dest, source, identity)
     _sweep_old(dest)
     done = {i for i in part.of(len(pieces)) if conversion.is_done(dest, i)}

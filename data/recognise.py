@@ -9,25 +9,32 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from entroloop.data import arrays, cifar, containers, manifest, parquet
+from entroloop.data import arrays, cifar, containers, manifest, parquet, remote
 from entroloop.data.errors import UserError
 from entroloop.data.resharding import SealedSource
+from entroloop.data.shards import Dataset
 from entroloop.data.sources import Source, is_image, no_splits
 
 
 def open_source(text: str, split: str | None = None) -> Source:
-    """The source of that name: a word (`digits`, …), a file or a folder.
+    """The source of that name: a word (`digits`, …), a file or a folder, or the address of a sealed set.
 
     Raises UserError when there is none, it is empty, of no known kind or damaged, or has no such split.
     """
     if text in arrays.WORDS:
         no_splits(text, split)
         return arrays.WORDS[text]()
+    if remote.is_remote(text):
+        no_splits(text, split)
+        return SealedSource.of(remote.open_dataset(text))
     path = Path(text).expanduser()
-    if path.is_dir():
-        return _folder(path, split)
-    if path.is_file():
-        return _file(path, split)
+    try:
+        if path.is_dir():
+            return _folder(path, split)
+        if path.is_file():
+            return _file(path, split)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
     near = difflib.get_close_matches(text, arrays.WORDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give a file, a folder or one of {', '.join(arrays.WORDS)}"
     raise UserError(f"{text}: no such file or folder: {hint}")
@@ -36,7 +43,7 @@ def open_source(text: str, split: str | None = None) -> Source:
 def _folder(path: Path, split: str | None) -> Source:
     if manifest.is_sealed(path):
         no_splits(str(path), split)
-        return SealedSource.of(path)
+        return SealedSource.of(Dataset(path))
     listing = containers.walk(path)
     if not listing:
         raise UserError(f"{path}: empty folder")

@@ -14,8 +14,10 @@ import hashlib
 import http.client
 import os
 import random
+import select
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -155,7 +157,7 @@ class Remote:
             return _from_command(address.removeprefix("pipe:"), self.timeout)
         if address.startswith(("http://", "https://")):
             return _from_web(address, self.timeout)
-        return _from_fsspec(address)
+        return _from_library(address)
 
 
 def _is_still(path: Path, file: IO[bytes]) -> bool:
@@ -207,25 +209,32 @@ def _from_command(command: str, timeout: float) -> Iterator[bytes]:
 
 
 def _readable(descriptor: int, timeout: float) -> bool:
-    import select
-
     return bool(select.select([descriptor], [], [], timeout)[0])
 
 
-def _from_fsspec(address: str) -> Iterator[bytes]:
+def _from_library(address: str) -> Iterator[bytes]:
+    """Through fsspec where it (and its package for the scheme) is installed, else through webdataset's commands."""
     try:
-        import fsspec
-
-        file = fsspec.open(address, "rb")
-    except (ImportError, ValueError) as error:
-        kind = address.split("://")[0]
-        raise Refused(f"reading {kind}: needs fsspec: pip install 'entroloop[remote]' ({error})") from error
-    try:
-        with file as opened:
-            while chunk := opened.read(CHUNK):
+        with _opened(address) as file:
+            while chunk := file.read(CHUNK):
                 yield chunk
     except (FileNotFoundError, PermissionError) as error:
         raise Refused(f"cannot be read ({type(error).__name__})") from error
+
+
+def _opened(address: str) -> Any:
+    scheme = address.split("://")[0]
+    try:
+        import fsspec
+
+        fsspec.get_filesystem_class(scheme)
+        return fsspec.open(address, "rb")
+    except (ImportError, ValueError) as error:  # fsspec itself, or what it needs for this scheme, is not installed
+        import webdataset.gopen
+
+        if scheme in sys.modules["webdataset.gopen"].gopen_schemes:
+            return webdataset.gopen(address)
+        raise Refused(f"reading {scheme}: needs fsspec: pip install 'entroloop[remote]' ({error})") from error
 
 
 def make_room(cache: Path, limit: int) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,9 +27,7 @@ class SealedSource:
     encoded: bool = False
 
     @staticmethod
-    def of(folder: Path) -> SealedSource:
-        """Raises UserError when the folder is not a sealed set of images or vectors."""
-        dataset = Dataset(folder)
+    def of(dataset: Dataset) -> SealedSource:
         provenance = dataset.provenance
         names = tuple(
             source or f"generation {generation}/{index:09d}"
@@ -39,7 +36,9 @@ class SealedSource:
             )
         )
         classes = tuple(dataset.manifest.about.get("classes", ()))
-        return SealedSource(dataset, f"sealed {dataset.manifest.kind}", str(folder), names, dataset.labels, classes)
+        return SealedSource(
+            dataset, f"sealed {dataset.manifest.kind}", str(dataset.folder), names, dataset.labels, classes
+        )
 
     def read(self, rows: Iterable[int]) -> Iterator[NDArray[Any]]:
         number = -1

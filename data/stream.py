@@ -20,6 +20,8 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.plan import permutation
 from entroloop.data.shards import Dataset
+from entroloop.data.sharing import decode_together
+from entroloop.data.world import World
 
 NOISE_BLOCK = 32  # positions that share one generator of training noise
 
@@ -74,13 +76,13 @@ def rank_batch(batch: int, size: int) -> int:
 
 
 class Resident:
-    """A training set decoded into memory.
+    """A training set decoded into memory, which the ranks of one machine share.
 
     samples  uint8 [N, C, H, W] or float32 [N, D];  labels int64 [N] or None
     """
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.samples = torch.from_numpy(dataset.all())
+    def __init__(self, dataset: Dataset, world: World | None = None) -> None:
+        self.samples = torch.from_numpy(decode_together(dataset, world or World()))
         self.labels = None if dataset.labels is None else torch.from_numpy(dataset.labels)
 
     def __len__(self) -> int:

@@ -35,6 +35,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.plan import permutation
 from entroloop.data.shards import Dataset, decode
 from entroloop.data.stream import Batch, Order, Resident, rank_batch
+from entroloop.data.world import World
 
 Mode = Literal["auto", "resident", "streaming"]
 BUFFER = 16  # shards whose samples are shuffled together
@@ -191,17 +192,7 @@ class Streaming:
         order = Grouped(self.dataset.shard_counts, seed, self.buffer)
         firsts = range(seen + rank * mine, until + rank * mine, batch)
         source = _Batches(Reader(self.dataset, self.buffer), order, firsts, mine)
-        if not self.workers:
-            loaded: Any = (source[i] for i in range(len(source)))
-        else:
-            loaded = DataLoader(
-                source,
-                batch_size=None,
-                num_workers=self.workers,
-                prefetch_factor=PREFETCH,
-                generator=torch.Generator(),  # else it would draw from the global one, which the trainer may use
-            )
-        for item in loaded:
+        for item in _prefetched(source, self.workers) if self.workers else (source[i] for i in range(len(source))):
             if isinstance(item, Damaged):
                 raise UserError(item.message)
             found, damaged = item
@@ -244,6 +235,21 @@ class _Batches(MapDataset[Any]):
         return found, damaged
 
 
+def _prefetched(source: _Batches, workers: int) -> Iterator[tuple[Batch, dict[int, str]] | Damaged]:
+    loaded = DataLoader(
+        source,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH,
+        generator=torch.Generator(),  # else it would draw from the global one, which others rely on
+    )
+    try:
+        yield from loaded
+    except (EOFError, ConnectionError, RuntimeError) as error:
+        # Besides torch's own message, what a killed worker had sent can become unreadable.
+        raise RuntimeError(f"a worker that reads training data died (killed, or out of memory): {error}") from error
+
+
 def open_stream(
     dataset: Dataset,
     mode: Mode = "auto",
@@ -252,14 +258,17 @@ def open_stream(
     buffer: int = BUFFER,
     memory_share: float = MEMORY_SHARE,
     skip_damaged: bool = False,
+    world: World | None = None,
 ) -> Resident | Streaming:
     """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
 
     Vectors are always kept in memory: they are small, and training needs their scale. `skip_damaged` streams.
     """
     fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
+    if world is not None:  # all ranks must choose alike
+        fits = all(world.gather_objects(fits))
     if mode == "resident" or (mode == "auto" and fits) or len(dataset.shape) == 1:
-        return Resident(dataset)
+        return Resident(dataset, world)
     return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
 
 

@@ -18,7 +18,9 @@ from test_streaming import COUNTS, N, make
 
 from entroloop.data import remote
 from entroloop.data.errors import UserError
+from entroloop.data.importers import import_dataset
 from entroloop.data.remote import Remote, RemoteDataset, make_room, open_dataset
+from entroloop.data.shards import Dataset
 from entroloop.data.streaming import Streaming
 
 
@@ -203,3 +205,29 @@ def test_pipes_and_fsspec(server, tmp_path):
 def test_addresses_are_told_from_paths():
     assert all(map(remote.is_remote, ("https://h/x", "s3://b/x", "gs://b/x", "pipe:cat {}")))
     assert not any(map(remote.is_remote, ("x", "/x/y", "./s3", "C:x")))
+
+
+def test_schemes_that_fsspec_lacks_go_through_webdataset(server, tmp_path, monkeypatch):
+    import webdataset
+
+    opened = []
+
+    def gopen(address: str):
+        opened.append(address)
+        return (server.folder / address.rpartition("/")[2]).open("rb")
+
+    monkeypatch.setattr(webdataset, "gopen", gopen)
+    dataset = RemoteDataset(Remote("ais://bucket/set", tmp_path / "cache", attempts=2, backoff=0.01))
+    assert np.array_equal(dataset.all(), open_dataset(str(server.folder)).all())
+    assert opened[0] == "ais://bucket/set/manifest.json"
+
+
+def test_a_remote_set_can_be_imported(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    import_dataset(server.url, tmp_path / "out", resolution=2)
+    found, original = Dataset(tmp_path / "out"), Dataset(server.folder)
+    assert np.array_equal(found.labels, original.labels)
+    means = original.all().reshape(N, 3, 2, 2, 2, 2).mean((3, 5))
+    assert np.abs(found.all() - means).max() <= 0.5
+    with pytest.raises(UserError, match="--split test"):
+        import_dataset(server.url, tmp_path / "out2", split="test")
