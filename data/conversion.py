@@ -11,6 +11,7 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import multiprocessing
 import signal
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.images import Channels, channels_of, convert, from_array, upright_size
+from entroloop.data.progress import Progress
 from entroloop.data.shards import REAL, Encoding, Provenance, shard_name, write_shard
 from entroloop.data.sources import Source
 
@@ -108,7 +110,10 @@ _shared: tuple[Any, ...] = ()  # of a worker process: what its tasks have in com
 
 def _begin(*shared: Any) -> None:
     global _shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # these reach the whole group; the parent decides
+        signal.signal(name, signal.SIG_IGN)
+    # A parent that is killed cannot end its workers, which would then wait for ever. 1 is PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     _shared = shared
 
 
@@ -139,16 +144,21 @@ def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job],
             running |= {pool.submit(_shard_task, job) for job in itertools.islice(waiting, len(finished))}
 
 
-def scan_all(source: Source, rows: NDArray[np.int64], workers: int) -> Found:
+def scan_all(source: Source, rows: NDArray[np.int64], workers: int, *, progress: bool = False) -> Found:
     """`scan` of all rows, shared between processes."""
-    pieces = np.array_split(rows, max(1, min(len(rows) // 500, 8 * workers)))
-    if workers <= 1 or len(pieces) == 1:
-        results: Iterable[Found] = [scan(source, piece) for piece in pieces]
-    else:
-        with _pool(workers, source) as pool:
-            results = list(pool.map(_scan_task, pieces))
-    first, *others = results
-    return sum(others, first)
+    pieces = np.array_split(rows, max(1, len(rows) // 500))
+    found: Found | None = None
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress("scan", len(rows), "img", show=progress))
+        if workers <= 1 or len(pieces) == 1:
+            results: Iterable[Found] = (scan(source, piece) for piece in pieces)
+        else:
+            results = stack.enter_context(_pool(workers, source)).map(_scan_task, pieces)
+        for piece, here in zip(pieces, results, strict=True):
+            found = here if found is None else found + here
+            bar.advance(len(piece))
+    assert found is not None
+    return found
 
 
 @contextlib.contextmanager

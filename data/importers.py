@@ -128,7 +128,7 @@ def import_part(
         return
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    layout = find_layout(opened, rows, settings, workers)
+    layout = find_layout(opened, rows, settings, workers, progress=progress)
     pieces = bounds(0, len(rows), settings.shard_size or _shard_size(layout))
     facts = {**identity, "shards": len(pieces), "num_classes": _num_classes(opened), "classes": list(opened.classes)}
     text = files.json_bytes(facts)
@@ -193,7 +193,9 @@ def choose_rows(source: Source, settings: Settings) -> NDArray[np.int64]:
     return np.sort(rows[np.lexsort((labels, turn))[: settings.limit]])
 
 
-def find_layout(source: Source, rows: NDArray[np.int64], settings: Settings, workers: int) -> Layout:
+def find_layout(
+    source: Source, rows: NDArray[np.int64], settings: Settings, workers: int, *, progress: bool = False
+) -> Layout:
     """The shape all samples get. Raises UserError for samples of different sizes that are not resized."""
     labelled = settings.labels and source.labels is not None
     color: Channels | None = COLORS[settings.color]
@@ -208,7 +210,7 @@ def find_layout(source: Source, rows: NDArray[np.int64], settings: Settings, wor
     elif color is not None and settings.resolution is not None:
         channels, size = color, (0, 0)
     else:
-        found = conversion.scan_all(source, rows, workers)
+        found = conversion.scan_all(source, rows, workers, progress=progress)
         channels, size = color or found.channels, found.size
         if found.odd is not None and settings.resolution is None:
             name, other = found.odd
@@ -288,7 +290,7 @@ def _read_settings(dest: Path) -> dict[str, Any] | None:
     try:
         facts: dict[str, Any] = json.loads((dest / SETTINGS).read_text(encoding="utf-8"))
         return facts
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise UserError(f"{dest / SETTINGS}: damaged ({error}): remove the folder and import again") from error

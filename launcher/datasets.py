@@ -16,7 +16,9 @@ def import_command(
     source: Annotated[str, typer.Argument(help="digits, mixture, wine, …, or a file or folder of images or vectors")],
     dest: Annotated[Path, typer.Argument(help="new folder for the shards")],
     resolution: Annotated[int | None, typer.Option(help="pixels a side, after a centre-crop to the square")] = None,
-    limit: Annotated[int | None, typer.Option(help="how many samples")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="the first N; of each class in turn where the source is sorted by class")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="train, test, … where the source has splits")] = None,
     heldout: Annotated[int, typer.Option(help="where it has none: this many seeded samples are the test split")] = 0,
     split_seed: Annotated[int, typer.Option(help="seed of --heldout")] = 0,

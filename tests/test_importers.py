@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from test_files import small_disk
 
 from entroloop.data import importers, manifest
 from entroloop.data.errors import Interrupted, UserError
@@ -298,3 +300,21 @@ def test_large_samples_get_smaller_shards():
     layout = importers.Layout((3, 1024, 1024), "png", False)
     assert importers._shard_size(layout) * 3 * 1024**2 <= 2**27
     assert importers._shard_size(importers.Layout((3, 64, 64), "png", False)) == 1000
+
+
+def test_full_disk_is_one_line_and_the_import_goes_on_later(tmp_path: Path):
+    write_images(tmp_path / "src", [f"{i}.png" for i in range(8)], size=(64, 64))
+    with small_disk(tmp_path / "disk", "100k") as disk:
+        for _ in range(2):
+            refused(r"shard-00000\d.tar: disk full", str(tmp_path / "src"), disk / "out", shard_size=2)
+        assert not manifest.is_sealed(disk / "out")
+        assert not list((disk / "out").glob(".tmp-*"))
+        import_dataset(str(tmp_path / "src"), tmp_path / "whole", shard_size=2)
+        subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+        import_dataset(str(tmp_path / "src"), disk / "out", shard_size=2)
+        assert contents(disk / "out") == contents(tmp_path / "whole")
+
+
+def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    refused("file/out: cannot be written", "digits", tmp_path / "file" / "out")

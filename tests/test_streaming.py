@@ -195,6 +195,7 @@ class Deadly(Dataset):
         return super().path(name)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch says it once more when it tidies
 def test_a_worker_that_dies_stops_the_run(folder):
     with pytest.raises(RuntimeError, match="worker"):
         drain(Streaming(Deadly(folder), workers=2))
