@@ -120,15 +120,17 @@ def last_common(groups: Sequence[Arm]) -> int | None:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, in the shortest usual form; a dash for nothing."""
+    """Three significant digits; a dash for nothing."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     if value == 0:
         return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.2e}".replace("-", "\N{MINUS SIGN}")
     if abs(value) >= 1000:
         return f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
-    return f"{value:.3g}" if digits > 5 else f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def mean_value(arm: Arm, generation: int, encoder: str, measure: str) -> float | None:

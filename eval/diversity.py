@@ -17,20 +17,26 @@ _BLOCK = 4096
 
 
 def cosine_gram(features: Tensor) -> Tensor:
-    """sum_i u_i u_i^T over the rows scaled to length 1 (rows of zeros stay zero): float64 [D, D]."""
+    """sum_i u_i u_i^T over the rows scaled to length 1: float64 [D, D]."""
     d = features.shape[1]
     gram = torch.zeros(d, d, dtype=torch.float64, device=features.device)
     for block in torch.split(features, _BLOCK):
-        rows = block.double()
-        length = rows.norm(dim=1, keepdim=True)
-        rows = torch.where(length > 0, rows / length, 0.0)
+        rows = unit_rows(block)
         gram += rows.T @ rows
     return gram
 
 
+def unit_rows(features: Tensor) -> Tensor:
+    """Rows scaled to length 1, in float64; rows of zeros stay zero."""
+    rows = features.double()
+    length = rows.norm(dim=1, keepdim=True)
+    return torch.where(length > 0, rows / length, 0.0)
+
+
 def vendi_score(gram: Tensor, n: int) -> float:
     """exp(-sum lambda log lambda) over the eigenvalues of the n x n cosine kernel divided by n (Friedman and Dieng
-    2023), here from the D x D Gram matrix of `cosine_gram`, whose spectrum is the same. Between 1 and min(n, D)."""
+    2023), from that kernel or from the D x D Gram matrix of `cosine_gram`: their spectra are the same. Between 1 and
+    min(n, D)."""
     values = torch.linalg.eigvalsh(gram / n).clamp(min=0)
     return math.exp(float(torch.special.entr(values).sum()))
 

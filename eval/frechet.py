@@ -1,6 +1,6 @@
 """Frechet distance and the spectrum of a covariance, from streamed float64 moments.
 
-    features  ->  moments  ->  merge (blocks, ranks)  ->  frechet_distance, covariance_trace, effective_rank
+    features  ->  moments  ->  merge (blocks, ranks)  ->  frechet_distance, spectrum, effective_rank
 
 N points, D features.
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -21,11 +22,16 @@ _BLOCK = 8192  # rows widened to float64 at a time
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of a set of points; sets are united with `merge`."""
+    """Count, mean and scatter of a set of points; sets are united with `merge`.
+
+    rows  the centred points themselves where they are all at hand and no more than D: decompositions are then of N x N
+          size at most, which matters for raw pixels
+    """
 
     n: int
     mean: Tensor  #    float64 [D]
     scatter: Tensor  # float64 [D, D]: sum over points of (x - mean)(x - mean)^T
+    rows: Tensor | None = None  # float64 [N, D]
 
     @property
     def covariance(self) -> Tensor:
@@ -38,6 +44,9 @@ def moments(features: Tensor) -> Moments:
     n, d = features.shape
     zero = torch.zeros(d, dtype=torch.float64, device=features.device)
     mean = sum((block.double().sum(0) for block in torch.split(features, _BLOCK)), zero) / max(n, 1)
+    if n <= d:
+        rows = features.double() - mean
+        return Moments(n, mean, rows.T @ rows, rows)
     scatter = torch.zeros(d, d, dtype=torch.float64, device=features.device)
     for block in torch.split(features, _BLOCK):
         centred = block.double() - mean
@@ -61,31 +70,53 @@ def merge(a: Moments, b: Moments) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)), the S being unbiased covariances.
 
-    The last trace is the sum of the singular values of S_a^(1/2) S_b^(1/2), both roots taken by symmetric
-    eigenvalues and cut at rounding level: no root of a non-symmetric product, and exact when N < D leaves the
+    With any factors S = F^T F, the eigenvalues of S_a S_b are the squared singular values of F_a F_b^T, so the last
+    trace is the sum of those singular values: no root of a non-symmetric product, and exact when N < D leaves the
     covariances singular. Squared units of the features. Needs two points on either side.
     """
     assert a.n >= 2
     assert b.n >= 2
-    cross = torch.linalg.svdvals(_root(a.covariance) @ _root(b.covariance).T).sum()
-    traces: Tensor = a.covariance.trace() + b.covariance.trace()
+    cross: Tensor = torch.linalg.svdvals(factor(a) @ factor(b).T).sum()
+    traces = a.covariance.trace() + b.covariance.trace()
     distance = (a.mean - b.mean).square().sum() + traces - 2 * cross
     return max(float(distance), 0.0)
 
 
-def _root(covariance: Tensor) -> Tensor:
-    """[R, D] with R the numerical rank: rows sqrt(lambda_i) v_i^T."""
+def factor(of: Moments) -> Tensor:
+    """F [R, D] with F^T F the covariance: the rows where there are few, else Cholesky, else eigenvalues cut at rounding
+    level (a singular covariance has no stable Cholesky factor)."""
+    if of.rows is not None:
+        return of.rows / math.sqrt(max(of.n - 1, 1))
+    lower, failed = torch.linalg.cholesky_ex(of.covariance)
+    if not failed:
+        upper: Tensor = lower.T
+        return upper
     values: Tensor
     vectors: Tensor
-    values, vectors = torch.linalg.eigh(covariance)
+    values, vectors = torch.linalg.eigh(of.covariance)
     kept = values > values.max().clamp(min=0) * len(values) * torch.finfo(torch.float64).eps
     return values[kept].sqrt()[:, None] * vectors[:, kept].T
 
 
-def spectrum(covariance: Tensor) -> Tensor:
-    """Eigenvalues of a covariance, largest first, rounding noise below zero set to zero: float64 [D]."""
-    values: Tensor = torch.linalg.eigvalsh(covariance)
+def spectrum(of: Moments) -> Tensor:
+    """Eigenvalues of the covariance, largest first, rounding noise below zero set to zero: float64 [min(N, D)]."""
+    values: Tensor
+    if of.rows is not None:
+        values = torch.linalg.svdvals(of.rows)
+        return values.square() / max(of.n - 1, 1)
+    values = torch.linalg.eigvalsh(of.covariance)
     return values.flip(0).clamp(min=0)
+
+
+def principal_axes(of: Moments, k: int) -> Tensor:
+    """The k leading eigenvectors of the covariance, as columns, up to their sign: float64 [D, min(k, N, D)]."""
+    if of.rows is not None:
+        axes: Tensor = torch.linalg.svd(of.rows, full_matrices=False).Vh
+        return axes[:k].T.contiguous()
+    d = len(of.mean)
+    chosen = [max(d - k, 0), d - 1]
+    vectors = scipy.linalg.eigh(of.covariance.cpu().numpy(), subset_by_index=chosen)[1]
+    return torch.from_numpy(vectors[:, ::-1].copy()).to(of.mean.device)
 
 
 def effective_rank(eigenvalues: Tensor) -> float:

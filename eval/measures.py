@@ -145,17 +145,24 @@ class _Sets:
 def _distribution(sets: _Sets) -> Measured:
     """Measures of the whole distributions: FD, KID, Vendi, spectrum."""
     ours, theirs = sets.moments(sets.generated), sets.moments(sets.real)
-    eigenvalues = frechet.spectrum(ours.covariance)
-    gram = sets.world.all_reduce(diversity.cosine_gram(sets.generated))
+    eigenvalues = frechet.spectrum(ours)
     values = {
         "frechet_distance": frechet.frechet_distance(ours, theirs),
         "kernel_distance": _kernel_distance(sets),
-        "vendi_score": diversity.vendi_score(gram, ours.n),
+        "vendi_score": _vendi_score(sets),
         "covariance_trace": float(eigenvalues.sum()),
         "effective_rank": frechet.effective_rank(eigenvalues),
     }
     top = [float(value) for value in eigenvalues[: min(TOP_EIGENVALUES, ours.n - 1)]]
     return Measured(values, {"top_eigenvalues": top})
+
+
+def _vendi_score(sets: _Sets) -> float:
+    x, n = sets.generated, sets.n["generated"]
+    if sets.world.size == 1 and n < x.shape[1]:
+        rows = diversity.unit_rows(x)
+        return diversity.vendi_score(rows @ rows.T, n)
+    return diversity.vendi_score(sets.world.all_reduce(diversity.cosine_gram(x)), n)
 
 
 def _kernel_distance(sets: _Sets) -> float:
@@ -237,8 +244,7 @@ def _ct(sets: _Sets, seed: int) -> Measured:
     if sets.reference is None or sets.n["training"] < CELLS:
         return Measured({})
     moments = sets.moments(sets.training)
-    vectors = torch.linalg.eigh(moments.covariance)[1].flip(1)[:, :PCA].contiguous()
-    vectors = sets.world.broadcast(vectors)  # signs may differ between machines
+    vectors = sets.world.broadcast(frechet.principal_axes(moments, PCA))  # signs may differ between machines
     training, generated, reference = (
         ((x.double() - moments.mean) @ vectors).float() for x in (sets.training, sets.generated, sets.reference)
     )

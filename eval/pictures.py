@@ -21,7 +21,8 @@ from entroloop.data.shards import Dataset
 from entroloop.eval.runs import Arm, Run
 from entroloop.selection import nearest
 
-BUDGET = 1_500_000  # bytes of sample images in one report, before base64
+BUDGET = 1_200_000  # bytes of sample images in one report, before base64
+PAIR_BUDGET = 500_000  # the same for pairs
 COMPARED = 256  # generated images that are looked up in the training set
 PAIRS = 12
 
@@ -75,10 +76,11 @@ def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int,
     return out
 
 
-def nearest_pairs(run: Run) -> tuple[int, list[tuple[float, Strip]]] | None:
+def nearest_pairs(run: Run, runs: int = 1) -> tuple[int, list[tuple[float, Strip]]] | None:
     """The last generation with samples, and pairs (generated, nearest training image) from nearest to furthest.
 
     Distances in pixels (0..255 scale); the pairs are spread evenly over the first COMPARED samples, nearest first.
+    `runs` says how many runs share the page's budget.
     """
     for generation in reversed(range(run.planned)):
         samples, training = dataset(run, generation, "samples"), dataset(run, generation, "selected")
@@ -90,7 +92,8 @@ def nearest_pairs(run: Run) -> tuple[int, list[tuple[float, Strip]]] | None:
     real = training.all()
     distances, ids = nearest(_rows(generated), _rows(real), 1)
     order = np.argsort(distances[:, 0], kind="stable")
-    picked = order[np.unique(np.linspace(0, len(order) - 1, PAIRS).round().astype(int))]
+    count = int(np.clip(PAIR_BUDGET / (runs * 2 * math.prod(samples.shape)), 4, PAIRS))
+    picked = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
     pairs = []
     for i in picked:
         both = np.stack([generated[i], real[ids[i, 0]]])

@@ -206,7 +206,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         strips=pictures.sample_strips(chosen, generations),
         strip_runs=chosen,
         common_seed=pictures.common_seed(groups),
-        pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run))},
+        pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
         tables=[_last_table(runs, groups, name) for name in names],
         everything=[_full_table(groups, name, measures_of(runs, name)) for name in names],
         costs=_cost_table(runs),
@@ -240,7 +240,7 @@ def _script_json(value: Any) -> str:
 
 
 def _last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict[str, Any]:
-    """Measures at the last generation that every arm has: a line a measure, a column an arm, real against real first."""
+    """Measures at the last generation that every arm has: a line a measure, a column an arm."""
     last = analysis.last_common(groups)
     shown = [arm for arm in groups if last in arm.generations]
     lines = []
@@ -291,11 +291,11 @@ def _difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def _environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What made the runs: every text or number found under `environment` in the unsealed statistics, with its values."""
+    """What made the runs: every fact under `numerics` in the unsealed statistics, with all its values."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for line in run.stats:
-            for key, value in (line.get("environment") or line.get("numerics") or {}).items():
+            for key, value in (line.get("numerics") or {}).items():
                 values = found.setdefault(str(key), [])
                 if str(value) not in values:
                     values.append(str(value))

@@ -47,14 +47,14 @@ def make_run(folder, strategy="random", seed=0, generations=3, n=60, *, planned=
         write_set(place / "samples", samples, Provenance.sampled(generation, 0, n))
         sets = {}
         for i, name in enumerate(encoders):
-            rows = (x.reshape(len(x), -1).astype(np.float32)[:, i:] for x in (samples, training, heldout))
+            rows = (x.reshape(len(x), -1).astype(np.float32)[:, i : i + 64] for x in (samples, training, heldout))
             sets[name] = FeatureSets(*rows, digest="0" * 64)
         row = evaluate_generation(generation, sets, origin, entropy_size=n)
         if generation == 0:
             row["baseline"] = baseline_row(sets)
         write_row(place, row)
         phases = [{"phase": "train", "seconds": 12.5, "nfe": 1500}, {"phase": "sample", "seconds": 3.0, "nfe": 1140}]
-        phases[0]["environment"] = {"torch": "2.13.0", "threads": 1}
+        phases[0]["numerics"] = {"torch": "2.13.0", "threads": 1}
         (place / "stats.jsonl").write_text("".join(json.dumps(phase) + "\n" for phase in phases))
         training, origin = samples, Provenance.sampled(generation, 0, n)
     return folder

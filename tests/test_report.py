@@ -1,0 +1,381 @@
+"""The report: what it says about runs, that it is one whole page, and that a browser shows it."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import report_runs
+import yaml
+
+from entroloop.data.errors import UserError
+from entroloop.eval import analysis, pictures, plots, report
+from entroloop.eval.runs import Arm, Run, arms, differences, flat, read_run, read_runs
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    return report_runs.make_sweep(tmp_path_factory.mktemp("runs") / "sweep", ("random", "greedy"), generations=2, n=40)
+
+
+@pytest.fixture(scope="module")
+def page(sweep):
+    out = sweep.parent / "report.html"
+    report.write([sweep], out)
+    return out
+
+
+def synthetic(strategy="random", seed=0, distances=(1.0, 2.0, 4.0), name=None, **config):
+    """A Run without a folder."""
+    rows = tuple(
+        {
+            "generation": g,
+            "measures": {"pixel": {"frechet_distance": d, "generalization_score": 8 / d, "training_entropy": -d}},
+            "provenance": {"real": 1.0} if g == 0 else {str(g - 1): 1.0},
+        }
+        for g, d in enumerate(distances)
+    )
+    settings = {"seed": seed, "generations": len(distances), "selection.strategy": strategy, **config}
+    return Run(None, name or f"{strategy}-{seed}", settings, rows, None, ())
+
+
+# --- reading -------------------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_all_of_its_runs_and_each_run_counts_once(sweep):
+    runs = read_runs([sweep, sweep / "random-0"])
+    assert [run.name for run in runs] == ["greedy-0", "greedy-1", "random-0", "random-1"]
+    assert runs[0].config["loop.candidates"] == 2
+    assert [row["generation"] for row in runs[0].rows] == [0, 1]
+    assert runs[0].baseline is not None
+    assert all(run.finished for run in runs)
+
+
+def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp_path):
+    run = report_runs.make_run(tmp_path / "run", generations=2, n=20, planned=4)
+    (run / "generation_0001" / "metrics" / "manifest.json").unlink()
+    with (run / "generation_0001" / "stats.jsonl").open("a") as file:
+        file.write('{"phase": "train", "sec')
+    found = read_run(run)
+    assert len(found.rows) == 1
+    assert not found.finished
+    assert len(found.stats) == 4
+    assert "run (1 of 4 generations)" in report.html([found])
+
+
+def test_a_run_that_has_only_begun_gives_a_page(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "config.yaml").write_text("{name: new, seed: 0, generations: 3}")
+    assert "No generation has been measured yet." in report.html(read_runs([tmp_path / "new"]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: None, "not a run or a sweep"),
+        (lambda p: (p / "config.yaml").write_text("a: [1"), "config.yaml: not readable as YAML"),
+        (lambda p: (p / "config.yaml").write_text("- 1"), "holds no configuration"),
+    ],
+)
+def test_what_is_not_a_run_is_refused_by_name(tmp_path, make, message):
+    make(tmp_path)
+    with pytest.raises(UserError, match=message) as caught:
+        read_runs([tmp_path])
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_row_is_named(tmp_path):
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    path = run / "generation_0000" / "metrics" / "metrics.jsonl"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(UserError, match=re.escape(f"{path}: damaged row")):
+        read_runs([run])
+
+
+# --- arms ----------------------------------------------------------------------------------------------------------
+
+
+def test_arms_are_runs_that_differ_in_the_seed_only():
+    runs = [synthetic("greedy", s, **{"loop.paradigm": p}) for p in ("replace", "fresh") for s in (1, 0)]
+    groups = arms(runs)
+    assert [arm.label for arm in groups] == ["greedy (replace)", "greedy (fresh)"]
+    assert [[run.seed for run in arm.runs] for arm in groups] == [[0, 1], [0, 1]]
+
+
+def test_labels_name_no_more_than_is_needed():
+    """Candidates follow from the strategy here; tau tells two arms apart."""
+    runs = [
+        synthetic("greedy", **{"loop.candidates": 2, "selection.tau": None}),
+        synthetic("random", **{"loop.candidates": 1, "selection.tau": None}),
+        synthetic("threshold-decay", **{"loop.candidates": 2, "selection.tau": 3}),
+        synthetic("threshold-decay", **{"loop.candidates": 2, "selection.tau": 5}),
+    ]
+    labels = [arm.label for arm in arms(runs)]
+    assert labels == ["random (tau=none)", "greedy (tau=none)", "threshold-decay (tau=3)", "threshold-decay (tau=5)"]
+    assert [arm.label for arm in arms(runs[:3])] == ["random", "greedy", "threshold-decay"]
+    assert list(differences(runs)) == ["loop.candidates", "selection.strategy", "selection.tau"]
+
+
+def test_flat_names_nested_keys():
+    assert flat({"a": 1, "b": {"c": {"d": [2]}}}) == {"a": 1, "b.c.d": [2]}
+
+
+def test_colours_stay_with_strategies_and_no_two_arms_look_alike():
+    runs = [synthetic(s, **{"loop.paradigm": p}) for s in ("random", "greedy", "mine") for p in ("replace", "fresh")]
+    looks = plots.styles(arms(runs))
+    assert looks["greedy (replace)"].colour == plots.COLOURS["greedy"]
+    assert looks["greedy (replace)"].colour == looks["greedy (fresh)"].colour
+    assert len({(look.colour, look.dash) for look in looks.values()}) == 6
+
+
+# --- statistics ----------------------------------------------------------------------------------------------------
+
+
+def arm(*runs):
+    return Arm(runs[0].strategy, runs[0].strategy, "", runs)
+
+
+def test_the_band_is_a_student_interval_from_three_seeds_on():
+    three = arm(*(synthetic(seed=s, distances=(1 + s,)) for s in range(3)))
+    line = analysis.curve(three, "pixel", "frechet_distance")
+    assert line.mean == [2.0]
+    assert line.high[0] - 2 == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    two = analysis.curve(arm(*three.runs[:2]), "pixel", "frechet_distance")
+    assert (two.low, two.high, two.n) == ([1.0], [2.0], [2])
+
+
+def test_correlation_agrees_with_numpy_and_its_interval_holds_the_runs_together():
+    rng = np.random.default_rng(0)
+    clusters = [[(x, x + rng.normal()) for x in rng.normal(size=5)] for _ in range(8)]
+    points = np.concatenate([np.array(c) for c in clusters])
+    found = analysis.correlation(clusters)
+    assert found.r == pytest.approx(np.corrcoef(points.T)[0, 1])
+    assert found.low < found.r < found.high
+    assert (found.n, found.runs) == (40, 8)
+    # Five copies of every point in its own run add no information: the interval stays as it was.
+    copies = analysis.correlation([c * 5 for c in clusters])
+    assert (copies.low, copies.high) == pytest.approx((found.low, found.high))
+
+
+def test_no_correlation_without_points_or_spread():
+    assert analysis.correlation([[(1, 2), (2, 3)]]) is None
+    assert analysis.correlation([[(1, 2)] * 5]) is None
+    assert analysis.correlation([[(1, 1), (2, 2), (3, 4)]]).low is None
+
+
+def test_differences_are_paired_by_seed():
+    ours = arm(*(synthetic("greedy", s, (1, 10 + s)) for s in (0, 1, 2)))
+    theirs = arm(*(synthetic("random", s, (1, 15 + s)) for s in (1, 2, 3)))
+    assert analysis.paired(ours, theirs, 1, "pixel", "frechet_distance") == [-5, -5]
+
+
+def test_the_headline_says_what_the_numbers_say():
+    groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 1.5, 3))])
+    first, second = analysis.headline(groups, "pixel", "pixel")
+    assert "Fréchet distance to held-out images grows 4.00-fold (1.00 → 4.00)" in first
+    assert "generalization score falls by 75% (8.00 → 2.00)" in first
+    assert "4.00 with random, against 3.00 (\N{MINUS SIGN}25%) with greedy" in second
+    assert "one seed" in analysis.certainty(groups, "pixel", "pixel")[0]
+
+
+def test_the_headline_turns_with_the_data():
+    groups = arms([synthetic("random", distances=(4, 2)), synthetic("greedy", distances=(4, 4.01))])
+    first, second = analysis.headline(groups, "pixel", "pixel")
+    assert "falls by 50% (4.00 → 2.00)" in first
+    assert "(+100%) with greedy" in second
+    assert "stays about the same" in analysis.headline(groups[1:], "pixel", "pixel")[0]
+
+
+def test_arms_are_compared_where_all_have_got_to():
+    groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 3))])
+    assert analysis.last_common(groups) == 1
+    assert "At generation 1" in analysis.headline(groups, "pixel", "pixel")[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}"), (0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (1234.6, "1,235"),
+     (-2.5, "\N{MINUS SIGN}2.50"), (99.96, "100.0"), (1.5e9, "1.50e+09"),
+     (0.00123, "0.00123"), (1e-7, "1.00e\N{MINUS SIGN}07")],
+)  # fmt: skip
+def test_numbers_have_three_digits(value, text):
+    assert analysis.number(value) == text
+
+
+# --- pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_samples_of_equal_seeds_stand_side_by_side(sweep):
+    groups = arms(read_runs([sweep]))
+    assert pictures.common_seed(groups) == 0
+    chosen = pictures.shown_runs(groups)
+    strips = pictures.sample_strips(chosen, [0, 1])
+    assert set(strips) == {0, 1}
+    assert set(strips[0]) == {"random", "greedy"}
+    assert strips[0]["random"].alt == "Samples 0 to 19 of generation 0, random"
+
+
+def test_no_common_seed_takes_the_first_of_each():
+    groups = arms([synthetic("random", 1), synthetic("greedy", 2)])
+    assert pictures.common_seed(groups) is None
+    assert {run.seed for run in pictures.shown_runs(groups).values()} == {1, 2}
+
+
+def test_nearest_pairs_are_the_nearest_and_sorted(sweep):
+    run = read_runs([sweep / "random-0"])[0]
+    generation, pairs = pictures.nearest_pairs(run)
+    samples = pictures.dataset(run, 1, "samples").all().reshape(40, -1).astype(float)
+    training = pictures.dataset(run, 1, "selected").all().reshape(40, -1).astype(float)
+    exact = np.sort(np.linalg.norm(samples[:, None] - training[None], axis=2).min(1))
+    assert generation == 1
+    assert [d for d, _ in pairs] == sorted(d for d, _ in pairs)
+    assert pairs[0][0] == pytest.approx(exact[0])
+    assert pairs[-1][0] == pytest.approx(exact[-1])
+
+
+# --- the page ------------------------------------------------------------------------------------------------------
+
+
+class _Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def test_the_page_is_self_contained_and_every_picture_has_words(page):
+    text = page.read_text()
+    found = _Page(text)
+    images = found.all("img")
+    assert len(images) > 20
+    for image in images:
+        assert image["src"].startswith("data:image/")
+        assert len(image["alt"]) > 10
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    for link in found.all("a"):
+        assert any(a.get("id") == link["href"][1:] for _, a in found.tags), link
+    ids = [a["id"] for _, a in found.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    assert all("aria-label" in region for _, region in found.tags if region.get("tabindex") == "0")
+
+
+def test_the_page_has_the_baseline_and_every_arm(page):
+    text = page.read_text()
+    assert "real test vs real train" in text
+    for words in ("Pearson r", "Where training images come from", "Samples of each generation", "5,280", "2.13.0"):
+        assert words in text
+
+
+def test_text_from_configurations_cannot_break_out_of_the_page(tmp_path):
+    run = report_runs.make_run(tmp_path / "run", strategy="</script><script>alert(1)</script>", generations=1, n=20)
+    text = report.html(read_runs([run]))
+    assert "<script>alert" not in text
+    assert text.count("</script>") == 2
+
+
+def test_the_same_runs_give_the_same_page(sweep, page):
+    report.write([sweep], page.with_name("again.html"))
+    assert page.with_name("again.html").read_bytes() == page.read_bytes()
+
+
+def test_a_moved_run_gives_the_same_page(sweep, page, tmp_path):
+    shutil.copytree(sweep, tmp_path / "sweep")
+    report.write([tmp_path / "sweep"], tmp_path / "moved.html")
+    assert (tmp_path / "moved.html").read_bytes() == page.read_bytes()
+
+
+def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
+    """Colour images of 32 x 32, which compress badly, and two encoders."""
+    one = report_runs.make_run(
+        tmp_path / "model", generations=1, n=24, encoders=("pixel", "classifier"),
+        images=np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8),
+    )  # fmt: skip
+    row = json.loads((one / "generation_0000" / "metrics" / "metrics.jsonl").read_text())
+    config = yaml.safe_load((one / "config.yaml").read_text())
+    for i in range(10):
+        run = tmp_path / "sweep" / f"strategy{i}-0"
+        run.mkdir(parents=True)
+        config["name"], config["selection"]["strategy"] = run.name, f"strategy{i}"
+        (run / "config.yaml").write_text(yaml.safe_dump({**config, "generations": 10}))
+        for g in range(10):
+            place = run / f"generation_{g:04d}"
+            shutil.copytree(one / "generation_0000" / "samples", place / "samples")
+            shutil.copytree(one / "generation_0000" / "selected", place / "selected")
+            report_runs.write_row(place, {**row, "generation": g})
+    report.write([tmp_path / "sweep"], tmp_path / "big.html")
+    assert (tmp_path / "big.html").stat().st_size < 5_000_000
+
+
+def test_csv_has_a_line_a_value(sweep):
+    report.write([sweep], sweep.parent / "r.csv", "csv")
+    lines = list(csv.DictReader(io.StringIO((sweep.parent / "r.csv").read_text())))
+    run = read_runs([sweep / "greedy-1"])[0]
+    match = [x for x in lines if x["run"] == "greedy-1" and x["generation"] == "1" and x["measure"] == "recall"]
+    assert len(match) == 1
+    assert float(match[0]["value"]) == run.value(1, "pixel", "recall")
+    assert {x["kind"] for x in lines} == {"generated", "baseline"}
+
+
+def test_json_holds_the_rows(sweep):
+    report.write([sweep], sweep.parent / "r.json", "json")
+    summary = json.loads((sweep.parent / "r.json").read_text())
+    assert len(summary["runs"]) == 4
+    assert summary["runs"][0]["rows"][1]["measures"]["pixel"]["frechet_distance"] > 0
+    assert -1 <= summary["correlation"]["pixel"]["r"] <= 1
+
+
+def test_png_writes_one_file_a_figure(sweep, monkeypatch):
+    monkeypatch.setattr(report, "measures_of", lambda runs, encoder: ["frechet_distance"])
+    report.write([sweep], sweep.parent / "figures", "png")
+    names = {path.name for path in (sweep.parent / "figures").iterdir()}
+    assert names == {
+        "frechet_distance-pixel.png",
+        "entropy-score-pixel.png",
+        "spectra-pixel.png",
+        "provenance.png",
+        "time.png",
+    }
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (sweep.parent / "figures").iterdir())
+
+
+def browser():
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(browser() is None, reason="no chromium installed (apt-get install chromium)")
+def test_a_browser_shows_every_plot_without_errors(page, tmp_path):
+    probe = """<script>addEventListener("load", () => {
+      const images = [...document.images];
+      document.title = JSON.stringify({
+        broken: images.filter(i => !i.complete || !i.naturalWidth).length, images: images.length,
+        dots: document.querySelectorAll("#any circle").length, wide: document.documentElement.scrollWidth > innerWidth,
+      });
+    });</script></body>"""
+    copy = tmp_path / "probe.html"
+    copy.write_text(page.read_text().replace("</body>", probe))
+    command = [
+        browser(), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1280,2000", "--dump-dom", f"file://{copy}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
+    assert title, done.stderr[-2000:]
+    seen = json.loads(title.group(1))
+    assert "CONSOLE" not in done.stderr
+    assert seen["broken"] == 0
+    assert seen["images"] > 20
+    assert seen["dots"] == 8
+    assert not seen["wide"]
