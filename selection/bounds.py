@@ -49,7 +49,7 @@ class Format:
 BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-22, 2.0**-8)
 F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-23)
 F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-52)
-_LONGER = {"bfloat16": F32, "float32": F64}
+LONGER = {"bfloat16": F32, "float32": F64}
 
 
 def shortest_format(device: torch.device) -> Format:
@@ -118,9 +118,10 @@ class Certificate:
         return self._comparable((reach.square() + self.error(right)) * (1 + 2 * self.format.out))
 
     def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """The largest product that proves a pair to be no further apart than `level`."""
+        """The largest product, taken as at least 0, that proves a pair to be no further apart than `level`."""
         reach = (level * scale - self.rho - right.rho).clamp(min=0)
-        return self._comparable((reach.square() - self.error(right)).clamp(min=0) * (1 - 2 * self.format.out))
+        square = (reach.square() - self.error(right)) * (1 - 2 * self.format.out) * (1 - 2.0**-20)
+        return self._comparable(torch.where(square > 0, square, -1.0))
 
     def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
         """The largest distance that a pair with this product can have."""
@@ -283,6 +284,7 @@ class Query:
     level   [n] float64: pairs further apart than level[i] do not
     start   [n] int64, ascending: left row i has been compared with the right rows before start[i] already
     k       only the k nearest right rows of each left row do, ties included; None: all within the level
+    earlier only j < i: left and right are the same rows, at most one tile of them
     floor   left rows certainly nearer than this to some right row are settled: they go no further
     upper   [n] float64, written: for settled rows that get no pairs, an upper bound of that distance
     resume  [n] int64, written: the right rows before this one are dealt with, by pairs or as further away than `upper`
@@ -294,10 +296,11 @@ class Query:
     upper: Tensor | None = None
     resume: Tensor | None = None
     start: Tensor | None = None
+    earlier: bool = False
 
     def part(self, part: slice) -> Query:
         upper, resume, start = (None if x is None else x[part] for x in (self.upper, self.resume, self.start))
-        return Query(self.level[part], self.k, self.floor, upper, resume, start)
+        return Query(self.level[part], self.k, self.floor, upper, resume, start, self.earlier)
 
 
 def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
@@ -339,11 +342,11 @@ def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iter
         if alive is None:
             for top in range(0, len(level), TILE_ROWS):
                 rows = torch.arange(top, min(top + TILE_ROWS, len(level)), device=level.device)
-                for i, j in _pairs(left, tile, rows, level, query.k, frame):
+                for i, j in _pairs(left, tile, rows, level, query, frame):
                     yield i, j + t * TILE_COLUMNS
         else:
             for rows in alive.split(TILE_ROWS):
-                for i, j in _pairs(left, tile, rows, level, query.k, frame):
+                for i, j in _pairs(left, tile, rows, level, query, frame):
                     yield i, j + t * TILE_COLUMNS
 
 
@@ -383,28 +386,32 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
 
 
 def _pairs(
-    left: Side, tile: Columns, rows: Tensor, level: Tensor, k: int | None, frame: Frame
+    left: Side, tile: Columns, rows: Tensor, level: Tensor, query: Query, frame: Frame
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs of these left rows with one tile that can matter; a longer format is tried where they are many."""
     if len(rows) == 0:
         return
     form, others = left.sketch.certificate.format, tile.certificate.worst()
-    bounds, level = left.sketch.certificate[rows], level[rows]
+    bounds, level, k = left.sketch.certificate[rows], level[rows], query.k
     gathered = frame.scratch("pairs", len(rows), left.sketch.left.shape[1], left.sketch.left)
     torch.index_select(left.sketch.left, 0, rows, out=gathered)
     result = product(gathered, tile.right, len(tile), frame, form)
+    if query.earlier:
+        later = torch.arange(len(tile), device=rows.device) >= rows[:, None]
+        result.masked_fill_(later, torch.iinfo(result.dtype).max if form is BF16 else torch.inf)
     if k is not None and k <= len(tile):
         kth = result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
         level = torch.minimum(level, bounds.reach(others, kth, frame.scale))
     i, j = nonzero(result <= bounds.cut(others, level, frame.scale)[:, None])
-    longer = _LONGER.get(form.name)
+    longer = LONGER.get(form.name)
     if longer is not None and len(i) > _CROWDED * (k or 1) * len(rows):
         sure = 0
         if k is None:
-            sure = int((result <= bounds.surely(others, level, frame.scale)[:, None]).sum())
+            sure = int((result.clamp(min=0) <= bounds.surely(others, level, frame.scale)[:, None]).sum())
         if len(i) - sure > _CROWDED * (k or 1) * len(rows):
+            assert not query.earlier or len(rows) == len(tile)
             again = left.again(frame, longer, rows), tile.again(frame, longer)
-            for i, j in contenders(*again, Query(level, k), frame):
+            for i, j in contenders(*again, Query(level, k, earlier=query.earlier), frame):
                 yield rows[i], j
             return
     yield rows[i], j

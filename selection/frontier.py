@@ -12,9 +12,7 @@ Shapes: n local rows, D features, C choices, a active rows.
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.selection.bounds import (
@@ -89,6 +87,13 @@ class Frontier:
             self._apply(side, first, self.count, level)
             self.keep_active(level)
 
+    def fill(self, order: Tensor) -> None:
+        """Completes the choices, up to the capacity, by the first ids in this order that are not chosen yet."""
+        free = torch.ones(self.shard.total, dtype=torch.bool)
+        free[self.chosen[: self.count].cpu()] = False
+        self.chosen[self.count :] = order[free[order]][: len(self.chosen) - self.count].to(self.chosen.device)
+        self.count = len(self.chosen)
+
     def keep_active(self, level: float) -> None:
         """Lets go of active rows whose bound is below `level`."""
         self.active = self.active[self.bound[self.active] >= level]
@@ -104,6 +109,8 @@ class Frontier:
         Rows that fall below keep an upper bound, and `seen` stays before the choice that it comes from: should they be
         needed again, that choice is looked at once more and gives the exact distance.
         """
+        if len(rows) == 0:
+            return rows
         order = torch.argsort(self.seen[rows], stable=True)
         for part in rows[order].split(SWEEP_ROWS):
             self._apply(self._gather(part), int(self.seen[part[0]]), self.count, level, True)
@@ -155,33 +162,3 @@ class Frontier:
     def _mark(self, ids: Tensor) -> None:
         _, local = self.shard.owned(ids)
         self.bound[local] = CHOSEN
-
-
-class Block:
-    """The distances inside one block of candidates that are not certainly above `level`, by row.
-
-    The sequential rule of a strategy runs on these. Everything is on the host: single steps are too short for a device.
-    """
-
-    def __init__(self, side: Side, level: float, frame: Frame) -> None:
-        n = len(side.sketch)
-        levels = torch.full((n,), level, dtype=torch.float64, device=side.rows.device)
-        found = [
-            pair[:, pair[0] < pair[1]]
-            for pair in map(torch.stack, contenders(side, Columns.of(side), Query(levels, None), frame))
-        ]
-        pairs = torch.cat(found, 1) if found else torch.empty((2, 0), dtype=torch.int64, device=side.rows.device)
-        distance = pair_distances(side.rows, side.numbers(pairs[0]), side.rows, side.numbers(pairs[1]))
-        self.pairs = pairs.shape[1]
-        i, j = pairs.cpu().numpy()
-        rows = np.concatenate([i, j])
-        order = np.argsort(rows, kind="stable")
-        self._start = np.searchsorted(rows[order], np.arange(n + 1)).tolist()
-        self._columns: NDArray[np.int64] = np.concatenate([j, i])[order]
-        self._distances: NDArray[np.float64] = np.tile(distance.cpu().numpy(), 2)[order]
-
-    def lower(self, bound: NDArray[np.float64], pick: int) -> None:
-        """bound[j] = min(bound[j], distance to the pick) for every j where that can matter."""
-        part = slice(self._start[pick], self._start[pick + 1])
-        columns = self._columns[part]
-        bound[columns] = np.minimum(bound[columns], self._distances[part])

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from entroloop.selection.blocks import Block
 from entroloop.selection.exchange import Shard
-from entroloop.selection.frontier import CHOSEN, Block, Frontier
+from entroloop.selection.frontier import CHOSEN, Frontier
 
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
@@ -44,7 +45,9 @@ def greedy(shard: Shard, size: int, start: int) -> tuple[Tensor, Tensor]:
         if len(ids) == 0:
             level = _wake(frontier)
             if level == 0:
-                _fill(frontier, radii)
+                # Only duplicates of picks are left, all at distance 0: the smaller ids first.
+                radii[frontier.count :] = 0.0
+                frontier.fill(torch.arange(shard.total))
             continue
         side = frontier.side(ids, rows)
         block = Block(side, float(bound.max()), frontier.frame)
@@ -106,7 +109,8 @@ def _propose(
     if shard.world.size == 1:
         return active, bound.cpu().numpy(), None, (edge, edge_id)
     ids, bound, rows, edges = shard.share(active, bound, most, (edge, edge_id))
-    return ids, bound.cpu().numpy(), rows, max(edges, key=lambda e: (e[0], -e[1]))
+    highest = max(edges, key=lambda e: (e[0], -e[1]))
+    return ids, bound.cpu().numpy(), rows, (highest[0], int(highest[1]))
 
 
 def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
@@ -138,13 +142,3 @@ def _wake(frontier: Frontier) -> float:
     rows = (bound >= level).nonzero()[:, 0]
     frontier.activate(frontier.refresh(rows, level))
     return level
-
-
-def _fill(frontier: Frontier, radii: NDArray[np.float64]) -> None:
-    """Only duplicates of picks are left, all at distance 0: the smaller ids first."""
-    free = torch.ones(frontier.shard.total, dtype=torch.bool, device=frontier.chosen.device)
-    free[frontier.chosen[: frontier.count]] = False
-    missing = len(radii) - frontier.count
-    radii[frontier.count :] = 0.0
-    frontier.chosen[frontier.count :] = free.nonzero()[:missing, 0]
-    frontier.count = len(radii)

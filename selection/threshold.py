@@ -1,38 +1,103 @@
-"""The threshold decay filter. (First form: one candidate a step.)"""
+"""The threshold decay filter (arXiv 2509.16499), exact, a block of candidates at a time.
+
+    Shard + order + threshold + decay  ->  ids in the order accepted, radii
+
+In one pass over the candidates, in a given order, one is accepted if it is further than the threshold from everything
+accepted before; then the threshold is multiplied by `decay` and the rest is looked at again, until enough are accepted.
+Only candidates whose distance bound exceeds the threshold can be accepted in a pass, so only they are brought up to date
+(`frontier`). The next of them, over all ranks, form a block; conflicts inside it are resolved in order on every rank
+alike, and what was accepted reaches the others in one matrix product: one exchange a block and one a pass.
+
+Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from entroloop.selection.distance import distances_to
+from entroloop.selection.blocks import conflicts, earlier_distances
 from entroloop.selection.exchange import Shard
+from entroloop.selection.frontier import Frontier
+
+BLOCK = 2048
+_CHUNK = 8192  # candidates of all ranks that are brought up to date together
 
 
 def threshold_decay(shard: Shard, size: int, order: Tensor, threshold: float, decay: float) -> tuple[Tensor, Tensor]:
-    """`size` global ids in the order accepted, and their distances to those accepted before (inf first).
+    """The same ids as the sequential form in float64, at any world size.
 
-    order  [N] every global id once: the order in which candidates are looked at
+    size       at most the number of rows of all ranks
+    order      [N] int64, every global id once: the order in which candidates are looked at
+    threshold  positive, in units of the distance; decay  between 0 and 1
+    ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to those accepted before (inf first).
+               Where all remaining candidates are duplicates of accepted ones they fill up in order, with radius 0.
     """
-    rows = shard.world.gather_rows(shard.rows, shard.counts)
-    bound = torch.full((len(rows),), torch.inf, dtype=torch.float64)
-    accepted: list[int] = []
-    radii: list[float] = []
-    remaining = order.tolist()
-    while len(accepted) < size:
-        if accepted and float(bound[remaining].max()) == 0.0:  # duplicates of accepted ones only
-            missing = size - len(accepted)
-            accepted += remaining[:missing]
-            radii += [0.0] * missing
+    frontier = Frontier(shard, size)
+    frontier.begin(int(order[0]))
+    radii = torch.full((size,), torch.inf, dtype=torch.float64)
+    _, local = shard.owned(order)  # this rank's rows in the order of candidates
+    local = local.to(frontier.bound.device)
+    position = torch.empty(shard.total, dtype=torch.int64)
+    position[order] = torch.arange(shard.total)
+    while frontier.count < size:
+        bound = frontier.bound[local]
+        highest = float(shard.world.all_reduce(torch.cat([bound, bound.new_zeros(1)]).max()[None], "max"))
+        if highest == 0:
+            radii[frontier.count :] = 0.0
+            frontier.fill(order)
             break
-        kept = []
-        for candidate in remaining:
-            if len(accepted) < size and (not accepted or float(bound[candidate]) > threshold):
-                accepted.append(candidate)
-                radii.append(float(bound[candidate]))
-                bound = torch.minimum(bound, distances_to(rows, rows[candidate]))
-            else:
-                kept.append(candidate)
-        remaining = kept
+        while threshold >= highest:  # passes that would accept nothing
+            threshold *= decay
+        _pass(frontier, local[bound > threshold], position, threshold, radii)
         threshold *= decay
-    return torch.tensor(accepted), torch.tensor(radii, dtype=torch.float64)
+    return frontier.chosen.cpu(), radii
+
+
+def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, radii: Tensor) -> None:
+    """One pass over this rank's `waiting` rows, in order, with those of the other ranks."""
+    shard = frontier.shard
+    level = float(np.nextafter(threshold, np.inf))
+    most = -(-BLOCK // shard.world.size)
+    chunk = -(-_CHUNK // shard.world.size)
+    size = len(radii)
+    frontier.activate(waiting[:0])
+    while frontier.count < size:
+        while len(frontier.active) < most and len(waiting):
+            fresh = frontier.refresh(waiting[:chunk], level)
+            frontier.activate(torch.cat([frontier.active, fresh]))
+            waiting = waiting[chunk:]
+        proposed = frontier.active[:most]
+        rest = frontier.active[most : most + 1] if len(frontier.active) > most else waiting[:1]
+        edge = float(position[int(rest) + shard.offset]) if len(rest) else np.inf
+        ids, bound, rows = proposed + shard.offset, frontier.bound[proposed], None
+        if shard.world.size > 1:
+            ids, bound, rows, edges = shard.share(proposed, bound, most, (edge, 0.0))
+            edge = min(e for e, _ in edges)
+        place = position[ids.cpu()].to(ids.device)
+        turn = torch.argsort(place)
+        turn = turn[place[turn] < edge]
+        if len(turn) == 0:
+            return
+        ids, bound = ids[turn], bound[turn]
+        rows = None if rows is None else rows[turn]
+        side = frontier.side(ids, rows)
+        accepted = _resolve(conflicts(side, threshold, frontier.frame), size - frontier.count).to(ids.device)
+        chosen = frontier.side(ids[accepted], None if rows is None else rows[accepted])
+        distance = earlier_distances(chosen, bound[accepted], frontier.frame)
+        radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
+        frontier.admit(ids[accepted], None if rows is None else rows[accepted], level)
+
+
+def _resolve(conflict: np.ndarray[tuple[int, int], np.dtype[np.bool_]], most: int) -> Tensor:
+    """Which rows of a block are accepted, taken in order: those without a conflict with an accepted one."""
+    free = np.ones(len(conflict), dtype=np.bool_)
+    accepted: list[int] = []
+    for i in range(len(conflict)):
+        if free[i]:
+            accepted.append(i)
+            if len(accepted) == most:
+                break
+            free &= ~conflict[i]
+    return torch.tensor(accepted)
