@@ -1,4 +1,4 @@
-"""The two ways a command ends early on purpose. The command line turns them into exit statuses 2 and 75."""
+"""The ways a command ends early on purpose. The command line turns them into exit statuses 2, 75 and 1."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,7 @@ class UserError(ValueError):
 
 class Interrupted(Exception):  # noqa: N818 - a state, not an error: the work is saved and can go on
     """A signal asked the process to stop; everything done so far is on disk and the same command resumes it."""
+
+
+class Failed(RuntimeError):  # noqa: N818 - what happened, not a bug of the program
+    """The work itself failed, for a reason that one line can tell; a traceback would only hide it."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.errors import Failed, Interrupted, UserError
 
 RESUMABLE = 75
 
@@ -143,7 +143,7 @@ def _run(arguments: list[str] | None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except FloatingPointError as error:
+    except Failed as error:
         print(f"entroloop: {error}", file=sys.stderr)
         return 1
     except CommandLineError as error:  # type: ignore[misc]  # found at run time

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from entroloop.data import files, manifest
-from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.eval import report
 from entroloop.launcher import config as configuration
 from entroloop.launcher.config import Config
@@ -132,7 +132,7 @@ def link_sealed(source: Path, target: Path) -> None:
 def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -> None:
     """Runs all arms, then writes the report to `<folder>/<name>/report.html`.
 
-    Raises Interrupted when told to stop (the arms have saved their work by then) and RuntimeError, naming the logs,
+    Raises Interrupted when told to stop (the arms have saved their work by then) and Failed, naming the logs,
     when arms failed.
     """
     base, arms = arms_of(path, overrides)
@@ -222,7 +222,7 @@ def _conclude(base: Config, arms: Sequence[Arm]) -> None:
     failed = [arm for arm in arms if arm.status != 0]
     if failed:
         logs = ", ".join(str(arm.layout.run / "log.txt") for arm in failed)
-        raise RuntimeError(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
+        raise Failed(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
     out = base.run_folder / "report.html"
     report.write([arm.layout.run for arm in arms], out)
     log.info("report: %s", out)

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from entroloop.data.errors import Interrupted
+from entroloop.data.errors import Failed, Interrupted
 from entroloop.data.plan import derive_seed
 from entroloop.data.progress import Progress
 from entroloop.data.stream import Batch, Resident, rank_batch, training_noise
@@ -212,7 +212,7 @@ def train(
 ) -> None:
     """Trains to the end of the job, from its newest checkpoint if there is one, and seals the weights.
 
-    Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any rank; FloatingPointError, with the
+    Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any rank; Failed, with the
     last good checkpoint kept, when the loss is not finite; UserError when the world size does not divide the batch.
     """
     trainer = Trainer(job, data, world)
@@ -239,12 +239,12 @@ def train(
 
 
 def check_finite(loss: Tensor, sigma: Tensor, batch: Batch, seen: int) -> None:
-    """Raises FloatingPointError that says where the loss stopped being finite."""
+    """Raises Failed that says where the loss stopped being finite."""
     if bool(torch.isfinite(loss).all()):
         return
     bad = (~torch.isfinite(loss)).nonzero().flatten().cpu()
     levels = sigma.cpu()[bad]
-    raise FloatingPointError(
+    raise Failed(
         f"the loss is not finite in the step that ends at {seen / 1000:.3f} kimg: sigma {levels.min():.3g} to "
         f"{levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; the last checkpoint is kept: "
         "lower train.lr or set train.precision=no, and run the same command again"

@@ -1,0 +1,66 @@
+"""Configuration: what wins, what is refused, and the one line that says so."""
+
+import pytest
+from loops import TINY, tiny
+
+from entroloop.data.errors import UserError
+from entroloop.launcher import config as configuration
+
+BAD = [
+    ("train.lrr=1", "train.lrr: unknown key; did you mean train.lr?"),
+    ("trian.lr=1", "trian: unknown key; did you mean train?"),
+    ("train.lr=fast", "train.lr=fast: input should be a valid number"),
+    ("train.kimg=0", "train.kimg=0: input should be greater than 0"),
+    ("generations=0", "generations=0: input should be greater than or equal to 1"),
+    ("loop.paradigm=replaced", "loop.paradigm=replaced: must be one of replace, accumulate, accumulate-subsample"),
+    ("selection.strategy=gredy", "'greedy'"),
+    ("evaluation.encoders=[pixels]", "did you mean pixel?"),
+    ("name=a/b", "name=a/b: must be a plain folder name"),
+    ("train", "train: give overrides as section.key=value"),
+    ("seed.inner=1", "seed.inner"),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), BAD)
+def test_bad_values_are_refused_in_one_line_that_names_the_key(tmp_path, override, line):
+    raw = {**TINY, "seed": 0}
+    with pytest.raises(UserError) as caught:
+        configuration.compose(raw, [override], "tiny.yaml")
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\ndata: {source: digits}\ntrain: {lr: 0.5, batch: 8}\n")
+    config = configuration.load(path, ["train.lr=1e-4", "sample.steps=7", "selection.options.decay=0.9"])
+    assert config.train.lr == 1e-4
+    assert config.train.batch == 8
+    assert config.sample.steps == 7
+    assert config.selection.options == {"decay": 0.9}
+    assert config.loop.candidates == 2
+
+
+def test_what_is_saved_reads_back_as_the_same(tmp_path):
+    config = tiny(tmp_path, "selection.options.threshold=3.5", "data.limit=500")
+    path = tmp_path / "saved.yaml"
+    path.write_bytes(configuration.dump(config))
+    assert configuration.load(path) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [("a: [1\nb: 2\n", ":2: not YAML"), ("- 1\n", "is a mapping of sections"), ("name: x\n", "data: missing")],
+)
+def test_broken_files_are_named(tmp_path, text, line):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"broken\.yaml") as caught:
+        configuration.load(path)
+    assert line in str(caught.value)
+
+
+def test_differences_name_every_key():
+    before = {"a": {"b": 1, "c": 2}, "d": [1]}
+    after = {"a": {"b": 1, "c": 3}, "d": [2], "e": None}
+    assert configuration.differences(before, after) == ["a.c is 2 there, 3 here", "d is [1] there, [2] here"]

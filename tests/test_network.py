@@ -1,0 +1,45 @@
+"""Networks: shapes, refusals, and the export that diffusers and the loader read."""
+
+import pytest
+import torch
+
+from entroloop.data.errors import UserError
+from entroloop.trainer import network
+from entroloop.trainer.network import NetworkConfig
+
+SMALL = NetworkConfig(channels=(8, 16), norm_groups=4, width=16, depth=1)
+
+
+@pytest.mark.parametrize(("shape", "classes"), [((1, 8, 8), 0), ((3, 8, 8), 5), ((2,), 0), ((7,), 3)])
+def test_output_is_like_the_input_and_the_export_reads_back(tmp_path, shape, classes):
+    net = network.build(SMALL, shape, classes, seed=1).eval()
+    x, condition = torch.randn(4, *shape), torch.randn(4)
+    labels = torch.tensor([0, 1, 2, classes]) if classes else None
+    out = net(x, condition, labels)
+    assert out.shape == x.shape
+    names = network.save(net, tmp_path)
+    assert all((tmp_path / name).is_file() for name in names)
+    torch.testing.assert_close(network.load(tmp_path)(x, condition, labels), out, rtol=0, atol=0)
+
+
+def test_weights_follow_the_seed_alone():
+    a, b = network.build(SMALL, (2,), 0, seed=1), network.build(SMALL, (2,), 0, seed=1)
+    c = network.build(SMALL, (2,), 0, seed=2)
+    first = [next(iter(n.parameters())) for n in (a, b, c)]
+    assert torch.equal(first[0], first[1])
+    assert not torch.equal(first[0], first[2])
+
+
+@pytest.mark.parametrize(
+    ("config", "shape", "line"),
+    [
+        (NetworkConfig(kind="mlp"), (1, 8, 8), "network.kind=mlp"),
+        (NetworkConfig(kind="unet"), (5,), "network.kind=unet"),
+        (NetworkConfig(channels=(8, 8, 8, 8, 8)), (1, 8, 8), "divisible by 16, not 8"),
+        (NetworkConfig(channels=(12,), norm_groups=8), (1, 8, 8), "network.norm_groups=8"),
+        (NetworkConfig(attention=(2,)), (1, 8, 8), "network.attention: level 2"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(config, shape, line):
+    with pytest.raises(UserError, match=line):
+        network.build(config, shape, 0, seed=0)

@@ -1,0 +1,70 @@
+"""Sweeps: names, leaders, linked work, refusals, and the report at the end."""
+
+import os
+
+import pytest
+import yaml
+from loops import TINY, command, sealed_bytes
+
+from entroloop.data.errors import UserError
+from entroloop.launcher import sweep
+from entroloop.launcher.phases import Layout, Step
+
+GRID = {"selection.strategy": ["random", "greedy"], "seed": [0, 1]}
+
+
+def grid_file(folder, grid=GRID, **values):
+    path = folder / "grid.yaml"
+    path.write_text(
+        yaml.safe_dump({**TINY, "folder": str(folder / "runs"), "sweep": {"grid": grid}, **values}, sort_keys=False)
+    )
+    return path
+
+
+def test_arms_are_named_by_what_differs_and_led_by_the_one_they_share_most_with(tmp_path):
+    _, arms = sweep.arms_of(grid_file(tmp_path), [])
+    assert [arm.config.name for arm in arms] == ["random-seed0", "random-seed1", "greedy-seed0", "greedy-seed1"]
+    assert [arms.index(arm.leader) if arm.leader else None for arm in arms] == [None, 0, 0, 1]
+    assert [len(arm.shared) for arm in arms] == [0, 1, 6, 6]
+
+
+@pytest.mark.parametrize(
+    ("grid", "line"),
+    [
+        ({}, "sweep.grid"),
+        ({"seed": []}, "sweep.grid"),
+        ({"sed": [1]}, "sed: unknown key; did you mean seed?"),
+        ({"seed": [1, 1]}, "same name"),
+    ],
+)
+def test_bad_grids_are_refused(tmp_path, grid, line):
+    with pytest.raises(UserError) as caught:
+        sweep.arms_of(grid_file(tmp_path, grid), [])
+    assert line in str(caught.value)
+
+
+def test_a_sweep_shares_work_gives_the_bytes_of_single_runs_and_reports(tmp_path):
+    path = grid_file(tmp_path, {"selection.strategy": ["random", "greedy"]})
+    done = command("sweep", path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    runs = tmp_path / "runs" / "tiny"
+    weights = Layout(runs / "random").of(Step(0, "train")) / "unet/diffusion_pytorch_model.safetensors"
+    twin = Layout(runs / "greedy").of(Step(0, "train")) / "unet/diffusion_pytorch_model.safetensors"
+    assert os.path.samefile(weights, twin)
+    assert (runs / "report.html").stat().st_size > 10_000
+    alone = command("run", path, "selection.strategy=greedy", "name=alone")
+    assert alone.returncode == 0, alone.stderr
+    assert sealed_bytes(tmp_path / "runs" / "alone") == sealed_bytes(runs / "greedy")
+    status = command("status", runs)
+    assert "greedy: finished" in status.stdout
+    again = command("sweep", path)
+    assert again.returncode == 0
+
+
+def test_a_failing_arm_is_named_with_its_log(tmp_path):
+    path = grid_file(tmp_path, {"data.size": [48, 5000]}, generations=1)
+    failed = command("sweep", path)
+    assert failed.returncode == 1
+    assert "1 of 2 runs did not finish" in failed.stderr
+    assert "log.txt" in failed.stderr
+    assert "Traceback" not in failed.stderr

@@ -1,0 +1,130 @@
+"""The step loop: schedules, resuming bit for bit, labels, flips, and a loss that is not finite."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from entroloop.data import manifest
+from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.stream import Resident
+from entroloop.data.world import World
+from entroloop.trainer.loop import Job, TrainConfig, Trainer, learning_rate, train
+from entroloop.trainer.network import NetworkConfig
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("set")
+    prototypes = np.random.default_rng(0).integers(0, 256, (3, 1, 4, 4), dtype=np.uint8)
+    images = prototypes[np.arange(24) % 3]
+    where = Provenance(np.full(24, -1), np.arange(24), ("",) * 24)
+    write_shard(folder, 0, images, np.arange(24) % 3, where, first_key=0)
+    seal_dataset(folder)
+    return Resident(Dataset(folder))
+
+
+def job(folder, **changes):
+    values = {"kimg": 0.2, "batch": 8, "warmup_kimg": 0.05, "checkpoint_kimg": 0.04, "log_kimg": 0.04, **changes}
+    return Job(
+        config=TrainConfig(**values), network=NetworkConfig(channels=(8,), norm_groups=4, dropout=0.1), seed=1,
+        num_classes=3, checkpoints=folder / "checkpoints", weights=folder / "weights",
+        stats=folder / "stats.jsonl", made_from={},
+    )  # fmt: skip
+
+
+def weights_of(folder):
+    return (folder / "weights/unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+
+VARIANTS = [
+    {},
+    {"objective": "ddpm", "schedule": "linear"},
+    {"labels": True, "flip": True, "ema": {"rule": "power"}},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_stopped_at_every_third_step_it_ends_with_the_same_weights(data, tmp_path, changes):
+    train(job(tmp_path / "whole", **changes), data, World())
+    looks = 0
+
+    def should_stop():
+        nonlocal looks
+        looks += 1
+        return looks % 3 == 0
+
+    for _ in range(100):
+        try:
+            train(job(tmp_path / "pieces", **changes), data, World(), should_stop=should_stop)
+            break
+        except Interrupted:
+            pass
+    assert looks == 25  # no step was done twice
+    assert weights_of(tmp_path / "pieces") == weights_of(tmp_path / "whole")
+    assert manifest.problems(tmp_path / "pieces" / "weights") == []
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path, caplog):
+    train(job(tmp_path / "whole"), data, World())
+    looks = iter([False] * 12 + [True])
+    with pytest.raises(Interrupted):
+        train(job(tmp_path / "cut"), data, World(), should_stop=lambda: next(looks))
+    saved = sorted((tmp_path / "cut/checkpoints").iterdir())
+    assert len(saved) == 2
+    saved[-1].write_bytes(saved[-1].read_bytes()[:1000])
+    train(job(tmp_path / "cut"), data, World())
+    assert saved[-1].name in caplog.text
+    assert weights_of(tmp_path / "cut") == weights_of(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
+    looks = iter([False] * 6 + [True])
+    with pytest.raises(Interrupted):
+        train(job(tmp_path), data, World(), should_stop=lambda: next(looks))
+    other = job(tmp_path)
+    other.network = NetworkConfig(channels=(16,), norm_groups=4)
+    with pytest.raises(UserError, match="another network"):
+        train(other, data, World())
+
+
+def test_the_loss_falls_and_is_logged(data, tmp_path):
+    train(job(tmp_path, kimg=3, lr=3e-3), data, World())
+    lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines]
+    assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
+    assert lines[-1]["kimg"] == pytest.approx(3, abs=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_levels_and_ids(data, tmp_path):
+    trainer_job = job(tmp_path)
+    looks = iter([False] * 6 + [True])
+    with pytest.raises(Interrupted):
+        train(trainer_job, data, World(), should_stop=lambda: next(looks))
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    state = torch.load(kept[-1], weights_only=True)
+    state["network"] = {k: torch.full_like(v, float("nan")) for k, v in state["network"].items()}
+    torch.save(state, kept[-1])
+    with pytest.raises(Failed, match=r"ends at 0\.064 kimg: sigma .* training images \["):
+        train(trainer_job, data, World())
+    assert sorted((tmp_path / "checkpoints").iterdir()) == kept
+    assert not manifest.is_sealed(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_learning_rate(schedule):
+    config = TrainConfig(kimg=100, batch=100, lr=1.0, warmup_kimg=10, schedule=schedule)
+    assert learning_rate(config, 0) == pytest.approx(0.01)
+    half = {"constant": 1.0, "cosine": 0.5, "linear": 0.5}[schedule]
+    assert learning_rate(config, 50_000) == pytest.approx(half)
+    end = learning_rate(config, 99_900)
+    assert end == 1.0 if schedule == "constant" else end < 0.01
+
+
+def test_the_average_follows_the_weights(data, tmp_path):
+    trainer = Trainer(job(tmp_path, ema={"rule": "none"}), data, World())
+    for batch in data.batches(seed=1, seen=0, until=24, batch=8):
+        trainer.step(batch)
+    assert all(torch.equal(a, w) for a, w in zip(trainer.average, trainer.weights, strict=True))
