@@ -200,8 +200,8 @@ def test_arms_are_compared_where_all_have_got_to():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}"), (0, "0"), (0.12345, "0.123"), (12.345, "12.3"), (1234.6, "1,235"),
-     (-2.5, "\N{MINUS SIGN}2.50"), (99.96, "100.0"), (1.5e9, "1.50e+09"),
+    [(None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}"), (0, "0"), (0.12345, "0.123"), (12.345, "12.3"),
+     (1234.6, "1,235"), (-2.5, "\N{MINUS SIGN}2.50"), (99.96, "100.0"), (1.5e9, "1.50e+09"),
      (0.00123, "0.00123"), (1e-7, "1.00e\N{MINUS SIGN}07")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):

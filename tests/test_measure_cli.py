@@ -1,0 +1,203 @@
+"""`entroloop measure` and `report` from the command line: what they read, print and refuse."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import report_runs
+import typer
+from PIL import Image
+from sklearn.datasets import load_digits
+from typer.testing import CliRunner
+
+from entroloop.data.errors import UserError
+from entroloop.data.shards import REAL, Provenance
+from entroloop.eval import compare
+from entroloop.eval.measures import measure
+from entroloop.launcher import reporting
+
+app = typer.Typer()
+app.command("measure")(reporting.measure_command)
+app.command("report")(reporting.report_command)
+
+
+def digits(n, start=0):
+    return report_runs.digits()[start : start + n]
+
+
+def vectors(images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+@pytest.fixture
+def kinds(tmp_path):
+    """The same 30 images in every form that can be read."""
+    images = digits(30)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image[0]).save(folder / f"{i:03d}.png")
+    report_runs.write_set(tmp_path / "shards", images, Provenance(np.full(30, REAL), np.arange(30), ("",) * 30))
+    np.save(tmp_path / "images.npy", images[:, 0])
+    np.savez(tmp_path / "images.npz", images=images.transpose(0, 2, 3, 1), labels=np.arange(30))
+    np.save(tmp_path / "vectors.npy", vectors(images))
+    np.save(tmp_path / "doubles.npy", vectors(images).astype(np.float64))
+    names = ("images", "shards", "images.npy", "images.npz", "vectors.npy", "doubles.npy")
+    return {name: tmp_path / name for name in names}
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=True)
+
+
+def test_every_kind_of_file_gives_the_same_numbers(kinds, tmp_path):
+    np.save(tmp_path / "generated.npy", vectors(digits(25, 100)))
+    np.save(tmp_path / "images_generated.npy", digits(25, 100))
+    exact = measure(vectors(digits(25, 100)), vectors(digits(30))).values
+    for name, path in kinds.items():
+        generated = "generated.npy" if name in ("vectors.npy", "doubles.npy") else "images_generated.npy"
+        row = compare.compare(tmp_path / generated, path)
+        assert {key: row[key] for key in exact} == pytest.approx(exact), name
+
+
+def test_json_is_one_object_with_plain_numbers_and_everything_else_under_context(kinds, tmp_path):
+    np.save(tmp_path / "heldout.npy", digits(40, 200))
+    done = run("measure", kinds["images"], kinds["shards"], tmp_path / "heldout.npy", "--json", "--seed", 3)
+    assert done.exit_code == 0, done.output
+    row = json.loads(done.stdout)
+    assert all(value is None or isinstance(value, float) for key, value in row.items() if key != "context")
+    assert row["generalization_score"] == 0
+    assert row["memorized_fraction"] == 1
+    context = row["context"]
+    assert (context["n_generated"], context["n_training"], context["n_reference"]) == (30, 30, 40)
+    assert context["encoder"] == "pixel"
+    assert context["seed"] == 3
+    assert context["k"]["precision"] == 3
+    assert len(context["encoder_digest"]) == 64
+
+
+def test_without_json_a_table_for_people(kinds):
+    done = run("measure", kinds["images"], kinds["shards"])
+    assert done.exit_code == 0, done.output
+    assert "Fréchet distance" in done.stdout
+    assert "30 generated, 30 training; pixel features; distances to the training set" in done.stdout
+
+
+def test_resampling_gives_a_range_around_the_half_size_numbers(kinds, tmp_path):
+    np.save(tmp_path / "generated.npy", digits(25, 100))
+    done = run("measure", tmp_path / "generated.npy", kinds["shards"], "--json", "--resamples", 5)
+    ranges = json.loads(done.stdout)["context"]["resampled"]["ranges"]
+    low, high = ranges["frechet_distance"]
+    assert low < high
+    assert run("measure", tmp_path / "generated.npy", kinds["shards"], "--json", "--resamples", 5).stdout == done.stdout
+
+
+def test_resolution_brings_sets_of_different_sizes_together(kinds, tmp_path):
+    np.save(tmp_path / "large.npy", digits(30).repeat(2, axis=2).repeat(2, axis=3))
+    row = compare.compare(tmp_path / "large.npy", kinds["images"], resolution=8)
+    assert row["generalization_score"] == 0
+    with pytest.raises(UserError, match=r"holds 8x8 images with 1 channel.*16x16 images"):
+        compare.compare(tmp_path / "large.npy", kinds["images"])
+
+
+def broken(tmp_path):
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY\x01\x00v")
+    (tmp_path / "cut.npz").write_bytes(b"PK\x03\x04 no zip")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
+    (tmp_path / "unsealed").mkdir()
+    (tmp_path / "unsealed" / "shard-000000.tar").write_bytes(b"")
+    np.save(tmp_path / "floats.npy", np.zeros((5, 1, 8, 8)))
+    np.save(tmp_path / "line.npy", np.zeros(5))
+    np.save(tmp_path / "one.npy", np.zeros((1, 64), dtype=np.float32))
+    np.save(tmp_path / "nan.npy", np.full((9, 64), np.nan, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent", "no such file"),
+        ("cut.npy", "damaged"),
+        ("cut.npz", "damaged"),
+        ("empty", "empty"),
+        ("images", "a.png"),
+        ("unsealed", "manifest.json"),
+        ("floats.npy", "expected vectors"),
+        ("line.npy", "expected vectors"),
+        ("one.npy", "holds 1 point"),
+        ("nan.npy", "not finite"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, name, message):
+    broken(tmp_path)
+    np.save(tmp_path / "good.npy", vectors(digits(20)))
+    with pytest.raises(UserError) as caught:
+        compare.compare(tmp_path / name, tmp_path / "good.npy")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value) or "generated" in str(caught.value)
+
+
+def test_exit_status_two_without_traceback(tmp_path):
+    command = [sys.executable, "-m", "entroloop.launcher", "measure", tmp_path / "a.npy", tmp_path / "b.npy"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "a.npy: no such file or folder" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_report_writes_every_format(tmp_path):
+    report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    for form in ("html", "csv", "json"):
+        done = run("report", tmp_path / "run", "--format", form, "--out", tmp_path / f"r.{form}")
+        assert done.exit_code == 0, done.output
+        assert (tmp_path / f"r.{form}").stat().st_size > 100
+    assert b"refresh" not in (tmp_path / "r.html").read_bytes()
+
+
+def test_watch_ends_when_all_runs_are_finished(tmp_path):
+    report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    done = run("report", tmp_path / "run", "--out", tmp_path / "r.html", "--watch")
+    assert done.exit_code == 0, done.output
+    assert b'http-equiv="refresh"' not in (tmp_path / "r.html").read_bytes()
+
+
+def test_watch_writes_again_when_a_run_goes_on(tmp_path, monkeypatch):
+    folder = report_runs.make_run(tmp_path / "run", generations=2, n=20)
+    seal = folder / "generation_0001" / "metrics" / "manifest.json"
+    kept = seal.read_bytes()
+    seal.unlink()
+    looks = []
+
+    def go_on(seconds):
+        looks.append((tmp_path / "r.html").read_text())
+        if len(looks) == 2:
+            seal.write_bytes(kept)
+
+    monkeypatch.setattr("time.sleep", go_on)
+    done = run("report", folder, "--out", tmp_path / "r.html", "--watch", "--interval", 7)
+    assert done.exit_code == 0, done.output
+    assert len(looks) == 2
+    assert 'http-equiv="refresh" content="7"' in looks[0]
+    assert "run (1 of 2 generations)" in looks[0]
+    assert "Not finished" not in (tmp_path / "r.html").read_text()
+
+
+def test_report_refuses_a_folder_as_file(tmp_path):
+    report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    done = run("report", tmp_path / "run", "--out", tmp_path)
+    assert isinstance(done.exception, UserError)
+    assert "give a file name" in str(done.exception)
+
+
+def test_digits_of_two_classes_differ_more_than_halves_of_one():
+    images, labels = load_digits(return_X_y=True)
+    zeros, ones = (images[labels == c].astype(np.float32) for c in (0, 1))
+    near = measure(zeros[::2], zeros[1::2]).values
+    far = measure(zeros[::2], ones).values
+    assert far["frechet_distance"] > 5 * near["frechet_distance"]
+    assert far["coverage"] < 0.1 < near["coverage"]
