@@ -126,7 +126,7 @@ class Certificate:
     def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
         """The largest distance that a pair with this product can have."""
         if self.format is BF16:
-            product = product.view(torch.bfloat16)
+            product = product.view(torch.bfloat16).nan_to_num(nan=torch.inf)  # hidden entries are the largest integer
         square = product.double().clamp(min=0) * (1 + 2 * self.format.out) + self.error(right)
         return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
 
@@ -285,6 +285,8 @@ class Query:
     start   [n] int64, ascending: left row i has been compared with the right rows before start[i] already
     k       only the k nearest right rows of each left row do, ties included; None: all within the level
     earlier only j < i: left and right are the same rows, at most one tile of them
+    ignore  [n] int64: a right row that does not count for this left row, -1 for none
+    done    [n] bool: set by the caller between pairs for left rows that need no further tile
     floor   left rows certainly nearer than this to some right row are settled: they go no further
     upper   [n] float64, written: for settled rows that get no pairs, an upper bound of that distance
     resume  [n] int64, written: the right rows before this one are dealt with, by pairs or as further away than `upper`
@@ -297,10 +299,13 @@ class Query:
     resume: Tensor | None = None
     start: Tensor | None = None
     earlier: bool = False
+    ignore: Tensor | None = None
+    done: Tensor | None = None
 
     def part(self, part: slice) -> Query:
-        upper, resume, start = (None if x is None else x[part] for x in (self.upper, self.resume, self.start))
-        return Query(self.level[part], self.k, self.floor, upper, resume, start, self.earlier)
+        tensors = (self.upper, self.resume, self.start, self.ignore, self.done)
+        upper, resume, start, ignore, done = (None if x is None else x[part] for x in tensors)
+        return Query(self.level[part], self.k, self.floor, upper, resume, start, self.earlier, ignore, done)
 
 
 def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
@@ -337,17 +342,14 @@ def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iter
             query.resume[:] = (reached * TILE_COLUMNS).clamp(max=query.resume)
             query.resume[settled] = first * TILE_COLUMNS
             relevant &= ~settled
+    everything = torch.arange(len(level), device=level.device)
     for t, tile in enumerate(tiles):
-        alive = None if relevant is None else relevant[t].nonzero()[:, 0]
-        if alive is None:
-            for top in range(0, len(level), TILE_ROWS):
-                rows = torch.arange(top, min(top + TILE_ROWS, len(level)), device=level.device)
-                for i, j in _pairs(left, tile, rows, level, query, frame):
-                    yield i, j + t * TILE_COLUMNS
-        else:
-            for rows in alive.split(TILE_ROWS):
-                for i, j in _pairs(left, tile, rows, level, query, frame):
-                    yield i, j + t * TILE_COLUMNS
+        alive = everything if relevant is None else relevant[t].nonzero()[:, 0]
+        if query.done is not None:
+            alive = alive[~query.done[alive]]
+        for rows in alive.split(TILE_ROWS):
+            for i, j in _pairs(left, tile, rows, level, query, t * TILE_COLUMNS, frame):
+                yield i, j + t * TILE_COLUMNS
 
 
 def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
@@ -370,7 +372,10 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
         low = lowest.new_empty(joined)
         for top in range(0, joined, TILE_ROWS):
             part = slice(top, min(top + TILE_ROWS, joined))
-            torch.amin(product(matrix[part], tile.right, len(tile), frame, form), 1, out=low[part])
+            result = product(matrix[part], tile.right, len(tile), frame, form)
+            if query.ignore is not None:
+                _hide(result, query.ignore[here[part]] - t * TILE_COLUMNS, infinite)
+            torch.amin(result, 1, out=low[part])
         lowest[t, here] = low
         reached[here] = t + 1
         if query.upper is None:
@@ -385,8 +390,14 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
     return lowest, upper, reached
 
 
+def _hide(result: Tensor, column: Tensor, infinite: float) -> None:
+    """Makes one entry of each row infinite, where that column exists."""
+    rows = ((column >= 0) & (column < result.shape[1])).nonzero()[:, 0]
+    result[rows, column[rows]] = infinite
+
+
 def _pairs(
-    left: Side, tile: Columns, rows: Tensor, level: Tensor, query: Query, frame: Frame
+    left: Side, tile: Columns, rows: Tensor, level: Tensor, query: Query, start: int, frame: Frame
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs of these left rows with one tile that can matter; a longer format is tried where they are many."""
     if len(rows) == 0:
@@ -396,13 +407,19 @@ def _pairs(
     gathered = frame.scratch("pairs", len(rows), left.sketch.left.shape[1], left.sketch.left)
     torch.index_select(left.sketch.left, 0, rows, out=gathered)
     result = product(gathered, tile.right, len(tile), frame, form)
+    infinite = torch.iinfo(torch.int16).max if form is BF16 else torch.inf
     if query.earlier:
-        later = torch.arange(len(tile), device=rows.device) >= rows[:, None]
-        result.masked_fill_(later, torch.iinfo(result.dtype).max if form is BF16 else torch.inf)
+        result.masked_fill_(torch.arange(len(tile), device=rows.device) >= rows[:, None], infinite)
+    ignore = None if query.ignore is None else query.ignore[rows] - start
+    if ignore is not None:
+        _hide(result, ignore, infinite)
     if k is not None and k <= len(tile):
         kth = result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
         level = torch.minimum(level, bounds.reach(others, kth, frame.scale))
     i, j = nonzero(result <= bounds.cut(others, level, frame.scale)[:, None])
+    if ignore is not None:
+        counts = j != ignore[i]
+        i, j = i[counts], j[counts]
     longer = LONGER.get(form.name)
     if longer is not None and len(i) > _CROWDED * (k or 1) * len(rows):
         sure = 0
@@ -411,7 +428,7 @@ def _pairs(
         if len(i) - sure > _CROWDED * (k or 1) * len(rows):
             assert not query.earlier or len(rows) == len(tile)
             again = left.again(frame, longer, rows), tile.again(frame, longer)
-            for i, j in contenders(*again, Query(level, k, earlier=query.earlier), frame):
+            for i, j in contenders(*again, Query(level, k, earlier=query.earlier, ignore=ignore), frame):
                 yield rows[i], j
             return
     yield rows[i], j

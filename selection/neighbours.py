@@ -1,20 +1,43 @@
-"""Exact nearest neighbours. (First form: every pair by the canonical distance.)
+"""Exact nearest neighbours, blocks of queries against blocks of a bank.
 
-Shapes: n queries, m bank rows, D features, k neighbours.
+    queries + bank (arrays, memory maps, tensors) -> nearest -> distances float64 [n, k], ids int64 [n, k]
+
+Shapes: n queries, m bank rows, D features, k neighbours, P pairs.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.selection import topk
-from entroloop.selection.distance import as_rows, check_finite, check_metric, distances_to
+from entroloop.selection.bounds import (
+    BF16,
+    SWEEP_ROWS,
+    Columns,
+    Format,
+    Frame,
+    Query,
+    Side,
+    Sketch,
+    contenders,
+    shortest_format,
+)
+from entroloop.selection.distance import as_rows, bad_row_error, first_bad_row, nearest_name, pair_distances
+from entroloop.selection.exchange import Shard
+from entroloop.selection.faiss_backend import faiss_candidates, has_faiss
+from entroloop.selection.metrics import fit_metric
+
+Backend = Literal["auto", "torch", "faiss"]
+_BLOCK_BYTES = 1 << 27  # of one bank block in float64; its sketch takes a quarter of that
+_MERGE_PAIRS = 1 << 18  # pairs that are gathered before they are merged into the lists
 
 
 def nearest(
@@ -25,28 +48,148 @@ def nearest(
     exclude_self: bool = False,
     metric: str = "euclidean",
     world: World | None = None,
+    backend: Backend = "auto",
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The k nearest bank rows of each query: distances float64 [n, k], ids int64 [n, k]; ties to the smaller id."""
-    check_metric(metric)
+    """The k nearest bank rows of each query, exact, ties to the smaller id.
+
+    queries, bank  [n, D] and [m, D] float32, float64, float16 or uint8: arrays, tensors or memory maps, which are read
+                   block by block. With a `world` each rank passes its own rows; ids count bank rows in rank order.
+    exclude_self   query i is bank row i and does not count as its own neighbour
+    metric         euclidean, cosine (1 - cos), or whitened (Mahalanobis under the covariance of the bank)
+    backend        torch, faiss, or auto: torch where there is a fast short format, else faiss if it is installed
+    ->             numpy arrays: distances float64 [n, k] ascending, ids int64 [n, k], for this rank's queries
+
+    Distances are direct float64 sums, whatever the back end. A candidate list holds the true neighbours if every row
+    outside it is certainly further away than the k-th distance inside. The torch back end takes *all* rows that its
+    certified intervals do not rule out (see `bounds`), in a longer format where those intervals are too wide. The faiss
+    back end asks for some more neighbours than k, checks the condition for each query with the error bound of faiss's
+    float32 distances, and where it fails asks for more; what still fails goes to the torch back end.
+    Raises UserError for unusable input.
+    """
     world = World() if world is None else world
-    q, b = as_rows(queries, "queries"), as_rows(bank, "bank")
-    check_finite(q, "queries")
-    check_finite(b, "bank")
-    start = sum(world.gather_counts(len(q))[: world.rank])
-    b = world.gather_rows(b)
-    if metric != "euclidean":
-        raise UserError(f"metric: {metric!r} is not ready yet")
-    if len(b) == 0:
+    q = _checked(queries, "queries", world)
+    b = q if bank is queries else _checked(bank, "bank", world)
+    _check_call(q, b, k, exclude_self, backend)
+    fitted = fit_metric(metric, b)
+    form = shortest_format(b.rows.device)
+    frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 4096)]), world)
+    use_faiss = backend == "faiss" or (
+        backend == "auto" and form is not BF16 and has_faiss() and world.device.type == "cpu"
+    )
+    best = topk.empty(len(q.rows), k, q.rows.device)
+    for block, first in _travelling(b):
+        block = fitted.rows(block)
+        columns = Columns.of(Side(block, Sketch.of(block, frame, form)))
+        for start in range(0, len(q.rows), SWEEP_ROWS):
+            part = slice(start, min(start + SWEEP_ROWS, len(q.rows)))
+            mine = fitted.rows(q.rows[part])
+            ignore = None
+            if exclude_self:
+                ignore = torch.arange(part.start, part.stop, device=mine.device) + (q.offset - first)
+            lists = best[0][part], best[1][part]
+            rest = None
+            if use_faiss:
+                rest = faiss_candidates(mine, block, first, lists, ignore, frame)
+            _search(mine, columns, first, lists, ignore, frame, form, rest)
+    assert len(q.rows) == 0 or bool(torch.isfinite(best[0]).all()), "every query has k neighbours"
+    return fitted.report(best[0]).cpu().numpy(), best[1].cpu().numpy()
+
+
+def _checked(features: Any, name: str, world: World) -> Shard:
+    """The rows as a Shard; every rank raises the same error if any rank's rows are unusable."""
+    error, rows = None, None
+    try:
+        rows = as_rows(features, name, world.device if world.device.type != "cpu" else None)
+        answer: tuple[int, int, int] = (len(rows), rows.shape[1], first_bad_row(rows))
+    except UserError as problem:
+        error, answer = problem, (0, 0, -1)
+    answers = world.gather_objects((answer, None if error is None else str(error)))
+    for _, message in answers:
+        if message is not None:
+            raise error or UserError(message)
+    assert rows is not None
+    offset = 0
+    for (count, width, bad), _ in answers:
+        if width != rows.shape[1]:
+            raise UserError(f"{name}: ranks hold {rows.shape[1]} and {width} features a row: they must be equal")
+        if bad >= 0:
+            raise bad_row_error(name, offset + bad)
+        offset += count
+    return Shard(rows, tuple(count for (count, _, _), _ in answers), world)
+
+
+def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) -> None:
+    if backend not in ("auto", "torch", "faiss"):
+        raise nearest_name("backend", backend, ("auto", "torch", "faiss"))
+    if backend == "faiss" and not has_faiss():
+        raise UserError("backend: faiss is not installed; install entroloop[cpu] or use backend torch")
+    if b.total == 0:
         raise UserError("bank: holds no rows")
-    if q.shape[1] != b.shape[1]:
-        raise UserError(f"queries have {q.shape[1]} features, the bank has {b.shape[1]}: they must be equal")
-    if not 1 <= k <= len(b) - exclude_self:
-        raise UserError(f"k: must be between 1 and {len(b) - exclude_self} for {len(b)} bank rows, is {k}")
-    distances, ids = topk.empty(len(q), k)
-    for row in range(len(q)):
-        column = distances_to(b, q[row])
-        if exclude_self:
-            column[start + row] = torch.inf
-        order = torch.sort(column, stable=True)
-        distances[row], ids[row] = order.values[:k], order.indices[:k]
-    return distances.numpy(), ids.numpy()
+    if q.rows.shape[1] != b.rows.shape[1]:
+        raise UserError(f"queries have {q.rows.shape[1]} features, the bank has {b.rows.shape[1]}: they must be equal")
+    if exclude_self and q.counts != b.counts:
+        raise UserError(f"exclude_self: queries and bank must be the same rows, there are {q.total} and {b.total}")
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= b.total - exclude_self:
+        others = "others" if exclude_self else "bank rows"
+        raise UserError(f"k: must be between 1 and the {b.total - exclude_self} {others}, is {k}")
+
+
+def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
+    """Blocks of all ranks' bank rows with the global id of their first row; each passes every rank once."""
+    world = bank.world
+    step = max(1024, _BLOCK_BYTES // (8 * bank.rows.shape[1]))
+    offsets = [sum(bank.counts[:rank]) for rank in range(world.size)]
+    for start in range(0, max(bank.counts), step):
+        block = bank.rows[start : start + step]
+        for hop in range(world.size):
+            source = (world.rank - hop) % world.size
+            if len(block):
+                yield block, offsets[source] + start
+            if hop + 1 < world.size:
+                incoming = min(max(bank.counts[(source - 1) % world.size] - start, 0), step)
+                block = world.rotate(block, incoming)
+
+
+def _search(
+    mine: Tensor,
+    columns: Columns,
+    first: int,
+    lists: tuple[Tensor, Tensor],
+    ignore: Tensor | None,
+    frame: Frame,
+    form: Format,
+    rest: Tensor | None,
+) -> None:
+    """Merges one bank block into the lists of some queries, in place. rest: which queries only; None: all."""
+    if rest is not None:
+        if len(rest) == 0:
+            return
+        some = lists[0][rest], lists[1][rest]
+        _search(mine[rest], columns, first, some, None if ignore is None else ignore[rest], frame, form, None)
+        lists[0][rest], lists[1][rest] = some
+        return
+    k = lists[0].shape[1]
+    side = Side(mine, Sketch.of(mine, frame, form))
+    done = torch.zeros(len(mine), dtype=torch.bool, device=mine.device)
+    waiting: list[tuple[Tensor, Tensor]] = []
+    for pair in contenders(side, columns, Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done), frame):
+        waiting.append(pair)
+        if sum(len(i) for i, _ in waiting) >= _MERGE_PAIRS:
+            last = int(pair[1].max())
+            _merge(waiting, mine, columns, first, lists)
+            waiting = []
+            # Nothing is nearer than 0, and all rows of this block still to come have larger ids.
+            done |= (lists[0][:, -1] == 0) & (lists[1][:, -1] <= first + last)
+    if waiting:
+        _merge(waiting, mine, columns, first, lists)
+
+
+def _merge(
+    pairs: list[tuple[Tensor, Tensor]], mine: Tensor, columns: Columns, first: int, lists: tuple[Tensor, Tensor]
+) -> None:
+    """Computes the distances of the pairs and merges them into the lists, in place."""
+    i, j = torch.cat([i for i, _ in pairs]), torch.cat([j for _, j in pairs])
+    distance = pair_distances(mine, i, columns.rows, columns.numbers(j))
+    rows, offered = topk.from_pairs(i, distance, j + first, lists[0].shape[1])
+    merged = topk.merge((lists[0][rows], lists[1][rows]), offered, lists[0].shape[1])
+    lists[0][rows], lists[1][rows] = merged

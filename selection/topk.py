@@ -28,3 +28,21 @@ def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], k: int) -> tuple[T
     distances = distances.gather(1, by_id)
     distances, by_distance = torch.sort(distances, dim=1, stable=True)
     return distances[:, :k].contiguous(), ids.gather(1, by_distance)[:, :k].contiguous()
+
+
+def from_pairs(row: Tensor, distance: Tensor, ids: Tensor, k: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """The k smallest of each row from a list of pairs, all [P], in any order.
+
+    ->  the rows that occur, ascending, [R]; and their lists, float64 [R, k] and int64 [R, k], in order
+    """
+    order = torch.argsort(ids, stable=True)
+    order = order[torch.argsort(distance[order], stable=True)]
+    order = order[torch.argsort(row[order], stable=True)]
+    row, distance, ids = row[order], distance[order], ids[order]
+    rows, place, counts = torch.unique_consecutive(row, return_inverse=True, return_counts=True)
+    rank = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[place]
+    kept = rank < k
+    out = empty(len(rows), k, row.device)
+    out[0][place[kept], rank[kept]] = distance[kept]
+    out[1][place[kept], rank[kept]] = ids[kept]
+    return rows, out
