@@ -32,7 +32,7 @@ class Curve:
 
 
 def curve(arm: Arm, encoder: str, measure: str) -> Curve:
-    """Band: 95 % Student interval of the mean from three seeds on, the range below that."""
+    """Band: 95% Student interval of the mean from three seeds on, the range below that."""
     points = [(g, arm.values(g, encoder, measure)) for g in arm.generations]
     points = [(g, values) for g, values in points if values]
     bands = [interval(values) for _, values in points]
@@ -46,7 +46,7 @@ def curve(arm: Arm, encoder: str, measure: str) -> Curve:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % Student interval of the mean; of fewer than three values, their range."""
+    """95% Student interval of the mean; of fewer than three values, their range."""
     if len(values) < 3:
         return min(values), max(values)
     mean, error = float(np.mean(values)), float(stats.sem(values))
@@ -56,7 +56,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson r over `n` generations of `runs` runs, with a 95 % interval (None where too few runs allow one)."""
+    """Pearson r over `n` generations of `runs` runs, with a 95% interval (None where too few runs allow one)."""
 
     r: float
     low: float | None
@@ -170,9 +170,12 @@ def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) 
     measured = [arm for arm in groups if arm.generations]
     if not last:
         return []
-    seeds = min(len({run.seed for run in arm.runs}) for arm in measured)
-    out = [f"Fréchet distance in {distance_encoder} features, generalization score in {score_encoder} features; "]
-    out[0] += "one seed: a direction, not a size." if seeds == 1 else f"means over {seeds} seeds or more."
+    seeds = [len({run.seed for run in arm.runs}) for arm in measured]
+    many = f"means over {min(seeds)} seeds{' or more' if max(seeds) > min(seeds) else ''}"
+    out = [
+        f"Fréchet distance in {distance_encoder} features, generalization score in {score_encoder} features; "
+        f"{'one seed: a direction, not a size' if min(seeds) == 1 else many}."
+    ]
     phrases = []
     for arm in measured[1:]:
         differences = paired(arm, measured[0], last, distance_encoder, "frechet_distance")
@@ -182,7 +185,7 @@ def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) 
     if phrases:
         out.append(
             f"Fréchet distance at generation {last} against {measured[0].label}, paired by seed, "
-            f"mean difference and 95 % interval: {'; '.join(phrases)}."
+            f"mean difference and 95% interval: {'; '.join(phrases)}."
         )
     return out
 

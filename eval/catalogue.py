@@ -36,7 +36,7 @@ MEASURES: dict[str, About] = {
     ),
     "memorized_calibrated": About(
         "Memorized, calibrated",
-        "Share of generated images as near to the training set as only the nearest 1 % of held-out real ones are.",
+        "Share of generated images as near to the training set as only the nearest 1% of held-out real ones are.",
     ),
     "covariance_trace": About(
         "Covariance trace", "Total variance of the generated features; falls in variance collapse."

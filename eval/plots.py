@@ -19,7 +19,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from entroloop.eval.analysis import correlation, curve, entropy_and_score, number
 from entroloop.eval.catalogue import title
@@ -79,18 +79,32 @@ def styles(groups: Sequence[Arm]) -> dict[str, Style]:
     }
 
 
-def new_figure(width: float, height: float, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(
+    width: float, height: float, columns: int = 1, *, left: float = 0.7, right: float = 0.15, bottom: float = 0.5
+) -> tuple[Figure, list[Axes]]:
+    """Margins in inches, set by hand: matplotlib's own layout would draw every figure twice."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(1, columns, squeeze=False)[0]
+        figure = Figure(figsize=(width, height))
+        margins = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - 0.3 / height}
+        axes = figure.subplots(1, columns, squeeze=False, gridspec_kw={**margins, "wspace": 0.22})[0]
     return figure, list(axes)
+
+
+def _legend_height(entries: int, columns: int = 3) -> float:
+    """Height in inches that a legend below the plot takes."""
+    return 0.1 + 0.17 * -(-entries // columns)
+
+
+def _plain(value: float, _: int) -> str:
+    """Tick labels no wider than seven characters."""
+    return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 
 def svg(figure: Figure) -> bytes:
     """Without comments, line breaks and more than two decimals, which are a third of what matplotlib writes."""
     text = _saved(figure, "svg", metadata={"Date": None}).decode()
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # never in labels
     return re.sub(r">\s+<", "><", re.sub(r"[ \n]+", " ", text)).encode()
 
 
@@ -108,7 +122,8 @@ def _saved(figure: Figure, form: str, **options: Any) -> bytes:
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
     """Mean over seeds with its band, each seed thinly, and held-out against training data as a dashed line."""
     with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = new_figure(4.4, 3.1)
+        room = _legend_height(len(groups) + 1)
+        figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
         looks = styles(groups)
         shown: list[float] = []
         for arm in groups:
@@ -134,7 +149,8 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
         axes.set_title(f"{title(measure)} · {encoder}")
         axes.set_xlabel("generation")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        figure.legend(loc="outside lower center", ncols=min(3, len(groups) + 1), handlelength=2.6)
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        figure.legend(loc="lower center", ncols=min(3, len(groups) + 1), handlelength=2.6)
     return figure
 
 
@@ -165,7 +181,8 @@ def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | N
 def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
     """Training-set entropy against log generalization score, a point a generation, with Pearson r."""
     with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = new_figure(4.6, 3.6)
+        room = _legend_height(len(groups))
+        figure, (axes,) = new_figure(4.6, 3.3 + room, bottom=0.45 + room)
         looks = styles(groups)
         clusters = [cluster for arm in groups for cluster in entropy_and_score(arm.runs, encoder)]
         if not any(clusters):
@@ -186,7 +203,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
         axes.set_title(f"{_pearson_words(clusters)} · {encoder}")
         axes.set_xlabel("training-set entropy (nats)")
         axes.set_ylabel("log generalization score")
-        figure.legend(loc="outside lower center", ncols=min(3, len(groups)))
+        figure.legend(loc="lower center", ncols=min(3, len(groups)))
     return figure
 
 
@@ -204,7 +221,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
     if not filled:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, panels = new_figure(max(2.3 * len(filled) + 0.9, 4), 2.7, len(filled))
+        figure, panels = new_figure(2.2 * len(filled) + 2, 2.7, len(filled), right=1.3)
         last = max(max(arm.generations) for arm in filled)
         colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, last))]
         origins = ["real", *map(str, range(last))]
@@ -221,7 +238,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         panels[0].set_ylabel("share of the training set")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center")
+        figure.legend(handles[::-1], labels[::-1], loc="center right")
     return figure
 
 
@@ -240,7 +257,7 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
     if not filled:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, panels = new_figure(max(2.3 * len(filled) + 0.9, 4), 2.8, len(filled))
+        figure, panels = new_figure(2.2 * len(filled) + 1.7, 2.8, len(filled), right=1)
         last = max(g for arm in filled for g in lines[arm.label])
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
         positive = [v for arm in filled for values in lines[arm.label].values() for v in values if v > 0]
@@ -254,7 +271,8 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
             if axes is not panels[0]:
                 axes.tick_params(labelleft=False)
         panels[0].set_ylabel(f"eigenvalue · {encoder}")
-        figure.colorbar(scale, ax=panels[-1], label="generation", ticks=MaxNLocator(integer=True))
+        bar = figure.add_axes((1 - 0.85 / figure.get_figwidth(), 0.2, 0.12 / figure.get_figwidth(), 0.68))
+        figure.colorbar(scale, cax=bar, label="generation", ticks=MaxNLocator(integer=True))
     return figure
 
 
@@ -271,7 +289,8 @@ def costs(runs: Sequence[Run]) -> Figure | None:
     if not phases:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, (axes,) = new_figure(7, 0.9 + 0.24 * len(runs))
+        names = 0.3 + 0.075 * max(len(run.name) for run in runs)
+        figure, (axes,) = new_figure(6 + names, 1.2 + 0.24 * len(runs), left=names, bottom=0.75)
         left = np.zeros(len(runs))
         colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
         for i, phase in enumerate(phases):
@@ -281,7 +300,7 @@ def costs(runs: Sequence[Run]) -> Figure | None:
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("seconds")
-        figure.legend(loc="outside upper center", ncols=len(phases))
+        figure.legend(loc="lower center", ncols=len(phases))
     return figure
 
 

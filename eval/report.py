@@ -198,6 +198,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         unfinished=[run for run in runs if not run.finished],
         runs=runs,
         groups=groups,
+        many_seeds=any(len(arm.runs) > 1 for arm in groups),
         swatches=plots.styles(groups),
         main=first,
         others=others,

@@ -70,7 +70,7 @@ def measure_command(
     classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
     entropy_size: Annotated[int | None, typer.Option(min=2, help="Training points in the entropy estimate.")] = None,
-    resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95 % ranges; 0: none.")] = 0,
+    resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95% ranges; 0: none.")] = 0,
     seed: Annotated[int, typer.Option(help="Of subsamples.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:

@@ -134,6 +134,13 @@ def test_colours_stay_with_strategies_and_no_two_arms_look_alike():
     assert len({(look.colour, look.dash) for look in looks.values()}) == 6
 
 
+def test_shrinking_a_plot_leaves_its_words_and_draws_to_a_hundredth():
+    figure = plots.measure_curves([arm(synthetic(distances=(0.0005, 0.0011)))], [], "pixel", "frechet_distance")
+    text = plots.svg(figure).decode()
+    assert ">0.0006</text>" in text
+    assert not re.search(r'd="[^"]*\d\.\d{3}', text)
+
+
 # --- statistics ----------------------------------------------------------------------------------------------------
 
 
