@@ -154,7 +154,7 @@ def numpy_file(path: Path) -> ArraySource:
 def as_samples(array: NDArray[Any], where: str) -> NDArray[Any]:
     """uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]; numbers [N, D] -> float32 [N, D]."""
     if array.ndim == 2 and array.dtype.kind in "fiu":
-        return array.astype(np.float32)
+        return array.astype(np.float32, copy=False)
     if array.ndim in (3, 4) and array.dtype != np.uint8:
         raise UserError(f"{where}: images must be uint8 from 0 to 255, these are {array.dtype}")
     if array.ndim == 3:

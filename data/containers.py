@@ -78,8 +78,9 @@ class FilePayload:
     folder: str
     names: Sequence[str]
 
-    def __call__(self, row: int) -> bytes:
-        return Path(self.folder, self.names[row]).read_bytes()
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
+        with open(os.path.join(self.folder, self.names[row]), "rb") as file:
+            return file.read(-1 if limit is None else limit)
 
 
 def image_folder(folder: Path, split: str | None, listing: list[str]) -> ImageSource:
@@ -115,9 +116,10 @@ class ZipPayload:
     path: str
     names: Sequence[str]
 
-    def __call__(self, row: int) -> bytes:
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
         try:
-            return _zip(self.path).read(self.names[row])
+            with _zip(self.path).open(self.names[row]) as file:
+                return file.read(-1 if limit is None else limit)
         except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown method
             raise ValueError(str(error)) from error
 
@@ -171,13 +173,14 @@ class TarPayload:
     paths: Sequence[str]
     members: Sequence[Member]
 
-    def __call__(self, row: int) -> bytes:
-        return read_member(self.paths, self.members[row])
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
+        return read_member(self.paths, self.members[row], limit)
 
 
-def read_member(paths: Sequence[str], member: Member) -> bytes:
-    payload = os.pread(_descriptor(paths[member.tar]), member.size, member.first)
-    if len(payload) != member.size:
+def read_member(paths: Sequence[str], member: Member, limit: int | None = None) -> bytes:
+    size = member.size if limit is None else min(limit, member.size)
+    payload = os.pread(_descriptor(paths[member.tar]), size, member.first)
+    if len(payload) != size:
         raise ValueError("the tar file is cut short")
     return payload
 

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import multiprocessing
+import operator
+import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -26,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
-from entroloop.data.images import Channels, channels_of, convert, from_array, upright_size
+from entroloop.data.images import Channels, convert, from_array
 from entroloop.data.progress import Progress
 from entroloop.data.shards import REAL, Encoding, Provenance, shard_name, write_shard
-from entroloop.data.sources import Source
+from entroloop.data.sources import ImageSource, Source
 
 
 @dataclass(frozen=True)
@@ -68,14 +71,9 @@ class Found:
         return Found(3 if 3 in (self.channels, later.channels) else 1, self.size, self.name, odd)
 
 
-def scan(source: Source, rows: NDArray[np.int64]) -> Found:
+def scan(source: ImageSource, rows: NDArray[np.int64]) -> Found:
     """Reads the headers of images. Raises UserError naming an image without a readable one."""
-    found: Found | None = None
-    for row, image in zip(rows, source.read(rows), strict=True):
-        here = Found(channels_of(image), upright_size(image), source.names[int(row)])
-        found = here if found is None else found + here
-    assert found is not None
-    return found
+    return functools.reduce(operator.add, (Found(*source.header(int(row)), source.names[int(row)]) for row in rows))
 
 
 def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
@@ -108,12 +106,14 @@ def _convert(sample: Any, layout: Layout) -> NDArray[Any]:
 _shared: tuple[Any, ...] = ()  # of a worker process: what its tasks have in common, sent once
 
 
-def _begin(*shared: Any) -> None:
+def _begin(parent: int, *shared: Any) -> None:
     global _shared
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # these reach the whole group; the parent decides
         signal.signal(name, signal.SIG_IGN)
     # A parent that is killed cannot end its workers, which would then wait for ever. 1 is PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before the line above
+        os._exit(1)
     _shared = shared
 
 
@@ -144,7 +144,7 @@ def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job],
             running |= {pool.submit(_shard_task, job) for job in itertools.islice(waiting, len(finished))}
 
 
-def scan_all(source: Source, rows: NDArray[np.int64], workers: int, *, progress: bool = False) -> Found:
+def scan_all(source: ImageSource, rows: NDArray[np.int64], workers: int, *, progress: bool = False) -> Found:
     """`scan` of all rows, shared between processes."""
     pieces = np.array_split(rows, max(1, len(rows) // 500))
     found: Found | None = None
@@ -165,7 +165,7 @@ def scan_all(source: Source, rows: NDArray[np.int64], workers: int, *, progress:
 def _pool(workers: int, *shared: Any) -> Iterator[ProcessPoolExecutor]:
     # `spawn`: the parent may hold threads of torch or of a progress bar, which a fork would copy half.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=shared)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(), *shared))
     try:
         yield pool
     except BrokenProcessPool as error:

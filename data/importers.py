@@ -34,7 +34,7 @@ from entroloop.data.plan import Part, bounds, derive_seed, permutation
 from entroloop.data.progress import Progress
 from entroloop.data.recognise import open_source
 from entroloop.data.shards import Encoding, seal_dataset, shard_name
-from entroloop.data.sources import MISSING, Source
+from entroloop.data.sources import MISSING, ImageSource, Source
 
 SETTINGS = "import.json"
 COLORS: dict[str, Channels | None] = {"auto": None, "grey": 1, "rgb": 3}
@@ -142,7 +142,7 @@ def import_part(
     done = {i for i in part.of(len(pieces)) if conversion.is_done(dest, i)}
     jobs = [Job(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
     sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
-    if not opened.encoded or len(jobs) == 1:
+    if not isinstance(opened, ImageSource) or len(jobs) == 1:
         workers = 1
     unit = "img" if len(layout.shape) == 3 else "row"
     with Progress("import", sum(sizes.values()), unit, done=sum(sizes[i] for i in done), show=progress) as bar:
@@ -199,7 +199,7 @@ def find_layout(
     """The shape all samples get. Raises UserError for samples of different sizes that are not resized."""
     labelled = settings.labels and source.labels is not None
     color: Channels | None = COLORS[settings.color]
-    if not source.encoded:
+    if not isinstance(source, ImageSource):
         first = next(iter(source.read(rows[:1])))
         if first.ndim == 1:
             if settings.resolution is not None:

@@ -8,7 +8,7 @@ name, no absolute path), so that runs can be moved and compared byte by byte.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,8 +112,11 @@ def read(folder: Path) -> Manifest:
         raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
 
 
-def problems(folder: Path) -> list[str]:
-    """Re-checks every file of a sealed folder: one line for each that is missing, resized or changed."""
+def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -> list[str]:
+    """Re-checks every file of a sealed folder: one line for each that is missing, resized or changed.
+
+    advance  told the sealed size of each file that was looked at
+    """
     found = []
     for e in read(folder).files:
         path = folder / e.name
@@ -123,4 +126,5 @@ def problems(folder: Path) -> list[str]:
             found.append(f"{path}: {path.stat().st_size} bytes instead of the sealed {e.bytes}")
         elif files.sha256(path) != e.sha256:
             found.append(f"{path}: content changed since it was sealed (SHA-256 differs)")
+        advance(e.bytes)
     return found

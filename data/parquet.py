@@ -42,7 +42,7 @@ class ParquetPayload:
     groups: Sequence[tuple[str, int]]
     starts: Sequence[int]
 
-    def __call__(self, row: int) -> bytes:
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
         number = bisect.bisect_right(self.starts, row) - 1
         value = _column(*self.groups[number], self.column)[row - self.starts[number]].as_py()
         payload = value.get("bytes") if isinstance(value, dict) else value

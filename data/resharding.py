@@ -24,7 +24,6 @@ class SealedSource:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     ignored: tuple[str, ...] = ()
-    encoded: bool = False
 
     @staticmethod
     def of(dataset: Dataset) -> SealedSource:

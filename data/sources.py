@@ -10,9 +10,10 @@ N samples, C channels, H height, W width, D features.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from entroloop.data.errors import UserError
-from entroloop.data.images import DAMAGED, open_image
+from entroloop.data.images import DAMAGED, Channels, channels_of, open_image, upright_size
 
+HEADER = 2**16  # bytes that nearly always hold what an image's header says
 MISSING = -1  # the label of a sample that has none, in a source where others have one
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 SPLIT_FOLDERS = {
@@ -45,7 +47,6 @@ class Source(Protocol):
     labels   int64 [N], MISSING where a sample has none; None for an unlabelled set
     classes  names of the classes, where the source has them
     ignored  names of files that are not samples
-    encoded  whether samples must be decoded, which pays to share between processes
     """
 
     kind: str
@@ -53,13 +54,12 @@ class Source(Protocol):
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     ignored: tuple[str, ...]
-    encoded: bool
 
     @property
     def names(self) -> Sequence[str]: ...
 
     def read(self, rows: Iterable[int]) -> Iterator[Any]:
-        """The samples of these rows: an opened image if `encoded`, else uint8 [C, H, W] or float32 [D]."""
+        """The samples of these rows: opened images from an ImageSource, else uint8 [C, H, W] or float32 [D]."""
 
     def naming(self, row: int) -> Naming:
         """A context that names this sample in whatever a damaged one raises."""
@@ -76,7 +76,6 @@ class ArraySource:
     classes: tuple[str, ...] = ()
     prefix: str = ""
     ignored: tuple[str, ...] = ()
-    encoded: bool = False
 
     @functools.cached_property
     def names(self) -> Sequence[str]:
@@ -91,18 +90,22 @@ class ArraySource:
         return Naming(f"{self.where}: {self.names[row]}")
 
 
+class Payload(Protocol):
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
+        """The bytes of one encoded image, or at least the first `limit` of them. Must survive pickling."""
+
+
 @dataclass
 class ImageSource:
-    """Encoded images, one payload each, behind a function `payload(row) -> bytes` that survives pickling."""
+    """Encoded images, which must be decoded: that pays to share between processes."""
 
     kind: str
     where: str
     names: Sequence[str]
-    payload: Callable[[int], bytes]
+    payload: Payload
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    encoded: bool = True
 
     def read(self, rows: Iterable[int]) -> Iterator[Image.Image]:
         for row in rows:
@@ -110,8 +113,20 @@ class ImageSource:
                 image = open_image(self.payload(row))
             yield image
 
+    def header(self, row: int) -> tuple[Channels, tuple[int, int]]:
+        """Channels and (width, height) of one image, mostly from its first bytes."""
+        with self.naming(row):
+            with contextlib.suppress(*DAMAGED):
+                return _facts(open_image(self.payload(row, HEADER)))
+            return _facts(open_image(self.payload(row)))  # some formats have it elsewhere
+        raise AssertionError
+
     def naming(self, row: int) -> Naming:
         return Naming(f"{self.where}: {self.names[row]}")
+
+
+def _facts(image: Image.Image) -> tuple[Channels, tuple[int, int]]:
+    return channels_of(image), upright_size(image)
 
 
 @dataclass

@@ -71,6 +71,7 @@ def verify_command(
     """Re-check every sealed file below a folder and name what is missing or changed. Exit status 2 if anything is."""
     from entroloop.data import manifest
     from entroloop.data.errors import UserError
+    from entroloop.data.progress import Progress
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
@@ -78,16 +79,19 @@ def verify_command(
     if not sealed:
         raise UserError(f"{folder}: holds nothing sealed: not a data set or run of entroloop")
     problems: list[str] = []
+    readable: list[Path] = []
     count = size = 0
     for path in sealed:
         try:
-            entries = manifest.read(path).files
-            problems += manifest.problems(path)
+            found = manifest.read(path)
         except UserError as error:
             problems.append(str(error))
             continue
-        count += len(entries)
-        size += sum(entry.bytes for entry in entries)
+        readable.append(path)
+        count, size = count + len(found.files), size + found.bytes
+    with Progress("verify", size, "B") as bar:
+        for path in readable:
+            problems += manifest.problems(path, bar.advance)
     if as_json:
         facts = {"folder": str(folder), "sealed": len(sealed), "files": count, "bytes": size, "problems": problems}
         typer.echo(json.dumps(facts))

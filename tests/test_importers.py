@@ -6,6 +6,7 @@ import gzip
 import shutil
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_files import small_disk
 
-from entroloop.data import importers, manifest
+from entroloop.data import importers, manifest, sources
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.importers import Settings, import_dataset, import_part, seal_import
 from entroloop.data.plan import Part
+from entroloop.data.recognise import open_source
 from entroloop.data.shards import Dataset
 
 rng = np.random.default_rng(0)
@@ -318,3 +320,22 @@ def test_full_disk_is_one_line_and_the_import_goes_on_later(tmp_path: Path):
 def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     refused("file/out: cannot be written", "digits", tmp_path / "file" / "out")
+
+
+def test_workers_need_not_import_torch():
+    command = "import entroloop.data.conversion, entroloop.data.containers, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command]).returncode == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif", "ppm"])
+def test_sizes_and_colours_are_found_in_headers_of_every_format(tmp_path: Path, suffix: str, monkeypatch):
+    (tmp_path / "src").mkdir()
+    noise = rng.integers(0, 256, (300, 200), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "src" / f"grey.{suffix}")
+    Image.fromarray(np.dstack([noise] * 3)).save(tmp_path / "src" / f"color.{suffix}")
+    monkeypatch.setattr(sources, "HEADER", 2000)
+    source = open_source(str(tmp_path / "src"))
+    assert [source.header(i)[1] for i in range(2)] == [(200, 300)] * 2
+    assert source.header(0)[0] == 3
+    if suffix not in ("gif", "webp"):  # these have no greyscale
+        assert source.header(1)[0] == 1
