@@ -32,12 +32,13 @@ def import_command(
     """Import images or vectors into sealed shards. Run again, it goes on where it stopped."""
     from entroloop.data import importers, manifest
     from entroloop.data.errors import UserError
+    from entroloop.data.layout import Settings
     from entroloop.data.plan import parse_part
     from entroloop.launcher.process import StopFlag
 
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
-    settings = importers.Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size)
+    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size)
     share = None if part is None else parse_part(part)
     stop = StopFlag()
     if share is not None:

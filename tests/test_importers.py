@@ -15,9 +15,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_files import small_disk
 
-from entroloop.data import importers, manifest, sources
+from entroloop.data import manifest, sources
+from entroloop.data.conversion import Layout
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.importers import Settings, import_dataset, import_part, seal_import
+from entroloop.data.layout import default_shard_size
 from entroloop.data.plan import Part
 from entroloop.data.recognise import open_source
 from entroloop.data.shards import Dataset
@@ -299,9 +301,8 @@ def test_other_order_of_creation_gives_the_same_bytes(tmp_path: Path):
 
 
 def test_large_samples_get_smaller_shards():
-    layout = importers.Layout((3, 1024, 1024), "png", False)
-    assert importers._shard_size(layout) * 3 * 1024**2 <= 2**27
-    assert importers._shard_size(importers.Layout((3, 64, 64), "png", False)) == 1000
+    assert default_shard_size(Layout((3, 1024, 1024), "png", False)) * 3 * 1024**2 <= 2**27
+    assert default_shard_size(Layout((3, 64, 64), "png", False)) == 1000
 
 
 def test_full_disk_is_one_line_and_the_import_goes_on_later(tmp_path: Path):
