@@ -178,13 +178,16 @@ def read_shard(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
 
     Raises UserError naming the file, and the sample, when anything in it is damaged, missing or of another shape.
     """
+    return parse_shard(_bytes(path), str(path))
+
+
+def _bytes(path: Path) -> bytes:
     try:
-        raw = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such shard") from error
+        raise UserError(f"{path}: no such file") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_shard(raw, str(path))
 
 
 def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | None]:
@@ -280,12 +283,19 @@ class Dataset:
         return np.concatenate([[0], np.cumsum(self.shard_counts)]).astype(np.int64)
 
     def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
-        """The samples and labels of one shard. Raises UserError when it is damaged."""
-        name = self.path(self.shard_names[number])
-        samples, labels = read_shard(name)
+        """The samples and labels of one shard. Raises UserError when it is damaged or not what was sealed."""
+        name = self.shard_names[number]
+        path = self.path(name)
+        raw = _bytes(path)
+        samples, labels = parse_shard(raw, str(path))
         if len(samples) != self.shard_counts[number]:
-            raise UserError(f"{name}: holds {len(samples)} samples instead of the sealed {self.shard_counts[number]}")
+            raise UserError(f"{path}: holds {len(samples)} samples instead of the sealed {self.shard_counts[number]}")
+        self._check(path, name, raw)
         return samples, labels
+
+    def _check(self, path: Path, name: str, raw: bytes) -> None:
+        if hashlib.sha256(raw).hexdigest() != self._sealed[name].sha256:
+            raise UserError(f"{path}: content changed since it was sealed (SHA-256 differs)")
 
     def all(self) -> Samples:
         """Every sample, in order: uint8 [N, C, H, W] or float32 [N, D]."""
@@ -316,12 +326,8 @@ class Dataset:
         """The contents of the `.json` beside a shard. Raises UserError when it is not what was sealed."""
         name = str(PurePosixPath(shard).with_suffix(".json"))
         path = self.path(name)
-        try:
-            raw = path.read_bytes()
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-        if hashlib.sha256(raw).hexdigest() != self._sealed[name].sha256:
-            raise UserError(f"{path}: content changed since it was sealed (SHA-256 differs)")
+        raw = _bytes(path)
+        self._check(path, name, raw)
         side: dict[str, Any] = json.loads(raw)
         return side
 

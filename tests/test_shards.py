@@ -173,7 +173,7 @@ def test_foreign_tars_are_refused(tmp_path: Path, members, message):
 
 
 def test_missing_shard_is_named(tmp_path: Path):
-    damaged(tmp_path / "shard-000000.tar", "no such shard")
+    damaged(tmp_path / "shard-000000.tar", "no such file")
 
 
 # --- sealed sets --------------------------------------------------------------------------------------------------
@@ -208,6 +208,13 @@ def test_a_shard_replaced_by_a_shorter_one_is_noticed(dataset: Dataset, tmp_path
     (dataset.folder / "shard-000000.tar").write_bytes(other.read_bytes())
     with pytest.raises(UserError, match=r"shard-000000.tar: holds 2 samples instead of the sealed 3"):
         dataset.shard(0)
+
+
+def test_a_shard_replaced_by_another_valid_one_is_noticed(dataset: Dataset, tmp_path_factory):
+    other = write(tmp_path_factory.mktemp("other"), GREY[3:], LABELS[:3])
+    (dataset.folder / "shard-000000.tar").write_bytes(other.read_bytes())
+    with pytest.raises(UserError, match=r"shard-000000.tar: content changed since it was sealed"):
+        dataset.all()
 
 
 def test_sealing_needs_every_shard_and_one_shape(tmp_path: Path):
