@@ -45,10 +45,10 @@ class Format:
     out: float
 
 
-# Matrix units may truncate rather than round and align several terms at once: two bits of margin for bfloat16.
-BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-22, 2.0**-8)
-F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-23)
-F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-52)
+# Matrix units may truncate rather than round: one bit of margin for bfloat16.
+BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-9)
+F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24)
+F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53)
 LONGER = {"bfloat16": F32, "float32": F64}
 
 
@@ -115,19 +115,19 @@ class Certificate:
     def cut(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
         """The largest product that a pair no further apart than `level` can have."""
         reach = level.clamp(min=0) * scale + self.rho + right.rho
-        return self._comparable((reach.square() + self.error(right)) * (1 + 2 * self.format.out))
+        return self._comparable((reach.square() + self.error(right)) * (1 + 1.01 * self.format.out))
 
     def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
         """The largest product, taken as at least 0, that proves a pair to be no further apart than `level`."""
         reach = (level * scale - self.rho - right.rho).clamp(min=0)
-        square = (reach.square() - self.error(right)) * (1 - 2 * self.format.out) * (1 - 2.0**-20)
+        square = (reach.square() - self.error(right)) * (1 - 1.01 * self.format.out) * (1 - 2.0**-20)
         return self._comparable(torch.where(square > 0, square, -1.0))
 
     def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
         """The largest distance that a pair with this product can have."""
         if self.format is BF16:
             product = product.view(torch.bfloat16).nan_to_num(nan=torch.inf)  # hidden entries are the largest integer
-        square = product.double().clamp(min=0) * (1 + 2 * self.format.out) + self.error(right)
+        square = product.double().clamp(min=0) * (1 + 1.01 * self.format.out) + self.error(right)
         return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
 
     def _comparable(self, cut: Tensor) -> Tensor:
@@ -157,10 +157,10 @@ class Sketch:
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
         d = rows.shape[1]
         out = cls.empty(len(rows), rows, form)
-        # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y and of the norms in `work`
+        # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y in `work`, and of the norms
         work, slack = torch.float64, (d + 8) * 2.0**-51
         if form is BF16 and rows.dtype != torch.float64:
-            work, slack = torch.float32, (d + 8) * 2.0**-23
+            work, slack = torch.float32, 2.0**-22
         centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so that it cancels
         step = max(16, (1 << 17) // d)
         for start in range(0, len(rows), step):
@@ -168,10 +168,10 @@ class Sketch:
             y = (rows[part].to(work) - centre) * frame.scale
             z = y.to(form.dtype)
             wide = z.to(work)
-            norms = torch.linalg.vector_norm(wide, dim=1).double()
+            norms = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
             torch.mul(z, -2, out=out.left[part, :d])  # exact
             y -= wide  # the two are one tensor where nothing is rounded
-            lost = torch.linalg.vector_norm(y, dim=1).double()
+            lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
             out.certificate.square[part] = norms.square()
             out.certificate.rho[part] = lost * (1 + slack) + slack * (norms + 2.0**-60)
         out.left[:, d : d + form.parts] = 1
