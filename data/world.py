@@ -143,6 +143,14 @@ def join(
     return World(rank, size, local_rank, device)
 
 
+def current(device: torch.device | None = None) -> World:
+    """The World of the process group that somebody else has joined already; a World of one where there is none."""
+    where = torch.device("cpu") if device is None else device
+    if not dist.is_initialized():
+        return World(device=where)
+    return World(dist.get_rank(), dist.get_world_size(), device=where)
+
+
 def leave() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
 from entroloop.data.images import Channels, convert, from_array
-from entroloop.data.importers import Settings, find_layout
+from entroloop.data.layout import Settings, find_layout
 from entroloop.data.manifest import MANIFEST
 from entroloop.data.recognise import open_source
 from entroloop.data.shards import Dataset

@@ -20,7 +20,8 @@ from pydantic import BaseModel, Field
 
 from entroloop.data.shards import REAL, Provenance
 from entroloop.data.world import World
-from entroloop.eval.measures import Features, Measured, measure
+from entroloop.eval.measures import Measured, measure
+from entroloop.eval.sets import Features
 
 Row = dict[str, Any]
 

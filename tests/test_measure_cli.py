@@ -150,6 +150,12 @@ def test_exit_status_two_without_traceback(tmp_path):
     assert done.stdout == ""
 
 
+@pytest.fixture
+def few_plots(monkeypatch):
+    monkeypatch.setattr("entroloop.eval.plots.measure_curves", lambda *arguments: None)
+
+
+@pytest.mark.usefixtures("few_plots")
 def test_report_writes_every_format(tmp_path):
     report_runs.make_run(tmp_path / "run", generations=1, n=20)
     for form in ("html", "csv", "json"):
@@ -159,6 +165,7 @@ def test_report_writes_every_format(tmp_path):
     assert b"refresh" not in (tmp_path / "r.html").read_bytes()
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_watch_ends_when_all_runs_are_finished(tmp_path):
     report_runs.make_run(tmp_path / "run", generations=1, n=20)
     done = run("report", tmp_path / "run", "--out", tmp_path / "r.html", "--watch")
@@ -166,6 +173,7 @@ def test_watch_ends_when_all_runs_are_finished(tmp_path):
     assert b'http-equiv="refresh"' not in (tmp_path / "r.html").read_bytes()
 
 
+@pytest.mark.usefixtures("few_plots")
 def test_watch_writes_again_when_a_run_goes_on(tmp_path, monkeypatch):
     folder = report_runs.make_run(tmp_path / "run", generations=2, n=20)
     seal = folder / "generation_0001" / "metrics" / "manifest.json"

@@ -303,6 +303,7 @@ def test_a_moved_run_gives_the_same_page(sweep, page, tmp_path):
     assert (tmp_path / "moved.html").read_bytes() == page.read_bytes()
 
 
+@pytest.mark.slow
 def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
     """Colour images of 32 x 32, which compress badly, and two encoders."""
     one = report_runs.make_run(

@@ -1,0 +1,191 @@
+"""The torchmetrics forms: equal to the functions, at any number of ranks, and beside the library's own metrics."""
+
+import numpy as np
+import pytest
+import torch
+from ranks import on_ranks
+from torchmetrics import MetricCollection
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from entroloop.data.encoders import Pixel
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.eval import metrics
+from entroloop.eval.measures import MEASURES, NEEDS_REFERENCE, measure
+
+SINGLE = [
+    metrics.FrechetDistance, metrics.KernelDistance, metrics.Precision, metrics.Recall, metrics.Density,
+    metrics.Coverage, metrics.VendiScore, metrics.CovarianceTrace, metrics.EffectiveRank, metrics.GeneralizationScore,
+    metrics.GeneralizationScoreRatio, metrics.MemorizedFraction, metrics.MemorizedCalibrated, metrics.Authenticity,
+    metrics.CTScore, metrics.TrainingEntropy,
+]  # fmt: skip
+
+
+def cloud(n, seed, offset=0.0, d=6):
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) + offset
+
+
+@pytest.fixture(scope="module")
+def sets():
+    return {"generated": cloud(90, 1, 0.2), "training": cloud(80, 2), "reference": cloud(70, 3)}
+
+
+def fill(metric, sets, batch=32):
+    for role, x in sets.items():
+        for part in torch.split(x, batch):
+            metric.update(part, role=role)
+    return metric
+
+
+def measure_name(kind):
+    return getattr(kind, "name", "") or "frechet_distance"
+
+
+def test_every_measure_has_a_metric():
+    assert {measure_name(kind) for kind in SINGLE} == set(MEASURES)
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_batches_give_the_function_of_the_whole(kind, sets):
+    name = measure_name(kind)
+    expected = measure(**sets, only=[name]).values[name]
+    assert float(fill(kind(), sets).compute()) == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_collection_updates_them_together(sets):
+    collection = MetricCollection([kind() for kind in SINGLE], compute_groups=False)
+    fill(collection, sets)
+    found = {key: float(value) for key, value in collection.compute().items()}
+    assert len(found) == len(MEASURES)
+    assert found["Precision"] == pytest.approx(measure(**sets).values["precision"])
+
+
+def test_all_measures_share_their_searches(sets):
+    assert fill(metrics.AllMeasures(entropy_size=50), sets).compute() == measure(**sets, entropy_size=50).values
+
+
+def test_without_a_reference_what_needs_one_says_so(sets):
+    two = {role: sets[role] for role in ("generated", "training")}
+    assert set(fill(metrics.AllMeasures(), two).compute()) == set(MEASURES) - NEEDS_REFERENCE
+    with pytest.raises(UserError, match="needs reference samples"):
+        fill(metrics.CTScore(), two).compute()
+    assert float(fill(metrics.FrechetDistance(), two).compute()) == pytest.approx(
+        measure(**two).values["frechet_distance"]
+    )
+
+
+def test_reset_forgets(sets):
+    metric = fill(metrics.GeneralizationScore(), sets)
+    metric.reset()
+    fill(metric, {**sets, "generated": sets["training"]})
+    assert float(metric.compute()) == 0
+    sums = fill(metrics.FrechetDistance(), sets)
+    sums.reset()
+    assert float(fill(sums, {**sets, "generated": sets["reference"]}).compute()) < 1e-9
+
+
+def test_the_distance_keeps_sums_and_no_samples(sets):
+    metric = fill(metrics.FrechetDistance(), {"generated": cloud(1000, 5), "training": cloud(900, 6)}, batch=7)
+    assert [tuple(x.shape) for x in metric.generated] == [(8, 6)]
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m: m.update(cloud(3, 0), role="real"), "role 'real' does not exist"),
+        (lambda m: m.update(cloud(3, 0)[0]), "expected \\[samples, features\\]"),
+        (lambda m: (m.update(cloud(3, 0)), m.compute()), "training: holds 0 points"),
+        (lambda m: (m.update(cloud(3, 0)), m.update(cloud(3, 0, d=4)), m.compute()), "different widths: 4, 6"),
+    ],
+)
+def test_wrong_use_is_one_clear_line(act, message):
+    with pytest.raises(UserError, match=message):
+        act(metrics.Precision())
+
+
+def rank_metrics(world, sets):
+    """Samples of the three sets fall unevenly on the ranks; the last rank of several sees nothing at all."""
+    cuts = {1: (0, 1.0), 2: (0, 1.0, 1.0), 3: (0, 0.4, 1.0, 1.0)}[world.size]
+    mine = {}
+    for role, x in sets.items():
+        start, stop = (round(len(x) * cut) for cut in cuts[world.rank : world.rank + 2])
+        mine[role] = x[start:stop]
+    seen = cuts[world.rank] < 1
+    metric = metrics.AllMeasures(entropy_size=50)
+    distance = fill(metrics.FrechetDistance(), mine if seen else {})
+    real = metrics.RealShare()
+    real.update(np.array([-1, 0, 2]) if seen else np.array([], dtype=np.int64))
+    return fill(metric, mine if seen else {}).compute(), float(distance.compute()), float(real.compute())
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_same_at_any_number_of_ranks(sets, size):
+    expected = measure(**sets, entropy_size=50).values
+    for values, distance, real in on_ranks(size, rank_metrics, sets) if size > 1 else [rank_metrics(World(), sets)]:
+        assert values == pytest.approx(expected, rel=1e-7)
+        assert distance == pytest.approx(expected["frechet_distance"], rel=1e-9)
+        assert real == pytest.approx(1 / 3)
+
+
+def images(n, seed, shape=(1, 4, 4)):
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8))
+
+
+def rank_library(world, real, fake):
+    mine = slice(world.rank, None, world.size)
+    found = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4), subsets=3, subset_size=20)
+    out = {}
+    for name in ("fid", "mifid"):
+        found[name].update(real[mine], real=True)
+        found[name].update(fake[mine], real=False)
+        out[name] = float(found[name].compute())
+    return out
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_the_librarys_own_metrics_take_our_encoder_at_any_number_of_ranks(size):
+    real, fake = images(60, 0), images(50, 1)
+    expected = measure(fake.flatten(1).float(), real.flatten(1).float(), only=["frechet_distance"]).values
+    alone = rank_library(World(), real, fake)
+    for found in on_ranks(size, rank_library, real, fake) if size > 1 else [alone]:
+        assert found["fid"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
+        assert found["mifid"] == pytest.approx(alone["mifid"], rel=1e-3)
+
+
+def test_the_librarys_kid_draws_subsets_around_ours():
+    real, fake = images(60, 0), images(60, 1) // 2
+    kid = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4), subsets=50, subset_size=40)["kid"]
+    np.random.seed(0)
+    kid.update(real, real=True)
+    kid.update(fake, real=False)
+    mean, spread = (float(x) for x in kid.compute())
+    ours = measure(fake.flatten(1).float(), real.flatten(1).float(), only=["kernel_distance"]).values["kernel_distance"]
+    assert abs(mean - ours) < spread
+
+
+def test_the_encoder_is_applied_to_what_is_given():
+    real, fake = images(60, 0), images(50, 1)
+    metric = metrics.FrechetDistance(lambda x: Pixel((1, 4, 4))(x.numpy()))
+    metric.update(real, role="training")
+    metric.update(fake)
+    library = FrechetInceptionDistance(
+        feature=metrics.EncoderModule(Pixel((1, 4, 4))), input_img_size=(1, 4, 4), antialias=False
+    )
+    library.set_dtype(torch.float64)
+    library.update(real, real=True)
+    library.update(fake, real=False)
+    assert float(metric.compute()) == pytest.approx(float(library.compute()), rel=1e-5)
+
+
+def test_metrics_survive_a_save_in_the_middle(sets, tmp_path):
+    metric = metrics.GeneralizationScore()
+    metric.persistent(True)
+    metric.update(sets["generated"][:40])
+    metric.update(sets["training"], role="training")
+    torch.save(metric.state_dict(), tmp_path / "state.pt")
+    again = metrics.GeneralizationScore()
+    again.persistent(True)
+    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    again.update(sets["generated"][40:])
+    expected = measure(**sets, only=["generalization_score"]).values["generalization_score"]
+    assert float(again.compute()) == pytest.approx(expected)
