@@ -28,7 +28,7 @@ class Entropy:
     nats      the estimate of the differential entropy; compare it at equal `n` only
     n, d, k   points, dimensions, which neighbour
     floored   points whose k-th neighbour lies nearer than `floor`, as exact duplicates do
-    terms     [n_r] float64, this rank's points: their own share, so that the mean over all points is `nats`; None unless asked for
+    terms     [n_r] float64, each of this rank's points' own share: their mean over all points is `nats`
     """
 
     nats: float
@@ -52,6 +52,7 @@ def kl_entropy(
     """H = psi(n) - psi(k) + log c_d + (d/n) sum_i log r_i in nats (Kozachenko & Leonenko 1987, as in arXiv 2509.16499).
 
     features    [n_r, D] this rank's points
+    metric      for cosine r_i is the distance of rows scaled to length 1; d stays the number of features
     k           r_i is the distance from point i to its k-th nearest *other* point
     floor       distances below it count as it; duplicates would give minus infinity
     per_sample  also return each point's term, psi(n) - psi(k) + log c_d + d log r_i
@@ -62,7 +63,7 @@ def kl_entropy(
     world = World() if world is None else world
     d = int(np.shape(features)[1]) if len(np.shape(features)) == 2 else 0
     distances, _ = nearest(features, features, k, exclude_self=True, metric=metric, world=world)
-    radius = distances[:, -1]
+    radius = np.sqrt(2 * distances[:, -1]) if metric == "cosine" else distances[:, -1]
     logs = np.log(np.maximum(radius, floor))
     sums = torch.tensor([logs.sum(), len(radius), (radius < floor).sum()], dtype=torch.float64)
     total, count, floored = world.gather_rows(sums[None]).sum(0).tolist()

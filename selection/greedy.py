@@ -12,6 +12,8 @@ Shapes: N rows of all ranks, D features, B rows of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,11 +30,14 @@ _PAIRS_A_PICK = 8  # distances computed inside a block for each pick; more mean 
 _QUANTILES = 64  # what ranks tell of their bounds to agree on a level
 
 
-def greedy(shard: Shard, size: int, start: int) -> tuple[Tensor, Tensor]:
+def greedy(
+    shard: Shard, size: int, start: int, on_progress: Callable[[int], None] = lambda new: None
+) -> tuple[Tensor, Tensor]:
     """Every pick is an argmax of the distance to the picks before it; ties go to the smaller id.
 
     size   at most the number of rows of all ranks
     start  global id of the first pick
+    on_progress  told how many picks each block brought
     ->     ids int64 [size] in the order picked, radii float64 [size]: distance to the picks before (inf for the first);
            the same on every rank
     """
@@ -53,6 +58,7 @@ def greedy(shard: Shard, size: int, start: int) -> tuple[Tensor, Tensor]:
         block = Block(side, float(bound.max()), frontier.frame)
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
+        on_progress(len(picks))
         order = torch.tensor(picks, device=ids.device)
         frontier.admit(ids[order], None if rows is None else rows[order], level)
         if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
@@ -142,3 +148,38 @@ def _wake(frontier: Frontier) -> float:
     rows = (bound >= level).nonzero()[:, 0]
     frontier.activate(frontier.refresh(rows, level))
     return level
+
+
+def two_level_greedy(
+    shard: Shard, size: int, start: int, parts: int, oversample: float
+) -> tuple[Tensor, Tensor, float]:
+    """Greedy in each part of each rank's rows, then exact greedy among what was chosen.
+
+    parts       of equal length that this rank's rows are cut into
+    oversample  each part chooses this many times its share of `size` (no more than it has)
+    ->          ids, radii as from `greedy`, and a cover: every row of all ranks lies within this distance of a pick, the
+                sum of the largest distance to a local pick and of the largest distance from those to the final ones.
+                If every part chose `size` rows, the cover would be at most 4 times the best possible one (Malkomes et
+                al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
+    """
+    world, offset = shard.world, shard.offset
+    taken, local_cover = [], 0.0
+    for rows in torch.arange(len(shard.rows), device=shard.rows.device).tensor_split(parts):
+        if len(rows) == 0:
+            continue
+        share = min(len(rows), int(np.ceil(oversample * size * len(rows) / shard.total)))
+        part = Shard.of(shard.rows[rows[0] : rows[-1] + 1])
+        first = start - offset - int(rows[0])
+        more = min(share + 1, len(rows))  # one more tells how far the rest is from the share
+        ids, radii = greedy(part, more, first if 0 <= first < len(rows) else 0)
+        if more > share:
+            local_cover = max(local_cover, float(radii[share]))
+        taken.append(rows[ids[:share].to(rows.device)])
+    kept = torch.cat(taken).sort().values if taken else torch.empty(0, dtype=torch.int64, device=shard.rows.device)
+    among = Shard.of(shard.rows[kept], world)
+    every = world.gather_rows(kept + offset, among.counts).cpu()
+    more = min(size + 1, among.total)
+    ids, radii = greedy(among, more, int((every == start).nonzero()[0, 0]))
+    rest = float(radii[size]) if more > size else 0.0
+    covers = world.all_reduce(torch.tensor([local_cover], dtype=torch.float64), "max")
+    return every[ids[:size]], radii[:size], float(covers) + rest

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.linalg
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
@@ -122,16 +123,12 @@ class _Whitening:
         return out
 
 
-def _inverse_root(
-    covariance: np.ndarray[tuple[int, int], np.dtype[np.float64]], n: int
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def _inverse_root(covariance: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     d = len(covariance)
     mean = np.trace(covariance) / d
     if mean <= 0:
         raise UserError("metric whitened: all bank rows are equal, so that no direction has a scale")
     share = d / (n + d) if n <= d else 0.0
     values, vectors = scipy.linalg.eigh((1 - share) * covariance + share * mean * np.eye(d))
-    root: np.ndarray[tuple[int, int], np.dtype[np.float64]] = vectors / np.sqrt(
-        np.maximum(values, _SMALLEST_EIGENVALUE * mean)
-    )
+    root: NDArray[np.float64] = vectors / np.sqrt(np.maximum(values, _SMALLEST_EIGENVALUE * mean))
     return root

@@ -67,8 +67,8 @@ def nearest(
     Raises UserError for unusable input.
     """
     world = World() if world is None else world
-    q = _checked(queries, "queries", world)
-    b = q if bank is queries else _checked(bank, "bank", world)
+    q = checked(queries, "queries", world)
+    b = q if bank is queries else checked(bank, "bank", world)
     _check_call(q, b, k, exclude_self, backend)
     fitted = fit_metric(metric, b)
     form = shortest_format(b.rows.device)
@@ -95,7 +95,7 @@ def nearest(
     return fitted.report(best[0]).cpu().numpy(), best[1].cpu().numpy()
 
 
-def _checked(features: Any, name: str, world: World) -> Shard:
+def checked(features: Any, name: str, world: World) -> Shard:
     """The rows as a Shard; every rank raises the same error if any rank's rows are unusable."""
     error, rows = None, None
     try:

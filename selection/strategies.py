@@ -1,4 +1,4 @@
-"""The registry of strategies and the one door to them, `select`.
+"""The registry of strategies, and `select`, the one door to them.
 
     features (this rank's rows) + size + strategy + options  ->  Selection(ids, radii), the same on every rank
 
@@ -8,86 +8,111 @@ Shapes: n_r rows of this rank, N rows of all ranks, D features.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import BaseModel, field_validator
+from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
-from entroloop.selection.distance import as_rows, bad_row_error, check_metric, distances_to, first_bad_row, nearest_name
+from entroloop.selection.adaptive import adaptive_threshold, entropy_matching
+from entroloop.selection.distance import check_metric, nearest_name, pair_distances
 from entroloop.selection.exchange import Shard
-from entroloop.selection.greedy import greedy
+from entroloop.selection.greedy import greedy, two_level_greedy
+from entroloop.selection.matching import covariance_matching
+from entroloop.selection.metrics import fit_metric
+from entroloop.selection.neighbours import checked, nearest
+from entroloop.selection.problem import Problem, Selection, order_radii, quotas
 from entroloop.selection.threshold import threshold_decay
 
+__all__ = ["Problem", "Selection", "SelectionConfig", "find", "select", "strategies"]
+
 ENTRY_POINTS = "entroloop.strategies"
-
-
-@dataclass(frozen=True)
-class Selection:
-    """ids int64 [size] in the order chosen; radii float64 [size]: distance of pick j to the picks before it (inf first)."""
-
-    ids: NDArray[np.int64]
-    radii: NDArray[np.float64]
-    info: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What a strategy is given: `shard` holds this rank's rows (the metric applied) and numbers those of all ranks."""
-
-    shard: Shard
-    size: int
-    seed: int
-    labels: Any = None
-    reference: Any = None
-
-    def generator(self, purpose: str) -> np.random.Generator:
-        """Randomness that depends on the seed and the purpose only: the same on every rank."""
-        return np.random.default_rng([self.seed, *purpose.encode()])
-
+_PAIRS = 1 << 16  # drawn to find a high quantile of the distances
+_HIGH_QUANTILE = 0.95
 
 Strategy = Callable[..., Selection]
 
 
-def _radii(shard: Shard, ids: torch.Tensor) -> torch.Tensor:
-    rows = shard.take(ids)
-    bound = torch.full((len(rows),), torch.inf, dtype=torch.float64)
-    for j in range(len(rows) - 1):
-        bound[j + 1 :] = torch.minimum(bound[j + 1 :], distances_to(rows[j + 1 :], rows[j]))
-    return bound
+def random(problem: Problem, *, stratified: bool = False) -> Selection:
+    """Uniform, or with as equal a number as possible from each generation (`stratified`, needs `generations`)."""
+    if not stratified:
+        return problem.selection(problem.order()[: problem.size])
+    if problem.generations is None:
+        raise UserError("random: stratified needs generations, one integer a row")
+    return problem.selection(_balanced(problem, problem.generations))
 
 
-def random(problem: Problem) -> Selection:
-    ids = torch.from_numpy(problem.generator("random").permutation(problem.shard.total)[: problem.size])
-    return Selection(ids.numpy(), _radii(problem.shard, ids).numpy())
+def random_class_balanced(problem: Problem) -> Selection:
+    """As equal a number as possible from each class, at random within it."""
+    if problem.labels is None:
+        raise UserError("random-class-balanced: needs labels, one integer a row")
+    return problem.selection(_balanced(problem, problem.labels))
 
 
-def greedy_strategy(problem: Problem, *, start: int = -1) -> Selection:
-    first = start if start >= 0 else int(problem.generator("greedy").integers(problem.shard.total))
-    ids, radii = greedy(problem.shard, problem.size, first)
-    return Selection(ids.numpy(), radii.numpy())
+def _balanced(problem: Problem, groups: Tensor) -> Tensor:
+    order = problem.order()
+    members = [order[groups[order] == group] for group in groups.unique()]
+    shares = quotas([len(m) for m in members], problem.size)
+    taken = torch.zeros(len(order), dtype=torch.bool)
+    for ids, share in zip(members, shares, strict=True):
+        taken[ids[:share]] = True
+    return order[taken[order]]
 
 
-def threshold_strategy(problem: Problem, *, threshold: float = 0.0, decay: float = 0.95) -> Selection:
-    order = torch.from_numpy(problem.generator("threshold-decay").permutation(problem.shard.total))
-    if threshold <= 0:
-        sample = problem.shard.take(order[:512])
-        threshold = float(torch.cat([distances_to(sample, row) for row in sample]).quantile(0.95)) or 1.0
-    ids, radii = threshold_decay(problem.shard, problem.size, order, threshold, decay)
-    return Selection(ids.numpy(), radii.numpy())
+def greedy_selection(problem: Problem, *, start: int = -1, parts: int = 0, oversample: float = 1.25) -> Selection:
+    """Farthest-point sampling.
+
+    start       id of the first pick; negative: a random row
+    parts       0: exact. Else two levels: each rank's rows are cut into this many parts, greedy chooses in each, and
+                exact greedy chooses among the chosen (an approximation for sizes beyond exact reach)
+    oversample  how many times its share each part chooses
+    """
+    total = problem.shard.total
+    if start >= total:
+        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")
+    first = start if start >= 0 else int(problem.order()[0])
+    if parts == 0:
+        return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
+    if parts < 0 or not oversample >= 1:
+        raise UserError(f"parts must be at least 0 and oversample at least 1, are {parts} and {oversample}")
+    ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
+    return problem.selection(ids, radii, cover=cover)
+
+
+def threshold_selection(problem: Problem, *, threshold: float = 0.0, decay: float = 0.95) -> Selection:
+    """The published filter. threshold 0: the 95 % quantile of the distances of random pairs."""
+    if not (math.isfinite(threshold) and threshold >= 0):
+        raise UserError(f"threshold: must be a positive number (0: found from the data), is {threshold}")
+    if not 0 < decay < 1:
+        raise UserError(f"decay: must be between 0 and 1, is {decay}")
+    if threshold == 0:
+        threshold = _high_quantile(problem)
+    ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
+    return problem.selection(ids, radii, threshold=threshold, decay=decay)
+
+
+def _high_quantile(problem: Problem) -> float:
+    sample = problem.shard.take(problem.order()[:1024].to(problem.shard.rows.device))
+    draw = torch.from_numpy(problem.generator("pairs").integers(len(sample), size=(2, _PAIRS))).to(sample.device)
+    distances = pair_distances(sample, draw[0], sample, draw[1])
+    return float(np.quantile(distances.cpu().numpy(), _HIGH_QUANTILE)) or 1.0
 
 
 _BUILT_IN: dict[str, Strategy] = {
     "random": random,
-    "greedy": greedy_strategy,
-    "threshold-decay": threshold_strategy,
-    "adaptive-threshold": threshold_strategy,
+    "random-class-balanced": random_class_balanced,
+    "greedy": greedy_selection,
+    "threshold-decay": threshold_selection,
+    "adaptive-threshold": adaptive_threshold,
+    "entropy-matching": entropy_matching,
+    "covariance-matching": covariance_matching,
 }
 
 
@@ -101,11 +126,24 @@ def strategies() -> dict[str, Strategy]:
 
 
 def find(name: str) -> Strategy:
-    """Raises UserError with the nearest name where there is none."""
+    """Raises UserError with the nearest name where there is none of this name."""
     known = strategies()
     if name not in known:
         raise nearest_name("strategy", name, known)
     return known[name]
+
+
+def check_options(name: str, options: dict[str, Any]) -> None:
+    """Raises UserError, with the nearest name, for an option that the strategy does not have."""
+    parameters = inspect.signature(find(name)).parameters.values()
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            if not known:
+                raise UserError(f"strategy {name}: has no options, {option!r} was given")
+            raise nearest_name(f"option of strategy {name}", option, known)
 
 
 class SelectionConfig(BaseModel, extra="forbid", frozen=True):
@@ -138,23 +176,105 @@ def select(
     world: World | None = None,
     metric: str = "euclidean",
     labels: Any = None,
+    generations: Any = None,
     reference: Any = None,
+    trim: float = 0.0,
+    trim_k: int = 1,
+    per_class: bool = False,
+    on_progress: Callable[[int], None] = lambda new: None,
     **options: Any,
 ) -> Selection:
-    """Chooses `size` of the rows of all ranks; every rank gets the same result."""
+    """Chooses `size` of the rows of all ranks; every rank gets the same result, which does not depend on their number.
+
+    features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
+    labels, generations  [n_r] integers, one a row, where the strategy or `per_class` asks for them
+    reference            [., D] this rank's rows of real data, for entropy-matching and covariance-matching
+    metric               euclidean, cosine (distances 1 - cos) or whitened; thresholds and radii are in its units, but for
+                         cosine, where they are |u - v| of rows scaled to length 1
+    trim                 share of the rows with the largest distance to their `trim_k`-th neighbour that are dropped before
+    per_class            choose within each class of `labels`, as equal a number as possible from each, taken in turn
+    on_progress          told how many more rows are chosen, by strategies that work in blocks
+    options              of the strategy: see it in `strategies`
+    Raises UserError for unusable input, unknown names (the nearest is shown) and options the strategy does not have.
+    """
+    world = World() if world is None else world
     function = find(strategy)
+    check_options(strategy, options)
     check_metric(metric)
-    known = [p for p, v in inspect.signature(function).parameters.items() if v.kind is inspect.Parameter.KEYWORD_ONLY]
-    for name in options:
-        if name not in known:
-            raise nearest_name(f"option of strategy {strategy}", name, known)
-    rows = as_rows(features)
-    shard = Shard.of(rows, world)
-    bad = min((o + b for o, b in shard.world.gather_objects((shard.offset, first_bad_row(rows))) if b >= 0), default=-1)
-    if bad >= 0:
-        raise bad_row_error("features", bad)
-    if not 1 <= size <= shard.total:
-        raise UserError(f"size: must be between 1 and the {shard.total} rows there are, is {size}")
-    if metric != "euclidean":
-        raise UserError(f"metric: {metric!r} is not ready yet")
-    return function(Problem(shard, size, seed, labels, reference), **options)
+    shard = checked(features, "features", world)
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= shard.total:
+        raise UserError(f"size: must be an integer between 1 and the {shard.total} rows there are, is {size}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"seed: must be an integer of at least 0, is {seed}")
+    real = None if reference is None else checked(reference, "reference", world)
+    if real is not None and (real.total == 0 or real.rows.shape[1] != shard.rows.shape[1]):
+        shape = [real.total, real.rows.shape[1]]
+        raise UserError(f"reference: must hold rows of {shard.rows.shape[1]} features, has shape {shape}")
+    fitted = fit_metric(metric, shard)
+    shard = replace(shard, rows=fitted.rows(shard.rows))
+    problem = Problem(
+        shard,
+        int(size),
+        int(seed),
+        _integers(labels, "labels", shard),
+        _integers(generations, "generations", shard),
+        None if real is None else replace(real, rows=fitted.rows(real.rows)),
+        on_progress,
+    )
+    kept = None
+    if trim != 0:
+        kept = _trimmed(shard, trim, trim_k, int(size))
+        problem = _subset(problem, kept)
+    chosen = _per_class(problem, function, options) if per_class else function(problem, **options)
+    if kept is not None:
+        chosen = replace(chosen, ids=kept.numpy()[chosen.ids], info={**chosen.info, "trimmed": shard.total - len(kept)})
+    return chosen
+
+
+def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
+    """One integer a row of this rank -> those of all ranks, int64 [N] on the host."""
+    if values is None:
+        return None
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    if array.shape != (len(shard.rows),) or not np.issubdtype(array.dtype, np.integer):
+        raise UserError(
+            f"{name}: must be {len(shard.rows)} integers, one a row, is {array.dtype} of shape {list(array.shape)}"
+        )
+    return shard.world.gather_rows(torch.from_numpy(array.astype(np.int64)), shard.counts)
+
+
+def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
+    """The same problem on some rows only, given by ascending global ids, which become 0, 1, 2, ..."""
+    shard = problem.shard
+    _, local = shard.owned(ids)
+    bounds = torch.tensor(shard.counts).cumsum(0)
+    counts = torch.bincount(torch.bucketize(ids, bounds, right=True), minlength=len(bounds))
+    part = Shard(shard.rows[local.to(shard.rows.device)], tuple(counts.tolist()), shard.world)
+    labels, generations = (None if x is None else x[ids] for x in (problem.labels, problem.generations))
+    size = problem.size if size is None else size
+    return Problem(part, size, problem.seed, labels, generations, problem.reference, problem.on_progress)
+
+
+def _trimmed(shard: Shard, trim: float, k: int, size: int) -> Tensor:
+    """The ids that stay when the share `trim` with the largest k-th neighbour distance goes; of equals the larger ids."""
+    drop = int(trim * shard.total) if 0 <= trim < 1 else -1
+    if drop < 0 or shard.total - drop < size:
+        raise UserError(f"trim: must be a share that leaves at least {size} of {shard.total} rows, is {trim}")
+    distances, _ = nearest(shard.rows, shard.rows, k, exclude_self=True, world=shard.world)
+    far = shard.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), shard.counts)
+    order = torch.argsort(far, stable=True)
+    return order[: shard.total - drop].sort().values
+
+
+def _per_class(problem: Problem, function: Strategy, options: dict[str, Any]) -> Selection:
+    if problem.labels is None:
+        raise UserError("per_class: needs labels, one integer a row")
+    members = [(problem.labels == label).nonzero()[:, 0] for label in problem.labels.unique()]
+    shares = quotas([len(m) for m in members], problem.size)
+    turns: list[tuple[int, int, int]] = []
+    for c, (ids, share) in enumerate(zip(members, shares, strict=True)):
+        if share:
+            chosen = function(_subset(problem, ids, share), **options)
+            turns += [(turn, c, int(i)) for turn, i in enumerate(ids.numpy()[chosen.ids])]
+    ids = torch.tensor([i for _, _, i in sorted(turns)], dtype=torch.int64)
+    return Selection(ids.numpy(), order_radii(problem.shard, ids).cpu().numpy(), {"classes": len(members)})

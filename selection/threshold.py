@@ -13,6 +13,8 @@ Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,12 +27,20 @@ BLOCK = 2048
 _CHUNK = 8192  # candidates of all ranks that are brought up to date together
 
 
-def threshold_decay(shard: Shard, size: int, order: Tensor, threshold: float, decay: float) -> tuple[Tensor, Tensor]:
+def threshold_decay(
+    shard: Shard,
+    size: int,
+    order: Tensor,
+    threshold: float,
+    decay: float,
+    on_progress: Callable[[int], None] = lambda new: None,
+) -> tuple[Tensor, Tensor]:
     """The same ids as the sequential form in float64, at any world size.
 
     size       at most the number of rows of all ranks
     order      [N] int64, every global id once: the order in which candidates are looked at
     threshold  positive, in units of the distance; decay  between 0 and 1
+    on_progress  told how many a pass accepted
     ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to those accepted before (inf first).
                Where all remaining candidates are duplicates of accepted ones they fill up in order, with radius 0.
     """
@@ -50,7 +60,9 @@ def threshold_decay(shard: Shard, size: int, order: Tensor, threshold: float, de
             break
         while threshold >= highest:  # passes that would accept nothing
             threshold *= decay
+        before = frontier.count
         _pass(frontier, local[bound > threshold], position, threshold, radii)
+        on_progress(frontier.count - before)
         threshold *= decay
     return frontier.chosen.cpu(), radii
 
