@@ -2,12 +2,13 @@
 
     Problem -> adaptive_threshold(strength) -> Selection          Problem + reference -> entropy_matching -> Selection
 
-Two distances of the data set the scale. `low` is the 1 % quantile of the nearest-neighbour distances of N random rows: a
-filter with that threshold rejects next to nothing. `high` is the radius at which greedy reaches N rows: any N rows have a
-closest pair at most twice as far apart. The threshold is low + strength (high - low), so strength 0 is about random and
-strength 1 is about greedy, on any feature space, and scaling the features scales the threshold. One pass reaches N rows
-for every threshold below high / 2 (each of greedy's N picks, pairwise at least `high` apart, needs an accepted row of its
-own within the threshold). Above that a pass may end early; then the threshold falls by 5 % a pass until N are reached.
+Two distances of the data set the scale. `low` is the 1 % quantile of the nearest-neighbour distances of N random
+rows: a filter with that threshold rejects next to nothing. `high` is the radius at which greedy reaches N rows: any N
+rows have a closest pair at most twice as far apart. The threshold is low + strength (high - low), so strength 0 is
+about random and strength 1 is about greedy, on any feature space, and scaling the features scales the threshold. One
+pass reaches N rows for every threshold below high / 2 (each of greedy's N picks, pairwise at least `high` apart,
+needs an accepted row of its own within the threshold). Above that a pass may end early; then the threshold falls by 5
+% a pass until N are reached.
 
 Shapes: N rows chosen, R rows of a reference, D features.
 """

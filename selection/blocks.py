@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.selection.bounds import LONGER, TILE_COLUMNS, Columns, Frame, Query, Side, contenders, nonzero, product
+from entroloop.selection.bounds import Query, contenders, nonzero
 from entroloop.selection.distance import pair_distances
+from entroloop.selection.sketch import LONGER, TILE_COLUMNS, Columns, Frame, Side, product
 
 
 class Block:

@@ -1,280 +1,29 @@
-"""Which pairs can matter: matrix products in low precision, with certified error, tell which distances must be computed.
+"""Which pairs can matter: products in low precision tell which distances must be computed.
 
-    rows -> Frame (shared centre and scale) -> Sketch (rounded rows, with what rounding lost) -> contenders -> pairs
+    Side (left rows) + Columns (right rows) + Query -> contenders -> pairs that get the canonical distance
 
-A sketch holds z_i, the centred and scaled row rounded to a short format, and rho_i >= |y_i - z_i| for the unrounded y_i.
-By the triangle inequality | |y_i - y_j| - |z_i - z_j| | <= rho_i + rho_j. One matrix product T of the augmented sketches
+A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level; all others are
+returned. Where a format cannot separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the
+format changes the time, never the result.
 
-    [-2 z_i, 1, |z_i|^2] . [z_j, |z_j|^2, 1]  =  |z_i - z_j|^2
-
-carries an error of at most K u' (|z_i|^2 + |z_j|^2) * 2 for K columns and accumulation error u' a step (Higham, Accuracy and
-Stability of Numerical Algorithms, ch. 3), times one rounding of the result. A pair whose interval lies above the level is
-certainly no nearer than the level; all others are returned, and get the canonical distance. Where a format cannot
-separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the format changes the time, never
-the result.
-
-Shapes: n left rows, m right rows, D features, K augmented columns, P pairs.
+Shapes: n left rows, m right rows, D features, P pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from entroloop.data.world import World
+from entroloop.selection.sketch import BF16, LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
 
-TILE_COLUMNS = 512  # right rows of one product; with TILE_ROWS its result stays in a core's cache
 TILE_ROWS = 2048
 SWEEP_ROWS = 8192  # left rows that are taken past all right rows together
 _KEEP = 0.7  # share of the rows of a sweep below which those that are settled are taken out
 _CROWDED = 4  # contenders a row from which a longer format is cheaper than computing the distances
-
-
-@dataclass(frozen=True)
-class Format:
-    """A number format for sketches: `unit` bounds the relative error of one accumulation step, `out` that of the result."""
-
-    name: str
-    dtype: torch.dtype
-    parts: int  # columns that hold a squared norm to full accumulation accuracy
-    unit: float
-    out: float
-
-
-# Matrix units may truncate rather than round: one bit of margin for bfloat16.
-BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-9)
-F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24)
-F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53)
-LONGER = {"bfloat16": F32, "float32": F64}
-
-
-def shortest_format(device: torch.device) -> Format:
-    """bfloat16 where the processor multiplies it in matrix units, else float32."""
-    if device.type == "cuda":
-        return BF16 if torch.cuda.get_device_capability(device)[0] >= 8 else F32
-    return BF16 if torch.cpu._is_amx_tile_supported() else F32
-
-
-@dataclass(frozen=True)
-class Frame:
-    """y = (x - centre) * scale, with a power of two as scale, so that the rows have norms of about 1 or less.
-
-    Also lends scratch memory: fresh memory for each product would cost more than the product.
-    """
-
-    centre: Tensor  # [D] float64
-    scale: float
-    _scratch: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
-
-    def scratch(self, use: str, rows: int, columns: int, like: Tensor) -> Tensor:
-        """[rows, columns] of unspecified content, of the dtype and device of `like`; valid until asked for again."""
-        key, size = f"{use} {like.dtype}", rows * columns
-        memory = self._scratch.get(key)
-        if memory is None or len(memory) < size:
-            memory = self._scratch[key] = torch.empty(size, dtype=like.dtype, device=like.device)
-        return memory[:size].view(rows, columns)
-
-    @classmethod
-    def of(cls, rows: Tensor, world: World | None = None) -> Frame:
-        """From at most 4,096 rows a rank; only tightness depends on it. Two exchanges where there are several ranks."""
-        world = World() if world is None else world
-        sample = rows[:: max(1, len(rows) // 4096)].double()
-        sums = world.all_reduce(torch.cat([sample.sum(0), sample.new_tensor([len(sample)])]))
-        centre = sums[:-1] / sums[-1].clamp(min=1)
-        if rows.dtype == torch.uint8:
-            centre = torch.full_like(centre, 128.0)  # integers up to 128 are exact in bfloat16
-        largest = (sample - centre).square().sum(1).max()[None] if len(sample) else sums.new_zeros(1)
-        norm = float(world.all_reduce(largest, "max")) ** 0.5
-        return cls(centre, 2.0 ** -int(np.ceil(np.log2(norm))) if norm > 0 else 1.0)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """What bounds the error of products with rounded rows, in units of the frame. Tensors are float64 [n]."""
-
-    square: Tensor  # |z|^2
-    rho: Tensor  # at least |y - z|
-    format: Format
-    columns: int  # K
-
-    def __getitem__(self, index: Tensor | slice) -> Certificate:
-        return Certificate(self.square[index], self.rho[index], self.format, self.columns)
-
-    def worst(self) -> Certificate:
-        """The largest values of all rows, [1]."""
-        return Certificate(self.square.max()[None], self.rho.max()[None], self.format, self.columns)
-
-    def error(self, right: Certificate) -> Tensor:
-        """Bounds the accumulated error of a product; `right` broadcasts."""
-        return 2 * (self.columns + 4) * self.format.unit * (self.square + right.square) + 2.0**-100
-
-    def cut(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """The largest product that a pair no further apart than `level` can have."""
-        reach = level.clamp(min=0) * scale + self.rho + right.rho
-        return self._comparable((reach.square() + self.error(right)) * (1 + 1.01 * self.format.out))
-
-    def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """The largest product, taken as at least 0, that proves a pair to be no further apart than `level`."""
-        reach = (level * scale - self.rho - right.rho).clamp(min=0)
-        square = (reach.square() - self.error(right)) * (1 - 1.01 * self.format.out) * (1 - 2.0**-20)
-        return self._comparable(torch.where(square > 0, square, -1.0))
-
-    def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
-        """The largest distance that a pair with this product can have."""
-        if self.format is BF16:
-            product = product.view(torch.bfloat16).nan_to_num(nan=torch.inf)  # hidden entries are the largest integer
-        square = product.double().clamp(min=0) * (1 + 1.01 * self.format.out) + self.error(right)
-        return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
-
-    def _comparable(self, cut: Tensor) -> Tensor:
-        if self.format is F64:
-            return cut
-        cut = (cut * (1 + 2.0**-22)).float()  # not rounded below the float64 value
-        # bfloat16 has no values between the truncated cut and the cut itself
-        return (cut.view(torch.int32) >> 16).to(torch.int16) if self.format is BF16 else cut
-
-
-@dataclass(frozen=True)
-class Sketch:
-    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts], and what bounds the error of products with them."""
-
-    left: Tensor
-    certificate: Certificate
-
-    @classmethod
-    def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
-        """Room for n rows like these [., D]."""
-        columns = like.shape[1] + 2 * form.parts
-        square = torch.empty(n, dtype=torch.float64, device=like.device)
-        left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
-        return cls(left, Certificate(square, square.clone(), form, columns))
-
-    @classmethod
-    def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
-        d = rows.shape[1]
-        out = cls.empty(len(rows), rows, form)
-        # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y in `work`, and of the norms
-        work, slack = torch.float64, (d + 8) * 2.0**-51
-        if form is BF16 and rows.dtype != torch.float64:
-            work, slack = torch.float32, 2.0**-22
-        centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so that it cancels
-        step = max(16, (1 << 17) // d)
-        for start in range(0, len(rows), step):
-            part = slice(start, start + step)
-            y = (rows[part].to(work) - centre) * frame.scale
-            z = y.to(form.dtype)
-            wide = z.to(work)
-            norms = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
-            torch.mul(z, -2, out=out.left[part, :d])  # exact
-            y -= wide  # the two are one tensor where nothing is rounded
-            lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
-            out.certificate.square[part] = norms.square()
-            out.certificate.rho[part] = lost * (1 + slack) + slack * (norms + 2.0**-60)
-        out.left[:, d : d + form.parts] = 1
-        rest = out.certificate.square.clone()
-        for p in range(d + form.parts, d + 2 * form.parts):
-            out.left[:, p] = rest.to(form.dtype)
-            rest -= out.left[:, p].double()
-        return out
-
-    def __len__(self) -> int:
-        return len(self.left)
-
-    def __getitem__(self, index: Tensor | slice) -> Sketch:
-        return Sketch(self.left[index], self.certificate[index])
-
-    def turned(self, out: Tensor | None = None) -> Tensor:
-        """The same rows as the right factor: [>= n, K] = [z, |z|^2 in parts, ones], with idle rows at the end."""
-        form = self.certificate.format
-        n, d = len(self.left), self.left.shape[1] - 2 * form.parts
-        right = self.left.new_zeros((padded(n, form), self.left.shape[1])) if out is None else out
-        torch.mul(self.left[:, :d], -0.5, out=right[:n, :d])
-        right[:n, d : d + form.parts] = self.left[:, d + form.parts :]
-        right[:n, d + form.parts :] = self.left[:, d : d + form.parts]
-        return right
-
-
-def padded(n: int, form: Format) -> int:
-    """Few different shapes: the library prepares each new shape of a bfloat16 product, which takes milliseconds."""
-    return -(-n // 128) * 128 if form is BF16 else n
-
-
-def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> Tensor:
-    """Squared distances of sketches, [n, m], in scratch memory; for BF16 as integers of the same order.
-
-    Integers compare several times faster than bfloat16 does. Negative results, which stand for 0, keep no order.
-    """
-    n = len(left)
-    rows = padded(n, form)
-    if rows > n:
-        ragged = frame.scratch("ragged", rows, left.shape[1], left)
-        ragged[:n] = left
-        left = ragged
-    result = torch.mm(left, right.T, out=frame.scratch("product", rows, len(right), left))[:n, :m]
-    return result.view(torch.int16) if form is BF16 else result
-
-
-@dataclass(frozen=True)
-class Side:
-    """Left rows. `rows` are canonical, [n, D]; where `index` is given, row i is rows[index[i]]."""
-
-    rows: Tensor
-    sketch: Sketch
-    index: Tensor | None = None
-
-    def numbers(self, i: Tensor) -> Tensor:
-        """Where rows i lie in `rows`."""
-        return i if self.index is None else self.index[i]
-
-    def part(self, part: slice) -> Side:
-        if self.index is None:
-            return Side(self.rows[part], self.sketch[part])
-        return Side(self.rows, self.sketch[part], self.index[part])
-
-    def again(self, frame: Frame, form: Format, i: Tensor) -> Side:
-        """The rows numbered `i` in another format."""
-        rows = self.rows.index_select(0, self.numbers(i))
-        return Side(rows, Sketch.of(rows, frame, form))
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Right rows: canonical `rows` (as in Side), `right` as Sketch.turned gives it, [>= n, K]."""
-
-    rows: Tensor
-    right: Tensor
-    certificate: Certificate
-    index: Tensor | None = None
-
-    @classmethod
-    def of(cls, side: Side) -> Columns:
-        return cls(side.rows, side.sketch.turned(), side.sketch.certificate, side.index)
-
-    def __len__(self) -> int:
-        return len(self.certificate.square)
-
-    def numbers(self, j: Tensor) -> Tensor:
-        return j if self.index is None else self.index[j]
-
-    def tiles(self) -> list[Columns]:
-        """Parts of TILE_COLUMNS rows."""
-        return [self.part(start, min(start + TILE_COLUMNS, len(self))) for start in range(0, len(self), TILE_COLUMNS)]
-
-    def part(self, first: int, last: int) -> Columns:
-        wide = slice(first, first + padded(last - first, self.certificate.format))
-        part = slice(first, last)
-        right, certificate = self.right[wide], self.certificate[part]
-        if self.index is None:
-            return Columns(self.rows[part], right, certificate)
-        return Columns(self.rows, right, certificate, self.index[part])
-
-    def again(self, frame: Frame, form: Format) -> Columns:
-        rows = self.rows if self.index is None else self.rows.index_select(0, self.index)
-        return Columns.of(Side(rows, Sketch.of(rows, frame, form)))
 
 
 @dataclass(frozen=True)
@@ -318,7 +67,7 @@ def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterat
 
 
 def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
-    """Two passes: the smallest product of each row in each tile; then pairs, from the tiles that can hold the nearest."""
+    """First the smallest product of each row in each tile; then pairs, from the tiles that can hold the nearest."""
     level = query.level
     bounds = left.sketch.certificate
     relevant = None
@@ -347,7 +96,7 @@ def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iter
         alive = everything if relevant is None else relevant[t].nonzero()[:, 0]
         if query.done is not None:
             alive = alive[~query.done[alive]]
-        for rows in alive.split(TILE_ROWS):
+        for rows in torch.split(alive, TILE_ROWS):
             for i, j in _pairs(left, tile, rows, level, query, t * TILE_COLUMNS, frame):
                 yield i, j + t * TILE_COLUMNS
 

@@ -2,9 +2,10 @@
 
     array, memory map or tensor  ->  check_features  ->  tensor [N, D]  ->  pair_distances  ->  float64
 
-Every distance that decides anything in `selection` is computed here: coordinates widened to float64, subtracted, squared
-and summed in a fixed order. The value depends on the two points alone: not on blocks, ranks, threads or device, because
-each step is one IEEE operation an element. Matrix products elsewhere only tell which pairs need this distance.
+Every distance that decides anything in `selection` is computed here: coordinates widened to float64, subtracted,
+squared and summed in a fixed order. The value depends on the two points alone: not on blocks, ranks, threads or
+device, because each step is one IEEE operation an element. Matrix products elsewhere only tell which pairs need this
+distance.
 
 Shapes: N points, D features, P pairs.
 """

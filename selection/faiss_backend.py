@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from entroloop.selection import topk
-from entroloop.selection.bounds import F32, Frame, Sketch
 from entroloop.selection.distance import pair_distances
+from entroloop.selection.sketch import F32, Frame, Sketch
 
 _MORE = 8  # candidates beyond k in the first try
 _MOST = 256

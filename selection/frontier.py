@@ -2,10 +2,10 @@
 
     Shard + chosen points  ->  Frontier  ->  exact distances of the rows that are still in the running
 
-`bound[i]` is the canonical distance of local row i to the first `seen[i]` choices: an upper bound on its distance to all
-of them, since that only falls. A row whose bound is below the level that decides at present needs no work at all. It is
-brought up to date (`refresh`) once the level has sunk to its bound, and dropped again at the first choice that puts it
-below the level. Rows in the running (`active`) follow every block of choices (`admit`).
+`bound[i]` is the canonical distance of local row i to the first `seen[i]` choices: an upper bound on its distance to
+all of them, since that only falls. A row whose bound is below the level that decides at present needs no work at all.
+It is brought up to date (`refresh`) once the level has sunk to its bound, and dropped again at the first choice that
+puts it below the level. Rows in the running (`active`) follow every block of choices (`admit`).
 
 Shapes: n local rows, D features, C choices, a active rows.
 """
@@ -15,19 +15,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entroloop.selection.bounds import (
-    SWEEP_ROWS,
-    Columns,
-    Frame,
-    Query,
-    Side,
-    Sketch,
-    contenders,
-    padded,
-    shortest_format,
-)
+from entroloop.selection.bounds import SWEEP_ROWS, Query, contenders
 from entroloop.selection.distance import distances_to, pair_distances
 from entroloop.selection.exchange import Shard
+from entroloop.selection.sketch import Columns, Frame, Side, Sketch, padded, shortest_format
 
 CHOSEN = -1.0  # the bound of a row that is chosen: below every distance
 _KEEP = 0.7  # share of the gathered active rows that must still be active for the gathered copy to be kept
@@ -112,7 +103,7 @@ class Frontier:
         if len(rows) == 0:
             return rows
         order = torch.argsort(self.seen[rows], stable=True)
-        for part in rows[order].split(SWEEP_ROWS):
+        for part in torch.split(rows[order], SWEEP_ROWS):
             self._apply(self._gather(part), int(self.seen[part[0]]), self.count, level, True)
         return rows[self.bound[rows] >= level]
 
@@ -123,7 +114,7 @@ class Frontier:
         return Side(self.shard.rows, Sketch(left, sketch.certificate[rows]), rows)
 
     def _apply(self, left: Side, first: int, last: int, level: float, sorted_by_seen: bool = False) -> None:
-        """Lowers the bounds of the left rows by the choices first .. last - 1, exactly where they stay above `level`."""
+        """Lowers the bounds of the left rows by choices first .. last - 1, exactly where they stay above `level`."""
         index = left.index
         assert index is not None
         if first >= last:

@@ -76,7 +76,7 @@ def _pick(
     level: float,
     radii: NDArray[np.float64],
 ) -> list[int]:
-    """The sequential greedy inside a block, while its maximum is above all rows outside. Changes `bound` and `radii`."""
+    """Sequential greedy inside a block, while its maximum is above all rows outside. Changes `bound` and `radii`."""
     picks: list[int] = []
     limit, limit_id = max(edge[0], level), edge[1] if edge[0] >= level else np.iinfo(np.int64).max
     while len(picks) < len(radii):
@@ -157,10 +157,10 @@ def two_level_greedy(
 
     parts       of equal length that this rank's rows are cut into
     oversample  each part chooses this many times its share of `size` (no more than it has)
-    ->          ids, radii as from `greedy`, and a cover: every row of all ranks lies within this distance of a pick, the
-                sum of the largest distance to a local pick and of the largest distance from those to the final ones.
-                If every part chose `size` rows, the cover would be at most 4 times the best possible one (Malkomes et
-                al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
+    ->          ids, radii as from `greedy`, and a cover: every row of all ranks lies within this distance of a pick,
+                the sum of the largest distance to a local pick and of the largest distance from those to the final
+                ones. If every part chose `size` rows, the cover would be at most 4 times the best possible one
+                (Malkomes et al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
     """
     world, offset = shard.world, shard.offset
     taken, local_cover = [], 0.0

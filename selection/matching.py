@@ -3,8 +3,9 @@
     Problem (+ reference; else the candidates themselves) -> covariance_matching -> Selection
 
 Rows are whitened by the reference and cut to its Q strongest directions, so that the target is mean 0 and covariance I.
-Herding then keeps the sums of u and u u^T of the chosen rows close to their targets: out of a window of the seeded order
-it takes the row that brings them nearest in the Frobenius norm. Every rank does the same on the gathered [N, Q] array.
+Herding then keeps the sums of u and u u^T of the chosen rows close to their targets: out of a window of the seeded
+order it takes the row that brings them nearest in the Frobenius norm. Every rank does the same on the gathered [N, Q]
+array.
 
 Shapes: N candidates, Q directions, W rows of the window, M chosen.
 """

@@ -3,8 +3,9 @@
     bank Shard -> fit_metric -> Metric: rows [n, D] -> rows [n, D] whose Euclidean distance is the metric
 
 `cosine` scales rows to length 1; distances come out as 1 - cos = |u - v|^2 / 2, which keeps its accuracy for near
-neighbours. `whitened` is the Mahalanobis distance under the covariance of all bank rows. Its statistics and its products
-are taken on integers in float64, exactly: rows come out with the same bits however they are spread over ranks and blocks.
+neighbours. `whitened` is the Mahalanobis distance under the covariance of all bank rows. Its statistics and its
+products are taken on integers in float64, exactly: rows come out with the same bits however they are spread over
+ranks and blocks.
 
 Shapes: n rows here, N rows of all ranks, D features.
 """
@@ -92,16 +93,16 @@ class _Whitening:
         if n < 2:
             raise UserError(f"metric whitened: needs at least 2 bank rows, there are {n}")
         largest = torch.zeros(1, dtype=torch.float64, device=rows.device)
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             largest = torch.maximum(largest, part.double().abs().max()[None])
         largest = world.all_reduce(largest, "max")
         self.step = 2.0 ** (math.frexp(float(largest))[1] - 2 * _BITS) if float(largest) > 0 else 1.0
         total = torch.zeros(d, dtype=torch.int64, device=rows.device)
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             total += self._integers(part).long().sum(0)
         self.mean = torch.round(world.all_reduce(total).double() / n)
         sums = torch.zeros((3, d, d), dtype=torch.int64, device=rows.device)
-        for part in rows.split(_ROWS):
+        for part in torch.split(rows, _ROWS):
             x = self._integers(part) - self.mean
             sums += torch.stack(_product(x.T, x)).long()
         sums = world.all_reduce(sums)

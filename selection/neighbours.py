@@ -18,22 +18,12 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.selection import topk
-from entroloop.selection.bounds import (
-    BF16,
-    SWEEP_ROWS,
-    Columns,
-    Format,
-    Frame,
-    Query,
-    Side,
-    Sketch,
-    contenders,
-    shortest_format,
-)
+from entroloop.selection.bounds import SWEEP_ROWS, Query, contenders
 from entroloop.selection.distance import as_rows, bad_row_error, first_bad_row, nearest_name, pair_distances
 from entroloop.selection.exchange import Shard
 from entroloop.selection.faiss_backend import faiss_candidates, has_faiss
 from entroloop.selection.metrics import fit_metric
+from entroloop.selection.sketch import BF16, Columns, Format, Frame, Side, Sketch, shortest_format
 
 Backend = Literal["auto", "torch", "faiss"]
 _BLOCK_BYTES = 1 << 27  # of one bank block in float64; its sketch takes a quarter of that

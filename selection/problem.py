@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.selection.blocks import earlier_distances
-from entroloop.selection.bounds import Frame, Side, Sketch, shortest_format
 from entroloop.selection.exchange import Shard
+from entroloop.selection.sketch import Frame, Side, Sketch, shortest_format
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def random_class_balanced(problem: Problem) -> Selection:
 
 def _balanced(problem: Problem, groups: Tensor) -> Tensor:
     order = problem.order()
-    members = [order[groups[order] == group] for group in groups.unique()]
+    members = [order[groups[order] == group] for group in torch.unique(groups)]
     shares = quotas([len(m) for m in members], problem.size)
     taken = torch.zeros(len(order), dtype=torch.bool)
     for ids, share in zip(members, shares, strict=True):
@@ -189,9 +189,10 @@ def select(
     features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
     labels, generations  [n_r] integers, one a row, where the strategy or `per_class` asks for them
     reference            [., D] this rank's rows of real data, for entropy-matching and covariance-matching
-    metric               euclidean, cosine (distances 1 - cos) or whitened; thresholds and radii are in its units, but for
-                         cosine, where they are |u - v| of rows scaled to length 1
-    trim                 share of the rows with the largest distance to their `trim_k`-th neighbour that are dropped before
+    metric               euclidean, cosine (distances 1 - cos) or whitened; thresholds and radii are in its units, but
+                         for cosine, where they are |u - v| of rows scaled to length 1
+    trim                 share of the rows with the largest distance to their `trim_k`-th neighbour that are dropped
+                         before
     per_class            choose within each class of `labels`, as equal a number as possible from each, taken in turn
     on_progress          told how many more rows are chosen, by strategies that work in blocks
     options              of the strategy: see it in `strategies`
@@ -256,7 +257,7 @@ def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
 
 
 def _trimmed(shard: Shard, trim: float, k: int, size: int) -> Tensor:
-    """The ids that stay when the share `trim` with the largest k-th neighbour distance goes; of equals the larger ids."""
+    """The ids that stay when the share `trim` with the largest k-th neighbour distance goes (larger ids first)."""
     drop = int(trim * shard.total) if 0 <= trim < 1 else -1
     if drop < 0 or shard.total - drop < size:
         raise UserError(f"trim: must be a share that leaves at least {size} of {shard.total} rows, is {trim}")
@@ -269,7 +270,7 @@ def _trimmed(shard: Shard, trim: float, k: int, size: int) -> Tensor:
 def _per_class(problem: Problem, function: Strategy, options: dict[str, Any]) -> Selection:
     if problem.labels is None:
         raise UserError("per_class: needs labels, one integer a row")
-    members = [(problem.labels == label).nonzero()[:, 0] for label in problem.labels.unique()]
+    members = [(problem.labels == label).nonzero()[:, 0] for label in torch.unique(problem.labels)]
     shares = quotas([len(m) for m in members], problem.size)
     turns: list[tuple[int, int, int]] = []
     for c, (ids, share) in enumerate(zip(members, shares, strict=True)):

@@ -4,9 +4,9 @@
 
 In one pass over the candidates, in a given order, one is accepted if it is further than the threshold from everything
 accepted before; then the threshold is multiplied by `decay` and the rest is looked at again, until enough are accepted.
-Only candidates whose distance bound exceeds the threshold can be accepted in a pass, so only they are brought up to date
-(`frontier`). The next of them, over all ranks, form a block; conflicts inside it are resolved in order on every rank
-alike, and what was accepted reaches the others in one matrix product: one exchange a block and one a pass.
+Only candidates whose distance bound exceeds the threshold can be accepted in a pass, so only they are brought up to
+date (`frontier`). The next of them, over all ranks, form a block; conflicts inside it are resolved in order on every
+rank alike, and what was accepted reaches the others in one matrix product: one exchange a block and one a pass.
 
 Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
 """
@@ -41,8 +41,9 @@ def threshold_decay(
     order      [N] int64, every global id once: the order in which candidates are looked at
     threshold  positive, in units of the distance; decay  between 0 and 1
     on_progress  told how many a pass accepted
-    ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to those accepted before (inf first).
-               Where all remaining candidates are duplicates of accepted ones they fill up in order, with radius 0.
+    ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to those accepted before (inf
+               first). Where all remaining candidates are duplicates of accepted ones they fill up in order, with
+               radius 0.
     """
     frontier = Frontier(shard, size)
     frontier.begin(int(order[0]))
