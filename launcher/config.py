@@ -20,7 +20,7 @@ from entroloop.data.plan import DataConfig
 from entroloop.data.pool import LoopConfig
 from entroloop.eval.evaluate import EvaluationConfig
 from entroloop.selection.strategies import SelectionConfig
-from entroloop.trainer.loop import TrainConfig
+from entroloop.trainer.schedule import TrainConfig
 from entroloop.trainer.network import NetworkConfig
 from entroloop.trainer.sampler import SampleConfig
 

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 import yaml
+from pydantic import ValidationError
 
 from entroloop.data import files, manifest
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.world import World
-from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump
+from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
 from entroloop.launcher.lease import Lease
 from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, steps
 from entroloop.launcher.work import Work
@@ -41,7 +42,7 @@ def open_run(config: Config) -> Layout:
         if layout.run.is_file():
             raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
         files.create(layout.config, lambda file: file.write(dump(config)))
-    saved = read_config(layout)
+    saved = _with_defaults(layout)
     if saved != mine and not _begun(layout):
         files.replace(layout.config, lambda file: file.write(dump(config)))
         return layout
@@ -56,6 +57,16 @@ def open_run(config: Config) -> Layout:
     if saved != mine:
         files.replace(layout.config, lambda file: file.write(dump(config)))
     return layout
+
+
+def _with_defaults(layout: Layout) -> dict[str, Any]:
+    """The saved configuration; keys that came into being after the run was started have their defaults."""
+    try:
+        return Config.model_validate(read_config(layout)).settled()
+    except ValidationError as error:
+        raise UserError(
+            f"{layout.config}: not a configuration of this version: {explain(error)}"
+        ) from error
 
 
 def _begun(layout: Layout) -> bool:
@@ -113,9 +124,13 @@ def run_step(work: Work, step: Step, part: Part | None = None) -> None:
     world, layout = work.world, work.layout
     lease = Lease(layout.lease(step, str(part or Part())), str(step))
     with contextlib.ExitStack() as stack:
-        _on_main(world, lambda: stack.enter_context(lease))
-        if world.is_main and part is None:
-            files.sweep_temporaries(layout.of(step))
+
+        def begin() -> None:
+            stack.enter_context(lease)
+            if part is None:  # other parts may be at work in the same folder
+                files.sweep_temporaries(layout.of(step))
+
+        _on_main(world, begin)
         work.on_progress = lambda progress: setattr(lease, "progress", progress)
         said = work.run(step, part)
     seconds = time.monotonic() - start
@@ -171,7 +186,7 @@ def _on_main(world: World, function: Callable[[], Any]) -> Any:
             if world.size == 1:
                 raise
             error = caught
-    shared = world.gather_objects((None if isinstance(result, Lease) else result, error))[0]
+    shared = world.gather_objects((result, error))[0]
     if shared[1] is not None:
         raise shared[1]
     return shared[0]

@@ -122,6 +122,7 @@ class Work:
         self.world.barrier()
         folder = self.layout.of(step)
         self._encode_into(self.real, folder, Part().split(self.world.rank, self.world.size))
+        self.world.barrier()
         if self.world.is_main:
             seal_features(self.real, self.encoders, folder, {"recipe": self._recipes[step]})
         return f"{len(self.real)} real images of {'x'.join(map(str, self.real.shape))}"
@@ -224,12 +225,13 @@ class Work:
             weights=self.layout.of(step), stats=self.layout.stats(generation),
             made_from=self.made_from(step, Step(generation, "select")), title=str(step), warm=warm,
         )  # fmt: skip
-        train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
+        self.facts["engine"] = train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
         if self.world.is_main:
             for old in self.layout.checkpoints(generation).glob("images-*.pt"):
                 old.unlink()
         size = training_size(config.loop, generation, config.data.size)
-        return f"{config.train.images / 1000:.1f} kimg on {size} images"
+        engine = "" if self.world.size == 1 else f" by {self.facts['engine']} on {self.world.size} ranks"
+        return f"{config.train.images / 1000:.1f} kimg on {size} images{engine}"
 
     def _sample(self, step: Step, part: Part | None) -> str:
         config, generation = self.config, step.generation

@@ -22,7 +22,7 @@ def weights(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
     net = network.build(NetworkConfig(channels=(8,), norm_groups=4), (1, 4, 4), 3, seed=0)
     checkpoint.export(
-        folder, net, objective=request.param, scale=Scale(True, (127.5,), (127.5,)), num_classes=3,
+        folder, {"": net}, objective=request.param, scale=Scale(True, (127.5,), (127.5,)), num_classes=3,
         shape=(1, 4, 4), images_seen=0, made_from={},
     )  # fmt: skip
     return folder
@@ -86,7 +86,7 @@ def test_labels_by_rule():
 def test_guidance_without_labels_is_refused(tmp_path):
     net = network.build(NetworkConfig(width=8, depth=1), (2,), 0, seed=0)
     checkpoint.export(
-        tmp_path, net, objective="edm", scale=Scale(False, (0.0, 0.0), (1.0, 1.0)), num_classes=0, shape=(2,),
+        tmp_path, {"": net}, objective="edm", scale=Scale(False, (0.0, 0.0), (1.0, 1.0)), num_classes=0, shape=(2,),
         images_seen=0, made_from={},
     )  # fmt: skip
     with pytest.raises(UserError, match=r"sample\.guidance=2"):

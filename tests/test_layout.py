@@ -55,13 +55,13 @@ def test_pure_files_know_no_world_and_no_path(name):
     assert not {n for n in found if n.startswith(("pathlib", "os", "torch.distributed", "entroloop.data.world"))}
 
 
-def test_only_world_calls_torch_distributed_and_only_the_loop_imports_accelerate():
+def test_only_world_calls_torch_distributed_and_only_the_engine_imports_accelerate():
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             found = set(imports(path))
             if path != ROOT / "data/world.py":
                 assert not any(n.startswith("torch.distributed") for n in found), path
-            if path != ROOT / "trainer/loop.py":
+            if path != ROOT / "trainer/engine.py":
                 assert not any(n.split(".")[0] in ("accelerate", "deepspeed") for n in found), path
 
 

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from loops import command, sealed_bytes, tiny, tiny_file
 
 from entroloop.data import manifest
 from entroloop.data.errors import Interrupted, UserError
@@ -19,7 +20,6 @@ from entroloop.data.shards import Dataset
 from entroloop.data.world import World
 from entroloop.launcher import drive
 from entroloop.launcher.phases import Layout, Step, steps
-from loops import command, sealed_bytes, tiny, tiny_file
 
 
 def run(config, until=None):

@@ -11,8 +11,9 @@ from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
 from entroloop.data.stream import Resident
 from entroloop.data.world import World
-from entroloop.trainer.loop import Job, TrainConfig, Trainer, learning_rate, train
+from entroloop.trainer.loop import Job, Trainer, train
 from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.schedule import TrainConfig, learning_rate
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,8 @@ def test_a_loss_that_is_not_finite_stops_with_step_levels_and_ids(data, tmp_path
         train(trainer_job, data, World(), should_stop=lambda: next(looks))
     kept = sorted((tmp_path / "checkpoints").iterdir())
     state = torch.load(kept[-1], weights_only=True)
-    state["network"] = {k: torch.full_like(v, float("nan")) for k, v in state["network"].items()}
+    weights = state["engine"]["weights"]
+    state["engine"]["weights"] = {k: torch.full_like(v, float("nan")) for k, v in weights.items()}
     torch.save(state, kept[-1])
     with pytest.raises(Failed, match=r"ends at 0\.064 kimg: sigma .* training images \["):
         train(trainer_job, data, World())
@@ -127,4 +129,4 @@ def test_the_average_follows_the_weights(data, tmp_path):
     trainer = Trainer(job(tmp_path, ema={"rule": "none"}), data, World())
     for batch in data.batches(seed=1, seen=0, until=24, batch=8):
         trainer.step(batch)
-    assert all(torch.equal(a, w) for a, w in zip(trainer.average, trainer.weights, strict=True))
+    assert all(torch.equal(a, w) for a, w in zip(trainer.averages[""], trainer.engine.masters, strict=True))

@@ -53,17 +53,23 @@ def newest(folder: Path) -> dict[str, Any] | None:
 
 
 def restore(module: torch.nn.Module, state: Mapping[str, Any], path: Path) -> None:
-    """Loads weights. Raises UserError when they belong to another network."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: the checkpoint is of another network than the configuration's: {reason}") from error
+    """Loads whole weights by parameter name. Raises UserError when they belong to another network."""
+    mine = {name: tuple(p.shape) for name, p in module.named_parameters()}
+    theirs = {name: tuple(value.shape) for name, value in state.items() if name in mine}
+    wrong = next((name for name, shape in mine.items() if theirs.get(name) != shape), None)
+    extra = next((name for name in state if name not in mine and name not in dict(module.named_buffers())), None)
+    if wrong or extra:
+        name = wrong or extra
+        raise UserError(
+            f"{path}: these are the weights of another network than the configuration's: {name} is "
+            f"{theirs.get(str(name), 'missing' if wrong else 'not in it')} there, {mine.get(str(name), 'absent')} here"
+        )
+    module.load_state_dict(dict(state), strict=False)
 
 
 def export(
     folder: Path,
-    network: networks.DenoiserNetwork,
+    averages: Mapping[str, networks.DenoiserNetwork],
     *,
     objective: Objective,
     scale: Scale,
@@ -72,15 +78,22 @@ def export(
     images_seen: int,
     made_from: Mapping[str, str],
 ) -> manifest.Manifest:
-    """Writes the network's weights as a sealed folder that generation, and diffusers for a UNet, can load."""
+    """Writes averaged weights as a sealed folder that generation, and diffusers for a UNet, can load.
+
+    averages  by name; "" is the one to sample from, others go to sub-folders `ema_<name>`
+    """
     attempt = folder / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
+    names = []
     try:
-        names = networks.save(network, attempt)
-        for name in names:
-            content = (attempt / name).read_bytes()
-            files.replace(folder / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+        for average, network in averages.items():
+            inner = f"ema_{average}/" if average else ""
+            for name in networks.save(network, attempt / inner):
+                content = (attempt / inner / name).read_bytes()
+                files.replace(folder / inner / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+                names.append(inner + name)
     finally:
         shutil.rmtree(attempt, ignore_errors=True)
+    network = averages[""]
     about = {
         "objective": objective,
         "scale": asdict(scale),

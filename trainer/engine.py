@@ -1,0 +1,302 @@
+"""What runs the optimizer: one process, DDP, or DeepSpeed ZeRO-1, 2, 3, behind one small interface.
+
+The only file that imports accelerate and deepspeed. An engine shows the trainer
+
+    masters   the float32 tensors that the optimizer of this rank updates: whole weights, or ZeRO's local partitions
+    moments   Adam's two moments, tensors like the masters
+    gather    tensors like the masters -> whole tensors by parameter name, on every rank
+    scatter   the inverse
+
+so that averages, checkpoints and exports are written once and hold for every engine, and a checkpoint holds whole
+tensors: it can be resumed at any world size and by any engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.trainer.schedule import TrainConfig, micro_batches
+
+Named = dict[str, Tensor]
+
+
+def make_engine(config: TrainConfig, network: nn.Module, world: World) -> Engine:
+    """The engine that the configuration asks for, around `network`.
+
+    Raises UserError when what was launched is another one, or its library is missing.
+    """
+    _check_precision(config, world)
+    stage = _zero_stage(config, world)
+    engine = ZeroEngine(config, network, world, stage) if stage else Engine(config, network, world)
+    wanted = {"auto": engine.kind}.get(config.engine, config.engine)
+    if engine.kind != wanted:
+        raise UserError(
+            f"train.engine={config.engine}: this was launched as {engine.kind} with {world.size} process(es): start it "
+            "with torchrun or accelerate launch on as many processes as you want, or set train.engine=auto"
+        )
+    return engine
+
+
+def _check_precision(config: TrainConfig, world: World) -> None:
+    if config.precision == "fp16" and world.device.type == "cpu":
+        raise UserError("train.precision=fp16: a CPU cannot train in fp16; use no or bf16")
+    if config.precision == "bf16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("train.precision=bf16: this GPU has no bf16; use fp16 or no")
+
+
+def _zero_stage(config: TrainConfig, world: World) -> int:
+    """1, 2 or 3 where DeepSpeed is asked for, by configuration or `accelerate launch --use_deepspeed`; else 0."""
+    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
+    if config.engine == "auto":
+        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched else 0
+    else:
+        stage = int(config.engine[-1]) if config.engine.startswith("zero") else 0
+    if not stage:
+        return 0
+    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+        raise UserError(
+            f"train.engine=zero{stage}: ACCELERATE_USE_CPU is set, with which accelerate silently trains plain DDP: "
+            "unset it (on a CPU, launch with --multi_gpu or torchrun)"
+        )
+    if "RANK" not in os.environ and world.size == 1:
+        raise UserError(
+            f"train.engine=zero{stage}: DeepSpeed needs a launcher: start with torchrun or accelerate launch"
+        )
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"train.engine=zero{stage}: DeepSpeed is not installed ({error}): pip install 'entroloop[deepspeed]'"
+        ) from error
+    return stage
+
+
+class Engine:
+    """One process, or DDP: every rank holds whole weights, moments and averages."""
+
+    def __init__(self, config: TrainConfig, network: nn.Module, world: World) -> None:
+        self.config, self.world, self.network = config, world, network
+        self.micro, self.passes = micro_batches(config, world.size)
+        self.names = [name for name, _ in network.named_parameters()]
+        self.accelerator = self._accelerator()
+        if self.accelerator.num_processes != world.size:
+            raise UserError(
+                f"accelerate counts {self.accelerator.num_processes} process(es), the launcher {world.size}: start "
+                "with torchrun, or with accelerate launch --multi_gpu (ACCELERATE_USE_CPU=true on a CPU)"
+            )
+        network.to(world.device)
+        fused = {} if self.stage else {"fused": True}
+        optimizer = torch.optim.AdamW(
+            network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, **fused
+        )
+        self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self._check()
+        self.call = torch.compile(self.model) if config.compile else self.model
+
+    stage = 0
+
+    @property
+    def kind(self) -> str:
+        return "ddp" if self.world.size > 1 else "single"
+
+    def _accelerator(self) -> Accelerator:
+        cpu = self.world.device.type == "cpu"
+        return Accelerator(cpu=cpu, mixed_precision=self.config.precision)
+
+    def _check(self) -> None:
+        wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        assert wrapped == (self.world.size > 1), "accelerate did not wrap the network for DDP"
+
+    @property
+    def masters(self) -> list[Tensor]:
+        return [p.data for p in self.network.parameters()]
+
+    @property
+    def adam(self) -> tuple[torch.optim.Optimizer, list[Any]]:
+        """The optimizer that holds the moments, and its keys in the order of `masters`."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner, list(self.network.parameters())
+
+    def micro_step(self, loss: Tensor, last: bool) -> None:
+        """Backward of one of the step's `passes` losses, each a mean over its micro-batch."""
+        if last or self.world.size == 1:
+            self.accelerator.backward(loss / self.passes)
+        else:
+            with self.accelerator.no_sync(self.model):
+                self.accelerator.backward(loss / self.passes)
+
+    def finish_step(self) -> tuple[float, bool]:
+        """Clips and updates. Returns the gradient norm and whether the weights moved (not where fp16 overflowed)."""
+        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return float(norm), not self.accelerator.optimizer_step_was_skipped
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gather(self, local: Sequence[Tensor]) -> Named:
+        """Whole tensors, on the CPU, by parameter name, of tensors like `masters`. Every rank calls it."""
+        return {name: x.detach().to("cpu", copy=True) for name, x in zip(self.names, local, strict=True)}
+
+    def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
+        """Copies whole tensors into tensors like `masters`. Every rank calls it with the same values."""
+        for name, x in zip(self.names, local, strict=True):
+            x.copy_(whole[name])
+
+    # -- the state that a checkpoint holds -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Weights, Adam's moments and step count, and fp16's loss scale. Every rank calls it."""
+        optimizer, keys = self.adam
+        held = [optimizer.state[key] for key in keys]
+        return {
+            "weights": self.gather(self.masters),
+            "exp_avg": self.gather([s["exp_avg"].view_as(m) for s, m in zip(held, self.masters, strict=True)]),
+            "exp_avg_sq": self.gather([s["exp_avg_sq"].view_as(m) for s, m in zip(held, self.masters, strict=True)]),
+            "steps": float(held[0]["step"]),
+            "loss_scale": self._loss_scale(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Puts a state back; the network's own weights were loaded before the engine was made."""
+        self.scatter(state["weights"], self.masters)
+        optimizer, keys = self.adam
+        for key, master in zip(keys, self.masters, strict=True):
+            step = torch.tensor(state["steps"], dtype=torch.float32, device=master.device if not self.stage else "cpu")
+            optimizer.state[key] = {
+                "step": step,
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+        for moment in ("exp_avg", "exp_avg_sq"):
+            self.scatter(state[moment], [optimizer.state[key][moment] for key in keys])
+        self._set_loss_scale(state["loss_scale"])
+
+    def _loss_scale(self) -> Any:
+        scaler = self.accelerator.scaler
+        return None if scaler is None else scaler.state_dict()
+
+    def _set_loss_scale(self, value: Any) -> None:
+        if value is not None and self.accelerator.scaler is not None and isinstance(value, dict):
+            self.accelerator.scaler.load_state_dict(value)
+
+    def close(self) -> None:
+        self.accelerator.free_memory()
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed ZeRO: masters and moments (1), gradients (2) and weights (3) are partitioned over the ranks."""
+
+    def __init__(self, config: TrainConfig, network: nn.Module, world: World, stage: int) -> None:
+        self.stage = stage
+        super().__init__(config, network, world)
+
+    @property
+    def kind(self) -> str:
+        return f"zero{self.stage}"
+
+    def _accelerator(self) -> Accelerator:
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+        # A second generation in this process asks for a fresh plugin; the process group itself is the World's.
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        plugin = DeepSpeedPlugin(
+            hf_ds_config={
+                "train_micro_batch_size_per_gpu": self.micro,
+                "gradient_accumulation_steps": self.passes,
+                "gradient_clipping": self.config.clip,
+                "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": 0},
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 10**9,
+                "fp16": {"enabled": self.config.precision == "fp16"},
+                "bf16": {"enabled": self.config.precision == "bf16"},
+            }
+        )
+        backend = InitProcessGroupKwargs(backend="nccl" if self.world.device.type == "cuda" else "gloo")
+        return Accelerator(
+            deepspeed_plugin=plugin, mixed_precision=self.config.precision, kwargs_handlers=[backend],
+            gradient_accumulation_steps=self.passes,
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        import deepspeed
+
+        if not isinstance(self.model, deepspeed.DeepSpeedEngine) or self.model.zero_optimization_stage() != self.stage:
+            raise UserError(
+                f"train.engine=zero{self.stage}: accelerate made {type(self.model).__name__} instead of a DeepSpeed "
+                f"engine of stage {self.stage}"
+            )
+
+    @property
+    def masters(self) -> list[Tensor]:
+        zero = self.model.optimizer
+        return list(zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups)
+
+    @property
+    def adam(self) -> tuple[torch.optim.Optimizer, list[Any]]:
+        return self.model.optimizer.optimizer, self.masters
+
+    def micro_step(self, loss: Tensor, last: bool) -> None:
+        self.model.set_gradient_accumulation_boundary(is_boundary=last)
+        self.model.backward(loss)
+
+    def finish_step(self) -> tuple[float, bool]:
+        self.model.step()
+        norm = self.model.get_global_grad_norm()
+        return float(norm) if norm is not None else 0.0, not self.model.optimizer.overflow
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.model.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gather(self, local: Sequence[Tensor]) -> Named:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        # DeepSpeed assembles whole masters only: what is to be assembled stands in for them meanwhile.
+        kept = [m.detach().clone() for m in self.masters]
+        self._put(local)
+        whole = {}
+        for name, parameter in zip(self.names, self.network.parameters(), strict=True):
+            whole[name] = safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
+        self._put(kept)
+        return whole
+
+    def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param
+
+        kept = [m.detach().clone() for m in self.masters]
+        for name, parameter in zip(self.names, self.network.parameters(), strict=True):
+            safe_set_full_fp32_param(parameter, whole[name].to(self.world.device))
+        with torch.no_grad():
+            found = [m.detach().clone() for m in self.masters]
+            self._put(kept)
+            for x, value in zip(local, found, strict=True):
+                x.copy_(value)
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for master, value in zip(self.masters, values, strict=True):
+                if master is not value:
+                    master.data.copy_(value)
+
+    def _loss_scale(self) -> Any:
+        return float(self.model.optimizer.loss_scale) if self.config.precision == "fp16" else None
+
+    def _set_loss_scale(self, value: Any) -> None:
+        if self.config.precision == "fp16" and isinstance(value, float):
+            self.model.optimizer.loss_scaler.cur_scale = value

@@ -1,0 +1,67 @@
+"""Means over a few steps, written as lines of the unsealed stats.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entroloop.trainer.schedule import TrainConfig, learning_rate
+
+EDGES = (0.05, 0.2, 0.8, 3.0)  # of the sigma buckets in which the loss is reported
+
+
+class Window:
+    """Collects the steps of one window; writes and forgets them at its end. Without a path it only forgets."""
+
+    def __init__(self, path: Path | None, config: TrainConfig) -> None:
+        self.path, self.config = path, config
+        self.every = max(1, round(config.log_kimg * 1000 / config.batch))
+        self._reset()
+
+    def _reset(self) -> None:
+        self.losses: list[Tensor] = []
+        self.sigmas: list[Tensor] = []
+        self.norms: list[float] = []
+        self.waited = 0.0
+        self.start = time.monotonic()
+
+    def add(self, loss: Tensor, sigma: Tensor, norm: float, seen: int, waited: float) -> dict[str, Any] | None:
+        """loss, sigma [b] of a step; norm of its gradient; seconds it waited for data. The line, at a window's end."""
+        self.losses.append(loss)
+        self.sigmas.append(sigma)
+        self.norms.append(norm)
+        self.waited += waited
+        if len(self.losses) < self.every:
+            return None
+        line = self._line(seen)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        self._reset()
+        return line
+
+    def _line(self, seen: int) -> dict[str, Any]:
+        seconds = time.monotonic() - self.start
+        loss, sigma = torch.cat(self.losses).cpu(), torch.cat(self.sigmas).cpu()
+        bucket = torch.bucketize(sigma, torch.tensor(EDGES))
+        names = [f"sigma<{edge}" for edge in EDGES] + [f"sigma>={EDGES[-1]}"]
+        by_sigma = {name: float(loss[bucket == i].mean()) for i, name in enumerate(names) if bool((bucket == i).any())}
+        line = {
+            "phase": "train",
+            "kimg": seen / 1000,
+            "loss": float(loss.mean()),
+            "loss_by_sigma": by_sigma,
+            "gradient_norm": sum(self.norms) / len(self.norms),
+            "lr": learning_rate(self.config, seen),
+            "images_per_second": round(len(self.losses) * self.config.batch / seconds, 1),
+            "data_wait_share": round(self.waited / seconds, 4),
+        }
+        if torch.cuda.is_available():
+            line["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
+        return line
