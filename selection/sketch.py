@@ -40,7 +40,7 @@ class Format:
 
 
 # Matrix units may truncate rather than round: one bit of margin for bfloat16.
-BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-9)
+BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8)
 F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24)
 F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53)
 LONGER = {"bfloat16": F32, "float32": F64}
