@@ -207,6 +207,7 @@ def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> 
     if rows > n:
         ragged = frame.scratch("ragged", rows, left.shape[1], left)
         ragged[:n] = left
+        ragged[n:] = 0  # whatever lay there, a nan among it would spread to other rows of the product
         left = ragged
     result = torch.mm(left, right.T, out=frame.scratch("product", rows, len(right), left))[:n, :m]
     return result.view(torch.int16) if form is BF16 else result
