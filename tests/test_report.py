@@ -14,7 +14,7 @@ import report_runs
 import yaml
 
 from entroloop.data.errors import UserError
-from entroloop.eval import analysis, pictures, plots, report
+from entroloop.eval import analysis, pictures, plots, report, tables
 from entroloop.eval.runs import Arm, Run, arms, differences, flat, read_run, read_runs
 
 
@@ -345,7 +345,7 @@ def test_json_holds_the_rows(sweep):
 
 
 def test_png_writes_one_file_a_figure(sweep, monkeypatch):
-    monkeypatch.setattr(report, "measures_of", lambda runs, encoder: ["frechet_distance"])
+    monkeypatch.setattr(tables, "measures_of", lambda runs, encoder: ["frechet_distance"])
     report.write([sweep], sweep.parent / "figures", "png")
     names = {path.name for path in (sweep.parent / "figures").iterdir()}
     assert names == {
