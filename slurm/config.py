@@ -1,0 +1,152 @@
+"""The `slurm` section of a configuration: what the jobs of a run ask the cluster for, and how they are cut."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+KINDS = ("run", "import", "prepare", "train", "sample", "encode", "select", "evaluate", "seal", "arm", "report")
+Kind = Literal["run", "import", "prepare", "train", "sample", "encode", "select", "evaluate", "seal", "arm", "report"]
+
+_UNITS = {"m": 1, "h": 60, "d": 24 * 60}
+
+
+def seconds(time: str) -> int:
+    """The length of a time limit in seconds.
+
+    Takes what `sbatch --time` takes (`90`, `90:00`, `12:00:00`, `1-12`, `1-12:00`, `1-12:00:00`) and `90m`, `12h`, `2d`.
+    Raises ValueError for anything else.
+    """
+    if match := re.fullmatch(r"(\d+)([mhd])", time):
+        return int(match[1]) * _UNITS[match[2]] * 60
+    if match := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", time):
+        days, hours, minutes, rest = (int(group or 0) for group in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    if re.fullmatch(r"\d+(:\d+){0,2}", time):
+        parts = [int(part) for part in time.split(":")]
+        if len(parts) == 3:
+            return (parts[0] * 60 + parts[1]) * 60 + parts[2]
+        return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
+    raise ValueError(f"{time}: give a time limit such as 90m, 12h, 2d, 12:00:00 or 1-12:00:00")
+
+
+class Resources(BaseModel):
+    """What a job asks for; None leaves it to the section above, and there to the cluster.
+
+    partition, account, qos, constraint  as in sbatch
+    nodes          of one job
+    gpus_per_node  asked for as generic resources; 0 for CPU jobs
+    gpu_type       `a100`, where the cluster wants the type named
+    processes      of one node; one a GPU, or one, when not given
+    cpus_per_node  for all processes of a node together
+    memory         of a node, as in sbatch: `64G`; `0` is all of it
+    time           limit: `12h`, `90m`, `2d`, or sbatch's own `"12:00:00"` in quotes
+    lines          more `#SBATCH` options, for example `--exclusive`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    nodes: int | None = Field(None, ge=1)
+    gpus_per_node: int | None = Field(None, ge=0)
+    gpu_type: str | None = None
+    processes: int | None = Field(None, ge=1)
+    cpus_per_node: int | None = Field(None, ge=1)
+    memory: str | None = None
+    time: str | None = None
+    lines: tuple[str, ...] | None = None
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _time(cls, time: object) -> object:
+        if isinstance(time, int):  # YAML 1.1 reads 12:00:00 as the number 43200
+            raise ValueError('write time limits as 12h, 90m or 2d, or with quotes: "12:00:00"')
+        if isinstance(time, str):
+            seconds(time)
+        return time
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory(cls, memory: object) -> object:
+        return str(memory) if isinstance(memory, int) else memory
+
+    @field_validator("partition", "account", "qos", "constraint", "gpu_type", "memory", "lines")
+    @classmethod
+    def _one_line(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for text in value if isinstance(value, tuple) else (value or "",):
+            if "\n" in text or '"' in text:
+                raise ValueError("must be of one line and without double quotes")
+            if isinstance(value, tuple) and not text.startswith("--"):
+                raise ValueError(f"{text}: give options as sbatch takes them, for example --exclusive")
+        return value
+
+
+# What a kind of job asks for unless the configuration says otherwise: parts and small work take one process.
+_ONE = Resources(nodes=1, gpus_per_node=1, processes=1)
+_CPU = Resources(nodes=1, gpus_per_node=0, processes=1)
+BY_KIND: dict[str, Resources] = {
+    "import": _CPU, "prepare": _ONE, "sample": _ONE, "encode": _ONE, "seal": _CPU, "report": _CPU,
+    "select": Resources(nodes=1), "evaluate": Resources(nodes=1), "arm": Resources(nodes=1),
+}  # fmt: skip
+
+
+class SlurmConfig(Resources):
+    """How a run uses a SLURM cluster. All of it may change while the run is under way.
+
+    shape      `generations`: one job does whole generations on all its nodes; `phases`: a chain of a job a phase
+    phases     what single kinds of job ask for instead: run, import, prepare, train, sample, encode, select,
+               evaluate, seal, arm (one run of a sweep), report
+    array      tasks of an array: sampling, encoding
+    at_once    tasks of an array that may run at the same time; None: no limit
+    import_array  tasks that import the source and encode the real images; 1: a single job does
+    window     at most so many of the run's jobs and array tasks are queued at once; the chain continues itself
+    retries    failures of one job, or array task, after which it and the chain stop; time limits do not count
+    lead       seconds before the time limit at which a job saves its state and queues itself again
+    seal_wait  seconds that a job waits for its predecessor's seal to show on its node
+    overlap    encode every shard as soon as it is sampled (`generations`)
+    setup      shell lines that make `python` the one with entroloop: modules, conda, virtual environments
+    prefix     put before every python command: `apptainer exec --nv image.sif`
+    python     the command itself
+    scratch    folder on a node's own disk to which training shards are copied first; may use shell variables
+    """
+
+    nodes: int = Field(1, ge=1)
+    gpus_per_node: int = Field(1, ge=0)
+    time: str = "24h"
+    shape: Literal["generations", "phases"] = "generations"
+    phases: dict[Kind, Resources] = {}
+    array: int = Field(8, ge=1)
+    at_once: int | None = Field(None, ge=1)
+    import_array: int = Field(1, ge=1)
+    window: int = Field(64, ge=1)
+    retries: int = Field(2, ge=0)
+    lead: int = Field(300, ge=1)
+    seal_wait: int = Field(120, ge=0)
+    overlap: bool = True
+    setup: tuple[str, ...] = ()
+    prefix: str = ""
+    python: str = "python"
+    scratch: str | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> SlurmConfig:
+        if self.shape == "phases" and self.window < self.array + 1:
+            raise ValueError(f"window={self.window} has no room for an array and its seal: at least {self.array + 1}")
+        for kind in KINDS:
+            if self.lead >= seconds(self.of(kind).time or self.time):
+                raise ValueError(f"lead={self.lead} seconds is not below the time limit of {kind} jobs")
+        return self
+
+    def of(self, kind: str) -> Resources:
+        """What a job of that kind asks for: its override, else what its kind needs, else the section."""
+        mine = {name: getattr(self, name) for name in Resources.model_fields}
+        layers = (BY_KIND.get(kind), self.phases.get(kind))  # type: ignore[call-overload]
+        for layer in filter(None, layers):
+            mine |= {name: value for name in Resources.model_fields if (value := getattr(layer, name)) is not None}
+        if not mine["gpus_per_node"]:
+            mine["gpu_type"] = None
+        return Resources(**mine)

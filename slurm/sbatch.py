@@ -1,0 +1,170 @@
+"""Jobs -> the text of their batch scripts. Pure: nothing is read, written or asked here.
+
+    Job (what to run) + SlurmConfig (what to ask for) + Site (where the run lies) -> script text
+
+What every script does around its one command: it starts it, passes the cluster's signals on to it, and decides by how
+the attempt ended whether the job is done, is queued again, or stops the chain. It leaves what happened in small files
+below the run's `slurm` folder, so that `entroloop status` knows without an accounting database.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+
+from entroloop.slurm.config import Resources, SlurmConfig, seconds
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch job, or one array of them.
+
+    key        its name within the run: `generation_0001.train`
+    kind       decides what it asks for (SlurmConfig.of)
+    arguments  of `entroloop`; in an array `{task}` stands for the number of the task
+    ranks      all processes of all nodes form one process group; otherwise one process runs
+    after      keys of the jobs that it waits for
+    condition  `afterok`: all of them succeeded; `afterany`: all of them ended
+    tasks      the array's tasks that are still to do; None for a job that is no array
+    attempt    the command can tell how it ended (`run --state FILE`)
+    extends    when it succeeds it submits what did not fit into the window
+    """
+
+    key: str
+    kind: str
+    arguments: tuple[str, ...]
+    ranks: bool = False
+    after: tuple[str, ...] = ()
+    condition: Literal["afterok", "afterany"] = "afterok"
+    tasks: tuple[int, ...] | None = None
+    attempt: bool = True
+    extends: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many jobs the scheduler counts it as."""
+        return 1 if self.tasks is None else len(self.tasks)
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a run lies: absolute folder of the run, working directory of its jobs, and what marks the jobs as its own.
+
+    mark  ties jobs in the queue to this run folder; no other run has it
+    """
+
+    name: str
+    run: Path
+    cwd: Path
+    mark: str
+    threads: int = 1
+
+    @property
+    def folder(self) -> Path:
+        return self.run / "slurm"
+
+    def comment(self, key: str) -> str:
+        """What the queue shows of a job, so that it is recognised even where its number was lost."""
+        return f"entroloop {self.mark} {key}"
+
+
+def render(job: Job, config: SlurmConfig, site: Site) -> str:
+    """The batch script of a job; it takes the number to add to SLURM_ARRAY_TASK_ID as its one argument."""
+    wanted = config.of(job.kind)
+    ranks = ((wanted.nodes or 1) * processes(wanted)) if job.ranks else 1
+    return _environment().get_template("job.sh.j2").render(
+        job=job, config=config, site=site, wanted=wanted, ranks=ranks, processes=processes(wanted),
+        options=_options(job, config, site, wanted), arguments=" ".join(_quoted(a) for a in job.arguments),
+        extends=" ".join(map(shlex.quote, job.extends)), q=lambda value: shlex.quote(str(value)),
+        scratch=config.scratch if job.kind in ("train", "run", "arm") else None, shutdown=max(1, config.lead - 30),
+    )  # fmt: skip
+
+
+def processes(wanted: Resources) -> int:
+    """Processes of a node."""
+    return wanted.processes or wanted.gpus_per_node or 1
+
+
+def _options(job: Job, config: SlurmConfig, site: Site, wanted: Resources) -> list[str]:
+    """The `#SBATCH` lines."""
+    log = f"{site.folder}/logs/{job.key}".replace("%", "%%") + ("-%A_%a.log" if job.tasks is not None else "-%j.log")
+    gpu = ":".join(filter(None, ("gpu", wanted.gpu_type, str(wanted.gpus_per_node))))
+    given = {
+        "job-name": f"{site.name}.{job.key}",
+        "comment": site.comment(job.key),
+        "chdir": str(site.cwd),
+        "output": log,
+        "open-mode": "append",
+        "partition": wanted.partition,
+        "account": wanted.account,
+        "qos": wanted.qos,
+        "constraint": wanted.constraint,
+        "nodes": wanted.nodes,
+        "ntasks-per-node": 1,
+        "cpus-per-task": wanted.cpus_per_node,
+        "gres": gpu if wanted.gpus_per_node else None,
+        "mem": wanted.memory,
+        "time": sbatch_time(wanted.time or config.time),
+        "signal": f"B:USR1@{config.lead}",
+        "kill-on-invalid-dep": "yes",
+    }
+    lines = [f"--{name}={_option(str(value))}" for name, value in given.items() if value is not None]
+    return [*lines, "--requeue", *(wanted.lines or ())]
+
+
+def _option(value: str) -> str:
+    """sbatch takes double quotes in its option lines, with a backslash before what is special inside them."""
+    if re.fullmatch(r"[\w@%+=:,./&|*!-]+", value):
+        return value
+    return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
+
+
+def sbatch_time(time: str) -> str:
+    """A time limit as `days-hours:minutes:seconds`."""
+    minutes, rest = divmod(seconds(time), 60)
+    days, minutes = divmod(minutes, 24 * 60)
+    return f"{days}-{minutes // 60:02d}:{minutes % 60:02d}:{rest:02d}"
+
+
+def _quoted(argument: str) -> str:
+    """An argument for bash; `{task}` becomes the task's number."""
+    return '"$task"'.join(shlex.quote(piece) if piece else "" for piece in argument.split("{task}")) or "''"
+
+
+def array_option(tasks: Sequence[int], at_once: int | None = None) -> str:
+    """Numbers as `sbatch --array` takes them: 0-3,7%2."""
+    runs: list[list[int]] = []
+    for task in sorted(tasks):
+        if runs and task == runs[-1][1] + 1:
+            runs[-1][1] = task
+        else:
+            runs.append([task, task])
+    text = ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+    return f"{text}%{at_once}" if at_once else text
+
+
+def chunks(tasks: Sequence[int], most: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Cuts the tasks of an array into (offset, task numbers below `most` to which the offset is to be added)."""
+    by_offset: dict[int, list[int]] = {}
+    for task in sorted(tasks):
+        by_offset.setdefault(task // most * most, []).append(task % most)
+    return [(offset, tuple(found)) for offset, found in by_offset.items()]
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("entroloop.slurm"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - shell, not HTML
+    )
