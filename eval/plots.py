@@ -305,5 +305,5 @@ def costs(runs: Sequence[Run]) -> Figure | None:
 
 
 def spent(run: Run, phase: str, what: str) -> float:
-    """Seconds, or network calls (`nfe`), of one phase over all generations."""
+    """Seconds, or images through the network (`nfe`), of one phase over all generations."""
     return float(sum(line.get(what) or 0 for line in run.stats if line.get("phase") == phase))

@@ -67,20 +67,18 @@ def full_table(groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dic
 
 
 def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
-    phases = list(dict.fromkeys(line["phase"] for run in runs for line in run.stats if "phase" in line))
+    """Seconds of each phase, and images through the network in training and in sampling: one line a run.
+
+    Work shared between runs of a sweep counts where it was done.
+    """
+    phases = list(dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds")))
+    calling = [phase for phase in phases if any(plots.spent(run, phase, "nfe") for run in runs)]
     lines = []
     for run in runs:
         seconds = [plots.spent(run, phase, "seconds") for phase in phases]
-        calls = sum(plots.spent(run, phase, "nfe") for phase in phases)
-        lines.append(
-            (
-                run.name,
-                [f"{s:,.1f}" for s in seconds],
-                f"{sum(seconds):,.1f}",
-                f"{calls:,.0f}" if calls else analysis.number(None),
-            )
-        )
-    return {"phases": phases, "lines": lines if phases else []}
+        calls = [f"{plots.spent(run, phase, 'nfe'):,.0f}" for phase in calling]
+        lines.append((run.name, [f"{s:,.1f}" for s in [*seconds, sum(seconds)]], calls))
+    return {"phases": phases, "calling": calling, "lines": lines if phases else []}
 
 
 def difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -37,12 +38,15 @@ from entroloop.data.stream import Resident
 from entroloop.data.world import World
 from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
 from entroloop.launcher.config import Config
+from entroloop.launcher.guide import guide_of
 from entroloop.launcher.phases import PREPARE, Layout, Step, recipes
 from entroloop.selection import select as choose
 from entroloop.selection.filter import Source, write_selected
 from entroloop.trainer import network as networks
-from entroloop.trainer.generate import SamplePlan, generate
+from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
 from entroloop.trainer.loop import Job, train
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -55,6 +59,7 @@ class Work:
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[Progress], None] = lambda progress: None
     facts: dict[str, Any] = field(default_factory=dict)  # of the step that ran last, for its line of stats.jsonl
+    _said_who_idles: bool = False
 
     def run(self, step: Step, part: Part | None = None) -> str:
         """Does one step and returns what is worth saying about it. Raises UserError when its inputs are not sealed."""
@@ -225,6 +230,7 @@ class Work:
             weights=self.layout.of(step), stats=self.layout.stats(generation),
             made_from=self.made_from(step, Step(generation, "select")), title=str(step), warm=warm,
         )  # fmt: skip
+        self.facts["nfe"] = config.train.images
         self.facts["engine"] = train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
         if self.world.is_main:
             for old in self.layout.checkpoints(generation).glob("images-*.pt"):
@@ -237,22 +243,39 @@ class Work:
         config, generation = self.config, step.generation
         weights, folder = self.layout.of(Step(generation, "train")), self.layout.of(step)
         plan = SamplePlan(config.seed, generation, config.samples, config.sample.shard_size)
-        histogram = None
-        if config.sample.labels == "training" and config.train.labels:
-            labels = self.dataset(Step(generation, "select")).labels
-            assert labels is not None
-            histogram = np.bincount(labels, minlength=self.real.num_classes)
-        mine = part or Part().split(self.world.rank, self.world.size)
+        guide = guide_of(config, self.layout, generation)
+        sample = config.sample if guide.folder else config.sample.model_copy(update={"guide": None})
+        all_of_it = part or Part()
+        self._say_who_idles(len(all_of_it.of(len(plan.shards))))
         generate(
-            weights, folder, config.sample, plan, mine, self.world.device, histogram=histogram, title=str(step),
-            show=self.world.is_main, should_stop=self.should_stop, on_progress=self.on_progress,
+            weights, folder, sample, plan, all_of_it.split(self.world.rank, self.world.size), self.world.device,
+            histogram=self._label_histogram(step), guide=guide.folder, title=str(step), show=self.world.is_main,
+            should_stop=self.should_stop, on_progress=self.on_progress,
         )  # fmt: skip
+        wait_for_shards(folder, plan, all_of_it, self.should_stop)
         self.world.barrier()
         if part is None and self.world.is_main:
             about = {"num_classes": self.real.num_classes} if config.train.labels else {}
-            seal_dataset(folder, about=about, made_from=self.made_from(step, Step(generation, "train")))
-        self.facts["nfe"] = config.sample.nfe
-        return f"{plan.count} images, {config.sample.nfe} NFE" + ("" if part is None else f", part {part}")
+            made_from = {**self.made_from(step, Step(generation, "train")), **guide.made_from}
+            seal_dataset(folder, about=about, made_from=made_from)
+        self.facts["nfe"] = sample.nfe
+        return f"{plan.count} images, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
+
+    def _label_histogram(self, step: Step) -> NDArray[np.int64] | None:
+        """How often each class is to be sampled, by `sample.labels`: int64 [classes]; None for equally often."""
+        rule = self.config.sample.labels
+        if rule == "balanced" or not self.config.train.labels:
+            return None
+        source = self.real if rule == "real" else self.dataset(Step(step.generation, "select"))
+        assert source.labels is not None
+        return np.bincount(source.labels, minlength=self.real.num_classes)
+
+    def _say_who_idles(self, shards: int) -> None:
+        """Says once that there are fewer shards than ranks."""
+        idle = self.world.size - shards
+        if idle > 0 and self.world.is_main and not self._said_who_idles:
+            log.info("sampling: %d shards for %d ranks: %d idle; lower sample.shard_size", shards, self.world.size, idle)
+            self._said_who_idles = True
 
     def _encode(self, step: Step, part: Part | None) -> str:
         dataset, folder = self.dataset(Step(step.generation, "sample")), self.layout.of(step)
