@@ -113,7 +113,7 @@ def status_command(
 
 def _register() -> None:
     """Adds the commands that live in modules of their own."""
-    from entroloop.launcher import datasets, reporting, vectors
+    from entroloop.launcher import datasets, reporting, sampling, vectors
 
     app.command("import")(datasets.import_command)
     app.command("verify")(datasets.verify_command)
@@ -122,6 +122,7 @@ def _register() -> None:
     app.command("entropy")(vectors.entropy_command)
     app.command("measure")(reporting.measure_command)
     app.command("report")(reporting.report_command)
+    app.command("sample")(sampling.sample_command)
 
 
 def main(arguments: list[str] | None = None) -> None:

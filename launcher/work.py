@@ -272,9 +272,10 @@ class Work:
 
     def _say_who_idles(self, shards: int) -> None:
         """Says once that there are fewer shards than ranks."""
-        idle = self.world.size - shards
-        if idle > 0 and self.world.is_main and not self._said_who_idles:
-            log.info("sampling: %d shards for %d ranks: %d idle; lower sample.shard_size", shards, self.world.size, idle)
+        ranks = self.world.size
+        if shards < ranks and self.world.is_main and not self._said_who_idles:
+            idle = ranks - shards
+            log.info("sampling: %d shard(s) for %d ranks, %d idle: lower sample.shard_size", shards, ranks, idle)
             self._said_who_idles = True
 
     def _encode(self, step: Step, part: Part | None) -> str:

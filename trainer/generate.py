@@ -2,12 +2,14 @@
 
 Sample i of a generation comes from a generator of its own, seeded by (run seed, generation, i), and is computed in
 batches whose bounds depend on the shard alone. So it is the same image at any number of ranks or array tasks, and the
-same bytes on a CPU.
+same bytes on a CPU. A thread encodes and writes a shard while the network goes on with the next one.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,13 @@ from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part, bounds, derive_seed, generator
 from entroloop.data.progress import Progress
 from entroloop.data.shards import Provenance, shard_name, write_shard
-from entroloop.trainer import network as networks
-from entroloop.trainer.diffusion import Denoiser, Scale, denoiser
+from entroloop.trainer.diffusion import Denoiser, Scale
+from entroloop.trainer.guidance import denoiser_of
+from entroloop.trainer.network import DenoiserNetwork
 from entroloop.trainer.sampler import SampleConfig, draw, guided, noise_levels
+
+PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
+POLL = 0.5  # seconds between two looks at the shards of other ranks
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,21 @@ def sample_labels(
     return np.searchsorted(edges, np.array(seeds) / 2.0**63, side="right").clip(max=num_classes - 1)
 
 
+def check_precision(config: SampleConfig, device: torch.device) -> None:
+    """Raises UserError when the device cannot call the network in the configuration's precision."""
+    if config.precision == "fp16" and device.type == "cpu":
+        raise UserError("sample.precision=fp16: a CPU does not sample in fp16; use no or bf16")
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise UserError("sample.precision=bf16: this GPU has no bf16; use fp16 or no")
+
+
 class Generator:
-    """Draws any samples of a plan from one set of exported weights."""
+    """Draws any samples of a plan from one set of exported weights.
+
+    guide  folder of the guide's sealed weights, where the configuration wants one for this generation
+
+    Raises UserError when the configuration does not fit the weights, the guide or the device.
+    """
 
     def __init__(
         self,
@@ -63,19 +82,27 @@ class Generator:
         plan: SamplePlan,
         device: torch.device,
         histogram: NDArray[np.int64] | None = None,
+        guide: Path | None = None,
     ) -> None:
+        check_precision(config, device)
         about: dict[str, Any] = manifest.read(weights).about
         self.config, self.plan, self.device, self.histogram = config, plan, device, histogram
         self.shape = tuple(about["shape"])
         self.num_classes = int(about["num_classes"])
         self.scale = Scale(**about["scale"])
         self.sigmas = noise_levels(config, about["objective"])
-        network = networks.load(weights).to(device).requires_grad_(False)
-        self.denoise: Denoiser = denoiser(about["objective"], network)
-        if config.guidance != 1:
-            if not self.num_classes:
-                raise UserError(f"sample.guidance={config.guidance}: the model is unconditional; set train.labels=true")
+        if config.guidance != 1 and not self.num_classes:
+            raise UserError(f"sample.guidance={config.guidance}: the model is unconditional; set train.labels=true")
+        self.denoise: Denoiser = denoiser_of(weights, config, guide, self._prepare)
+        if config.guidance != 1:  # of the guided denoiser: guiding each network by labels first comes to the same
             self.denoise = guided(self.denoise, config.guidance, self.num_classes)
+
+    def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
+        network = network.to(self.device).requires_grad_(False)
+        if self.config.compile:
+            # One graph a batch size: a shape-generic one would come second, and which is second depends on the rank.
+            network.compile(dynamic=False)
+        return network
 
     @torch.no_grad()
     def samples(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
@@ -90,8 +117,15 @@ class Generator:
             labels = sample_labels(self.plan, start, stop, self.num_classes, self.histogram)
         given = None if labels is None else torch.from_numpy(labels).to(self.device)
         sigmas = self.sigmas.to(self.device)
-        x = draw(self.config.sampler, self.denoise, noise(-1), sigmas, given, noise)
+        x = draw(self.config.sampler, self._call, noise(-1), sigmas, given, noise, self.config.churn)
         return self.scale.from_model(x).cpu().numpy(), labels
+
+    def _call(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        """The denoiser, its networks in the configuration's precision."""
+        if self.config.precision == "no":
+            return self.denoise(x, sigma, labels)
+        with torch.autocast(self.device.type, PRECISIONS[self.config.precision]):
+            return self.denoise(x, sigma, labels)
 
 
 def generate(
@@ -103,6 +137,7 @@ def generate(
     device: torch.device,
     *,
     histogram: NDArray[np.int64] | None = None,
+    guide: Path | None = None,
     title: str = "sample",
     show: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -110,15 +145,17 @@ def generate(
 ) -> int:
     """Writes this part's shards that are not there yet; returns how many images it drew.
 
-    Raises Interrupted between batches when `should_stop` says so; the shards finished by then stay.
+    Raises Interrupted between batches when `should_stop` says so; the shards finished by then stay. Raises UserError as
+    `Generator` and `write_shard` do.
     """
     mine = [i for i in part.of(len(plan.shards)) if not _done(folder, i)]
     if not mine:
         return 0
-    source = Generator(weights, config, plan, device, histogram)
+    source = Generator(weights, config, plan, device, histogram, guide)
     total = sum(stop - start for start, stop in (plan.shards[i] for i in mine))
-    with Progress(title, total, "img", show=show) as progress:
+    with Progress(title, total, "img", show=show) as progress, ThreadPoolExecutor(1, "write shards") as writer:
         on_progress(progress)
+        writing: Future[None] | None = None
         for number in mine:
             start, stop = plan.shards[number]
             pieces = []
@@ -130,8 +167,26 @@ def generate(
             samples = np.concatenate([piece[0] for piece in pieces])
             labels = np.concatenate([piece[1] for piece in pieces]) if source.num_classes else None
             where = Provenance.sampled(plan.generation, start, stop)
-            write_shard(folder, number, samples, labels, where, first_key=start)
+            if writing is not None:
+                writing.result()  # at most one shard waits in memory, and a full disk ends the phase
+            writing = writer.submit(write_shard, folder, number, samples, labels, where, first_key=start)
+        assert writing is not None
+        writing.result()
     return total
+
+
+def wait_for_shards(folder: Path, plan: SamplePlan, part: Part, should_stop: Callable[[], bool]) -> None:
+    """Returns once every shard of the part is there, whoever makes it.
+
+    Looks at the folder instead of meeting the other ranks: they may be busy for longer than a process group waits, and
+    a signal must reach a rank that has nothing to do. Raises Interrupted when `should_stop` says so.
+    """
+    missing = [i for i in part.of(len(plan.shards)) if not _done(folder, i)]
+    while missing:
+        if should_stop():
+            raise Interrupted("stopped while other ranks were sampling; finished shards are kept")
+        time.sleep(POLL)
+        missing = [i for i in missing if not _done(folder, i)]
 
 
 def _done(folder: Path, number: int) -> bool:

@@ -1,0 +1,52 @@
+"""Which network guides the sampling of a generation: `sample.guide` and the run's folder -> a folder of weights."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from entroloop.data import manifest
+from entroloop.data.errors import UserError
+from entroloop.launcher.config import Config
+from entroloop.launcher.phases import Layout, Step
+
+
+@dataclass(frozen=True)
+class Guide:
+    """The guide of one generation.
+
+    folder     its sealed weights; None where the generation is sampled without a guide
+    made_from  its entry in the seal of the samples
+    """
+
+    folder: Path | None = None
+    made_from: dict[str, str] = field(default_factory=dict)
+
+
+def guide_of(config: Config, layout: Layout, generation: int) -> Guide:
+    """The guide of one generation.
+
+    Raises UserError when there cannot be one: a generation the run does not have, weights that are not sealed, or
+    Neon's between generations that do not start from each other.
+    """
+    name = config.sample.guide
+    if name is None:
+        return Guide()
+    relative = re.fullmatch(r"previous|generation_(\d+)", name)
+    if relative is None:
+        folder = Path(name)
+        try:
+            return Guide(folder, {"guide": manifest.read(folder).digest})
+        except UserError as error:
+            raise UserError(f"sample.guide={name}: {error}; or give previous, or generation_0000") from error
+    if config.sample.guide_kind == "neon" and not config.train.warm_start:
+        raise UserError(f"sample.guide={name}: neon extrapolates from finetuned weights: set train.warm_start=true")
+    number = generation - 1 if name == "previous" else int(relative[1])
+    if number >= config.generations:
+        raise UserError(f"sample.guide={name}: the run has generations 0 … {config.generations - 1}")
+    if not 0 <= number < generation:
+        return Guide()
+    step = Step(number, "train")
+    folder = layout.of(step)
+    return Guide(folder, {str(step): manifest.read(folder).digest})

@@ -1,0 +1,119 @@
+"""Guidance by a second network: two sealed sets of weights -> one denoiser.
+
+    autoguidance  Karras et al. 2024 (arXiv 2406.02507): away from a weaker network, D_guide + w (D - D_guide)
+    sims          Alemohammad et al. 2024 (arXiv 2408.16333): away from a network that was trained on samples of a base,
+                  (1 + w) D_base - w D; the score being (D - x) / sigma^2, this is the same of scores
+    neon          Alemohammad et al. 2025 (arXiv 2510.03597): (1 + w) base - w finetuned, of weights: one network
+
+In sims and neon the guide is the base: it is the one that exists before the other can be trained. Sampling the run
+that trained on the base's samples thus samples from what corrects the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entroloop.data import manifest
+from entroloop.data.errors import UserError
+from entroloop.trainer import network as networks
+from entroloop.trainer.diffusion import Denoiser, denoiser
+from entroloop.trainer.network import DenoiserNetwork
+from entroloop.trainer.sampler import GuideKind, SampleConfig
+
+Prepare = Callable[[DenoiserNetwork], DenoiserNetwork]
+
+
+def extrapolated(weight: float, base: Denoiser, other: Denoiser) -> Denoiser:
+    """(1 + w) base - w other."""
+
+    def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return (1 + weight) * base(x, sigma, labels) - weight * other(x, sigma, labels)
+
+    return call
+
+
+def combined(kind: GuideKind, weight: float, own: Denoiser, guide: Denoiser) -> Denoiser:
+    """What `autoguidance` or `sims` makes of the sampled network's denoiser and the guide's."""
+    if kind == "autoguidance":
+        return extrapolated(weight - 1, own, guide)
+    assert kind == "sims"
+    return extrapolated(weight, guide, own)
+
+
+@torch.no_grad()
+def extrapolate_weights(weight: float, base: DenoiserNetwork, finetuned: DenoiserNetwork, where: Path) -> None:
+    """Sets the weights of `finetuned` to (1 + w) base - w finetuned, computed in float64.
+
+    where  folder of the base, for messages
+
+    Raises UserError when the two networks do not have the same parameters, or constants that are no parameters differ.
+    """
+    theirs, mine = base.state_dict(), finetuned.state_dict()
+    if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in mine.items()}:
+        raise UserError(
+            f"sample.guide={where}: a network of another shape: sample.guide_kind=neon needs equal networks"
+        )
+    trained = {name for name, _ in finetuned.named_parameters()}
+    for name, w in mine.items():
+        if name in trained:
+            w.copy_((1 + weight) * theirs[name].double() - weight * w.double())
+        elif not torch.equal(w, theirs[name]):
+            raise UserError(f"sample.guide={where}: this network was not finetuned from it: set train.warm_start=true")
+
+
+def denoiser_of(weights: Path, config: SampleConfig, guide: Path | None, prepare: Prepare) -> Denoiser:
+    """The denoiser of sealed weights, with the guide that the configuration names.
+
+    guide    folder of the guide's sealed weights; None for none
+    prepare  moves a network to where it is called, and compiles it
+
+    Raises UserError when the guide does not fit.
+    """
+    about = manifest.read(weights).about
+    own = networks.load(weights)
+    if guide is None:
+        return denoiser(about["objective"], prepare(own))
+    theirs = _read_guide(guide)
+    check_guide(guide, theirs, about)
+    second = networks.load(guide)
+    assert config.guide_weight is not None
+    if config.guide_kind == "neon":
+        if theirs.about["objective"] != about["objective"]:
+            raise UserError(f"sample.guide={guide}: trained as {theirs.about['objective']}, not {about['objective']}")
+        extrapolate_weights(config.guide_weight, second, own, guide)
+        return denoiser(about["objective"], prepare(own))
+    return combined(
+        config.guide_kind,
+        config.guide_weight,
+        denoiser(about["objective"], prepare(own)),
+        denoiser(theirs.about["objective"], prepare(second)),
+    )
+
+
+def _read_guide(folder: Path) -> manifest.Manifest:
+    try:
+        found = manifest.read(folder)
+    except UserError as error:
+        raise UserError(f"sample.guide={folder}: {error}") from error
+    if found.kind != "weights":
+        raise UserError(f"sample.guide={folder}: holds {found.kind}: give a sealed folder of weights")
+    return found
+
+
+def check_guide(folder: Path, guide: manifest.Manifest, about: dict[str, Any]) -> None:
+    """Raises UserError, naming what differs, when a guide's samples are not what the sampled network's are."""
+    theirs = guide.about
+    if theirs["shape"] != about["shape"]:
+        wrong = f"a network for samples of shape {theirs['shape']}, not {about['shape']}"
+    elif theirs["num_classes"] != about["num_classes"]:
+        wrong = f"a network with {theirs['num_classes']} classes, not {about['num_classes']}"
+    elif theirs["scale"] != about["scale"]:
+        wrong = "its training set, which decides the scale of vectors, had another mean or deviation"
+    else:
+        return
+    raise UserError(f"sample.guide={folder}: {wrong}: give one that was trained on such samples")
