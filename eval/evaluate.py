@@ -45,6 +45,7 @@ class FeatureSets:
     training: NDArray[np.float32]  #  [N, D]
     heldout: NDArray[np.float32]  #   [R, D]
     digest: str = ""
+    mirrored: NDArray[np.float32] | None = None  # [N, D] training images flipped, for models trained with flips
 
 
 def measure_features(
@@ -77,7 +78,7 @@ def evaluate_generation(
                   share}, "context": {…, "encoders": {encoder: {"digest", "k", …}}}}; None stands for an undefined value
     """
     measured = {
-        name: measure(s.generated, s.training, s.heldout, world=world, entropy_size=entropy_size)
+        name: measure(s.generated, s.training, s.heldout, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
         for name, s in sets.items()
     }
     return _row(generation, measured, sets, provenance_shares(provenance), entropy_size)
@@ -92,7 +93,7 @@ def baseline_row(
     """
     measured = {}
     for name, s in sets.items():
-        row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size)
+        row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
         measured[name] = Measured({**row.values, "generalization_score_ratio": 1.0}, row.context)
     return _row(None, measured, sets, {"real": 1.0}, entropy_size)
 

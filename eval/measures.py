@@ -43,17 +43,19 @@ def measure(
     entropy_size: int | None = None,
     seed: int = 0,
     only: Iterable[str] | None = None,
+    mirrored: Features | None = None,
 ) -> Measured:
     """All of the measures, or those named in `only`.
 
     generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
     entropy_size                    training points, drawn with `seed`, for the entropy estimate; None: all of them
+    mirrored                        [N, D] the training set flipped, where mirrored copies count as copies
 
     Frechet and kernel distance, precision, recall, density and coverage compare with `reference` where given, else with
     `training`; what needs all three sets (NEEDS_REFERENCE) is left out without a reference.
     Raises UserError when shapes do not fit, a set has fewer than two points or a value is not finite.
     """
-    sets = Sets(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed)
+    sets = Sets(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed, mirrored=mirrored)
     wanted = MEASURES if only is None else tuple(only)
     values = {name: MEASURES[name](sets) for name in wanted if reference is not None or name not in NEEDS_REFERENCE}
     return Measured(values, _context(sets) if only is None else {})
@@ -67,6 +69,7 @@ def _context(sets: Sets) -> dict[str, Any]:
         "n_reference": sets.n.get("reference", 0),
         "dimensions": sets.dimensions,
         "seed": sets.seed,
+        "mirrored_copies_count": sets.mirrored is not None,
         "k": {
             "precision": min(K_MANIFOLD, k_real),
             "recall": sets.within_generated.shape[1],
@@ -79,9 +82,8 @@ def _context(sets: Sets) -> dict[str, Any]:
         "top_eigenvalues": [float(v) for v in sets.eigenvalues[: min(TOP_EIGENVALUES, sets.n["generated"] - 1)]],
     }
     if sets.reference is not None:
-        heldout = sets.reference_to_training
-        context["reference_generalization_score"] = float(heldout.mean())
-        context["memorized_calibrated_distance"] = memorization.calibrated_distance(heldout)
+        context["reference_generalization_score"] = float(sets.reference_to_training.mean())
+        context["memorized_calibrated_distance"] = memorization.calibrated_distance(sets.reference_to_copies)
         context["ct"] = {"components": min(PCA, sets.dimensions, sets.n["training"]), "cells": CELLS}
     return context
 
@@ -144,12 +146,12 @@ def generalization_score_ratio(sets: Sets) -> float:
 
 
 def memorized_fraction(sets: Sets) -> float:
-    return memorization.memorized_fraction(sets.to_training[0])
+    return memorization.memorized_fraction(sets.to_copies)
 
 
 def memorized_calibrated(sets: Sets) -> float:
-    limit = memorization.calibrated_distance(sets.reference_to_training)
-    return memorization.share_within(sets.to_training[0][:, 0], limit)
+    limit = memorization.calibrated_distance(sets.reference_to_copies)
+    return memorization.share_within(sets.to_copies[:, 0], limit)
 
 
 def authenticity(sets: Sets) -> float:

@@ -33,6 +33,8 @@ K_DENSITY = 5  #  density and coverage
 class Sets:
     """Two or three sets on one device. `real` is the reference where there is one, else the training set.
 
+    mirrored  the training set with every image flipped, [N, D] in the same order, where the model was trained with
+              flips: a mirrored copy then counts as a copy
     Raises UserError, naming the set, when shapes do not fit, it has fewer than two points or a value is not finite.
     """
 
@@ -45,13 +47,15 @@ class Sets:
         world: World | None = None,
         entropy_size: int | None = None,
         seed: int = 0,
+        mirrored: Features | None = None,
     ) -> None:
         self.world = World() if world is None else world
         self.entropy_size, self.seed = entropy_size, seed
-        given = {"generated": generated, "training": training, "reference": reference}
+        given = {"generated": generated, "training": training, "reference": reference, "mirrored": mirrored}
         loaded = {name: self._load(name, x) for name, x in given.items() if x is not None}
         self.n = {name: sum(self.world.gather_counts(len(x))) for name, x in loaded.items()}
         self.generated, self.training, self.reference = loaded["generated"], loaded["training"], loaded.get("reference")
+        self.mirrored = loaded.get("mirrored")
         self.dimensions = self.generated.shape[1]
         for name, x in loaded.items():
             self._check(name, x)
@@ -75,6 +79,8 @@ class Sets:
                 f"{name}: has {x.shape[1]} features a point, but generated has {self.dimensions}; "
                 "use the same encoder and image size for both"
             )
+        if name == "mirrored" and self.n[name] != self.n["training"]:
+            raise UserError(f"mirrored: holds {self.n[name]} points, the training set {self.n['training']}")
         if self.n[name] < 2:
             raise UserError(f"{name}: holds {self.n[name]} point(s); measures need at least 2")
 
@@ -117,6 +123,24 @@ class Sets:
     def to_training(self) -> tuple[Tensor, Tensor]:
         """Each generated point's two nearest training points: distances [M, 2], ids [M, 2]."""
         return self.nearest(self.generated, self.training, 2)
+
+    @functools.cached_property
+    def to_copies(self) -> Tensor:
+        """Each generated point's distances to the two nearest training points, mirrored or not: [M, 2]."""
+        distances, ids = self.to_training
+        if self.mirrored is None:
+            return distances
+        other, other_ids = self.nearest(self.generated, self.mirrored, 2)
+        return _two_smallest(torch.cat([distances, other], 1), torch.cat([ids, other_ids], 1))
+
+    @functools.cached_property
+    def reference_to_copies(self) -> Tensor:
+        """Each reference point's distance to the nearest training point, mirrored or not: [R]."""
+        if self.mirrored is None:
+            return self.reference_to_training
+        assert self.reference is not None
+        other = self.nearest(self.reference, self.mirrored, 1)[0][:, 0]
+        return torch.minimum(self.reference_to_training, other)
 
     @functools.cached_property
     def within_real(self) -> Tensor:
@@ -174,6 +198,14 @@ class Sets:
             mine = chosen[(chosen >= start) & (chosen < start + len(training))] - start
             training = training[torch.from_numpy(mine).to(training.device)]
         return kl_entropy(training, 1, world=self.world)
+
+
+def _two_smallest(distances: Tensor, ids: Tensor) -> Tensor:
+    """The smallest distances to two different ids: [M, 4] and [M, 4] -> [M, 2]."""
+    distances, order = distances.sort(1)
+    ids = ids.gather(1, order)
+    second = torch.where(ids[:, 1:] == ids[:, :1], torch.inf, distances[:, 1:]).min(1).values
+    return torch.stack([distances[:, 0], second], 1)
 
 
 def combined(own: frechet.Moments, world: World) -> frechet.Moments:

@@ -107,6 +107,33 @@ def test_a_dropped_mode_costs_recall_not_precision():
     assert found["frechet_distance"] > 8 * 30**2 / 4
 
 
+def test_mirrored_copies_count_where_the_model_was_trained_with_flips():
+    rng = np.random.default_rng(0)
+    images, other = rng.normal(size=(2, 60, 4, 4)).astype(np.float32)
+    training, mirrored, heldout = (x.reshape(60, 16) for x in (images, images[:, :, ::-1], other))
+    copies = np.concatenate([mirrored[:15], training[15:30], heldout[:30] + 0.01])
+    plain = measure_features(copies, training, heldout)
+    found = evaluate_generation(
+        0,
+        {"pixel": FeatureSets(copies, training, heldout, mirrored=mirrored)},
+        Provenance.sampled(0, 0, 60),
+        entropy_size=60,
+    )["measures"]["pixel"]
+    assert plain["memorized_fraction"] == 0.25
+    assert found["memorized_fraction"] == 0.5
+    assert found["memorized_calibrated"] >= 0.5 > plain["memorized_calibrated"]
+    assert found["generalization_score"] == plain["generalization_score"]
+
+
+def test_mirrored_second_neighbours_are_other_images():
+    """Two images, each its own mirror image: d2 must be the distance to the other one, not to the mirrored first."""
+    training = np.array([[0, 0], [4, 0]], dtype=np.float32)
+    near = measure(np.array([[1, 0], [0.5, 0]], dtype=np.float32), training, mirrored=training.copy())
+    assert near.values["memorized_fraction"] == 0.5  # 1/3 is not below 1/3, 0.5/3.5 is
+    with pytest.raises(UserError, match="mirrored: holds 3 points"):
+        measure(training, training, mirrored=np.zeros((3, 2), dtype=np.float32))
+
+
 def test_entropy_is_taken_at_the_stated_number_of_points():
     training = cloud(200)
     found = measure(cloud(50, seed=1), training, entropy_size=60, seed=4)
