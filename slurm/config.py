@@ -16,7 +16,8 @@ _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 def seconds(time: str) -> int:
     """The length of a time limit in seconds.
 
-    Takes what `sbatch --time` takes (`90`, `90:00`, `12:00:00`, `1-12`, `1-12:00`, `1-12:00:00`) and `90m`, `12h`, `2d`.
+    Takes what `sbatch --time` takes (`90` or `90:00` minutes, `12:00:00`, `1-12`, `1-12:00`, `1-12:00:00`) and `90m`,
+    `12h`, `2d`.
     Raises ValueError for anything else.
     """
     if match := re.fullmatch(r"(\d+)([mhd])", time):

@@ -33,6 +33,7 @@ class Job:
     after      keys of the jobs that it waits for
     condition  `afterok`: all of them succeeded; `afterany`: all of them ended
     tasks      the array's tasks that are still to do; None for a job that is no array
+    of         how many tasks the whole array has
     attempt    the command can tell how it ended (`run --state FILE`)
     extends    when it succeeds it submits what did not fit into the window
     """
@@ -44,6 +45,7 @@ class Job:
     after: tuple[str, ...] = ()
     condition: Literal["afterok", "afterany"] = "afterok"
     tasks: tuple[int, ...] | None = None
+    of: int = 1
     attempt: bool = True
     extends: tuple[str, ...] = ()
 
@@ -70,9 +72,9 @@ class Site:
     def folder(self) -> Path:
         return self.run / "slurm"
 
-    def comment(self, key: str) -> str:
+    def comment(self, job: Job, offset: int = 0) -> str:
         """What the queue shows of a job, so that it is recognised even where its number was lost."""
-        return f"entroloop {self.mark} {key}"
+        return f"entroloop {self.mark} {job.key} {offset} {job.of}"
 
 
 def render(job: Job, config: SlurmConfig, site: Site) -> str:
@@ -98,7 +100,7 @@ def _options(job: Job, config: SlurmConfig, site: Site, wanted: Resources) -> li
     gpu = ":".join(filter(None, ("gpu", wanted.gpu_type, str(wanted.gpus_per_node))))
     given = {
         "job-name": f"{site.name}.{job.key}",
-        "comment": site.comment(job.key),
+        "comment": site.comment(job),
         "chdir": str(site.cwd),
         "output": log,
         "open-mode": "append",
@@ -166,5 +168,5 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - shell, not HTML
+        autoescape=False,
     )

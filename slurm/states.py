@@ -1,0 +1,138 @@
+"""How a run's jobs are: from the queue, from what their scripts noted, and from what SLURM still remembers."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entroloop.data.errors import UserError
+from entroloop.slurm import client
+from entroloop.slurm.client import Entry
+
+TAIL = 8  # lines of a failed job's log that are shown
+LOST = {"CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "FAILED", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job or array task: queued, running, requeued, finished, failed, cancelled, interrupted or lost."""
+
+    key: str
+    id: str
+    state: str
+    task: int | None = None
+    node: str = ""
+    reason: str = ""
+    log: str = ""
+
+
+def read(folder: Path, mark: str, patience: float = 10.0) -> tuple[list[JobState], str]:
+    """The newest submission of every job and task, in the order of submission; and why the queue is unknown, or ''.
+
+    folder  the run's `slurm` folder
+    """
+    records = _records(folder)
+    if not records:
+        return [], ""
+    problem, entries = "", []
+    try:
+        entries = client.queued(mark, patience)
+    except UserError as error:
+        problem = str(error)
+    live = {(e.key, e.task): e for e in entries}
+    notes = {place: _note(folder, *place) for place in records}
+    unclear = [id_ for place, id_ in records.items() if place not in live and _state(notes[place], id_) is None]
+    final = {} if problem or not unclear else client.ended(unclear, patience)
+    found = []
+    for place in sorted({*records, *live}, key=lambda p: (_order(records, p[0]), p[1] if p[1] is not None else -1)):
+        id_ = live[place].id if place in live else records[place]
+        found.append(_judge(folder, place, id_, live.get(place), notes.get(place) or {}, final))
+    return found, problem
+
+
+def _records(folder: Path) -> dict[tuple[str, int | None], str]:
+    """(key, task) -> id of its newest submission."""
+    found: dict[tuple[str, int | None], str] = {}
+    try:
+        lines = (folder / "jobs.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        value = json.loads(line)
+        for task in value["tasks"] if value["tasks"] is not None else (None,):
+            own = None if task is None else task + value["offset"]
+            found[value["key"], own] = value["id"] if task is None else f"{value['id']}_{task}"
+    return found
+
+
+def _order(records: Mapping[tuple[str, int | None], str], key: str) -> int:
+    return next((i for i, place in enumerate(records) if place[0] == key), len(records))
+
+
+def _note(folder: Path, key: str, task: int | None) -> dict[str, str]:
+    """What the job's script wrote last about itself."""
+    try:
+        text = (folder / "attempts" / (key if task is None else f"{key}-{task}")).read_text()
+    except FileNotFoundError:
+        return {}
+    return dict(zip(("state", "id", "node", "reason"), text.rstrip("\n").split("\t"), strict=False))
+
+
+def _state(note: Mapping[str, str], id_: str) -> str | None:
+    """How a job that left the queue ended, where its script could still tell."""
+    if note.get("id") != id_ or note["state"] in ("running", "requeued"):
+        return None
+    return note["state"]
+
+
+def _judge(
+    folder: Path, place: tuple[str, int | None], id_: str, entry: Entry | None, note: Mapping[str, str],
+    final: Mapping[str, str],
+) -> JobState:  # fmt: skip
+    key, task = place
+    log = f"{folder}/logs/{key}-{id_}.log"
+    node, reason = note.get("node", ""), note.get("reason", "")
+    if entry is not None:
+        if entry.state in ("RUNNING", "COMPLETING"):
+            return JobState(key, id_, entry.state.lower(), task, entry.node, "", log)
+        before = f"; {note['reason']}" if note.get("state") == "requeued" else ""
+        return JobState(key, id_, "queued", task, "", f"{entry.reason}{before}", log)
+    state = _state(note, id_)
+    ended = final.get(id_, "")
+    if ended in LOST and state in (None, "interrupted"):
+        how = "cancelled" if ended == "CANCELLED" else "failed"
+        return JobState(key, id_, how, task, node, reason or f"ended by the cluster: {ended.lower()}", log)
+    return JobState(key, id_, state or "lost", task, node, reason, log)
+
+
+def tail(path: Path) -> list[str]:
+    """The last lines of a log; none where it is gone."""
+    try:
+        return path.read_text(errors="replace").rstrip().splitlines()[-TAIL:]
+    except OSError:
+        return []
+
+
+def table(found: list[JobState], problem: str = "") -> str:
+    """For reading: a line a job, an array's tasks counted together, and what a failure's log says at its end."""
+    lines = [f"jobs (queue not asked: {problem})" if problem else "jobs"]
+    for key in dict.fromkeys(job.key for job in found):
+        mine = [job for job in found if job.key == key]
+        counts = Counter(job.state for job in mine)
+        states = ", ".join(f"{n} {state}" for state, n in counts.items()) if mine[0].task is not None else mine[0].state
+        where = ",".join(dict.fromkeys(job.node for job in mine if job.state == "running"))
+        why = next((job.reason for job in mine if job.state in ("failed", "lost", "interrupted", "cancelled")), "")
+        why = why or next((job.reason for job in mine if job.state == "queued"), "")
+        number = mine[0].id.partition("_")[0]
+        lines.append(f"  {key:<28} {number:>8}  {states}{f' on {where}' if where else ''}{f' ({why})' if why else ''}")
+    for job in [job for job in found if job.state == "failed"][:3]:
+        lines += [f"log of {job.key} {job.id}: {job.log}", *(f"  | {line}" for line in tail(Path(job.log)))]
+    return "\n".join(lines)
+
+
+def as_json(found: list[JobState]) -> list[dict[str, Any]]:
+    return [vars(job) | {} for job in found]

@@ -1,0 +1,158 @@
+"""A run's pending jobs -> the queue: only what is not there yet, in a window, with dependencies.
+
+    jobs that are not done (in order) + entries of the queue  ->  plan  ->  sbatch  ->  <run>/slurm/jobs.jsonl
+
+Below `<run>/slurm` lie the scripts, the logs, `jobs.jsonl` (a line a submission) and `attempts` (what the scripts note).
+Callers hold a lease while they submit; the comment that every job carries in the queue makes it known even if its
+submitter died before it could note the number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+from entroloop.slurm import client
+from entroloop.slurm.client import Entry
+from entroloop.slurm.config import SlurmConfig
+from entroloop.slurm.sbatch import Job, Site, array_option, chunks, render
+
+SETTLING = 30.0  # seconds to wait for jobs that are just ending: they either leave the queue or are requeued
+
+
+@dataclass
+class Plan:
+    """Jobs to submit in order, queued entries to cancel first, jobs the window has no room for, and what stays queued."""
+
+    submit: list[Job] = field(default_factory=list)
+    cancel: list[str] = field(default_factory=list)
+    left: list[Job] = field(default_factory=list)
+    live: list[Entry] = field(default_factory=list)
+
+
+def plan(jobs: Sequence[Job], entries: Sequence[Entry], window: int, extend: tuple[str, ...] = ()) -> Plan:
+    """Which of the pending jobs to submit now.
+
+    jobs     all that are not done, predecessors first
+    entries  what the queue holds of this run
+    window   jobs and tasks that may be queued at once
+    extend   command of the last job that submits the rest, where the window has no room for all
+
+    A queued job that waits for a predecessor which has to be submitted anew would wait in vain: it is replaced.
+    """
+    found = Plan(cancel=[e.id for e in entries if e.doomed], live=[e for e in entries if not e.doomed])
+    renewed: set[str] = set()
+    wanted: list[Job] = []
+    for job in jobs:
+        here = [e for e in found.live if e.key == job.key]
+        if here and renewed & {*job.after} and all(e.state == "PENDING" for e in here):
+            found.cancel += [e.id for e in here]
+            found.live = [e for e in found.live if e.key != job.key]
+            here = []
+        todo = _todo(job, here)
+        if todo is not None:
+            renewed.add(job.key)
+            wanted.append(todo)
+    room = window - len(found.live)
+    while wanted and wanted[0].size <= room:
+        room -= wanted[0].size
+        found.submit.append(wanted.pop(0))
+    if wanted:  # the chain goes on from its last single job
+        while found.submit and found.submit[-1].tasks is not None and extend:
+            wanted.insert(0, found.submit.pop())
+        if found.submit and extend:
+            found.submit[-1] = dataclasses.replace(found.submit[-1], extends=extend)
+    found.left = wanted
+    return found
+
+
+def _todo(job: Job, here: Sequence[Entry]) -> Job | None:
+    """What of a job is not in the queue."""
+    if not here:
+        return job if job.size else None
+    if job.tasks is None or any(e.of != job.of for e in here):  # an array cut otherwise covers the same work
+        return None
+    taken = {e.task for e in here}
+    tasks = tuple(task for task in job.tasks if task not in taken)
+    return dataclasses.replace(job, tasks=tasks) if tasks else None
+
+
+def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tuple[str, ...] = ()) -> Plan:
+    """Submits what is missing and returns what was done. Call it with the run's submission lease held."""
+    found = plan(jobs, settled(site.mark), config.window, extend if config.shape == "phases" else ())
+    if found.cancel:
+        client.call(["scancel", *found.cancel])
+    most = client.max_array_size() if any(job.tasks is not None for job in found.submit) else 1
+    for name in ("logs", "scripts", "attempts"):
+        (site.folder / name).mkdir(parents=True, exist_ok=True)
+    numbers: dict[str, set[str]] = {}
+    for e in found.live:
+        numbers.setdefault(e.key, set()).add(e.job)
+    for job in found.submit:
+        _forget(job, site)
+        script = site.folder / "scripts" / f"{job.key}.sh"
+        text = render(job, config, site).encode()
+        files.replace(script, lambda file, t=text: file.write(t))  # type: ignore[misc]
+        waits = sorted({n for key in job.after for n in numbers.get(key, ())}, key=int)
+        depends = [f"--dependency={job.condition}:{':'.join(waits)}"] if waits else []
+        for offset, tasks in [(0, None)] if job.tasks is None else chunks(job.tasks, most):
+            array = [] if tasks is None else [f"--array={array_option(tasks, config.at_once)}"]
+            comment = f"--comment={site.comment(job, offset)}"
+            number = client.call(["sbatch", "--parsable", *depends, *array, comment, str(script), str(offset)])
+            number = number.strip().partition(";")[0]
+            numbers.setdefault(job.key, set()).add(number)
+            _record(site, {"id": number, "key": job.key, "kind": job.kind, "offset": offset, "tasks": tasks})
+    return found
+
+
+def settled(mark: str) -> list[Entry]:
+    """The queue once nothing of the run is between two states any more, or after a bounded wait."""
+    start = time.monotonic()
+    while True:
+        entries = client.queued(mark)
+        ending = [e for e in entries if e.state == "COMPLETING" and e.job != os.environ.get("SLURM_JOB_ID")]
+        if not ending or time.monotonic() - start > SETTLING:
+            return entries
+        time.sleep(0.5)
+
+
+def _forget(job: Job, site: Site) -> None:
+    """Removes what earlier submissions said of a job: its failures count from now."""
+    for task in job.tasks if job.tasks is not None else ("",):
+        name = f"{job.key}-{task}" if job.tasks is not None else job.key
+        for ending in ("", ".failures", ".json"):
+            (site.folder / "attempts" / f"{name}{ending}").unlink(missing_ok=True)
+
+
+def _record(site: Site, value: dict[str, Any]) -> None:
+    with (site.folder / "jobs.jsonl").open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def cancel(mark: str) -> list[str]:
+    """Cancels every queued and running job of a run, dependents first, and returns their numbers."""
+    numbers = sorted({e.job for e in client.queued(mark) if e.state != "COMPLETING"}, key=int, reverse=True)
+    if numbers:
+        client.call(["scancel", *numbers])
+    return numbers
+
+
+def check_python(config: SlurmConfig, found: str | None, mine: str) -> None:
+    """Raises UserError where jobs, which inherit this environment, would start another Python than this one.
+
+    found  the full path of `config.python` here; mine: that of this process
+    """
+    if config.setup or config.prefix:
+        return  # the jobs make their own environment
+    if found is None or not os.path.exists(found) or os.path.dirname(found) != os.path.dirname(mine):
+        raise UserError(
+            f"slurm.setup: empty, and the jobs' `{config.python}` would be {found or 'missing'} rather than {mine}: "
+            "give the lines that activate the environment, or activate it before submitting"
+        )
