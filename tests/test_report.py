@@ -281,7 +281,14 @@ def test_the_page_is_self_contained_and_every_picture_has_words(page):
 def test_the_page_has_the_baseline_and_every_arm(page):
     text = page.read_text()
     assert "real test vs real train" in text
-    for words in ("Pearson r", "Where training images come from", "Samples of each generation", "3,000", "2,280", "2.13.0"):
+    for words in (
+        "Pearson r",
+        "Where training images come from",
+        "Samples of each generation",
+        "3,000",
+        "2,280",
+        "2.13.0",
+    ):
         assert words in text
 
 
