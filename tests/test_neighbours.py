@@ -1,0 +1,201 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import on_ranks
+from scipy.spatial.distance import cdist
+from slow_references import hard_cases, split
+from slow_references import nearest as slow
+
+from entroloop.data.errors import UserError
+from entroloop.selection import bounds, nearest, neighbours, sketch
+from entroloop.selection.distance import pair_distances
+
+CASES = {name: x for name, x in hard_cases().items() if len(x) > 1}
+FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
+
+
+def _check(result, expected):
+    distances, ids = result
+    np.testing.assert_array_equal(ids, expected[1])
+    np.testing.assert_allclose(distances, expected[0], rtol=1e-12, atol=0)
+    assert distances.dtype == np.float64
+    assert ids.dtype == np.int64
+
+
+@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("name", CASES)
+def test_equals_a_direct_float64_search(name, backend):
+    x = CASES[name]
+    _check(nearest(x, x, 3, exclude_self=True, backend=backend), slow(x, x, 3, True))
+    _check(nearest(x[::3], x, 1, backend=backend), slow(x[::3], x, 1, False))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)
+@pytest.mark.parametrize("name", ["clusters", "lattice, many ties", "far from the origin", "exact duplicates"])
+def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
+    x = CASES[name]
+    expected = slow(x, x, 5, True)
+    monkeypatch.setattr(neighbours, "shortest_format", lambda device: form)
+    for columns, rows in ((16, 32), (7, 100)):
+        monkeypatch.setattr(sketch, "TILE_COLUMNS", columns)
+        monkeypatch.setattr(bounds, "TILE_COLUMNS", columns)
+        monkeypatch.setattr(bounds, "TILE_ROWS", rows)
+        monkeypatch.setattr(neighbours, "SWEEP_ROWS", 3 * rows)
+        monkeypatch.setattr(neighbours, "_MERGE_PAIRS", 50)
+        _check(nearest(x, x, 5, exclude_self=True, backend="torch"), expected)
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)
+@pytest.mark.parametrize("name", CASES)
+def test_products_stay_within_their_certified_error(name, form):
+    """Guards every margin: the interval of a product must hold the canonical distance of its pair."""
+    x = torch.from_numpy(CASES[name])
+    frame = sketch.Frame.of(x)
+    rows = sketch.Sketch.of(x, frame, form)
+    result = sketch.product(rows.left, rows.turned(), len(x), frame, form)
+    i, j = (index.flatten() for index in torch.meshgrid(torch.arange(len(x)), torch.arange(len(x)), indexing="ij"))
+    distance = pair_distances(x, i, x, j)
+    left, right, flat = rows.certificate[i], rows.certificate[j], result.flatten()
+    assert bool((flat <= left.cut(right, distance, frame.scale)).all())
+    assert bool((left.reach(right, flat, frame.scale) >= distance).all())
+    below = distance * (1 - 1e-9) - 1e-300
+    assert not bool((flat.clamp(min=0) <= left.surely(right, below, frame.scale)).any())
+
+
+def _on_rank(world, queries, bank, k, exclude_self):
+    mine = queries[world.rank]
+    return nearest(mine, mine if exclude_self else bank[world.rank], k, exclude_self=exclude_self, world=world)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("exclude_self", [True, False])
+@pytest.mark.parametrize("name", ["clusters", "lattice, many ties", "pixels 3072-d uint8", "exact duplicates"])
+def test_any_number_of_ranks_uneven_and_empty(name, exclude_self, size, ):
+    x = CASES[name]
+    queries = x if exclude_self else x[::3]
+    results = on_ranks(size, _on_rank, split(queries, size), split(x, size), 4, exclude_self)
+    joined = tuple(np.concatenate(part) for part in zip(*results, strict=True))
+    _check(joined, slow(queries, x, 4, exclude_self))
+
+
+def _small_blocks(world, parts):
+    neighbours._BLOCK_BYTES = 0
+    try:
+        return nearest(parts[world.rank], parts[world.rank], 2, exclude_self=True, world=world)
+    finally:
+        neighbours._BLOCK_BYTES = 1 << 27
+
+
+def test_blocks_travel_where_a_rank_holds_more_than_one():
+    x = np.random.default_rng(0).normal(size=(2600, 3)).astype(np.float32)
+    results = on_ranks(2, _small_blocks, split(x, 2))
+    joined = tuple(np.concatenate(part) for part in zip(*results, strict=True))
+    _check(joined, slow(x, x, 2, True))
+
+
+def test_near_duplicates_far_from_the_origin_are_exact_where_faiss_is_not():
+    r = np.random.default_rng(0)
+    x = (r.normal(size=(500, 384)) * 2.75).astype(np.float32)  # norm about 54
+    x[250:] = x[:250] + (r.normal(size=(250, 384)) * 0.02 / 384**0.5).astype(np.float32)
+    distances, ids = nearest(x, x, exclude_self=True)
+    expected, _ = slow(x, x, 1, True)
+    np.testing.assert_allclose(distances, expected, rtol=1e-6)
+    assert (ids[:250, 0] == np.arange(250, 500)).all()
+
+
+def test_memory_maps_are_read_in_place(tmp_path):
+    x = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    _check(nearest(mapped, mapped, exclude_self=True), slow(x, x, 1, True))
+
+
+def test_cosine_and_whitened_against_scipy():
+    r = np.random.default_rng(0)
+    bank = (r.normal(size=(300, 6)) @ r.normal(size=(6, 6)) + 3).astype(np.float32)
+    queries = bank[:50] + 0.1
+    wide = bank.astype(np.float64)
+    inverse = np.linalg.inv(np.cov(wide.T))
+    for metric, expected in (
+        ("cosine", cdist(queries.astype(np.float64), wide, "cosine")),
+        ("whitened", cdist(queries.astype(np.float64), wide, "mahalanobis", VI=inverse)),
+    ):
+        distances, ids = nearest(queries, bank, 2, metric=metric)
+        np.testing.assert_array_equal(ids, np.argsort(expected, axis=1)[:, :2])
+        np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :2], rtol=1e-6, atol=1e-12)
+
+
+def test_whitened_with_fewer_rows_than_features_is_finite():
+    x = np.random.default_rng(0).normal(size=(20, 50))
+    distances, _ = nearest(x, x, exclude_self=True, metric="whitened")
+    assert np.isfinite(distances).all()
+    assert (distances > 0).all()
+
+
+def _whitened(world, parts):
+    from entroloop.selection.exchange import Shard
+    from entroloop.selection.metrics import fit_metric
+
+    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
+    return fit_metric("whitened", shard).rows(shard.rows).numpy()
+
+
+def test_whitened_rows_have_the_same_bits_at_any_number_of_ranks():
+    x = (np.random.default_rng(0).normal(size=(200, 9)) * 30 + 5).astype(np.float32)
+    whole = on_ranks(1, _whitened, split(x, 1))[0]
+    for size in (2, 3):
+        np.testing.assert_array_equal(np.concatenate(on_ranks(size, _whitened, split(x, size))), whole)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 60), st.integers(1, 4), st.integers(0, 2**32), st.sampled_from([1, 3, 50]))
+def test_small_integers_with_many_ties(n, d, seed, span):
+    x = np.random.default_rng(seed).integers(0, span + 1, size=(n, d)).astype(np.float32)
+    k = min(3, n - 1)
+    _check(nearest(x, x, k, exclude_self=True), slow(x, x, k, True))
+
+
+BANK = np.ones((4, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((BANK, BANK[:0]), "bank: holds no rows"),
+        ((BANK, np.ones((4, 2), np.float32)), "queries have 3 features, the bank has 2"),
+        ((BANK, BANK, 5), "k: must be between 1 and the 4 bank rows, is 5"),
+        ((BANK, BANK, 0), "k: must be between 1"),
+        ((BANK[0], BANK), r"queries: must have two dimensions \[N, D\], has shape \[3\]"),
+        ((BANK.astype(np.int64), BANK), "queries: dtype must be float32, float64, float16 or uint8, is int64"),
+        ((BANK, BANK * np.array([[1], [np.nan], [np.inf], [1]], np.float32)), "bank: row 1 holds NaN or infinity"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    with pytest.raises(UserError, match=message):
+        nearest(*arguments)
+
+
+def test_unknown_names_show_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'cosine'"):
+        nearest(BANK, BANK, metric="cosin")
+    with pytest.raises(UserError, match="did you mean 'faiss'"):
+        nearest(BANK, BANK, backend="fais")
+    with pytest.raises(UserError, match="k: must be between 1 and the 3 others, is 4"):
+        nearest(BANK, BANK, 4, exclude_self=True)
+
+
+def _bad_row(world):
+    x = np.ones((3, 2), np.float32)
+    if world.rank == 1:
+        x[2] = np.nan
+    try:
+        nearest(x, x, world=world)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_every_rank_names_the_global_row():
+    assert on_ranks(2, _bad_row) == ["queries: row 5 holds NaN or infinity; every feature must be finite"] * 2
