@@ -20,7 +20,7 @@ from entroloop.data.encoders import Encoder
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.progress import Progress
-from entroloop.data.shards import Dataset
+from entroloop.data.shards import Dataset, Samples
 
 
 def block_name(encoder: str, shard: int) -> str:
@@ -50,12 +50,17 @@ def encode_shards(
             if should_stop():
                 raise Interrupted(f"encoding stopped before shard {number}; finished blocks are kept")
             samples, _ = dataset.shard(number)
-            for name in _missing(encoders, folder, number):
-                block = io.BytesIO()
-                np.save(block, encoders[name](samples), allow_pickle=False)
-                content = block.getvalue()
-                files.create(folder / block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
+            write_blocks(encoders, folder, number, samples)
             progress.advance(dataset.shard_counts[number])
+
+
+def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, samples: Samples) -> None:
+    """Writes the blocks of one shard that are not there yet."""
+    for name in _missing(encoders, folder, number):
+        block = io.BytesIO()
+        np.save(block, encoders[name](samples), allow_pickle=False)
+        content = block.getvalue()
+        files.create(folder / block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
 
 
 def _missing(encoders: Mapping[str, Encoder], folder: Path, shard: int) -> list[str]:

@@ -8,6 +8,8 @@ name, no absolute path), so that runs can be moved and compared byte by byte.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +112,22 @@ def read(folder: Path) -> Manifest:
         return Manifest.model_validate(raw)
     except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
+
+
+def copy_sealed(source: Path, target: Path) -> None:
+    """Copies a sealed folder, by hard links within a file system, the manifest last."""
+    for name in [*(entry.name for entry in read(source).files), MANIFEST]:
+        to = target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.exists():
+            continue
+        try:
+            os.link(source / name, to)
+        except FileExistsError:
+            continue
+        except OSError:
+            with (source / name).open("rb") as original:
+                files.create(to, lambda file, o=original: shutil.copyfileobj(o, file))  # type: ignore[misc]
 
 
 def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -> list[str]:

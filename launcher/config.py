@@ -20,9 +20,10 @@ from entroloop.data.plan import DataConfig
 from entroloop.data.pool import LoopConfig
 from entroloop.eval.evaluate import EvaluationConfig
 from entroloop.selection.strategies import SelectionConfig
-from entroloop.trainer.schedule import TrainConfig
+from entroloop.slurm.config import SlurmConfig
 from entroloop.trainer.network import NetworkConfig
 from entroloop.trainer.sampler import SampleConfig
+from entroloop.trainer.schedule import TrainConfig
 
 
 class SweepConfig(BaseModel):
@@ -60,6 +61,7 @@ class Config(BaseModel):
     sample: SampleConfig = SampleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sweep: SweepConfig = SweepConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @field_validator("name")
     @classmethod
@@ -88,7 +90,7 @@ class Config(BaseModel):
 
 
 # Keys that may differ when a run is resumed: they decide how it is computed, not what.
-MAY_CHANGE = ("threads", "folder", "name")
+MAY_CHANGE = ("threads", "folder", "name", "slurm")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -10,8 +10,10 @@ import contextlib
 import json
 import logging
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +27,26 @@ from entroloop.data.plan import Part
 from entroloop.data.world import World
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
 from entroloop.launcher.lease import Lease
-from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, steps
+from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, next_phase, steps
 from entroloop.launcher.work import Work
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """How a run is carried out this time; nothing of it changes what is sealed.
+
+    state    a second file, beside the run's state.json, that says how the attempt ended
+    wait     seconds that a single phase waits for the seals it needs: directory caches of shared file systems lag
+    scratch  folder on this machine's own disk to which training shards are copied first
+    overlap  encode every shard as soon as it is sampled
+    """
+
+    state: Path | None = None
+    wait: float = 0
+    scratch: Path | None = None
+    overlap: bool = False
 
 
 def open_run(config: Config) -> Layout:
@@ -46,7 +64,7 @@ def open_run(config: Config) -> Layout:
     if saved != mine and not _begun(layout):
         files.replace(layout.config, lambda file: file.write(dump(config)))
         return layout
-    found = [d for d in differences(saved, mine) if d.split(" ")[0] not in MAY_CHANGE]
+    found = [d for d in differences(saved, mine) if re.split(r"[ .]", d)[0] not in MAY_CHANGE]
     if mine["generations"] > saved["generations"]:
         found = [d for d in found if not d.startswith("generations ")]
     if found:
@@ -88,15 +106,18 @@ def is_sealed(layout: Layout) -> Callable[[Step], bool]:
     return lambda step: manifest.is_sealed(layout.of(step))
 
 
-def run(config: Config, world: World, should_stop: Callable[[], bool], *, until: Step | None = None) -> None:
+def run(
+    config: Config, world: World, should_stop: Callable[[], bool], *, until: Step | None = None,
+    attempt: Attempt = Attempt(),
+) -> None:  # fmt: skip
     """Runs every step that is not sealed yet, up to and including `until` where it is given.
 
     Raises UserError, Interrupted or what a phase raised; `state.json` then tells which.
     """
     torch.set_num_threads(config.threads)
     layout = _on_main(world, lambda: open_run(config))
-    work = Work(config, layout, world, should_stop)
-    with _state(layout, world):
+    work = Work(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
+    with _state(layout, world, attempt.state):
         while (step := _agreed_next(layout, config, world)) is not None:
             if until is not None and step > until:
                 break
@@ -105,17 +126,32 @@ def run(config: Config, world: World, should_stop: Callable[[], bool], *, until:
             run_step(work, step)
 
 
-def run_single(config: Config, world: World, should_stop: Callable[[], bool], step: Step, part: Part | None) -> None:
+def run_single(
+    config: Config, world: World, should_stop: Callable[[], bool], step: Step, part: Part | None,
+    attempt: Attempt = Attempt(),
+) -> None:  # fmt: skip
     """Runs one step, or a part of it. Raises UserError when the run has no such step."""
     torch.set_num_threads(config.threads)
     if step not in set(steps(config.generations)):
         raise UserError(f"--generation {step.generation}: the run has generations 0 … {config.generations - 1}")
     layout = _on_main(world, lambda: open_run(config))
-    with _state(layout, world):
+    with _state(layout, world, attempt.state):
         if manifest.is_sealed(layout.of(step)):
             _say(world, step, "already sealed", 0.0)
             return
-        run_step(Work(config, layout, world, should_stop), step, part)
+        _await_seals(config, layout, step, attempt.wait)
+        run_step(Work(config, layout, world, should_stop, scratch=attempt.scratch), step, part)
+
+
+def _await_seals(config: Config, layout: Layout, step: Step, patience: float) -> None:
+    """Returns when everything that the step reads is sealed as this machine sees it. Raises UserError if that fails."""
+    start = time.monotonic()
+    for needed in inputs(config, step):
+        while not manifest.is_sealed(layout.of(needed)):
+            if time.monotonic() - start >= patience:
+                waited = f" after {patience:.0f} s" if patience else ""
+                raise UserError(f"{layout.of(needed)}: not sealed{waited}: {step} needs it, run {needed} first")
+            time.sleep(min(1.0, patience))
 
 
 def run_step(work: Work, step: Step, part: Part | None = None) -> None:
@@ -193,13 +229,14 @@ def _on_main(world: World, function: Callable[[], Any]) -> Any:
 
 
 @contextlib.contextmanager
-def _state(layout: Layout, world: World) -> Iterator[None]:
+def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator[None]:
     """Keeps state.json: running, then finished, interrupted or failed, with the exit status and the reason."""
 
     def write(status: str, code: int, reason: str = "") -> None:
         if world.is_main:
             value = {"status": status, "exit": code, "reason": reason}
-            files.replace(layout.run / "state.json", lambda file: file.write(files.json_bytes(value)))
+            for path in filter(None, (layout.run / "state.json", second)):
+                files.replace(path, lambda file: file.write(files.json_bytes(value)))
 
     try:
         yield

@@ -111,6 +111,11 @@ def recipes(config: Config) -> dict[Step, str]:
     return found
 
 
+def inputs(config: Config, step: Step) -> list[Step]:
+    """The earlier steps that a step reads."""
+    return _decided_by(config, step)[1]
+
+
 def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]:
     """The configuration values and the earlier steps that a step reads."""
     generation, dump = step.generation, config.settled()

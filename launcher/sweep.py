@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -109,24 +108,8 @@ def link_shared(arm: Arm) -> bool:
             folders = [source.images, source.classifier, *folders]
         for folder in folders:
             if manifest.is_sealed(folder):
-                link_sealed(folder, arm.layout.run / folder.relative_to(source.run))
+                manifest.copy_sealed(folder, arm.layout.run / folder.relative_to(source.run))
     return True
-
-
-def link_sealed(source: Path, target: Path) -> None:
-    """Hard-links (or copies, across file systems) a sealed folder, the manifest last."""
-    for name in [*(entry.name for entry in manifest.read(source).files), manifest.MANIFEST]:
-        to = target / name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if to.exists():
-            continue
-        try:
-            os.link(source / name, to)
-        except FileExistsError:
-            continue
-        except OSError:
-            with (source / name).open("rb") as original:
-                files.create(to, lambda file, o=original: shutil.copyfileobj(o, file))  # type: ignore[misc]
 
 
 def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -> None:

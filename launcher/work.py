@@ -28,12 +28,12 @@ from numpy.typing import NDArray
 from entroloop.data import classifier, files, manifest
 from entroloop.data.encoders import Encoder, load_encoder
 from entroloop.data.errors import UserError
-from entroloop.data.features import encode_shards, encoder_digest, load_features, seal_features
+from entroloop.data.features import encode_shards, encoder_digest, load_features, seal_features, write_blocks
 from entroloop.data.importers import import_dataset
 from entroloop.data.plan import Part, RealSplit, derive_seed, split_real
 from entroloop.data.pool import pool_of, training_size
 from entroloop.data.progress import Progress
-from entroloop.data.shards import REAL, Dataset, seal_dataset
+from entroloop.data.shards import REAL, Dataset, read_shard, seal_dataset, shard_name
 from entroloop.data.stream import Resident
 from entroloop.data.world import World
 from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
@@ -58,14 +58,16 @@ class Work:
     world: World
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[Progress], None] = lambda progress: None
+    scratch: Path | None = None
+    overlap: bool = False
     facts: dict[str, Any] = field(default_factory=dict)  # of the step that ran last, for its line of stats.jsonl
     _said_who_idles: bool = False
 
     def run(self, step: Step, part: Part | None = None) -> str:
         """Does one step and returns what is worth saying about it. Raises UserError when its inputs are not sealed."""
         self.facts = {}
-        if part is not None and step.phase not in ("sample", "encode"):
-            raise UserError(f"--part {part}: only sample and encode are done in parts, not {step.phase}")
+        if part is not None and step.phase not in ("prepare", "sample", "encode"):
+            raise UserError(f"--part {part}: only prepare, sample and encode are done in parts, not {step.phase}")
         function: Callable[[Step, Part | None], str] = getattr(self, f"_{step.phase}")
         said = function(step, part)
         self.world.barrier()
@@ -114,6 +116,8 @@ class Work:
     # -- the phases ------------------------------------------------------------------------------------------------
 
     def _prepare(self, step: Step, part: Part | None) -> str:
+        if part is not None:
+            return self._prepare_part(step, part)
         data = self.config.data
         if self.world.is_main:
             if not manifest.is_sealed(Path(data.source)):
@@ -131,6 +135,30 @@ class Work:
         if self.world.is_main:
             seal_features(self.real, self.encoders, folder, {"recipe": self._recipes[step]})
         return f"{len(self.real)} real images of {'x'.join(map(str, self.real.shape))}"
+
+    def _prepare_part(self, step: Step, part: Part) -> str:
+        """Encodes a part of the real images, which are imported before; the classifier is fitted and used later."""
+        ready = {
+            name: load_encoder(name, self.real.shape, classifier=None, device=self.world.device)
+            for name in self.config.encoders
+            if name != "classifier"
+        }
+        encode_shards(
+            self.real, ready, self.layout.of(step), part, show=self.world.is_main, should_stop=self.should_stop,
+            on_progress=self.on_progress,
+        )  # fmt: skip
+        return f"part {part} of the real images by {', '.join(ready)}"
+
+    def _staged(self, step: Step) -> Dataset:
+        """The data set of a step, read from a copy on this machine's own disk where there is a scratch folder."""
+        source = self.layout.of(step)
+        if self.scratch is None:
+            return Dataset(source)
+        copy = self.scratch / f"entroloop-{manifest.read(source).digest[:16]}"
+        if self.world.local_rank == 0:
+            manifest.copy_sealed(source, copy)
+        self.world.barrier()
+        return Dataset(copy)
 
     def _fit_classifier(self) -> None:
         folder = self.layout.classifier
@@ -218,7 +246,7 @@ class Work:
 
     def _train(self, step: Step, part: Part | None) -> str:
         config, generation = self.config, step.generation
-        data = Resident(self.dataset(Step(generation, "select")))
+        data = Resident(self._staged(Step(generation, "select")))
         if config.train.labels and data.labels is None:
             raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
         warm = None
@@ -250,7 +278,7 @@ class Work:
         generate(
             weights, folder, sample, plan, all_of_it.split(self.world.rank, self.world.size), self.world.device,
             histogram=self._label_histogram(step), guide=guide.folder, title=str(step), show=self.world.is_main,
-            should_stop=self.should_stop, on_progress=self.on_progress,
+            should_stop=self.should_stop, on_progress=self.on_progress, on_shard=self._encode_early(step),
         )  # fmt: skip
         wait_for_shards(folder, plan, all_of_it, self.should_stop)
         self.world.barrier()
@@ -260,6 +288,17 @@ class Work:
             seal_dataset(folder, about=about, made_from=made_from)
         self.facts["nfe"] = sample.nfe
         return f"{plan.count} images, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
+
+    def _encode_early(self, step: Step) -> Callable[[int], None]:
+        """With `overlap`, what encodes a shard as soon as it is written, while the next one is being sampled."""
+        if not self.overlap:
+            return lambda number: None
+        samples, folder, encoders = self.layout.of(step), self.layout.of(Step(step.generation, "encode")), self.encoders
+
+        def encode(number: int) -> None:
+            write_blocks(encoders, folder, number, read_shard(samples / shard_name(number))[0])
+
+        return encode
 
     def _label_histogram(self, step: Step) -> NDArray[np.int64] | None:
         """How often each class is to be sampled, by `sample.labels`: int64 [classes]; None for equally often."""

@@ -142,8 +142,11 @@ def generate(
     show: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_shard: Callable[[int], None] = lambda number: None,
 ) -> int:
     """Writes this part's shards that are not there yet; returns how many images it drew.
+
+    `on_shard` is called with the number of every shard written, by the thread that writes.
 
     Raises Interrupted between batches when `should_stop` says so; the shards finished by then stay. Raises UserError as
     `Generator` and `write_shard` do.
@@ -153,6 +156,12 @@ def generate(
         return 0
     source = Generator(weights, config, plan, device, histogram, guide)
     total = sum(stop - start for start, stop in (plan.shards[i] for i in mine))
+
+    def write(number: int, samples: NDArray[Any], labels: NDArray[np.int64] | None) -> None:
+        start, stop = plan.shards[number]
+        write_shard(folder, number, samples, labels, Provenance.sampled(plan.generation, start, stop), first_key=start)
+        on_shard(number)
+
     with Progress(title, total, "img", show=show) as progress, ThreadPoolExecutor(1, "write shards") as writer:
         on_progress(progress)
         writing: Future[None] | None = None
@@ -166,10 +175,9 @@ def generate(
                 progress.advance(last - first)
             samples = np.concatenate([piece[0] for piece in pieces])
             labels = np.concatenate([piece[1] for piece in pieces]) if source.num_classes else None
-            where = Provenance.sampled(plan.generation, start, stop)
             if writing is not None:
                 writing.result()  # at most one shard waits in memory, and a full disk ends the phase
-            writing = writer.submit(write_shard, folder, number, samples, labels, where, first_key=start)
+            writing = writer.submit(write, number, samples, labels)
         assert writing is not None
         writing.result()
     return total
