@@ -7,6 +7,7 @@ The state of a run is which of its folders are sealed; nothing else is remembere
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +29,25 @@ FOLDERS: dict[Phase, str] = {
     "evaluate": "metrics",
 }
 
+RANKS = {phase: number for number, phase in enumerate(FOLDERS)}
 
-@dataclass(frozen=True, order=True)
+
+@functools.total_ordering
+@dataclass(frozen=True)
 class Step:
-    """One phase of one generation; the preparation of the real data is generation -1's only phase."""
+    """One phase of one generation; the preparation of the real data is generation -1's only phase.
+
+    Steps are ordered as they are run.
+    """
 
     generation: int
     phase: Phase
 
     def __str__(self) -> str:
         return "prepare" if self.phase == "prepare" else f"generation {self.generation} {self.phase}"
+
+    def __lt__(self, other: Step) -> bool:
+        return (self.generation, RANKS[self.phase]) < (other.generation, RANKS[other.phase])
 
 
 PREPARE = Step(REAL, "prepare")

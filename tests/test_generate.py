@@ -1,16 +1,20 @@
 """Sampling: an image depends on its number alone; shards are made once, whoever makes them."""
 
+import errno
+import threading
+
 import numpy as np
 import pytest
 import torch
+from exported import MLP, export
+from ranks import on_ranks
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.shards import Dataset, seal_dataset
-from entroloop.trainer import checkpoint, network
-from entroloop.trainer.diffusion import Scale
-from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels
-from entroloop.trainer.network import NetworkConfig
+from entroloop.data.world import World
+from entroloop.trainer import generate as generating
+from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels, wait_for_shards
 from entroloop.trainer.sampler import SampleConfig
 
 PLAN = SamplePlan(run_seed=5, generation=2, count=50, shard_size=16)
@@ -20,11 +24,14 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", params=["edm", "ddpm"])
 def weights(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("weights")
-    net = network.build(NetworkConfig(channels=(8,), norm_groups=4), (1, 4, 4), 3, seed=0)
-    checkpoint.export(
-        folder, {"": net}, objective=request.param, scale=Scale(True, (127.5,), (127.5,)), num_classes=3,
-        shape=(1, 4, 4), images_seen=0, made_from={},
-    )  # fmt: skip
+    export(folder, objective=request.param)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def edm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("edm")
+    export(folder)
     return folder
 
 
@@ -33,9 +40,19 @@ def made(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("sampler", ["heun", "ddpm", "ddim"])
-def test_any_split_into_parts_gives_the_same_bytes(weights, tmp_path, sampler):
-    config = SampleConfig(sampler=sampler, steps=3, batch=8)
+KINDS = {
+    "heun": {},
+    "churn": {"s_churn": 2.0},
+    "ddpm": {"sampler": "ddpm"},
+    "ddim": {"sampler": "ddim"},
+    "dpm-solver++": {"sampler": "dpm-solver++"},
+    "bf16": {"precision": "bf16"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_split_into_parts_gives_the_same_bytes(weights, tmp_path, kind):
+    config = SampleConfig(steps=3, batch=8, **KINDS[kind])
     whole = tmp_path / "whole"
     assert generate(weights, whole, config, PLAN, Part(), CPU) == 50
     expected = made(whole)
@@ -48,8 +65,9 @@ def test_any_split_into_parts_gives_the_same_bytes(weights, tmp_path, sampler):
     assert Dataset(whole).provenance.index.tolist() == list(range(50))
 
 
-def test_an_image_does_not_depend_on_its_batch(weights):
-    source = Generator(weights, SampleConfig(sampler="ddpm", steps=4), PLAN, CPU)
+@pytest.mark.parametrize("kind", [{"sampler": "ddpm"}, {"s_churn": 2.0}])
+def test_an_image_does_not_depend_on_its_batch(weights, kind):
+    source = Generator(weights, SampleConfig(steps=4, **kind), PLAN, CPU)
     whole, labels = source.samples(0, 12)
     part, some = source.samples(7, 9)
     assert np.abs(whole[7:9].astype(int) - part.astype(int)).max() <= 1  # other batch sizes may round otherwise
@@ -84,10 +102,148 @@ def test_labels_by_rule():
 
 
 def test_guidance_without_labels_is_refused(tmp_path):
-    net = network.build(NetworkConfig(width=8, depth=1), (2,), 0, seed=0)
-    checkpoint.export(
-        tmp_path, {"": net}, objective="edm", scale=Scale(False, (0.0, 0.0), (1.0, 1.0)), num_classes=0, shape=(2,),
-        images_seen=0, made_from={},
-    )  # fmt: skip
+    export(tmp_path, config=MLP, shape=(2,), num_classes=0)
     with pytest.raises(UserError, match=r"sample\.guidance=2"):
         Generator(tmp_path, SampleConfig(guidance=2.0), PLAN, CPU)
+
+
+def test_classifier_free_guidance_and_a_guide_go_together(edm, tmp_path):
+    """Guided by labels: both networks, or what is made of them, is the same."""
+    export(tmp_path, moved=0.1)
+    config = SampleConfig(steps=3, guidance=2.0, guide="some", guide_kind="sims", guide_weight=0.5)
+    found = Generator(edm, config, PLAN, CPU, guide=tmp_path)
+    each = [Generator(path, SampleConfig(steps=3, guidance=2.0), PLAN, CPU).denoise for path in (tmp_path, edm)]
+    x, labels = torch.randn(4, 1, 4, 4), torch.tensor([0, 1, 2, 0])
+    with torch.no_grad():
+        theirs, own = (denoise(x, torch.tensor(0.5), labels) for denoise in each)
+        torch.testing.assert_close(found.denoise(x, torch.tensor(0.5), labels), 1.5 * theirs - 0.5 * own)
+
+
+def test_bf16_calls_the_network_in_bf16_and_keeps_the_state(edm):
+    seen = {"conv": set(), "state": set()}
+    half = Generator(edm, SampleConfig(steps=6, precision="bf16"), PLAN, CPU)
+    call = half.denoise
+
+    def spied(x, sigma, labels):
+        seen["state"].add(x.dtype)
+        y = call(x, sigma, labels)
+        seen["state"].add(y.dtype)
+        return y
+
+    half.denoise = spied
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, args, out: seen["conv"].add(out.dtype) if isinstance(module, torch.nn.Conv2d) else None
+    )
+    try:
+        low, _ = half.samples(0, 16)
+    finally:
+        handle.remove()
+    assert seen == {"conv": {torch.bfloat16}, "state": {torch.float32}}
+    full, _ = Generator(edm, SampleConfig(steps=6), PLAN, CPU).samples(0, 16)
+    difference = np.abs(low.astype(int) - full.astype(int))
+    assert difference.max() > 0  # bf16 has 8 bits; of random weights, more than a trained network's
+    assert difference.mean() < 4
+
+
+def test_a_precision_the_device_lacks_is_refused(edm, monkeypatch):
+    with pytest.raises(UserError, match=r"sample\.precision=fp16: a CPU does not sample in fp16; use no or bf16"):
+        Generator(edm, SampleConfig(precision="fp16"), PLAN, CPU)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+    with pytest.raises(UserError, match=r"sample\.precision=bf16: this GPU has no bf16"):
+        Generator(edm, SampleConfig(precision="bf16"), PLAN, torch.device("cuda"))
+
+
+def test_compile_compiles_one_graph_a_batch_size(edm, monkeypatch):
+    """With inductor left out, whose start takes longer than all other tests here."""
+    graphs = []
+    compiled = torch.nn.Module.compile
+
+    def count(graph, inputs):
+        graphs.append([tuple(i.shape) for i in inputs if isinstance(i, torch.Tensor)])
+        return graph.forward
+
+    def without_inductor(self, **options):
+        assert options == {"dynamic": False}
+        compiled(self, backend=count, **options)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", without_inductor)
+    torch._dynamo.reset()
+    eager = Generator(edm, SampleConfig(steps=2), PLAN, CPU)
+    source = Generator(edm, SampleConfig(steps=2, compile=True), PLAN, CPU)
+    for start, stop in ((0, 8), (8, 16), (16, 18), (18, 26)):
+        np.testing.assert_array_equal(source.samples(start, stop)[0], eager.samples(start, stop)[0])
+    assert len(graphs) == 2
+    assert any((8, 1, 4, 4) in shapes for shapes in graphs)
+    assert any((2, 1, 4, 4) in shapes for shapes in graphs)
+
+
+def test_the_network_goes_on_while_a_shard_is_written(edm, tmp_path, monkeypatch):
+    """The first shard is written only after the second one's images have been drawn."""
+    second = threading.Event()
+    write, drawn = generating.write_shard, Generator.samples
+
+    def slow(folder, number, *args, **options):
+        assert threading.current_thread() is not threading.main_thread()
+        assert number > 0 or second.wait(60)
+        write(folder, number, *args, **options)
+
+    def samples(self, start, stop):
+        found = drawn(self, start, stop)
+        if start == 16:
+            second.set()
+        return found
+
+    monkeypatch.setattr(generating, "write_shard", slow)
+    monkeypatch.setattr(Generator, "samples", samples)
+    assert generate(edm, tmp_path, SampleConfig(steps=2, batch=16), PLAN, Part(), CPU) == 50
+    assert len(made(tmp_path)) == 9
+
+
+def test_a_full_disk_ends_sampling(edm, tmp_path, monkeypatch):
+    def full(*args, **options):
+        raise UserError("disk full") from OSError(errno.ENOSPC, "")
+
+    drawn, batches = Generator.samples, []
+    monkeypatch.setattr(Generator, "samples", lambda self, *args: batches.append(args) or drawn(self, *args))
+    monkeypatch.setattr(generating, "write_shard", full)
+    with pytest.raises(UserError, match="disk full"):
+        generate(edm, tmp_path, SampleConfig(steps=2, batch=16), PLAN, Part(), CPU)
+    assert len(batches) < 4
+
+
+def test_waiting_for_other_ranks_ends_with_their_shards_or_a_signal(edm, tmp_path, monkeypatch):
+    monkeypatch.setattr(generating, "POLL", 0.01)
+    looks = []
+
+    def should_stop():
+        looks.append(1)
+        if len(looks) == 3:
+            generate(edm, tmp_path, SampleConfig(steps=1), PLAN, Part(1, 2), CPU)
+        return len(looks) > 100
+
+    wait_for_shards(tmp_path, PLAN, Part(1, 2), should_stop)
+    assert len(looks) == 3
+    with pytest.raises(Interrupted, match="other ranks"):
+        wait_for_shards(tmp_path, PLAN, Part(0, 2), should_stop)
+
+
+def make_on(world, weights, folder, config):
+    generate(weights, folder, config, PLAN, Part().split(world.rank, world.size), world.device, show=False)
+    wait_for_shards(folder, PLAN, Part(), lambda: False)
+    world.barrier()
+    if world.is_main:
+        seal_dataset(folder)
+
+
+@pytest.mark.parametrize("kind", ["heun", "churn", "dpm-solver++"])
+def test_worlds_of_one_two_and_three_give_the_same_ids_and_bytes(edm, tmp_path, kind):
+    config, found = SampleConfig(steps=3, batch=8, **KINDS[kind]), {}
+    for size in (1, 2, 3):
+        folder = tmp_path / str(size)
+        if size == 1:
+            make_on(World(), edm, folder, config)
+        else:
+            on_ranks(size, make_on, edm, folder, config)
+        assert Dataset(folder).provenance.index.tolist() == list(range(50))
+        found[size] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found[1] == found[2] == found[3]

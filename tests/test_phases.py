@@ -20,6 +20,10 @@ def test_next_phase_is_the_first_unsealed_one_for_every_prefix():
     assert order == sorted(order, key=lambda s: s.generation)
 
 
+def test_steps_are_ordered_as_they_are_run():
+    assert sorted(reversed(list(steps(3)))) == list(steps(3))
+
+
 def test_a_gap_is_filled_first():
     sealed = set(steps(2)) - {Step(0, "encode")}
     assert next_phase(sealed.__contains__, 2) == Step(0, "encode")

@@ -214,7 +214,7 @@ def dpm_solver(denoise: Denoiser, noise: Tensor, sigmas: Tensor, labels: Tensor 
     for step, sigma in enumerate(sigmas[:-1]):
         y = denoise((x * (1 + sigma.square()).sqrt()).float(), sigma.float(), labels).double()
         x = scheduler.step(y, step, x, return_dict=False)[0]
-    return x
+    return x * (1 + sigmas[-1].square()).sqrt()
 
 
 def draw(
