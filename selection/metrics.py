@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
-from entroloop.selection.distance import check_metric, fold_sum
+from entroloop.selection.distance import check_metric, fold_sum, root
 from entroloop.selection.exchange import Shard
 
 _BITS = 18  # of one slice; products of slices summed over 2^14 rows or features stay below 2^53
@@ -56,7 +56,7 @@ def _unit_rows(rows: Tensor) -> Tensor:
     out = torch.empty(rows.shape, dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS].double()
-        length = fold_sum(part.square()).sqrt()
+        length = root(fold_sum(part.square()))
         if bool((length == 0).any()):
             row = start + int((length == 0).int().argmax())
             raise UserError(f"metric cosine: row {row} is zero and has no direction; use metric euclidean or drop it")
@@ -94,7 +94,7 @@ class _Whitening:
             raise UserError(f"metric whitened: needs at least 2 bank rows, there are {n}")
         largest = torch.zeros(1, dtype=torch.float64, device=rows.device)
         for part in torch.split(rows, _ROWS):
-            largest = torch.maximum(largest, part.double().abs().max()[None])
+            largest = torch.maximum(largest, part.double().abs().amax()[None]) if len(part) else largest
         largest = world.all_reduce(largest, "max")
         self.step = 2.0 ** (math.frexp(float(largest))[1] - 2 * _BITS) if float(largest) > 0 else 1.0
         total = torch.zeros(d, dtype=torch.int64, device=rows.device)

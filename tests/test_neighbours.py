@@ -72,7 +72,11 @@ def _on_rank(world, queries, bank, k, exclude_self):
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("exclude_self", [True, False])
 @pytest.mark.parametrize("name", ["clusters", "lattice, many ties", "pixels 3072-d uint8", "exact duplicates"])
-def test_any_number_of_ranks_uneven_and_empty(name, exclude_self, size, ):
+def test_any_number_of_ranks_uneven_and_empty(
+    name,
+    exclude_self,
+    size,
+):
     x = CASES[name]
     queries = x if exclude_self else x[::3]
     results = on_ranks(size, _on_rank, split(queries, size), split(x, size), 4, exclude_self)

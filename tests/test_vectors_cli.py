@@ -1,0 +1,118 @@
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from entroloop.data.errors import UserError
+from entroloop.launcher.vectors import entropy_command, opened, parse_options, select_command
+from entroloop.selection import kl_entropy, select
+
+X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+
+
+@pytest.fixture
+def features(tmp_path):
+    np.save(tmp_path / "x.npy", X)
+    np.savez(tmp_path / "x.npz", features=X, other=X[:5])
+    np.savez_compressed(tmp_path / "packed.npz", X)
+    np.save(tmp_path / "order.npy", np.asfortranarray(X))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz", "packed.npz", "order.npy"])
+def test_ids_and_what_was_done(features, name, capsys):
+    out = features / "chosen" / "ids.npy"
+    select_command(features / name, 40, out, seed=5, option=["start=7"], as_json=True)
+    ids = np.load(out)
+    np.testing.assert_array_equal(ids, select(X, 40, seed=5, start=7).ids)
+    printed = json.loads(capsys.readouterr().out)
+    done = json.loads(out.with_suffix(".json").read_text())
+    assert printed == done
+    assert done["features"]["sha256"] == hashlib.sha256((features / name).read_bytes()).hexdigest()
+    assert done["ids"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert (done["strategy"], done["seed"], done["size"], done["options"]) == ("greedy", 5, 40, {"start": 7})
+    assert done["entropy"]["after"]["nats"] == pytest.approx(kl_entropy(X[ids]).nats)
+    assert done["entropy"]["before"]["nats"] < done["entropy"]["after"]["nats"]
+    assert done["radii"]["min"] > 0
+    assert sorted(p.name for p in out.parent.iterdir()) == ["ids.json", "ids.npy"], "no temporary file stays"
+
+
+def test_arrays_are_mapped_not_read(features):
+    for name in ("x.npy", "x.npz"):
+        with opened(features / name) as (array, _):
+            assert isinstance(array, np.memmap)
+            np.testing.assert_array_equal(array, X)
+    with opened(features / "x.npz", "other") as (array, about):
+        assert about["shape"] == [5, 6]
+
+
+def test_entropy_prints_the_documented_keys(features, capsys):
+    entropy_command(features / "x.npy", 2, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"nats", "n", "d", "k", "floored"}
+    assert printed["nats"] == pytest.approx(kl_entropy(X, 2).nats)
+    entropy_command(features / "x.npy")
+    assert "nats (n 300, d 6, k 1" in capsys.readouterr().out
+
+
+def test_labels_come_from_a_file(features):
+    np.save(features / "labels.npy", np.arange(300) % 3)
+    out = features / "ids.npy"
+    select_command(features / "x.npy", 30, out, "random-class-balanced", labels=features / "labels.npy")
+    assert np.bincount(np.load(out) % 3).tolist() == [10, 10, 10]
+    with pytest.raises(UserError, match=r"--labels: .*must hold 300 integers, one a row, has shape \[300, 6\]"):
+        select_command(features / "x.npy", 30, out, "random-class-balanced", labels=features / "x.npy")
+
+
+def _truncated(folder):
+    path = folder / "cut.npy"
+    path.write_bytes((folder / "x.npy").read_bytes()[:2000])
+    return path
+
+
+def _text(folder):
+    path = folder / "text.npz"
+    path.write_text("no archive")
+    return path
+
+
+def _flat(folder):
+    np.save(folder / "flat.npy", X[0])
+    return folder / "flat.npy"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none.npy", "none.npy: no such file or folder"),
+        (_truncated, "cut.npy: not a complete .npy file"),
+        (_text, "text.npz: not a complete .npz file"),
+        (_flat, r"flat.npy: must hold an array \[N, D\], holds one of shape \[6\]"),
+        (lambda folder: folder, "not a sealed feature folder"),
+    ],
+)
+def test_unusable_files_are_named(features, make, message):
+    with pytest.raises(UserError, match=message), opened(make(features)):
+        pass
+
+
+def test_a_missing_array_lists_those_there_are(features):
+    with (
+        pytest.raises(UserError, match="has no array 'images'; choose one with --key: features, other"),
+        opened(features / "x.npz", "images"),
+    ):
+        pass
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(features):
+    with pytest.raises(UserError, match="x.npy: changed while it was read"), opened(features / "x.npy"):
+        np.save(features / "x.npy", X[:10])
+
+
+def test_options_become_values():
+    assert parse_options(["a=1", "b-c=0.5", "d=true", "e=text"]) == {"a": 1, "b_c": 0.5, "d": True, "e": "text"}
+    with pytest.raises(UserError, match="--option: must be key=value, is 'a'"):
+        parse_options(["a"])
+    with pytest.raises(UserError, match="--out: must end in .npy"):
+        select_command("x.npy", 3, __import__("pathlib").Path("ids.txt"))
