@@ -165,6 +165,8 @@ def run_step(work: Work, step: Step, part: Part | None = None) -> None:
             stack.enter_context(lease)
             if part is None:  # other parts may be at work in the same folder
                 files.sweep_temporaries(layout.of(step))
+                if step.phase == "train":
+                    files.sweep_temporaries(layout.checkpoints(step.generation))
 
         _on_main(world, begin)
         work.on_progress = lambda progress: setattr(lease, "progress", progress)

@@ -277,16 +277,30 @@ class ZeroEngine(Engine):
         return whole
 
     def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
-        from deepspeed.utils import safe_set_full_fp32_param
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         kept = [m.detach().clone() for m in self.masters]
         for name, parameter in zip(self.names, self.network.parameters(), strict=True):
-            safe_set_full_fp32_param(parameter, whole[name].to(self.world.device))
+            value = whole[name].to(self.world.device)
+            if self.stage == 3:
+                safe_set_local_fp32_param(parameter, self._share(value))
+            else:
+                safe_set_full_fp32_param(parameter, value)
         with torch.no_grad():
             found = [m.detach().clone() for m in self.masters]
             self._put(kept)
             for x, value in zip(local, found, strict=True):
                 x.copy_(value)
+
+    def _share(self, value: Tensor) -> Tensor:
+        """This rank's share of a whole parameter under ZeRO-3: equal pieces of the flat values, padded with zeros.
+
+        DeepSpeed's own setter of whole parameters fails where a rank's piece is nothing but padding.
+        """
+        size = self.world.size
+        piece = -(-value.numel() // size)
+        padded = nn.functional.pad(value.flatten(), (0, piece * size - value.numel()))
+        return padded[self.world.rank * piece :][:piece]
 
     def _put(self, values: Sequence[Tensor]) -> None:
         with torch.no_grad():

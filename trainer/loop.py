@@ -181,7 +181,7 @@ def train(
     trainer = Trainer(job, data, world)
     config = job.config
     every = max(1, round(config.checkpoint_kimg * 1000 / config.batch))
-    window = Window(job.stats if world.is_main else None, config)
+    window = Window(job.stats, config, world)
     batches = data.batches(
         seed=job.seed, seen=trainer.seen, until=config.images, batch=config.batch, rank=world.rank, size=world.size
     )
@@ -193,7 +193,7 @@ def train(
             loss, sigma, norm = trainer.step(batch)
             check_finite(loss, sigma, batch, trainer.seen)
             line = window.add(loss, sigma, norm, trainer.seen, waited)
-            if line is not None and world.is_main:
+            if line is not None:
                 on_stats(line)
             progress.advance(config.batch)
             steps = trainer.seen // config.batch

@@ -10,16 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entroloop.data.world import World
 from entroloop.trainer.schedule import TrainConfig, learning_rate
 
 EDGES = (0.05, 0.2, 0.8, 3.0)  # of the sigma buckets in which the loss is reported
 
 
 class Window:
-    """Collects the steps of one window; writes and forgets them at its end. Without a path it only forgets."""
+    """Collects the steps of one window; rank 0 writes their means, over all ranks, at its end."""
 
-    def __init__(self, path: Path | None, config: TrainConfig) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: TrainConfig, world: World) -> None:
+        self.path, self.config, self.world = path, config, world
         self.every = max(1, round(config.log_kimg * 1000 / config.batch))
         self._reset()
 
@@ -31,24 +32,27 @@ class Window:
         self.start = time.monotonic()
 
     def add(self, loss: Tensor, sigma: Tensor, norm: float, seen: int, waited: float) -> dict[str, Any] | None:
-        """loss, sigma [b] of a step; norm of its gradient; seconds it waited for data. The line, at a window's end."""
+        """Takes the loss and sigma [b] of a step, the norm of its gradient and the seconds it waited for data.
+
+        Every rank calls it at every step. Returns the line that was written, at the end of a window on rank 0.
+        """
         self.losses.append(loss)
         self.sigmas.append(sigma)
         self.norms.append(norm)
         self.waited += waited
         if len(self.losses) < self.every:
             return None
-        line = self._line(seen)
-        if self.path is not None:
+        loss, sigma = (self.world.gather_rows(torch.cat(values)).cpu() for values in (self.losses, self.sigmas))
+        line = self._line(loss, sigma, seen) if self.world.is_main else None
+        if line is not None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         self._reset()
         return line
 
-    def _line(self, seen: int) -> dict[str, Any]:
+    def _line(self, loss: Tensor, sigma: Tensor, seen: int) -> dict[str, Any]:
         seconds = time.monotonic() - self.start
-        loss, sigma = torch.cat(self.losses).cpu(), torch.cat(self.sigmas).cpu()
         bucket = torch.bucketize(sigma, torch.tensor(EDGES))
         names = [f"sigma<{edge}" for edge in EDGES] + [f"sigma>={EDGES[-1]}"]
         by_sigma = {name: float(loss[bucket == i].mean()) for i, name in enumerate(names) if bool((bucket == i).any())}

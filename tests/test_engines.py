@@ -1,0 +1,177 @@
+"""Real DDP and DeepSpeed on two gloo ranks, started as people start them, against one process.
+
+The losses of a step agree to rounding: the same images, noise and weights, summed in another order over two ranks. Adam
+divides by the root of the second moment, which turns rounding of tiny gradients into steps of the size of the learning
+rate; after 40 steps exported weights therefore agree to a few learning rates in places, and far better on average.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from loops import command, sealed_bytes, tiny_file
+
+from entroloop.launcher.phases import Layout, Step
+from entroloop.trainer import network
+
+EACH_STEP = ("train.log_kimg=0.016", "generations=1")
+
+
+def torchrun(path, *overrides, ranks=2, wait=True, **environment):
+    arguments = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
+        "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "-m", "entroloop.launcher", "run", str(path), *overrides,
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    process = subprocess.Popen(
+        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    if not wait:
+        return process
+    out, _ = process.communicate(timeout=240)
+    return process.returncode, out
+
+
+def losses(layout):
+    lines = map(json.loads, layout.stats(0).read_text().splitlines())
+    return torch.tensor([line["loss"] for line in lines if "loss" in line])
+
+
+def exported(layout):
+    return torch.cat([p.flatten() for p in network.load(layout.of(Step(0, "train"))).parameters()])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    path = tiny_file(folder)
+    assert command("run", path, *EACH_STEP).returncode == 0
+    return Layout(folder / "runs" / "tiny")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3"])
+def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
+    path = tiny_file(tmp_path)
+    status, out = torchrun(path, *EACH_STEP, f"train.engine={engine}")
+    assert status == 0, out
+    layout = Layout(tmp_path / "runs" / "tiny")
+    assert f"by {engine} on 2 ranks" in out
+    assert len(losses(layout)) == len(losses(alone)) == 40
+    torch.testing.assert_close(losses(layout), losses(alone), rtol=2e-3, atol=2e-3)
+    difference = (exported(layout) - exported(alone)).abs()
+    assert difference.max() < 5e-3  # a few learning rates of 1e-3
+    assert difference.mean() < 2e-5
+
+
+def test_accumulation_changes_nothing_but_rounding(alone, tmp_path):
+    path = tiny_file(tmp_path)
+    assert command("run", path, *EACH_STEP, "train.micro_batch=4").returncode == 0
+    layout = Layout(tmp_path / "runs" / "tiny")
+    torch.testing.assert_close(losses(layout), losses(alone), rtol=2e-3, atol=2e-3)
+    status, out = torchrun(path, *EACH_STEP, "train.micro_batch=4", "train.engine=zero2", "name=zero")
+    assert status == 0, out
+    torch.testing.assert_close(losses(Layout(tmp_path / "runs" / "zero")), losses(alone), rtol=2e-3, atol=2e-3)
+
+
+def checkpoints(run):
+    return {p.name for p in run.glob("generation_0000/checkpoints/images-*.pt")}
+
+
+def wait_for_checkpoint(folder, process):
+    while not checkpoints(folder):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+LONG = ("train.kimg=6.4", "generations=1", "train.checkpoint_kimg=0.32")
+
+
+@pytest.mark.parametrize(("engine", "kimg"), [("ddp", 8), ("zero3", 3.2)])  # a step of zero3 takes five times as long
+def test_signals_and_kills_of_ranks_resume_with_the_same_bytes(tmp_path, engine, kimg):
+    path = tiny_file(tmp_path, *LONG, f"train.engine={engine}", f"train.kimg={kimg}")
+    status, out = torchrun(path, "name=whole")
+    assert status == 0, out
+    run = tmp_path / "runs" / "tiny"
+
+    process = torchrun(path, wait=False)  # SIGTERM to the launcher, as a scheduler does
+    wait_for_checkpoint(run, process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert json.loads((run / "state.json").read_text())["exit"] == 75, out
+
+    for which in ("one rank", "all ranks"):
+        before = checkpoints(run)
+        process = torchrun(path, wait=False)
+        while process.poll() is None and checkpoints(run) <= before:
+            time.sleep(0.02)
+        assert process.poll() is None, process.communicate()[0]
+        ranks = children(process.pid)
+        for pid in ranks[:1] if which == "one rank" else ranks:
+            os.kill(pid, signal.SIGKILL)
+        out, _ = process.communicate(timeout=90)
+        assert process.returncode != 0, out
+    status, out = torchrun(path)
+    assert status == 0, out
+    assert "resumed at" in out
+    assert sealed_bytes(run) == sealed_bytes(tmp_path / "runs" / "whole")
+
+
+def children(pid):
+    return [int(p) for p in open(f"/proc/{pid}/task/{pid}/children").read().split()]
+
+
+def test_a_checkpoint_resumes_at_another_world_size_and_engine(tmp_path):
+    path = tiny_file(tmp_path, *LONG)
+    process = torchrun(path, wait=False)
+    run = tmp_path / "runs" / "tiny"
+    wait_for_checkpoint(run, process)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    done = command("run", path)
+    assert done.returncode == 0, done.stderr
+    assert "saved by ddp on 2 ranks, so the last bits may differ" in done.stdout
+    whole = command("run", path, "name=whole")
+    assert whole.returncode == 0
+    difference = exported(Layout(run)) - exported(Layout(tmp_path / "runs" / "whole"))
+    assert difference.abs().mean() < 1e-3
+
+
+def test_launches_that_would_run_something_else_are_refused(tmp_path):
+    path = tiny_file(tmp_path)
+    for overrides, environment, line in [
+        (("train.engine=ddp",), {}, "train.engine=ddp: this was launched as single with 1 process(es)"),
+        (("train.engine=zero2",), {}, "train.engine=zero2: DeepSpeed needs a launcher"),
+        (("train.engine=zero2",), {"ACCELERATE_USE_CPU": "true"}, "ACCELERATE_USE_CPU is set"),
+        (("train.precision=fp16",), {}, "train.precision=fp16: a CPU cannot train in fp16"),
+        (("train.micro_batch=5",), {}, "train.micro_batch=5 does not divide"),
+    ]:
+        name = f"name=n{abs(hash(overrides + tuple(environment)))}"
+        refused = command("run", path, *overrides, name, **environment)
+        assert refused.returncode == 2, refused.stdout + refused.stderr
+        assert line in refused.stderr
+        assert len(refused.stderr.strip().splitlines()) == 1
+    status, out = torchrun(path, "train.batch=15", "name=odd")
+    assert status != 0
+    assert "train.batch=15 does not divide over 2 processes" in out
+    assert json.loads((tmp_path / "runs" / "odd" / "state.json").read_text())["exit"] == 2
+
+
+def test_accelerate_launch_trains_with_deepspeed(tmp_path):
+    path = tiny_file(tmp_path, "generations=1")
+    launched = subprocess.run(
+        [
+            sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
+            "--mixed_precision", "no", "--dynamo_backend", "no", "--use_deepspeed", "--zero_stage", "2",
+            "--main_process_port", "0", "-m", "entroloop.launcher", "run", str(path),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True,
+        timeout=240, check=False,
+    )  # fmt: skip
+    assert launched.returncode == 0, launched.stdout + launched.stderr
+    assert "by zero2 on 2 ranks" in launched.stdout
