@@ -41,6 +41,10 @@ def run_command(
     generation: Annotated[int | None, typer.Option(help="Run one phase of this generation only.")] = None,
     phase: Annotated[str | None, typer.Option(help="prepare, select, train, sample, encode or evaluate.")] = None,
     part: Annotated[str | None, typer.Option(help="i::n, the shards i, i + n, … of sample or encode.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Write here too how the attempt ended, as state.json.")] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the seals that a single phase needs.")] = 0,
+    scratch: Annotated[Path | None, typer.Option(help="Copy training shards to this folder first.")] = None,
+    overlap: Annotated[bool, typer.Option(help="Encode every shard as soon as it is sampled.")] = False,
 ) -> None:
     """Run the whole loop of one run, resumed where it stopped."""
     from entroloop.launcher import config as configuration
@@ -59,15 +63,16 @@ def run_command(
     single = _step(generation, phase)
     if part is not None and single is None:
         raise UserError("--part: goes with --generation and --phase sample or encode")
-    stop = StopFlag()
+    stop, attempt = StopFlag(), drive.Attempt(state, wait, scratch, overlap)
     world = world_from_environment()
     if not world.is_main:
         logging.getLogger("entroloop").setLevel(logging.WARNING)
     try:
         if single is None:
-            drive.run(settings, world, lambda: bool(stop))
+            drive.run(settings, world, lambda: bool(stop), attempt=attempt)
         else:
-            drive.run_single(settings, world, lambda: bool(stop), single, parse_part(part) if part else None)
+            share = parse_part(part) if part else None
+            drive.run_single(settings, world, lambda: bool(stop), single, share, attempt)
     finally:
         worlds.leave()
 
@@ -88,8 +93,17 @@ def _step(generation: int | None, phase: str | None) -> Any:
 
 
 @app.command("sweep")
-def sweep_command(config: ConfigFile, overrides: Overrides = None) -> None:
+def sweep_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="As one job array on a SLURM cluster.")] = False,
+) -> None:
     """Run a grid of runs side by side (strategy x paradigm x seed), then write one report."""
+    if slurm:
+        from entroloop.launcher import cluster_commands
+
+        cluster_commands.submit_sweep(config, overrides or [])
+        return
     from entroloop.launcher import sweep
     from entroloop.launcher.process import StopFlag
 
@@ -113,7 +127,7 @@ def status_command(
 
 def _register() -> None:
     """Adds the commands that live in modules of their own."""
-    from entroloop.launcher import datasets, reporting, sampling, vectors
+    from entroloop.launcher import cluster_commands, datasets, reporting, sampling, vectors
 
     app.command("import")(datasets.import_command)
     app.command("verify")(datasets.verify_command)
@@ -123,6 +137,7 @@ def _register() -> None:
     app.command("measure")(reporting.measure_command)
     app.command("report")(reporting.report_command)
     app.command("sample")(sampling.sample_command)
+    app.add_typer(cluster_commands.app)
 
 
 def main(arguments: list[str] | None = None) -> None:

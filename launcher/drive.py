@@ -117,9 +117,10 @@ def run(
     torch.set_num_threads(config.threads)
     layout = _on_main(world, lambda: open_run(config))
     work = Work(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
+    order = list(steps(config.generations))
     with _state(layout, world, attempt.state):
         while (step := _agreed_next(layout, config, world)) is not None:
-            if until is not None and step > until:
+            if until is not None and order.index(step) > order.index(until):
                 break
             if _any(world, should_stop()):
                 raise Interrupted(f"stopped before {step}")

@@ -52,16 +52,17 @@ def _dead_here(lease: dict[str, Any]) -> bool:
 
 
 class Lease:
-    """Holds `path` while the context is open. Raises UserError when a live process holds it."""
+    """Holds `path` while the context is open. Raises UserError when a live process holds it for `patience` seconds."""
 
-    def __init__(self, path: Path, what: str) -> None:
-        self.path, self.what = path, what
+    def __init__(self, path: Path, what: str, patience: float = 0) -> None:
+        self.path, self.what, self.patience = path, what, patience
         self.progress: Progress | None = None
         self._token = uuid.uuid4().hex
         self._counter = 0
         self._closed = threading.Event()
 
     def __enter__(self) -> Lease:
+        self._deadline = time.monotonic() + self.patience
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -84,6 +85,9 @@ class Lease:
             if not self.path.exists():
                 return
             if seen is not None and now is not None and now.get("counter") != seen.get("counter"):
+                if time.monotonic() < self._deadline:
+                    seen, start = now, time.monotonic()
+                    continue
                 raise UserError(
                     f"{self.path.parent}: {self.what} is in use by process {now.get('pid')} on {now.get('host')}: "
                     "wait for it, or stop it and run the same command again"

@@ -20,11 +20,30 @@ def inspect(folder: Path) -> dict[str, Any]:
     Raises UserError when the folder is neither.
     """
     if (folder / "config.yaml").is_file():
-        return _inspect_run(folder)
+        return _with_jobs(folder, _inspect_run(folder))
     runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
     if not runs:
         raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it or one level below)")
-    return {"sweep": folder.name, "runs": [_inspect_run(run) for run in runs]}
+    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run) for run in runs]})
+
+
+def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
+    """Adds the cluster jobs of a run or sweep that has some, and what follows from them for its status."""
+    if not (folder / "slurm").is_dir():
+        return found
+    from entroloop.launcher import clusters  # asks the cluster
+
+    found |= clusters.for_status(folder)
+    jobs = found.get("jobs", [])
+    if found.get("status", "finished") not in ("finished", "running") and jobs:
+        failed = [job for job in jobs if job["state"] == "failed"]
+        for state in ("running", "queued"):
+            if any(job["state"] == state for job in jobs):
+                found |= {"status": state, "reason": ""}
+                break
+        if failed:
+            found |= {"status": "failed", "reason": f"{failed[0]['key']}: {failed[0]['reason']}"}
+    return found
 
 
 def _inspect_run(folder: Path) -> dict[str, Any]:
@@ -69,6 +88,11 @@ def _leases(layout: Layout, step: Step) -> list[Path]:
 
 def table(found: dict[str, Any]) -> str:
     """The same for reading: a row a generation, a column a phase."""
+    if "jobs" in found:
+        from entroloop.launcher import clusters
+
+        rest = {key: value for key, value in found.items() if key != "jobs"}
+        return f"{table(rest)}\n{clusters.table(found['jobs'], found['queue'])}"
     if "runs" in found:
         return "\n\n".join(table(run) for run in found["runs"])
     reason = f" ({found['reason']})" if found["reason"] else ""

@@ -92,6 +92,15 @@ def lead(arms: Sequence[Arm]) -> None:
                 arm.leader, arm.shared = arms[j], tuple(shared)
 
 
+def furthest_shared(arm: Arm, arms: Sequence[Arm]) -> Step | None:
+    """The last step of an arm that others take from it; None where it leads nobody."""
+    return max(
+        (other.shared[-1] for other in arms if other.leader is arm),
+        key=list(steps(arm.config.generations)).index,
+        default=None,
+    )
+
+
 def link_shared(arm: Arm) -> bool:
     """Links the shared steps that the leader has sealed into this arm's run; True when all of them are there."""
     if arm.leader is None:

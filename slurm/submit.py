@@ -2,7 +2,7 @@
 
     jobs that are not done (in order) + entries of the queue  ->  plan  ->  sbatch  ->  <run>/slurm/jobs.jsonl
 
-Below `<run>/slurm` lie the scripts, the logs, `jobs.jsonl` (a line a submission) and `attempts` (what the scripts note).
+Below `<run>/slurm` lie the scripts, the logs, `jobs.jsonl` (a line a submission), `attempts` (what the scripts note).
 Callers hold a lease while they submit; the comment that every job carries in the queue makes it known even if its
 submitter died before it could note the number.
 """
@@ -29,7 +29,7 @@ SETTLING = 30.0  # seconds to wait for jobs that are just ending: they either le
 
 @dataclass
 class Plan:
-    """Jobs to submit in order, queued entries to cancel first, jobs the window has no room for, and what stays queued."""
+    """Jobs to submit in order, entries to cancel first, jobs that the window has no room for, and what stays queued."""
 
     submit: list[Job] = field(default_factory=list)
     cancel: list[str] = field(default_factory=list)
