@@ -164,5 +164,5 @@ def test_configuration_names_what_is_wrong():
         SelectionConfig(strategy="adaptive")
     with pytest.raises(ValidationError, match="did you mean 'cosine'"):
         SelectionConfig(metric="cosin")
-    with pytest.raises(ValidationError, match="[Ee]xtra"):
+    with pytest.raises(ValidationError, match=r"[Ee]xtra"):
         SelectionConfig(size=3)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ def test_a_missing_array_lists_those_there_are(features):
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(features):
-    with pytest.raises(UserError, match="x.npy: changed while it was read"), opened(features / "x.npy"):
+    with pytest.raises(UserError, match=r"x.npy: changed while it was read"), opened(features / "x.npy"):
         np.save(features / "x.npy", X[:10])
 
 
@@ -114,5 +115,5 @@ def test_options_become_values():
     assert parse_options(["a=1", "b-c=0.5", "d=true", "e=text"]) == {"a": 1, "b_c": 0.5, "d": True, "e": "text"}
     with pytest.raises(UserError, match="--option: must be key=value, is 'a'"):
         parse_options(["a"])
-    with pytest.raises(UserError, match="--out: must end in .npy"):
-        select_command("x.npy", 3, __import__("pathlib").Path("ids.txt"))
+    with pytest.raises(UserError, match=r"--out: must end in .npy"):
+        select_command("x.npy", 3, Path("ids.txt"))
