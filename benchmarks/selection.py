@@ -1,0 +1,352 @@
+"""Times of selection as ratios within one process: `python benchmarks/selection.py [--device cuda] [--out FILE.json]`.
+
+Every line times a baseline and ours in turn, several times, and reports the best of each and the ratio of the two, so
+that what else the machine does falls on both. One thread or many: OMP_NUM_THREADS, or --threads. Two ranks start processes
+of their own. Peak memory is measured in a process of its own. `--only NAME` runs lines whose name holds NAME; `--quick`
+divides the number of rows by 8; `--large` adds 10^6 -> 5 * 10^5 rows, meant for a GPU: under `torchrun --nproc_per_node 8`
+each rank holds its share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from entroloop.data.world import World, join, leave
+from entroloop.selection import kl_entropy, nearest, select
+
+FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
+
+
+@dataclass
+class Line:
+    """One comparison: seconds of the baseline and of ours (best of several), their ratio, and what was asked for."""
+
+    name: str
+    baseline: float
+    ours: float
+    ratio: float
+    goal: str
+    met: bool
+
+
+def mixture(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    """256 Gaussian clusters whose centres lie two standard deviations apart a coordinate. float32 [n, d]."""
+    g = torch.Generator().manual_seed(seed)
+    centres = 2 * torch.randn(256, d, generator=g)
+    return centres[torch.randint(256, (n,), generator=g)] + torch.randn(n, d, generator=g)
+
+
+def collapsed(n: int, d: int) -> torch.Tensor:
+    """What a collapsed loop makes: few originals, each with many copies 1 % of its norm away or less."""
+    g = torch.Generator().manual_seed(1)
+    originals = mixture(n // 16, d, seed=2)
+    noise = torch.randn(n, d, generator=g) * 0.1 * torch.rand(n, 1, generator=g)
+    return originals[torch.randint(len(originals), (n,), generator=g)] + noise
+
+
+def fashion(n: int) -> torch.Tensor:
+    """Fashion-MNIST pixels, uint8 [n, 784]."""
+    raw = gzip.decompress(FASHION.read_bytes())[16:]
+    return torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(-1, 784)[:n].copy())
+
+
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def dense(x: torch.Tensor, m: int) -> None:
+    """The float32 product N x M x D, in blocks of rows."""
+    rows = x[:8192].float()
+    out = torch.empty(len(rows), m, device=x.device)
+    right = x[:m].float().T
+    for start in range(0, len(x), 8192):
+        part = x[start : start + 8192].float()
+        torch.mm(part, right, out=out[: len(part)])
+
+
+def published_greedy(x: torch.Tensor, m: int) -> None:
+    """One distance column a step, as published."""
+    distance = torch.full((len(x),), torch.inf, device=x.device)
+    pick = 0
+    for _ in range(m):
+        distance = torch.minimum(distance, ((x - x[pick]) ** 2).sum(1))
+        pick = int(distance.argmax())
+
+
+def published_threshold(x: np.ndarray, m: int, order: np.ndarray, threshold: float, decay: float) -> None:
+    """The public form: the distance of each candidate to all accepted ones, in numpy."""
+    accepted: list[int] = []
+    rest = list(order)
+    while len(accepted) < m:
+        kept = []
+        for candidate in rest:
+            if len(accepted) < m and (
+                not accepted or np.linalg.norm(x[accepted] - x[candidate], axis=1).min() > threshold
+            ):
+                accepted.append(candidate)
+            else:
+                kept.append(candidate)
+        rest = kept
+        threshold *= decay
+
+
+def faiss_nearest(x: np.ndarray) -> None:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatL2(x.shape[1])
+    index.add(x)
+    index.search(x, 2)
+
+
+class Bench:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.lines: list[Line] = []
+        self.notes: dict[str, Any] = {}
+
+    def wanted(self, name: str) -> bool:
+        return self.options.only in name
+
+    def compare(
+        self, name: str, baseline: Callable[[], Any], ours: Callable[[], Any], goal: float, repeats: int = 3
+    ) -> None:
+        """goal: the largest good ratio ours / baseline."""
+        if not self.wanted(name):
+            return
+        best = [float("inf"), float("inf")]
+        for _ in range(repeats):
+            for which, run in enumerate((baseline, ours)):
+                best[which] = min(best[which], seconds(run, self.device))
+        ratio = best[1] / best[0]
+        text = f"<= {goal:g}" if goal >= 0.5 else f"{1 / goal:.0f} x faster"
+        self.add(Line(name, best[0], best[1], ratio, text, ratio <= goal))
+
+    def add(self, line: Line) -> None:
+        self.lines.append(line)
+        faster = f"{line.ratio:8.3f}" if line.ratio >= 0.1 else f"1/{1 / line.ratio:6.0f}"
+        verdict = "yes" if line.met else "NO"
+        print(
+            f"{line.name:58} {line.baseline:9.3f} {line.ours:9.3f} {faster:>9} {line.goal:>16} {verdict:>4}", flush=True
+        )
+
+    def run(self) -> None:
+        n = 65_536 // (8 if self.options.quick else 1)
+        sets = {"mixture": lambda k: mixture(k, 384), "collapsed": lambda k: collapsed(k, 384)}
+        if FASHION.exists():
+            sets["fashion pixels"] = lambda k: fashion(min(k, 60_000))
+        for kind, make in sets.items():
+            x = make(n).to(self.device)
+            m = len(x) // 2
+            self.against_dense(f"greedy {len(x)} -> {m}, {kind}", x, m, "greedy", 1.0)
+            self.against_dense(f"threshold-decay {len(x)} -> {m}, {kind}", x, m, "threshold-decay", 1.2)
+        self.against_published()
+        for k, d in ((16_384, 384), (8_192, 3072)):
+            x = mixture(k, d).numpy()
+            self.compare(
+                f"nearest {k} x {d} against faiss",
+                lambda x=x: faiss_nearest(x),
+                lambda x=x: nearest(x, x, exclude_self=True),
+                1.2,
+            )
+        self.memory(262_144 // (8 if self.options.quick else 1))
+        self.ranks(32_768 // (8 if self.options.quick else 1))
+        self.two_level()
+        self.adaptive()
+        if self.options.large:
+            x = mixture(1_000_000, 384).to(self.device)
+            self.against_dense("greedy 10^6 -> 5 10^5", x, 500_000, "greedy", 1.0)
+
+    def against_dense(self, name: str, x: torch.Tensor, m: int, strategy: str, goal: float) -> None:
+        self.compare(name, lambda: dense(x, m), lambda: select(x, m, strategy), goal)
+
+    def against_published(self) -> None:
+        x = mixture(16_384 // (8 if self.options.quick else 1), 384).to(self.device)
+        m = len(x) // 2
+        name = f"greedy {len(x)} -> {m} against the published form"
+        self.compare(name, lambda: published_greedy(x, m), lambda: select(x, m, "greedy"), 1 / 80, repeats=1)
+        small = x[:4096].cpu().numpy()
+        order = np.random.default_rng(0).permutation(len(small))
+        m = len(small) // 2
+        threshold = float(np.linalg.norm(small[:500] - small[500:1000], axis=1).mean())
+        name = f"threshold-decay {len(small)} -> {m} against the published form"
+        self.compare(
+            name,
+            lambda: published_threshold(small, m, order, threshold, 0.95),
+            lambda: select(small, m, "threshold-decay", threshold=threshold, decay=0.95),
+            1 / 250,
+            repeats=1,
+        )
+
+    def memory(self, n: int) -> None:
+        name = f"peak memory beyond the features, MiB, {n} x 384"
+        if not self.wanted(name):
+            return
+        out = subprocess.run(
+            [sys.executable, __file__, "--memory-worker", str(n)], capture_output=True, text=True, check=True
+        )
+        features, peak = json.loads(out.stdout.splitlines()[-1])
+        self.add(Line(name, features, peak, peak / features, "<= 512 MiB", peak <= 512))
+
+    def ranks(self, n: int) -> None:
+        """One and two ranks of one thread, in alternation; the first round only warms up."""
+        for what in ("greedy", "nearest"):
+            name = f"{what} {n} x 384, two ranks against one"
+            if not self.wanted(name):
+                continue
+            best = {1: float("inf"), 2: float("inf")}
+            for _ in range(3):
+                for size in best:
+                    best[size] = min(best[size], _ranks(what, size, n))
+            self.add(Line(name, best[1], best[2], best[2] / best[1], "1.7 x faster", best[1] / best[2] >= 1.7))
+
+    def two_level(self) -> None:
+        """Loss of entropy of the approximate mode, on real features."""
+        if not (self.wanted("two levels") and FASHION.exists()):
+            return
+        x = fashion(16_384)
+        ids = {parts: select(x, 4096, parts=parts).ids for parts in (0, 2, 8, 32)}
+        ids[-1] = select(x, 4096, "random").ids
+        self.notes["two levels, Fashion-MNIST 16384 -> 4096, nats (0: exact, -1: random)"] = {
+            str(parts): round(kl_entropy(x[i]).nats, 1) for parts, i in ids.items()
+        }
+
+    def adaptive(self) -> None:
+        """adaptive-threshold against the paper's constants, on digits and Fashion-MNIST pixels."""
+        if not self.wanted("adaptive"):
+            return
+        from sklearn.datasets import load_digits
+
+        data = {"digits 1797 -> 500": (torch.from_numpy(load_digits().data.astype(np.float32)), 500)}
+        if FASHION.exists():
+            data["Fashion-MNIST 16384 -> 4096"] = (fashion(16_384), 4096)
+        for name, (x, m) in data.items():
+            runs: dict[str, tuple[str, dict[str, float]]] = {"random": ("random", {}), "greedy": ("greedy", {})}
+            runs |= {f"adaptive {s}": ("adaptive-threshold", {"strength": s}) for s in (0.25, 0.5, 0.75, 1.0)}
+            runs |= {
+                f"paper {t:g}, {d}": ("threshold-decay", {"threshold": float(t), "decay": d})
+                for t, d in ((60, 0.95), (60, 0.8), (2000, 0.95))
+            }
+            self.notes[f"entropy in nats, {name}"] = {
+                label: round(kl_entropy(x[select(x, m, strategy, **options).ids]).nats, 2)
+                for label, (strategy, options) in runs.items()
+            }
+
+
+def _ranks(what: str, size: int, n: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        base = [sys.executable, __file__, "--rank-worker", what, folder, str(size), str(n)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        processes = [
+            subprocess.Popen([*base, str(rank)], stdout=subprocess.PIPE, text=True, env=environment)
+            for rank in range(size)
+        ]
+        answers = [process.communicate()[0] for process in processes]
+    return float(answers[0].splitlines()[-1])
+
+
+def rank_worker(what: str, folder: str, size: int, n: int, rank: int) -> None:
+    torch.set_num_threads(1)
+    world = join(rank, size, init_method=f"file://{folder}/rendezvous", device=torch.device("cpu"))
+    x = mixture(n, 384)[n * rank // size : n * (rank + 1) // size]
+    run = {
+        "greedy": lambda: select(x, n // 2, world=world),
+        "nearest": lambda: nearest(x, x, exclude_self=True, world=world),
+    }[what]
+    world.barrier()
+    start = time.perf_counter()
+    run()
+    world.barrier()
+    print(time.perf_counter() - start)
+    leave()
+
+
+def memory_worker(n: int) -> None:
+    """Prints MiB of the features and of the peak above what was in use before selecting."""
+    x = torch.empty(n, 384)
+    for start in range(0, n, 8192):
+        x[start : start + 8192] = mixture(min(8192, n - start), 384, seed=start)
+    select(x[:2048].clone(), 512, seed=1)  # libraries allocate their own once
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    select(x, n // 2, world=World())
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps([x.numel() * 4 / 2**20, (after - before) / 1024]))
+
+
+def machine() -> dict[str, Any]:
+    model = ""
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+    x, y = torch.randn(4096, 384), torch.randn(4096, 384)
+    rates = {}
+    for kind in (torch.float32, torch.bfloat16):
+        a, b = x.to(kind), y.to(kind).T
+        best = min(seconds(lambda a=a, b=b: a @ b, torch.device("cpu")) for _ in range(5))
+        rates[str(kind)] = round(2 * 4096 * 4096 * 384 / best / 1e9)
+    return {
+        "processor": model or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "product GFLOP/s": rates,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rank-worker", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--memory-worker", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_worker:
+        what, folder, size, n, rank = options.rank_worker
+        rank_worker(what, folder, int(size), int(n), int(rank))
+        return
+    if options.memory_worker:
+        memory_worker(options.memory_worker)
+        return
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    bench = Bench(options)
+    about = machine()
+    print(json.dumps(about))
+    print(f"{'what':58} {'baseline':>9} {'ours':>9} {'ratio':>9} {'goal':>16} {'met':>4}")
+    bench.run()
+    for note, value in bench.notes.items():
+        print(f"{note}: {json.dumps(value)}")
+    if options.out:
+        result = {"machine": about, "lines": [asdict(line) for line in bench.lines], "notes": bench.notes}
+        options.out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
