@@ -9,6 +9,7 @@ Large sources are imported and encoded by arrays first: import => import.seal =>
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -57,7 +58,7 @@ def jobs_of(config: Config) -> list[Job]:
 
 def _chain(jobs: Sequence[Job]) -> list[Job]:
     """Every job waits for the one before it."""
-    return [jobs[0], *(_after(job, before.key) for before, job in zip(jobs, jobs[1:], strict=False))]
+    return [jobs[0], *(_after(job, before.key) for before, job in itertools.pairwise(jobs))]
 
 
 def _after(job: Job, *keys: str) -> Job:
@@ -87,7 +88,7 @@ def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
     for step in steps(config.generations):
         if sealed(step):
             continue
-        command = ("run", file, "--phase", step.phase, "--wait", str(config.slurm.seal_wait))
+        command: tuple[str, ...] = ("run", file, "--phase", step.phase, "--wait", str(config.slurm.seal_wait))
         if step == PREPARE:
             yield Job("prepare", "prepare", command)
             continue
@@ -162,8 +163,7 @@ def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
         return []
     jobs: list[Job] = []
     for depth in range(len(arms)):
-        leading = [arm for arm in arms if _depth(arm) == depth and (step := sweep.furthest_shared(arm, arms)) is not None
-                   and not drive.is_sealed(arm.layout)(step)]  # fmt: skip
+        leading = [arm for arm in arms if _depth(arm) == depth and _shares_unsealed(arm, arms)]
         if leading:
             tasks = tuple(arms.index(arm) for arm in leading)
             command = ("slurm", "arm", file, "{task}", "--shared")
@@ -174,6 +174,12 @@ def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
     report = Job("report", "report", ("slurm", "conclude", file), attempt=False)
     ordered = _chain([*jobs, report])
     return [*ordered[:-1], Job(**{**vars(ordered[-1]), "condition": "afterany"})]
+
+
+def _shares_unsealed(arm: sweep.Arm, arms: Sequence[sweep.Arm]) -> bool:
+    """Whether others wait for something of this arm that is not sealed."""
+    step = sweep.furthest_shared(arm, arms)
+    return step is not None and not drive.is_sealed(arm.layout)(step)
 
 
 def _depth(arm: sweep.Arm) -> int:

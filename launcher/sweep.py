@@ -94,11 +94,8 @@ def lead(arms: Sequence[Arm]) -> None:
 
 def furthest_shared(arm: Arm, arms: Sequence[Arm]) -> Step | None:
     """The last step of an arm that others take from it; None where it leads nobody."""
-    return max(
-        (other.shared[-1] for other in arms if other.leader is arm),
-        key=list(steps(arm.config.generations)).index,
-        default=None,
-    )
+    order = list(steps(arm.config.generations))
+    return max((other.shared[-1] for other in arms if other.leader is arm), key=order.index, default=None)
 
 
 def link_shared(arm: Arm) -> bool:
