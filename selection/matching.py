@@ -28,26 +28,24 @@ def covariance_matching(problem: Problem, *, directions: int = 32, window: int =
     whiten = fit_metric("whitened", reference).rows
     rows = whiten(problem.shard.rows)[:, -directions:].contiguous()
     u = problem.shard.world.gather_rows(rows, problem.shard.counts).cpu().numpy()
-    order = problem.order().numpy()
+    waiting = problem.order().numpy().copy()
+    left, turn = len(waiting), 0  # waiting[:left] are not chosen yet; the window moves through them round and round
     q = u.shape[1]
     first, second = np.zeros(q), np.zeros((q, q))  # what the chosen rows' sums lack
-    waiting = order[:window].copy()
-    following = len(waiting)
     chosen = np.empty(problem.size, dtype=np.int64)
     for j in range(problem.size):
         second += np.eye(q)
-        candidates = u[waiting]
+        places = (turn + np.arange(min(window, left))) % left
+        candidates = u[waiting[places]]
         norms = (candidates * candidates).sum(1)
         # |R - u u^T|^2 + |r - u|^2 without the terms that are equal for all
         score = norms**2 + norms - 2 * ((candidates @ second) * candidates).sum(1) - 2 * candidates @ first
         best = int(score.argmin())
-        chosen[j] = waiting[best]
+        chosen[j] = waiting[places[best]]
         first -= candidates[best]
         second -= np.outer(candidates[best], candidates[best])
-        if following < len(order):
-            waiting[best] = order[following]
-            following += 1
-        else:
-            waiting = np.delete(waiting, best)
+        left -= 1
+        waiting[places[best]] = waiting[left]
+        turn = (turn + window) % max(left, 1)
     gap = float(np.linalg.norm(second / problem.size) / np.sqrt(q))
     return problem.selection(torch.from_numpy(chosen), covariance_gap=gap)
