@@ -99,9 +99,9 @@ def load_features(folder: Path, encoder: str | None = None) -> NDArray[np.float3
 
 
 def load_block(path: Path) -> NDArray[np.float32]:
-    """One block, memory-mapped. Raises UserError when it is damaged."""
+    """One block, memory-mapped copy-on-write (torch warns about read-only arrays). Raises UserError when damaged."""
     try:
-        block: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        block: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: damaged feature block ({error})") from error
     return block
