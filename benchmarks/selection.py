@@ -1,10 +1,10 @@
 """Times of selection as ratios within one process: `python benchmarks/selection.py [--device cuda] [--out FILE.json]`.
 
 Every line times a baseline and ours in turn, several times, and reports the best of each and the ratio of the two, so
-that what else the machine does falls on both. One thread or many: OMP_NUM_THREADS, or --threads. Two ranks start processes
-of their own. Peak memory is measured in a process of its own. `--only NAME` runs lines whose name holds NAME; `--quick`
-divides the number of rows by 8; `--large` adds 10^6 -> 5 * 10^5 rows, meant for a GPU: under `torchrun --nproc_per_node 8`
-each rank holds its share.
+that what else the machine does falls on both. One thread or many: OMP_NUM_THREADS, or --threads. Two ranks start
+processes of their own. Peak memory is measured in a process of its own. `--only NAME` runs lines whose name holds NAME;
+`--quick` divides the number of rows by 8; `--large` adds 10^6 -> 5 * 10^5 rows, meant for a GPU: under torchrun
+(`torchrun --nproc_per_node 8 benchmarks/selection.py --large --device cuda`) only that line runs, over all ranks.
 """
 
 from __future__ import annotations
@@ -78,11 +78,15 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 def dense(x: torch.Tensor, m: int) -> None:
     """The float32 product N x M x D, in blocks of rows."""
-    rows = x[:8192].float()
-    out = torch.empty(len(rows), m, device=x.device)
-    right = x[:m].float().T
-    for start in range(0, len(x), 8192):
-        part = x[start : start + 8192].float()
+    dense_against(x, x[:m])
+
+
+def dense_against(x: torch.Tensor, right: torch.Tensor) -> None:
+    right = right.float().T
+    step = max(256, 2**28 // right.shape[1])
+    out = torch.empty(min(step, len(x)), right.shape[1], device=x.device)
+    for start in range(0, len(x), step):
+        part = x[start : start + step].float()
         torch.mm(part, right, out=out[: len(part)])
 
 
@@ -149,9 +153,8 @@ class Bench:
         self.lines.append(line)
         faster = f"{line.ratio:8.3f}" if line.ratio >= 0.1 else f"1/{1 / line.ratio:6.0f}"
         verdict = "yes" if line.met else "NO"
-        print(
-            f"{line.name:58} {line.baseline:9.3f} {line.ours:9.3f} {faster:>9} {line.goal:>16} {verdict:>4}", flush=True
-        )
+        numbers = f"{line.baseline:9.3f} {line.ours:9.3f} {faster:>9}"
+        print(f"{line.name:58} {numbers} {line.goal:>16} {verdict:>4}", flush=True)
 
     def run(self) -> None:
         n = 65_536 // (8 if self.options.quick else 1)
@@ -284,6 +287,21 @@ def rank_worker(what: str, folder: str, size: int, n: int, rank: int) -> None:
     leave()
 
 
+def distributed_large() -> None:
+    """10^6 -> 5 * 10^5 over the ranks of torchrun, against each rank's share of the dense product."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = join(rank, size, int(os.environ["LOCAL_RANK"]))
+    n = 1_000_000
+    x = mixture(n, 384)
+    mine, right = x[n * rank // size : n * (rank + 1) // size].to(world.device), x[: n // 2].to(world.device)
+    product = seconds(lambda: dense_against(mine, right), world.device)
+    world.barrier()
+    ours = seconds(lambda: select(mine, n // 2, world=world), world.device)
+    if world.is_main:
+        print(json.dumps({"ranks": size, "dense": product, "greedy": ours, "ratio": ours / product}))
+    leave()
+
+
 def memory_worker(n: int) -> None:
     """Prints MiB of the features and of the peak above what was in use before selecting."""
     x = torch.empty(n, 384)
@@ -336,6 +354,9 @@ def main() -> None:
         return
     if options.threads:
         torch.set_num_threads(options.threads)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed_large()
+        return
     bench = Bench(options)
     about = machine()
     print(json.dumps(about))

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.selection.distance import check_metric, fold_sum, root
-from entroloop.selection.exchange import Shard
+from entroloop.selection.exchange import Shard, agree
 
 _BITS = 18  # of one slice; products of slices summed over 2^14 rows or features stay below 2^53
 _ROWS = 1 << 13
+_SMALLEST_LENGTH = 1e-300  # rows of zeros are refused before
 _SMALLEST_EIGENVALUE = 1e-9  # of the mean one: directions in which the bank does not vary
 
 
@@ -43,7 +44,7 @@ class Metric:
 
 
 def fit_metric(name: str, bank: Shard) -> Metric:
-    """Raises UserError for an unknown name, and for a row of zeros under `cosine`."""
+    """Raises UserError for an unknown name, and where the bank cannot have a covariance under `whitened`."""
     check_metric(name)
     if name == "cosine":
         return Metric(name, _unit_rows)
@@ -52,14 +53,25 @@ def fit_metric(name: str, bank: Shard) -> Metric:
     return Metric(name, lambda rows: rows)
 
 
+def check_rows(name: str, shard: Shard, what: str) -> None:
+    """Raises UserError on every rank, naming the first row that has no direction, under `cosine`."""
+    if name != "cosine":
+        return
+    first = -1
+    for start in range(0, len(shard.rows), _ROWS):
+        zero = (shard.rows[start : start + _ROWS] == 0).all(1)
+        if bool(zero.any()):
+            first = start + int(zero.int().argmax())
+            break
+    message = f"{what}: row {first + shard.offset} is zero and has no direction under metric cosine"
+    agree(shard.world, message if first >= 0 else None)
+
+
 def _unit_rows(rows: Tensor) -> Tensor:
     out = torch.empty(rows.shape, dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS].double()
-        length = root(fold_sum(part.square()))
-        if bool((length == 0).any()):
-            row = start + int((length == 0).int().argmax())
-            raise UserError(f"metric cosine: row {row} is zero and has no direction; use metric euclidean or drop it")
+        length = root(fold_sum(part.square())).clamp(min=_SMALLEST_LENGTH)
         torch.div(part, length[:, None], out=out[start : start + len(part)])
     return out
 

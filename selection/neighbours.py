@@ -20,9 +20,9 @@ from entroloop.data.world import World
 from entroloop.selection import topk
 from entroloop.selection.bounds import SWEEP_ROWS, Query, contenders
 from entroloop.selection.distance import as_rows, bad_row_error, first_bad_row, nearest_name, pair_distances
-from entroloop.selection.exchange import Shard
+from entroloop.selection.exchange import Shard, agree
 from entroloop.selection.faiss_backend import faiss_candidates, has_faiss
-from entroloop.selection.metrics import fit_metric
+from entroloop.selection.metrics import check_rows, fit_metric
 from entroloop.selection.sketch import BF16, Columns, Format, Frame, Side, Sketch, shortest_format
 
 Backend = Literal["auto", "torch", "faiss"]
@@ -60,6 +60,8 @@ def nearest(
     q = checked(queries, "queries", world)
     b = q if bank is queries else checked(bank, "bank", world)
     _check_call(q, b, k, exclude_self, backend)
+    for shard, name in ((q, "queries"), (b, "bank")):
+        check_rows(metric, shard, name)
     fitted = fit_metric(metric, b)
     form = shortest_format(b.rows.device)
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 4096)]), world)
@@ -87,25 +89,22 @@ def nearest(
 
 def checked(features: Any, name: str, world: World) -> Shard:
     """The rows as a Shard; every rank raises the same error if any rank's rows are unusable."""
-    error, rows = None, None
+    message, rows = None, None
     try:
         rows = as_rows(features, name, world.device if world.device.type != "cpu" else None)
-        answer: tuple[int, int, int] = (len(rows), rows.shape[1], first_bad_row(rows))
-    except UserError as problem:
-        error, answer = problem, (0, 0, -1)
-    answers = world.gather_objects((answer, None if error is None else str(error)))
-    for _, message in answers:
-        if message is not None:
-            raise error or UserError(message)
+    except UserError as error:
+        message = str(error)
+    agree(world, message)
     assert rows is not None
+    answers: list[tuple[int, int, int]] = world.gather_objects((len(rows), rows.shape[1], first_bad_row(rows)))
     offset = 0
-    for (count, width, bad), _ in answers:
+    for count, width, bad in answers:
         if width != rows.shape[1]:
             raise UserError(f"{name}: ranks hold {rows.shape[1]} and {width} features a row: they must be equal")
         if bad >= 0:
             raise bad_row_error(name, offset + bad)
         offset += count
-    return Shard(rows, tuple(count for (count, _, _), _ in answers), world)
+    return Shard(rows, tuple(count for count, _, _ in answers), world)
 
 
 def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) -> None:

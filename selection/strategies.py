@@ -23,10 +23,10 @@ from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.selection.adaptive import adaptive_threshold, entropy_matching
 from entroloop.selection.distance import check_metric, nearest_name, pair_distances
-from entroloop.selection.exchange import Shard
+from entroloop.selection.exchange import Shard, agree
 from entroloop.selection.greedy import greedy, two_level_greedy
 from entroloop.selection.matching import covariance_matching
-from entroloop.selection.metrics import fit_metric
+from entroloop.selection.metrics import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
 from entroloop.selection.problem import Problem, Selection, order_radii, quotas
 from entroloop.selection.threshold import threshold_decay
@@ -211,6 +211,9 @@ def select(
     if real is not None and (real.total == 0 or real.rows.shape[1] != shard.rows.shape[1]):
         shape = [real.total, real.rows.shape[1]]
         raise UserError(f"reference: must hold rows of {shard.rows.shape[1]} features, has shape {shape}")
+    check_rows(metric, shard, "features")
+    if real is not None:
+        check_rows(metric, real, "reference")
     fitted = fit_metric(metric, shard)
     shard = replace(shard, rows=fitted.rows(shard.rows))
     problem = Problem(
@@ -237,10 +240,9 @@ def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
     if values is None:
         return None
     array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.shape != (len(shard.rows),) or not np.issubdtype(array.dtype, np.integer):
-        raise UserError(
-            f"{name}: must be {len(shard.rows)} integers, one a row, is {array.dtype} of shape {list(array.shape)}"
-        )
+    good = array.shape == (len(shard.rows),) and (len(array) == 0 or np.issubdtype(array.dtype, np.integer))
+    message = f"{name}: must be {len(shard.rows)} integers, one a row, is {array.dtype} of shape {list(array.shape)}"
+    agree(shard.world, None if good else message)
     return shard.world.gather_rows(torch.from_numpy(array.astype(np.int64)), shard.counts)
 
 

@@ -201,5 +201,26 @@ def _bad_row(world):
     return ""
 
 
+def _bad_input(world, kind):
+    x = np.ones((3, 2), np.float32)
+    if world.rank == 1:
+        x = {"zero": x * 0, "dtype": x.astype(np.int32), "rank": x[0]}[kind]
+    try:
+        nearest(x, x, world=world, metric="cosine")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("zero", "row 3 is zero"), ("dtype", "queries: dtype must be"), ("rank", "queries: must have two dimensions")],
+)
+def test_no_rank_waits_for_one_with_bad_input(kind, message):
+    answers = on_ranks(2, _bad_input, kind)
+    assert answers[0] == answers[1]
+    assert message in answers[0]
+
+
 def test_every_rank_names_the_global_row():
     assert on_ranks(2, _bad_row) == ["queries: row 5 holds NaN or infinity; every feature must be finite"] * 2
