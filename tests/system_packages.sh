@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that some tests use, where this is root on Debian; those tests skip without them.
-# dataset-fashion-mnist: real IDX files; chromium: the report in a browser.
-wanted="dataset-fashion-mnist chromium"
+# dataset-fashion-mnist: real IDX files; chromium: the report in a browser; munge, slurm-wlm: a SLURM of our own.
+wanted="dataset-fashion-mnist chromium munge slurm-wlm"
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || exit 0
 for package in $wanted; do
     dpkg-query -W -f '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^ii' || missing="$missing $package"
