@@ -59,12 +59,17 @@ def open_run(config: Config) -> Layout:
     if not layout.config.exists():
         if layout.run.is_file():
             raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
+        if layout.run.is_dir() and any(not path.name.startswith(".") for path in layout.run.iterdir()):
+            raise UserError(
+                f"{layout.run}: holds other files and is not a run (no {layout.config.name}): choose another name= or "
+                "folder="
+            )
         files.create(layout.config, lambda file: file.write(dump(config)))
     saved = _with_defaults(layout)
     if saved != mine and not _begun(layout):
         files.replace(layout.config, lambda file: file.write(dump(config)))
         return layout
-    found = [d for d in differences(saved, mine) if re.split(r"[ .]", d)[0] not in MAY_CHANGE]
+    found = [d for d in differences(saved, mine) if not re.match(rf"({'|'.join(MAY_CHANGE)})[ .]", d)]
     if mine["generations"] > saved["generations"]:
         found = [d for d in found if not d.startswith("generations ")]
     if found:

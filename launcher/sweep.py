@@ -57,6 +57,8 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
     """The sweep's own configuration and its arms, leaders first. Raises UserError when the grid is empty or wrong."""
     raw = configuration.read_yaml(path)
     base = configuration.compose(raw, overrides, str(path))
+    if Layout(base.run_folder).config.exists():
+        raise UserError(f"{base.run_folder}: is a single run, not a sweep: choose another name=")
     grid = base.sweep.grid
     if not grid or not all(grid.values()):
         raise UserError(f"{path}: sweep.grid: give at least one key with a list of values, e.g. seed: [0, 1]")

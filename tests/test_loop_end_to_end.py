@@ -80,6 +80,14 @@ def test_another_configuration_is_refused_with_the_difference(finished):
         run(tiny(finished.run.parent, "generations=1"))
 
 
+def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files and is not a run"):
+        run(tiny(tmp_path))
+    assert [p.name for p in (tmp_path / "tiny").iterdir()] == ["thesis.tex"]
+
+
 def test_more_generations_go_on_from_a_finished_run(finished, tmp_path):
     shutil.copytree(finished.run, tmp_path / "tiny")
     before = sealed_bytes(tmp_path / "tiny")
