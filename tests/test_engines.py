@@ -8,17 +8,21 @@ rate; after 40 steps exported weights therefore agree to a few learning rates in
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from loops import command, sealed_bytes, tiny_file
 
 from entroloop.launcher.phases import Layout, Step
 from entroloop.trainer import network
 
+REPOSITORY = Path(__file__).parents[1]
 EACH_STEP = ("train.log_kimg=0.016", "generations=1")
 
 
@@ -162,16 +166,50 @@ def test_launches_that_would_run_something_else_are_refused(tmp_path):
     assert json.loads((tmp_path / "runs" / "odd" / "state.json").read_text())["exit"] == 2
 
 
+def accelerate_launch(name, *arguments, **environment):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", f"configs/accelerate/{name}.yaml"]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )  # fmt: skip
+
+
 def test_accelerate_launch_trains_with_deepspeed(tmp_path):
     path = tiny_file(tmp_path, "generations=1")
-    launched = subprocess.run(
-        [
-            sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--num_machines", "1",
-            "--mixed_precision", "no", "--dynamo_backend", "no", "--use_deepspeed", "--zero_stage", "2",
-            "--main_process_port", "0", "-m", "entroloop.launcher", "run", str(path),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}, capture_output=True, text=True,
-        timeout=240, check=False,
+    launched = accelerate_launch(
+        "zero2", "--num_processes", 2, "--main_process_port", 0, "-m", "entroloop.launcher", "run", path,
+        DS_ACCELERATOR="cpu",
     )  # fmt: skip
-    assert launched.returncode == 0, launched.stdout + launched.stderr
-    assert "by zero2 on 2 ranks" in launched.stdout
+    out, _ = launched.communicate(timeout=240)
+    assert launched.returncode == 0, out
+    assert "by zero2 on 2 ranks" in out
+
+
+def test_accelerate_launch_trains_on_several_machines(tmp_path):
+    path = tiny_file(tmp_path, "generations=1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        accelerate_launch(
+            "ddp-multinode", "--num_machines", 2, "--num_processes", 2, "--machine_rank", rank, "--main_process_ip",
+            "127.0.0.1", "--main_process_port", port, "-m", "entroloop.launcher", "run", path, "train.engine=ddp",
+            ACCELERATE_USE_CPU="true",
+        )
+        for rank in (0, 1)
+    ]  # fmt: skip
+    outs = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outs
+    assert "by ddp on 2 ranks" in outs[0]
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "configs/accelerate").glob("*.yaml")), ids=lambda p: p.stem)
+def test_accelerate_understands_its_configurations(path):
+    found = load_config_from_file(str(path))
+    engine = "ddp" if found.distributed_type == "MULTI_GPU" else path.stem.split("-")[0]
+    assert path.stem.split("-")[0] == engine
+    assert found.num_machines == (4 if path.stem.endswith("multinode") else 1)
+    assert found.num_processes == 8 * found.num_machines
+    if engine != "ddp":
+        deepspeed = json.loads((REPOSITORY / found.deepspeed_config["deepspeed_config_file"]).read_text())
+        assert deepspeed["zero_optimization"]["stage"] == int(engine[-1])

@@ -13,8 +13,10 @@ tensors: it can be resumed at any world size and by any engine.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,7 +59,8 @@ def _zero_stage(config: TrainConfig, world: World) -> int:
     """1, 2 or 3 where DeepSpeed is asked for, by configuration or `accelerate launch --use_deepspeed`; else 0."""
     launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
     if config.engine == "auto":
-        stage = int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched else 0
+        asked = _deepspeed_file().get("zero_optimization", {}).get("stage")
+        stage = int(asked or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched else 0
     else:
         stage = int(config.engine[-1]) if config.engine.startswith("zero") else 0
     if not stage:
@@ -80,6 +83,19 @@ def _zero_stage(config: TrainConfig, world: World) -> int:
             f"train.engine=zero{stage}: DeepSpeed is not installed ({error}): pip install 'entroloop[deepspeed]'"
         ) from error
     return stage
+
+
+def _deepspeed_file() -> dict[str, Any]:
+    """The DeepSpeed configuration that accelerate was given (`deepspeed_config_file`); empty without one."""
+    path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
+    if path == "none":
+        return {}
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        assert isinstance(found.get("zero_optimization", {}), dict)
+    except (OSError, ValueError, AttributeError, AssertionError) as error:
+        raise UserError(f"{path}: not a DeepSpeed configuration in JSON ({error})") from error
+    return dict(found)
 
 
 class Engine:
@@ -214,12 +230,17 @@ class ZeroEngine(Engine):
         # A second generation in this process asks for a fresh plugin; the process group itself is the World's.
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
+        given = _deepspeed_file()
+        zero = {"stage3_param_persistence_threshold": 0, **given.get("zero_optimization", {}), "stage": self.stage}
+        if any(zero.get(f"offload_{what}", {}).get("device", "none") != "none" for what in ("optimizer", "param")):
+            raise UserError("zero_optimization.offload_…: this trainer keeps weights and moments on the device")
         plugin = DeepSpeedPlugin(
             hf_ds_config={
+                **given,
                 "train_micro_batch_size_per_gpu": self.micro,
                 "gradient_accumulation_steps": self.passes,
                 "gradient_clipping": self.config.clip,
-                "zero_optimization": {"stage": self.stage, "stage3_param_persistence_threshold": 0},
+                "zero_optimization": zero,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 10**9,
