@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -79,6 +80,16 @@ class DataConfig(BaseModel):
     labelled    real images for the classifier whose features are measured; 0 where no classifier is used
     split_seed  decides which are held out and labelled, for all runs alike
     shard_size  images a shard
+    buffer      shards of a training set whose images are shuffled together
+
+    How a training set is read; these may change when a run is resumed, since they do not change its batches:
+
+    mode          `resident`: decoded once into memory; `streaming`: read from the shards while training; `auto`:
+                  resident where it takes at most `memory_share` of the memory that is free
+    workers       processes a rank that read ahead when streaming; 0: none
+    memory_share  see mode
+    skip_damaged  go on without samples that cannot be read, which are counted and reported, instead of stopping (the
+                  only way in which a run's training images may differ; it streams)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -91,6 +102,15 @@ class DataConfig(BaseModel):
     labelled: int = Field(768, ge=0)
     split_seed: int = 0
     shard_size: int = Field(1024, ge=1)
+    buffer: int = Field(16, ge=1)
+    mode: Literal["auto", "resident", "streaming"] = "auto"
+    workers: int = Field(1, ge=0)
+    memory_share: float = Field(0.25, gt=0, le=1)
+    skip_damaged: bool = False
+
+
+# Keys of DataConfig that decide how a training set is read, not what is read.
+READING = ("mode", "workers", "memory_share", "skip_damaged")
 
 
 @dataclass(frozen=True)

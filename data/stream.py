@@ -9,6 +9,7 @@ N samples in the set, B global batch, b = B / W batch of a rank.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from entroloop.data.sharing import decode_together
 from entroloop.data.world import World
 
 NOISE_BLOCK = 32  # positions that share one generator of training noise
+BUFFER = 16  # shards whose samples are shuffled together
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,52 @@ class Order:
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
 
+class Grouped(Order):
+    """The endless order of a set in shards; epoch by epoch a permutation, made of `buffer` shards at a time.
+
+    counts  samples of each shard
+
+    With no more than `buffer` shards it is the order of `Order`. One group's permutation is kept at a time.
+    """
+
+    def __init__(self, counts: list[int], seed: int, buffer: int = BUFFER) -> None:
+        super().__init__(sum(counts), seed)
+        self.counts = np.array(counts, dtype=np.int64)
+        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
+        self.buffer = buffer
+
+    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
+        """The samples at positions start … stop - 1: int64 [stop - start]."""
+        if len(self.counts) <= self.buffer:
+            return super().rows(start, stop)
+        pieces = [np.empty(0, np.int64)]
+        while start < stop:
+            epoch, offset = divmod(start, self.count)
+            _, ends = self._shards(epoch)
+            group = int(np.searchsorted(ends, offset, side="right"))
+            first = int(ends[group - 1]) if group else 0
+            take = min(stop - start, int(ends[group]) - offset)
+            pieces.append(self._group(epoch, group)[offset - first : offset - first + take])
+            start += take
+        return np.concatenate(pieces)
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps at most eight small orders alive
+    def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The shards of an epoch in order, and the position at which each group ends."""
+        shards = permutation(self._seed(epoch, 0), len(self.counts))
+        ends = np.cumsum(np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.buffer)))
+        return shards, ends
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019
+    def _group(self, epoch: int, group: int) -> NDArray[np.int64]:
+        shards = self._shards(epoch)[0][group * self.buffer : (group + 1) * self.buffer]
+        rows = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])
+        return rows[permutation(self._seed(epoch, group + 1), len(rows))]
+
+    def _seed(self, epoch: int, group: int) -> int:
+        return int(np.random.SeedSequence([self.seed, epoch, group]).generate_state(1, np.uint64)[0])
+
+
 def rank_batch(batch: int, size: int) -> int:
     """B / W. Raises UserError when the world size does not divide the global batch."""
     if batch % size:
@@ -79,9 +127,11 @@ class Resident:
     """A training set decoded into memory, which the ranks of one machine share.
 
     samples  uint8 [N, C, H, W] or float32 [N, D];  labels int64 [N] or None
+    buffer   shards shuffled together, as where a set is streamed: both give the same batches
     """
 
-    def __init__(self, dataset: Dataset, world: World | None = None) -> None:
+    def __init__(self, dataset: Dataset, world: World | None = None, *, buffer: int = BUFFER) -> None:
+        self.counts, self.buffer = dataset.shard_counts, buffer
         self.samples = torch.from_numpy(decode_together(dataset, world or World()))
         self.labels = None if dataset.labels is None else torch.from_numpy(dataset.labels)
 
@@ -95,7 +145,7 @@ class Resident:
 
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches of one rank from `seen` to `until` samples (the last one may pass it)."""
-        order = Order(len(self), seed)
+        order = Grouped(self.counts, seed, self.buffer)
         mine = rank_batch(batch, size)
         for start in range(seen, until, batch):
             first = start + rank * mine

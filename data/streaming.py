@@ -6,8 +6,8 @@ Every sample's place in its tar is known from the shard's sealed columns, so a r
 samples, and resuming reads nothing but the next batch. Memory holds a few prefetched batches and the columns of a few
 shards. What is read is checked against the sealed CRC-32: a damaged or changed shard stops the run with its name.
 
-The order is that of `Grouped`: shards shuffled, then all samples of every `buffer` neighbouring shards. Files are
-thus read a few at a time, which suits disks, network file systems and caches.
+The order is that of `Grouped`, in memory too: shards shuffled, then all samples of every `buffer` neighbouring shards.
+Files are thus read a few at a time, which suits disks, network file systems and caches.
 
 N samples, B global batch, b = B / W batch of a rank.
 """
@@ -32,61 +32,13 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from entroloop.data.errors import UserError
-from entroloop.data.plan import permutation
 from entroloop.data.shards import Dataset, decode
-from entroloop.data.stream import Batch, Order, Resident, rank_batch
+from entroloop.data.stream import BUFFER, Batch, Grouped, Resident, rank_batch
 from entroloop.data.world import World
 
 Mode = Literal["auto", "resident", "streaming"]
-BUFFER = 16  # shards whose samples are shuffled together
 MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
 PREFETCH = 4  # batches a worker keeps ready
-
-
-class Grouped(Order):
-    """The endless order of a set in shards; epoch by epoch a permutation, made of `buffer` shards at a time.
-
-    counts  samples of each shard
-
-    With no more than `buffer` shards it is the order of `Order`. One group's permutation is kept at a time.
-    """
-
-    def __init__(self, counts: list[int], seed: int, buffer: int = BUFFER) -> None:
-        super().__init__(sum(counts), seed)
-        self.counts = np.array(counts, dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.buffer = buffer
-
-    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The samples at positions start … stop - 1: int64 [stop - start]."""
-        if len(self.counts) <= self.buffer:
-            return super().rows(start, stop)
-        pieces = [np.empty(0, np.int64)]
-        while start < stop:
-            epoch, offset = divmod(start, self.count)
-            _, ends = self._shards(epoch)
-            group = int(np.searchsorted(ends, offset, side="right"))
-            first = int(ends[group - 1]) if group else 0
-            take = min(stop - start, int(ends[group]) - offset)
-            pieces.append(self._group(epoch, group)[offset - first : offset - first + take])
-            start += take
-        return np.concatenate(pieces)
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps at most eight small orders alive
-    def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards of an epoch in order, and the position at which each group ends."""
-        shards = permutation(self._seed(epoch, 0), len(self.counts))
-        ends = np.cumsum(np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.buffer)))
-        return shards, ends
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _group(self, epoch: int, group: int) -> NDArray[np.int64]:
-        shards = self._shards(epoch)[0][group * self.buffer : (group + 1) * self.buffer]
-        rows = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])
-        return rows[permutation(self._seed(epoch, group + 1), len(rows))]
-
-    def _seed(self, epoch: int, group: int) -> int:
-        return int(np.random.SeedSequence([self.seed, epoch, group]).generate_state(1, np.uint64)[0])
 
 
 @dataclass(frozen=True)
@@ -268,7 +220,7 @@ def open_stream(
     if world is not None:  # all ranks must choose alike
         fits = all(world.gather_objects(fits))
     if mode == "resident" or (mode == "auto" and fits) or len(dataset.shape) == 1:
-        return Resident(dataset, world)
+        return Resident(dataset, world, buffer=buffer)
     return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from entroloop.data.encoders import check_name
 from entroloop.data.errors import UserError
-from entroloop.data.plan import DataConfig
+from entroloop.data.plan import READING, DataConfig
 from entroloop.data.pool import LoopConfig
 from entroloop.eval.evaluate import EvaluationConfig
 from entroloop.selection.strategies import SelectionConfig
@@ -90,7 +90,7 @@ class Config(BaseModel):
 
 
 # Keys that may differ when a run is resumed: they decide how it is computed, not what.
-MAY_CHANGE = ("threads", "folder", "name", "slurm")
+MAY_CHANGE = ("threads", "folder", "name", "slurm", *(f"data.{key}" for key in READING))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel
+
 from entroloop.data import files
+from entroloop.data.plan import READING
 from entroloop.data.pool import pool_of
 from entroloop.data.shards import REAL
 from entroloop.launcher.config import Config
@@ -126,12 +129,19 @@ def inputs(config: Config, step: Step) -> list[Step]:
     return _decided_by(config, step)[1]
 
 
+def _if_changed(key: str, section: BaseModel) -> dict[str, Any]:
+    """A key that came later counts only where it has another value than the default: recipes stay what they were."""
+    value = getattr(section, key)
+    same = value == type(section).model_fields[key].default
+    return {} if same else {key: section.model_dump(mode="json")[key]}
+
+
 def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]:
     """The configuration values and the earlier steps that a step reads."""
     generation, dump = step.generation, config.settled()
     match step.phase:
         case "prepare":
-            data = {key: value for key, value in dump["data"].items() if key != "size"}
+            data = {key: value for key, value in dump["data"].items() if key not in ("size", "buffer", *READING)}
             return {"data": data, "encoders": config.encoders}, []
         case "select" if generation == 0:
             return {"seed": config.seed, "size": config.data.size}, [PREPARE]
@@ -142,7 +152,9 @@ def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]
             return section, [PREPARE, *encoded, Step(generation - 1, "select")]
         case "train":
             warm = [Step(generation - 1, "train")] if config.train.warm_start and generation else []
-            return {key: dump[key] for key in ("seed", "train", "network")}, [Step(generation, "select"), *warm]
+            section = {key: dump[key] for key in ("seed", "train", "network")}
+            section |= _if_changed("buffer", config.data)
+            return section, [Step(generation, "select"), *warm]
         case "sample":
             return {"sample": dump["sample"], "count": config.samples, "seed": config.seed}, [Step(generation, "train")]
         case "encode":

@@ -34,7 +34,8 @@ from entroloop.data.plan import Part, RealSplit, derive_seed, split_real
 from entroloop.data.pool import pool_of, training_size
 from entroloop.data.progress import Progress
 from entroloop.data.shards import REAL, Dataset, read_shard, seal_dataset, shard_name
-from entroloop.data.stream import Resident
+from entroloop.data.streaming import open_stream
+from entroloop.data.streaming import Streaming, open_stream
 from entroloop.data.world import World
 from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
 from entroloop.launcher.config import Config
@@ -246,7 +247,11 @@ class Work:
 
     def _train(self, step: Step, part: Part | None) -> str:
         config, generation = self.config, step.generation
-        data = Resident(self._staged(Step(generation, "select")))
+        reading = config.data
+        data = open_stream(
+            self._staged(Step(generation, "select")), reading.mode, workers=reading.workers, buffer=reading.buffer,
+            memory_share=reading.memory_share, skip_damaged=reading.skip_damaged, world=self.world,
+        )  # fmt: skip
         if config.train.labels and data.labels is None:
             raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
         warm = None
@@ -260,12 +265,25 @@ class Work:
         )  # fmt: skip
         self.facts["nfe"] = config.train.images
         self.facts["engine"] = train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
+        damaged = self._damaged(data)
         if self.world.is_main:
             for old in self.layout.checkpoints(generation).glob("images-*.pt"):
                 old.unlink()
         size = training_size(config.loop, generation, config.data.size)
         engine = "" if self.world.size == 1 else f" by {self.facts['engine']} on {self.world.size} ranks"
-        return f"{config.train.images / 1000:.1f} kimg on {size} images{engine}"
+        return f"{config.train.images / 1000:.1f} kimg on {size} images{engine}{damaged}"
+
+    def _damaged(self, data: Resident | Streaming) -> str:
+        """Counts what `data.skip_damaged` left out, on all ranks, and names each damaged sample once."""
+        found = data.damaged if isinstance(data, Streaming) else []
+        every = [line for lines in self.world.gather_objects(found) for line in lines]
+        if not every:
+            return ""
+        self.facts["damaged"] = len(every)
+        if self.world.is_main:
+            for line in sorted(set(every)):
+                log.warning("left out: %s", line)
+        return f", {len(set(every))} damaged samples left out ({len(every)} times)"
 
     def _sample(self, step: Step, part: Part | None) -> str:
         config, generation = self.config, step.generation

@@ -143,9 +143,13 @@ class Scale:
     def of(samples: Tensor) -> Scale:
         """The scale of a training set: uint8 [N, C, H, W] or float32 [N, D]."""
         if samples.dtype == torch.uint8:
-            return Scale(True, (127.5,), (127.5,))
+            return Scale.of_images()
         deviation = samples.double().std(0, correction=0).clamp_min(1e-6) / SIGMA_DATA
         return Scale(False, tuple(samples.double().mean(0).tolist()), tuple(deviation.tolist()))
+
+    @staticmethod
+    def of_images() -> Scale:
+        return Scale(True, (127.5,), (127.5,))
 
     def to_model(self, samples: Tensor) -> Tensor:
         """float32, of the same shape."""

@@ -9,6 +9,7 @@ resumed at any other world size and by any other engine.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -23,16 +24,24 @@ from entroloop.data.errors import Failed, Interrupted
 from entroloop.data.plan import derive_seed
 from entroloop.data.progress import Progress
 from entroloop.data.stream import Batch, Resident, training_noise
+from entroloop.data.streaming import Streaming
+from entroloop.data.streaming import Streaming
 from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
 from entroloop.trainer.engine import make_engine
-from entroloop.trainer.network import DenoiserNetwork, NetworkConfig, build
+from entroloop.trainer.network import DenoiserNetwork, NetworkConfig, build, use_best_attention
 from entroloop.trainer.schedule import TrainConfig, learning_rate
 from entroloop.trainer.stats import Window
 
 log = logging.getLogger(__name__)
 ASK_EVERY = 8  # steps between asking the other ranks whether one of them was told to stop
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Logs a line the first time that it comes up in this process."""
+    log.info(text)
 
 
 @dataclass
@@ -62,12 +71,12 @@ class Trainer:
     averages  by name ("" is the one that is sampled from), tensors like the engine's masters
     """
 
-    def __init__(self, job: Job, data: Resident, world: World) -> None:
+    def __init__(self, job: Job, data: Resident | Streaming, world: World) -> None:
         config = job.config
         self.job, self.data, self.world = job, data, world
-        self.scale = Scale.of(data.samples)
+        self.scale = Scale.of(data.samples) if isinstance(data, Resident) else Scale.of_images()
         self.num_classes = job.num_classes if config.labels else 0
-        self.shape = tuple(data.samples.shape[1:])
+        self.shape = data.shape
         network = self._fresh_network()
         state = checkpoint.newest(job.checkpoints)
         if job.warm is not None:
@@ -76,7 +85,12 @@ class Trainer:
             checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
         if config.channels_last and len(self.shape) == 3:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        attention = use_best_attention(network, world.device)
         self.engine = make_engine(config, network.train(), world)
+        say_once(
+            f"training by {self.engine.kind} on {world.size} process(es) of {world.device.type}, "
+            f"precision {config.precision}, attention {attention}"
+        )
         self.rules = {"": config.ema, **config.more_emas}
         self.averages = {name: [m.detach().clone() for m in self.engine.masters] for name in self.rules}
         self.seen = 0
@@ -165,7 +179,7 @@ class Trainer:
 
 def train(
     job: Job,
-    data: Resident,
+    data: Resident | Streaming,
     world: World,
     *,
     should_stop: Callable[[], bool] = lambda: False,
