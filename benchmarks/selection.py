@@ -136,13 +136,13 @@ class Bench:
         return self.options.only in name
 
     def compare(
-        self, name: str, baseline: Callable[[], Any], ours: Callable[[], Any], goal: float, repeats: int = 3
+        self, name: str, baseline: Callable[[], Any], ours: Callable[[], Any], goal: float, repeats: int = 0
     ) -> None:
         """goal: the largest good ratio ours / baseline."""
         if not self.wanted(name):
             return
         best = [float("inf"), float("inf")]
-        for _ in range(repeats):
+        for _ in range(repeats or self.options.repeats):
             for which, run in enumerate((baseline, ours)):
                 best[which] = min(best[which], seconds(run, self.device))
         ratio = best[1] / best[0]
@@ -215,13 +215,13 @@ class Bench:
         self.add(Line(name, features, peak, peak / features, "<= 512 MiB", peak <= 512))
 
     def ranks(self, n: int) -> None:
-        """One and two ranks of one thread, in alternation; the first round only warms up."""
+        """One and two ranks of one thread, in alternation."""
         for what in ("greedy", "nearest"):
             name = f"{what} {n} x 384, two ranks against one"
             if not self.wanted(name):
                 continue
             best = {1: float("inf"), 2: float("inf")}
-            for _ in range(3):
+            for _ in range(self.options.repeats):
                 for size in best:
                     best[size] = min(best[size], _ranks(what, size, n))
             self.add(Line(name, best[1], best[2], best[2] / best[1], "1.7 x faster", best[1] / best[2] >= 1.7))
@@ -339,6 +339,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--only", default="")
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--out", type=Path)
