@@ -43,3 +43,17 @@ def test_weights_follow_the_seed_alone():
 def test_configurations_that_do_not_fit_are_refused(config, shape, line):
     with pytest.raises(UserError, match=line):
         network.build(config, shape, 0, seed=0)
+
+
+def test_vectors_are_folded_into_the_images_that_the_unet_sees():
+    config = NetworkConfig(channels=(8, 16), norm_groups=4, fold=(4, 8, 8))
+    net, plain = network.build(config, (256,), 0, seed=1), network.build(SMALL, (4, 8, 8), 0, seed=1)
+    x, condition = torch.randn(2, 4, 8, 8), torch.randn(2)
+    torch.testing.assert_close(net(x.flatten(1), condition, None), plain(x, condition, None).flatten(1))
+    with pytest.raises(UserError, match=r"network.fold=\[4, 8, 8\]: needs vectors of 256 features"):
+        network.build(config, (3, 8, 8), 0, seed=1)
+
+
+def test_on_a_cpu_attention_is_torchs():
+    net = network.build(SMALL, (1, 8, 8), 0, seed=1)
+    assert network.use_best_attention(net, torch.device("cpu")) == "SDPA"

@@ -25,7 +25,6 @@ from entroloop.data.plan import derive_seed
 from entroloop.data.progress import Progress
 from entroloop.data.stream import Batch, Resident, training_noise
 from entroloop.data.streaming import Streaming
-from entroloop.data.streaming import Streaming
 from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss

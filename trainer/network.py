@@ -6,7 +6,9 @@ and return a tensor like x. Class `num_classes` stands for "no class" (classifie
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +20,8 @@ from torch import Tensor, nn
 
 from entroloop.data.errors import UserError
 
+log = logging.getLogger(__name__)
+
 
 class NetworkConfig(BaseModel):
     """The network's shape.
@@ -28,6 +32,7 @@ class NetworkConfig(BaseModel):
     attention         UNet: levels (0 = full resolution) with self-attention
     middle_attention  UNet: self-attention at the lowest resolution
     norm_groups       UNet: groups of every group normalization; must divide every level's channels
+    fold              UNet: vectors are seen as images of this shape [C, H, W], for example a VAE's latents
     width, depth      MLP: hidden features and residual blocks
     dropout           in every residual block
     """
@@ -39,6 +44,7 @@ class NetworkConfig(BaseModel):
     attention: tuple[int, ...] = ()
     middle_attention: bool = True
     norm_groups: int = Field(8, ge=1)
+    fold: tuple[int, int, int] | None = None
     width: int = Field(128, ge=1)
     depth: int = Field(3, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
@@ -52,15 +58,17 @@ class NetworkConfig(BaseModel):
 
 
 class ImageNetwork(nn.Module):
-    """diffusers' UNet2DModel behind the call that the rest of the trainer uses."""
+    """diffusers' UNet2DModel behind the call that the rest of the trainer uses. Vectors are folded into its images."""
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
         self.unet = unet
 
     def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
-        out: Tensor = self.unet(x, condition, class_labels=labels, return_dict=False)[0]
-        return out
+        size = self.unet.config.sample_size
+        image = x.reshape(-1, self.unet.config.in_channels, size, size) if x.ndim == 2 else x
+        out: Tensor = self.unet(image, condition, class_labels=labels, return_dict=False)[0]
+        return out.reshape(x.shape)
 
 
 class VectorNetwork(nn.Module):
@@ -108,6 +116,8 @@ def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed:
 
     Raises UserError, naming the key, when the configuration does not fit the shape.
     """
+    if config.fold is not None:
+        shape = _folded(config, shape)
     vectors = len(shape) == 1
     if (config.kind == "unet" and vectors) or (config.kind == "mlp" and not vectors):
         right = "mlp" if vectors else "unet"
@@ -117,6 +127,31 @@ def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed:
         if vectors:
             return VectorNetwork(shape[0], num_classes, config.width, config.depth, config.dropout)
         return ImageNetwork(_unet(config, shape, num_classes))
+
+
+def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that the UNet sees of vectors. Raises UserError when `fold` does not fit them."""
+    assert config.fold is not None
+    c, h, w = config.fold
+    if shape != (c * h * w,) or h != w:
+        raise UserError(
+            f"network.fold={list(config.fold)}: needs vectors of {c * h * w} features and equal sides, "
+            f"not samples of shape {list(shape)}"
+        )
+    return config.fold
+
+
+def use_best_attention(network: DenoiserNetwork, device: torch.device) -> str:
+    """Switches a UNet's attention to xformers where it is installed and runs on `device`; returns which one is used."""
+    if not isinstance(network, ImageNetwork):
+        return "none"
+    if device.type == "cuda" and importlib.util.find_spec("xformers") is not None:
+        try:
+            network.unet.enable_xformers_memory_efficient_attention()
+            return "xformers"
+        except (ModuleNotFoundError, ValueError, RuntimeError, NotImplementedError) as error:
+            log.warning("xformers does not run here, torch's attention is used: %s", str(error).splitlines()[0])
+    return "SDPA"
 
 
 def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UNet2DModel:
