@@ -19,7 +19,11 @@ LOST = {"CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "FAILED", "BOOT_FA
 
 @dataclass(frozen=True)
 class JobState:
-    """One job or array task: queued, running, requeued, finished, failed, cancelled, interrupted or lost."""
+    """One job or array task.
+
+    state  queued, running, completing, finished, failed, interrupted, cancelled, lost (it began and nobody knows how it
+           ended) or unknown (the queue cannot be asked)
+    """
 
     key: str
     id: str
@@ -50,7 +54,7 @@ def read(folder: Path, mark: str, patience: float = 10.0) -> tuple[list[JobState
     found = []
     for place in sorted({*records, *live}, key=lambda p: (_order(records, p[0]), p[1] if p[1] is not None else -1)):
         id_ = live[place].id if place in live else records[place]
-        found.append(_judge(folder, place, id_, live.get(place), notes.get(place) or {}, final))
+        found.append(_judge(folder, place, id_, live.get(place), notes.get(place) or {}, None if problem else final))
     return found, problem
 
 
@@ -91,7 +95,7 @@ def _state(note: Mapping[str, str], id_: str) -> str | None:
 
 def _judge(
     folder: Path, place: tuple[str, int | None], id_: str, entry: Entry | None, note: Mapping[str, str],
-    final: Mapping[str, str],
+    final: Mapping[str, str] | None,
 ) -> JobState:  # fmt: skip
     key, task = place
     log = f"{folder}/logs/{key}-{id_}.log"
@@ -102,10 +106,14 @@ def _judge(
         before = f"; {note['reason']}" if note.get("state") == "requeued" else ""
         return JobState(key, id_, "queued", task, "", f"{entry.reason}{before}", log)
     state = _state(note, id_)
-    ended = final.get(id_, "")
+    if final is None and state is None:
+        return JobState(key, id_, "unknown", task, node, reason, log)
+    ended = (final or {}).get(id_, "")
     if ended in LOST and state in (None, "interrupted"):
         how = "cancelled" if ended == "CANCELLED" else "failed"
         return JobState(key, id_, how, task, node, reason or f"ended by the cluster: {ended.lower()}", log)
+    if state is None and note.get("id") != id_:  # tasks that are cancelled while they wait leave no trace
+        return JobState(key, id_, "cancelled", task, "", "left the queue before it began", log)
     return JobState(key, id_, state or "lost", task, node, reason, log)
 
 
@@ -125,7 +133,9 @@ def table(found: list[JobState], problem: str = "") -> str:
         counts = Counter(job.state for job in mine)
         states = ", ".join(f"{n} {state}" for state, n in counts.items()) if mine[0].task is not None else mine[0].state
         where = ",".join(dict.fromkeys(job.node for job in mine if job.state == "running"))
-        why = next((job.reason for job in mine if job.state in ("failed", "lost", "interrupted", "cancelled")), "")
+        why = next(
+            (job.reason for job in mine if job.state in ("failed", "lost", "interrupted", "cancelled", "unknown")), ""
+        )
         why = why or next((job.reason for job in mine if job.state == "queued"), "")
         number = mine[0].id.partition("_")[0]
         lines.append(f"  {key:<28} {number:>8}  {states}{f' on {where}' if where else ''}{f' ({why})' if why else ''}")

@@ -246,7 +246,8 @@ def script(tmp_path):
             ["bash", str(path), "1000"],
             env={
                 **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "6",
-                "SLURM_ARRAY_TASK_ID": "1", "SEEN": str(tmp_path / "seen"), "SAVED": state("interrupted", 75, "saved"), **environment,
+                "SLURM_ARRAY_TASK_ID": "1", "SEEN": str(tmp_path / "seen"),
+                "SAVED": state("interrupted", 75, "saved"), **environment,
             },
         )  # fmt: skip
 
@@ -332,10 +333,10 @@ def test_states_come_from_the_notes_where_there_is_no_cluster(tmp_path, monkeypa
     found, problem = states.read(folder, "abc")
     assert "no such command" in problem
     assert [(job.key, job.task, job.state, job.id) for job in found] == [
-        ("train", None, "finished", "5"), ("sample", 0, "failed", "6_0"), ("sample", 1, "lost", "8_1"),
+        ("train", None, "finished", "5"), ("sample", 0, "failed", "6_0"), ("sample", 1, "unknown", "8_1"),
     ]  # fmt: skip
     text = states.table(found, problem)
-    assert "1 failed, 1 lost" in text
+    assert "1 failed, 1 unknown" in text
     assert "bad shard" in text
     assert "| last words" in text
 

@@ -1,0 +1,288 @@
+"""Whole loops on a real SLURM of two virtual nodes that the suite starts: arrays, signals, kills, sweeps."""
+
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from loops import TINY, command, sealed_bytes, tiny, tiny_file
+
+from entroloop.data.world import World
+from entroloop.launcher import clusters, drive, lease
+from entroloop.launcher.phases import Layout, Step
+
+HERE = Path(__file__).parent / "slurm"
+CHECKPOINTS = "train.checkpoint_kimg=0.016"  # after every batch, so that there is one when the kill comes
+SLURM = ["slurm.gpus_per_node=0", "slurm.lead=30", "slurm.time=1h"]
+
+
+def missing():
+    """Why there can be no cluster here; '' where there can."""
+    if os.geteuid() != 0:
+        return "needs root, to start a SLURM of its own"
+    tools = [name for name in ("munged", "slurmctld", "slurmd", "sbatch") if shutil.which(name, path=PATH) is None]
+    if tools:
+        return f"needs {', '.join(tools)} (Debian's packages munge and slurm-wlm)"
+    if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False).returncode:
+        return "needs namespaces (unshare --uts --mount)"
+    return ""
+
+
+PATH = f"{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def free_port():
+    """The first of some ports in a row that nobody uses, below the range of outgoing connections."""
+    for port in range(16800, 30000, 200):
+        with socket.socket() as probe:
+            if all(probe.connect_ex(("127.0.0.1", port + i)) for i in range(4)):
+                return port
+    raise AssertionError("no free port")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    if why := missing():
+        pytest.skip(why)
+    base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: munge's socket has a longest name
+    environment = {**os.environ, "SLURM_BASE": str(base), "PORT": str(free_port())}
+    kept = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH", "OMP_NUM_THREADS")}
+    try:
+        started = subprocess.run(
+            ["bash", HERE / "start.sh"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert started.returncode == 0, started.stdout + started.stderr
+        os.environ.update(SLURM_CONF=str(base / "slurm.conf"), PATH=PATH, OMP_NUM_THREADS="1")
+        yield
+    finally:
+        subprocess.run(["bash", HERE / "stop.sh"], env=environment, check=False)
+        shutil.rmtree(base, ignore_errors=True)
+        for name, value in kept.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@functools.cache
+def local(*overrides):
+    """The sealed bytes of the tiny loop, run here in one process."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        config = tiny(folder, *overrides)
+        drive.run(config, World(), lambda: False)
+        return sealed_bytes(config.run_folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def slurm(*arguments):
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    return done.stdout
+
+
+def submit(path, *overrides):
+    done = command("slurm", "submit", path, *overrides)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def jobs(run):
+    found, problem = clusters.states.read(run / "slurm", clusters.site_of(run).mark)
+    assert problem == ""
+    return found
+
+
+def submissions(run):
+    return [json.loads(line) for line in (run / "slurm" / "jobs.jsonl").read_text().splitlines()]
+
+
+def logs(run):
+    return "\n".join(path.read_text() for path in sorted((run / "slurm" / "logs").glob("*")))
+
+
+def until(condition, run, seconds=150):
+    """Waits for a condition and returns its value; shows the jobs and their logs when it does not come."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, f"{clusters.states.table(jobs(run))}\n{logs(run)}"
+        time.sleep(0.3)
+    return value
+
+
+def all_ended(run):
+    return all(job.state not in ("queued", "running", "completing") for job in jobs(run))
+
+
+def finish(run):
+    until(lambda: all_ended(run), run)
+    assert {job.state for job in jobs(run)} == {"finished"}, f"{clusters.states.table(jobs(run))}\n{logs(run)}"
+
+
+def training(run):
+    """What the lease says once training of generation 0 has saved a checkpoint."""
+    layout = Layout(run)
+    return any(layout.checkpoints(0).glob("*.pt")) and lease.read(layout.lease(Step(0, "train")))
+
+
+def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path):
+    """The import in an array, then the whole loop in one job, whose process is killed in the middle of training."""
+    folder = tmp_path / "a folder with spaces"
+    folder.mkdir()
+    path = tiny_file(
+        folder,
+        *SLURM,
+        "slurm.import_array=2",
+        f"slurm.scratch={tmp_path / 'node local'}",
+        "train.checkpoint_kimg=0.016",
+    )
+    run = folder / "runs" / "tiny"
+    both = [
+        subprocess.Popen([sys.executable, "-m", "entroloop.launcher", "slurm", "submit", str(path)]) for _ in range(2)
+    ]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert [job["key"] for job in submissions(run)] == ["import", "import.seal", "real.encode", "run"]
+    owner = until(lambda: training(run), run)
+    assert owner["host"] in ("n1", "n2")
+    os.kill(owner["pid"], signal.SIGKILL)
+    until(lambda: "failure 1 of 3" in logs(run), run)
+    finish(run)
+    assert "resumed at" in logs(run)
+    assert len(list(scratch.glob("entroloop-*/manifest.json"))) == 2  # a copy of each generation's training set
+    assert sealed_bytes(run) == local(CHECKPOINTS)
+    assert "nothing" not in submit(path)  # a finished run has nothing left
+    assert len(submissions(run)) == 4
+
+
+def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_path):
+    path = tiny_file(tmp_path, *SLURM, "slurm.shape=phases", "slurm.array=3", "generations=1", "slurm.window=5")
+    config = tiny(tmp_path / "runs", *SLURM, "slurm.shape=phases", "slurm.array=3", "generations=1", "slurm.window=5")
+    drive.run(config, World(), lambda: False, until=Step(0, "train"))
+    run, layout = config.run_folder, Layout(config.run_folder)
+    slurm("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
+    submit(path)
+    assert [(job["key"], job["tasks"]) for job in submissions(run)] == [
+        ("generation_0000.sample", [0, 1, 2]),
+        ("generation_0000.sample.seal", None),
+    ]
+    assert {job.state for job in jobs(run)} == {"queued"}
+    slurm("scancel", f"{submissions(run)[0]['id']}_1")
+    slurm("scontrol", "update", "nodename=n[1-2]", "state=resume")
+    until(lambda: all_ended(run), run)
+    states = {(job.key, job.task): job.state for job in jobs(run)}
+    assert states[("generation_0000.sample", 1)] == "cancelled"
+    assert states[("generation_0000.sample.seal", None)] == "cancelled"
+    shards = sorted(layout.of(Step(0, "sample")).glob("*.tar"))
+    assert [path.name for path in shards] == ["shard-000000.tar", "shard-000002.tar"]
+    before = [path.stat().st_mtime_ns for path in shards]
+    submit(path)
+    assert submissions(run)[2]["tasks"] == [1]
+    until(lambda: drive.is_sealed(layout)(Step(0, "evaluate")), run)
+    finish(run)
+    assert [path.stat().st_mtime_ns for path in shards] == before
+    found = sealed_bytes(run)
+    assert found == {name: data for name, data in local().items() if name in found}
+    assert "generation_0000/metrics/manifest.json" in found
+    nodes = {line.split("\t")[2] for p in (run / "slurm" / "attempts").glob("*encode-*") for line in [p.read_text()]}
+    assert nodes == {"n1", "n2"}
+
+
+def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_limit(tmp_path):
+    (tmp_path / "twin").mkdir()
+    twin = tiny_file(tmp_path / "twin", "train.kimg=1.92", "generations=1")
+    path = tiny_file(tmp_path, *SLURM, "slurm.nodes=2", "train.kimg=1.92", "generations=1")
+    run = tmp_path / "runs" / "tiny"
+    submit(path)
+    until(lambda: training(run), run)
+    slurm("scancel", "--batch", "--signal=USR1", submissions(run)[0]["id"])  # what --signal=B:USR1@lead sends
+    until(lambda: "requeued: stopped by USR1: training saved" in logs(run), run)
+    finish(run)
+    assert "resumed at" in logs(run)
+    assert "by ddp on 2 ranks" in logs(run)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+         "-m", "entroloop.launcher", "run", str(twin)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert sealed_bytes(run) == sealed_bytes(tmp_path / "twin" / "runs" / "tiny")
+
+
+def test_a_preempted_job_saves_its_state_and_goes_on_later(tmp_path):
+    path = tiny_file(tmp_path, *SLURM, "train.kimg=40", "generations=1", "slurm.lines=[--exclusive]")
+    run = tmp_path / "runs" / "tiny"
+    submit(path)
+    until(lambda: training(run), run)
+    urgent = slurm("sbatch", "--parsable", "-p", "urgent", "-N2", "--exclusive", "-o/dev/null", "--wrap", "sleep 1")
+    until(lambda: any(job.state == "queued" for job in jobs(run)), run)
+    until(lambda: f"{urgent.strip()} " not in slurm("squeue", "-h", "-o", "%i "), run)
+    until(lambda: "resumed at" in logs(run), run)
+    shown = command("slurm", "cancel", run)
+    assert shown.stdout.startswith("cancelled 1 job(s)")
+    until(lambda: all_ended(run), run)
+    assert [job.state for job in jobs(run)] in (["cancelled"], ["interrupted"])
+    assert "training saved" in logs(run)
+
+
+def test_a_failing_phase_stops_the_chain_and_status_says_why(tmp_path):
+    path = tiny_file(tmp_path, *SLURM, "slurm.shape=phases", "generations=1")
+    run = tmp_path / "runs" / "tiny"
+    submit(path, "slurm.prefix=/bin/false", "slurm.retries=1")
+    until(lambda: all_ended(run), run)
+    shown = command("status", run)
+    assert shown.stdout.startswith("tiny: failed (prepare: ended with status 1 (2 times))"), shown.stdout
+    assert "log of prepare" in shown.stdout
+    assert "| " in shown.stdout
+    found = json.loads(command("status", run, "--json").stdout)
+    assert {job["state"] for job in found["jobs"]} == {"failed", "cancelled"}
+    assert "submitted prepare" in submit(path)
+    until(lambda: drive.is_sealed(Layout(run))(Step(-1, "prepare")), run)
+    command("slurm", "cancel", run)
+    until(lambda: all_ended(run), run)
+
+
+def test_a_sweep_is_one_array_after_the_shared_work_with_a_report_at_the_end(tmp_path):
+    path = tmp_path / "grid.yaml"
+    grid = {"selection.strategy": ["random", "greedy"]}
+    values = {**TINY, "folder": str(tmp_path / "runs"), "sweep": {"grid": grid}}
+    path.write_text(yaml.safe_dump({**values, "slurm": {"gpus_per_node": 0, "at_once": 2}}, sort_keys=False))
+    done = command("sweep", path, "--slurm")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "tiny"
+    assert [(job["key"], job["tasks"]) for job in submissions(run)] == [
+        ("shared.0", [0]), ("arms", [0, 1]), ("report", None),
+    ]  # fmt: skip
+    finish(run)
+    assert (run / "report.html").stat().st_size > 10_000
+    assert sealed_bytes(run / "greedy") == local()
+    manifest = "generation_0000/weights/manifest.json"
+    assert os.path.samefile(run / "random" / manifest, run / "greedy" / manifest)
+    assert "finished" in command("sweep", path, "--slurm").stdout
+
+
+def test_a_cluster_of_four_nodes_with_eight_gpus_takes_the_scripts(tmp_path):
+    recipe = Path(__file__).parent.parent / "configs" / "ffhq64.yaml"
+    slurm("scontrol", "update", "nodename=big[1-4]", "state=idle")  # nodes that are only described
+    for shape in ("generations", "phases"):
+        done = command(
+            "slurm", "script", recipe, f"folder={tmp_path}", f"slurm.shape={shape}", "slurm.partition=big",
+            "generations=2", "slurm.nodes=4", "slurm.gpus_per_node=8",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        for number, text in enumerate(done.stdout.split("# ==== ")[1:]):
+            script = tmp_path / f"{shape}-{number}.sh"
+            script.write_text(text.partition("\n")[2])
+            if "-%A_%a" in text:
+                slurm("sbatch", "--test-only", "--array=0-3", script, "0")
+            else:
+                slurm("sbatch", "--test-only", script)
+            if "generations" in text or ".train" in text.splitlines()[0]:
+                assert "#SBATCH --nodes=4\n" in text
+                assert "#SBATCH --gres=gpu:8\n" in text
