@@ -20,6 +20,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError
 
 MANIFEST = "manifest.json"
+REMOVED = "removed.json"  # beside it: which sealed files were removed by choice
 FORMAT = 1
 
 
@@ -114,9 +115,17 @@ def read(folder: Path) -> Manifest:
         raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
 
 
+def removed(folder: Path) -> frozenset[str]:
+    """Names of the sealed files that `entroloop.data.retention` removed."""
+    path = folder / REMOVED
+    return frozenset(json.loads(path.read_text())["removed"]) if path.is_file() else frozenset()
+
+
 def copy_sealed(source: Path, target: Path) -> None:
     """Copies a sealed folder, by hard links within a file system, the manifest last."""
-    for name in [*(entry.name for entry in read(source).files), MANIFEST]:
+    gone = removed(source)
+    names = [entry.name for entry in read(source).files if entry.name not in gone]
+    for name in [*names, *([REMOVED] if gone else []), MANIFEST]:
         to = target / name
         to.parent.mkdir(parents=True, exist_ok=True)
         if to.exists():
@@ -133,12 +142,17 @@ def copy_sealed(source: Path, target: Path) -> None:
 def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -> list[str]:
     """Re-checks every file of a sealed folder: one line for each that is missing, resized or changed.
 
+    Files that retention removed are no problem.
+
     advance  told the sealed size of each file that was looked at
     """
     found = []
+    gone = removed(folder)
     for e in read(folder).files:
         path = folder / e.name
-        if not path.is_file():
+        if not path.is_file() and e.name in gone:
+            pass
+        elif not path.is_file():
             found.append(f"{path}: missing")
         elif path.stat().st_size != e.bytes:
             found.append(f"{path}: {path.stat().st_size} bytes instead of the sealed {e.bytes}")

@@ -1,13 +1,17 @@
 """Which images a generation may train on: paradigm -> sources, as a pure function of integers.
 
-Generation 0 trains on N real images. A later one may keep all that the generation before it trained on, and chooses `choose` images from `pool`, the candidates:
+Generation 0 trains on N real images. A later one may keep all that the generation before it trained on, takes `fresh`
+real images that were never used before, and chooses `choose` images from `pool`, the candidates; without fresh ones:
 
     replace               N of the c N samples of generation g - 1
     accumulate            N of the c N samples of generation g - 1, and everything generation g - 1 trained on;
                           with c = 1 that is the real data and every sample of every generation before g
     accumulate-subsample  N of the pool of the N real images and the samples of every generation before g
 
-N images of generation 0, c candidates factor.
+With a share alpha of fresh images, round(alpha N) of the N are fresh and the others are chosen as above. Fresh images
+of earlier generations are candidates of no later pool: accumulate keeps them, the other paradigms drop them.
+
+N images of generation 0, c candidates factor, alpha share of fresh real images.
 """
 
 from __future__ import annotations
@@ -17,9 +21,35 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from entroloop.data.errors import UserError
 from entroloop.data.shards import REAL
 
 Paradigm = Literal["replace", "accumulate", "accumulate-subsample"]
+
+
+class FreshConfig(BaseModel):
+    """Real images never used before, in every training set but the first.
+
+    share     alpha of generation 1
+    schedule  of the later ones: `constant`; `linear`, down to none in `over` generations; `decaying`, multiplied by
+              `decay` from one to the next
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    share: float = Field(0.0, ge=0, le=1)
+    schedule: Literal["constant", "linear", "decaying"] = "constant"
+    over: int = Field(10, ge=1)
+    decay: float = Field(0.5, gt=0, lt=1)
+
+    def at(self, generation: int) -> float:
+        """alpha of generation >= 1."""
+        match self.schedule:
+            case "constant":
+                return self.share
+            case "linear":
+                return self.share * max(0.0, 1 - (generation - 1) / self.over)
+            case "decaying":
+                return self.share * self.decay ** (generation - 1)
 
 
 class LoopConfig(BaseModel):
@@ -27,11 +57,17 @@ class LoopConfig(BaseModel):
 
     paradigm    `replace`, `accumulate` or `accumulate-subsample`
     candidates  c: each generation samples c N images, so that there is something to choose from
+    fresh       the share of real images never used before
+    draw        of the strategy `random`: `uniform`, or `stratified`: as equal a number as possible from each source
+    balanced    choose as equal a number as possible from each class, by the strategy within it
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     paradigm: Paradigm = "replace"
     candidates: int = Field(2, ge=1)
+    fresh: FreshConfig = FreshConfig()
+    draw: Literal["uniform", "stratified"] = "uniform"
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,21 +77,37 @@ class Pool:
     pool    generations whose samples are candidates (REAL: the real training images), in the order of candidate ids
     choose  how many of the candidates are chosen
     keep    whether all that generation g - 1 trained on is kept beside them
+    fresh   which real images of `RealSplit.fresh` are taken, in its order: positions start … stop - 1
     """
 
     pool: tuple[int, ...]
     choose: int
     keep: bool
+    fresh: range = range(0)
 
 
 def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
     """The pool of generation >= 1, where `size` is N."""
     assert generation >= 1
+    counts = [round(config.fresh.at(g) * size) for g in range(1, generation + 1)]
+    fresh = range(sum(counts[:-1]), sum(counts))
     if config.paradigm == "accumulate-subsample":
-        return Pool((REAL, *range(generation)), size, keep=False)
-    return Pool((generation - 1,), size, keep=config.paradigm == "accumulate")
+        return Pool((REAL, *range(generation)), size - len(fresh), keep=False, fresh=fresh)
+    return Pool((generation - 1,), size - len(fresh), keep=config.paradigm == "accumulate", fresh=fresh)
 
 
 def training_size(config: LoopConfig, generation: int, size: int) -> int:
     """Images that generation trains on; grows under `accumulate` only."""
     return size * (generation + 1) if config.paradigm == "accumulate" else size
+
+
+def check_fresh(config: LoopConfig, generations: int, size: int, available: int) -> None:
+    """Raises UserError when a run of so many generations needs more fresh real images than there are."""
+    for generation in range(1, generations):
+        needed = pool_of(config, generation, size).fresh.stop
+        if needed > available:
+            raise UserError(
+                f"loop.fresh.share={config.fresh.share:g}: the {available} real images beside training, held-out and "
+                f"labelled ones run out at generation {generation}, which needs {needed} in all: lower the share, "
+                "generations or data.size"
+            )

@@ -185,7 +185,8 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        gone = path.name in manifest.removed(path.parent)
+        raise UserError(f"{path}: {'removed by retention (keep)' if gone else 'no such file'}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -78,7 +78,8 @@ def arm_command(
         world.barrier()
         until = sweep.furthest_shared(arm, arms) if shared else None
         attempt = drive.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
-        drive.run(arm.config, world, lambda: bool(stop), until=until, attempt=attempt)
+        settings = sweep.while_shared(arm, arms)
+        drive.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
     finally:
         worlds.leave()
 
@@ -87,7 +88,7 @@ def arm_command(
 def conclude_command(config: ConfigFile) -> None:
     """Write the report of a sweep over all arms that have something to show (called by the last job)."""
     from entroloop.eval import report
-    from entroloop.launcher import drive, sweep
+    from entroloop.launcher import drive, retention, sweep
     from entroloop.launcher.phases import Step, next_phase
 
     base, arms = sweep.arms_of(config, [])
@@ -95,6 +96,8 @@ def conclude_command(config: ConfigFile) -> None:
     unfinished = [arm for arm in arms if next_phase(drive.is_sealed(arm.layout), arm.config.generations) is not None]
     if shown:
         report.write([arm.layout.run for arm in shown], base.run_folder / "report.html")
+    for arm in arms if not unfinished else []:
+        retention.apply(arm.config, arm.layout)
     if unfinished:
         names = ", ".join(arm.config.name for arm in unfinished)
         raise Failed(f"{len(unfinished)} of {len(arms)} runs did not finish: {names}: submit the sweep again")

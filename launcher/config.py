@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from entroloop.data.encoders import check_name
 from entroloop.data.errors import UserError
 from entroloop.data.plan import READING, DataConfig
 from entroloop.data.pool import LoopConfig
+from entroloop.data.retention import KeepConfig
 from entroloop.eval.evaluate import EvaluationConfig
 from entroloop.selection.strategies import SelectionConfig
 from entroloop.slurm.config import SlurmConfig
@@ -60,6 +61,7 @@ class Config(BaseModel):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    keep: KeepConfig = KeepConfig()
     sweep: SweepConfig = SweepConfig()
     slurm: SlurmConfig = SlurmConfig()
 
@@ -84,13 +86,19 @@ class Config(BaseModel):
         """Images that each generation samples: c N candidates, or more where the measures ask for more."""
         return max(self.loop.candidates * self.data.size, self.evaluation.samples or 0)
 
+    @model_validator(mode="after")
+    def _drawn_as_the_strategy_can(self) -> Config:
+        if self.loop.draw == "stratified" and self.selection.strategy != "random":
+            raise ValueError(f"loop.draw=stratified: is for selection.strategy=random, not {self.selection.strategy}")
+        return self
+
     def settled(self) -> dict[str, Any]:
         """The configuration as plain values, without `sweep`: what is saved with the run and compared on resume."""
         return self.model_dump(mode="json", exclude={"sweep"})
 
 
 # Keys that may differ when a run is resumed: they decide how it is computed, not what.
-MAY_CHANGE = ("threads", "folder", "name", "slurm", *(f"data.{key}" for key in READING))
+MAY_CHANGE = ("threads", "folder", "name", "slurm", "keep", *(f"data.{key}" for key in READING))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -178,6 +186,8 @@ def explain(error: ValidationError) -> str:
         nearest = f"; did you mean {near[0]}?" if near else ""
         return f"{key}={first['input']}: must be one of {', '.join(expected)}{nearest}{more}"
     given = first["input"]
+    if not key:
+        return f"{message}{more}"
     shown = f"={given}" if isinstance(given, str | int | float | bool) else ""
     return f"{key}{shown}: {message[0].lower()}{message[1:]}{more}"
 

@@ -81,7 +81,7 @@ def verify_command(
         raise UserError(f"{folder}: holds nothing sealed: not a data set or run of entroloop")
     problems: list[str] = []
     readable: list[Path] = []
-    count = size = 0
+    count = size = removed = 0
     for path in sealed:
         try:
             found = manifest.read(path)
@@ -90,11 +90,19 @@ def verify_command(
             continue
         readable.append(path)
         count, size = count + len(found.files), size + found.bytes
+        gone = sorted(name for name in manifest.removed(path) if not (path / name).exists())
+        removed += len(gone)
+        if not as_json:
+            for name in gone:
+                typer.echo(f"{path / name}: removed by retention")
     with Progress("verify", size, "B") as bar:
         for path in readable:
             problems += manifest.problems(path, bar.advance)
     if as_json:
-        facts = {"folder": str(folder), "sealed": len(sealed), "files": count, "bytes": size, "problems": problems}
+        facts = {
+            "folder": str(folder), "sealed": len(sealed), "files": count, "bytes": size, "removed": removed,
+            "problems": problems,
+        }  # fmt: skip
         typer.echo(json.dumps(facts))
     else:
         for line in problems:
@@ -102,6 +110,7 @@ def verify_command(
         typer.echo(
             f"{folder}: {_count(len(sealed), 'sealed folder')}, {_count(count, 'file')}, {size:,} bytes: "
             + (f"{len(problems)} damaged" if problems else "all intact")
+            + (f", {removed} removed by retention" if removed else "")
         )
     if problems:
         raise typer.Exit(2)

@@ -25,6 +25,7 @@ from entroloop.data import files, manifest
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.world import World
+from entroloop.launcher import retention
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
 from entroloop.launcher.lease import Lease
 from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, next_phase, steps
@@ -124,12 +125,16 @@ def run(
     work = Work(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     order = list(steps(config.generations))
     with _state(layout, world, attempt.state):
+        if world.is_main:
+            retention.apply(config, layout)
         while (step := _agreed_next(layout, config, world)) is not None:
             if until is not None and order.index(step) > order.index(until):
                 break
             if _any(world, should_stop()):
                 raise Interrupted(f"stopped before {step}")
             run_step(work, step)
+            if world.is_main:
+                retention.apply(config, layout)
 
 
 def run_single(

@@ -148,7 +148,10 @@ def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]
         case "select":
             pool = pool_of(config.loop, generation, config.data.size)
             encoded = [Step(g, "encode") for g in pool.pool if g != REAL]
-            section = {key: dump[key] for key in ("seed", "loop", "selection")}
+            section = {key: dump[key] for key in ("seed", "selection")}
+            section["loop"] = {key: dump["loop"][key] for key in ("paradigm", "candidates")}
+            for key in ("fresh", "draw", "balanced"):
+                section["loop"] |= _if_changed(key, config.loop)
             return section, [PREPARE, *encoded, Step(generation - 1, "select")]
         case "train":
             warm = [Step(generation - 1, "train")] if config.train.warm_start and generation else []

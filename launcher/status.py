@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from entroloop.data.errors import UserError
 from entroloop.launcher import lease
 from entroloop.launcher.drive import is_sealed, read_config
 from entroloop.launcher.phases import PHASES, Layout, Step, steps
+from entroloop.launcher.retention import size
 
 MARKS = {"sealed": "done", "pending": "."}
 
@@ -79,7 +82,22 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
         # state.json is written at the end of an attempt: a killed one leaves none, or one of an earlier attempt
         status = state_file["status"] if state_file and state_file["status"] != "finished" else "stopped"
     reason = state_file["reason"] if state_file and status in ("failed", "interrupted") else ""
-    return {"run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found}
+    return {
+        "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,
+        "bytes": used(folder),
+    }  # fmt: skip
+
+
+def used(run: Path) -> dict[str, int]:
+    """Bytes on disk by what they are: real, selected, weights, samples, features, metrics, checkpoints, and in all."""
+    found: dict[str, int] = {}
+    for folder, _, names in os.walk(run):
+        parts = Path(folder).relative_to(run).parts
+        kind = "real" if parts[:1] == ("real",) else parts[1] if len(parts) > 1 else "other"
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # a temporary of the process at work
+                found[kind] = found.get(kind, 0) + os.lstat(os.path.join(folder, name)).st_size
+    return {**dict(sorted(found.items())), "total": sum(found.values())}
 
 
 def _leases(layout: Layout, step: Step) -> list[Path]:
@@ -104,6 +122,8 @@ def table(found: dict[str, Any]) -> str:
     prepare = by_step[-1, "prepare"]
     if prepare["state"] != "sealed":
         lines.insert(1, f"real data   {_cell(prepare)}")
+    parts = ", ".join(f"{kind} {size(count)}" for kind, count in found["bytes"].items() if kind != "total")
+    lines.append(f"on disk     {size(found['bytes']['total'])}: {parts}")
     return "\n".join(lines)
 
 

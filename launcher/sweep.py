@@ -21,8 +21,10 @@ from typing import Any
 
 from entroloop.data import files, manifest
 from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.retention import KeepConfig
 from entroloop.eval import report
 from entroloop.launcher import config as configuration
+from entroloop.launcher import retention
 from entroloop.launcher.config import Config
 from entroloop.launcher.drive import is_sealed, open_run
 from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, recipes, steps
@@ -137,7 +139,7 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
             if should_stop():
                 raise Interrupted(f"the sweep stopped with {len(waiting) + len(running)} runs unfinished")
             for arm in [a for a in waiting if len(running) < jobs]:
-                if len(running) < jobs and _start(arm, path, overrides):
+                if len(running) < jobs and _start(arm, arms):
                     waiting.remove(arm)
                     running += [arm] if arm.process else []
             for arm in [a for a in running if a.process and a.process.poll() is not None]:
@@ -155,7 +157,13 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
     _conclude(base, arms)
 
 
-def _start(arm: Arm, path: Path, overrides: Sequence[str]) -> bool:
+def while_shared(arm: Arm, arms: Sequence[Arm]) -> Config:
+    """The arm's configuration, under which it removes nothing while others take sealed folders from it."""
+    leads = any(other.leader is arm for other in arms)
+    return arm.config.model_copy(update={"keep": KeepConfig()}) if leads else arm.config
+
+
+def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
     """Starts an arm whose shared steps are ready; True also when it turns out to be finished already."""
     if not link_shared(arm):
         return False
@@ -163,7 +171,7 @@ def _start(arm: Arm, path: Path, overrides: Sequence[str]) -> bool:
         arm.status = 0
         return True
     saved = arm.layout.run / "sweep-arm.yaml"
-    text = configuration.dump(arm.config)
+    text = configuration.dump(while_shared(arm, arms))
     files.replace(saved, lambda file: file.write(text))
     with (arm.layout.run / "log.txt").open("ab") as output:
         arm.process = subprocess.Popen(
@@ -214,6 +222,8 @@ def _conclude(base: Config, arms: Sequence[Arm]) -> None:
     if failed:
         logs = ", ".join(str(arm.layout.run / "log.txt") for arm in failed)
         raise Failed(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
+    for arm in arms:
+        retention.apply(arm.config, arm.layout)
     out = base.run_folder / "report.html"
     report.write([arm.layout.run for arm in arms], out)
     log.info("report: %s", out)

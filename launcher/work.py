@@ -31,10 +31,10 @@ from entroloop.data.errors import UserError
 from entroloop.data.features import encode_shards, encoder_digest, load_features, seal_features, write_blocks
 from entroloop.data.importers import import_dataset
 from entroloop.data.plan import Part, RealSplit, derive_seed, split_real
-from entroloop.data.pool import pool_of, training_size
+from entroloop.data.pool import check_fresh, pool_of, training_size
 from entroloop.data.progress import Progress
 from entroloop.data.shards import REAL, Dataset, read_shard, seal_dataset, shard_name
-from entroloop.data.streaming import open_stream
+from entroloop.data.stream import Resident
 from entroloop.data.streaming import Streaming, open_stream
 from entroloop.data.world import World
 from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
@@ -126,7 +126,7 @@ class Work:
                     data.source, self.layout.images, resolution=data.resolution, limit=data.limit, split=data.split,
                     shard_size=data.shard_size,
                 )  # fmt: skip
-            _ = self.split  # refuses sizes that do not fit before any work is done
+            self._check_sizes()  # before any work is done
             if "classifier" in self.config.encoders:
                 self._fit_classifier()
         self.world.barrier()
@@ -136,6 +136,13 @@ class Work:
         if self.world.is_main:
             seal_features(self.real, self.encoders, folder, {"recipe": self._recipes[step]})
         return f"{len(self.real)} real images of {'x'.join(map(str, self.real.shape))}"
+
+    def _check_sizes(self) -> None:
+        """Raises UserError when the real data cannot serve all that the configuration wants of it."""
+        config = self.config
+        check_fresh(config.loop, config.generations, config.data.size, len(self.split.fresh))
+        if config.loop.balanced and not (self.real.labelled and config.train.labels):
+            raise UserError("loop.balanced=true: needs a labelled source and train.labels=true")
 
     def _prepare_part(self, step: Step, part: Part) -> str:
         """Encodes a part of the real images, which are imported before; the classifier is fitted and used later."""
@@ -204,7 +211,14 @@ class Work:
                 count = config.loop.candidates * config.data.size
                 sources.append(Source(self.dataset(Step(g, "sample")), np.arange(count)))
                 blocks.append(features[:count])
-        ids = self._choose(np.concatenate(blocks), pool.choose, sources, generation)
+        ids = np.empty(0, np.int64)
+        if pool.choose:
+            ids = self._choose(np.concatenate(blocks), pool.choose, sources, generation)
+        candidates = sum(len(block) for block in blocks)
+        if pool.fresh:
+            self._check_sizes()  # there may be more generations than at first
+            sources.append(Source(self.real, np.sort(self.split.fresh[pool.fresh])))
+            ids = np.concatenate([ids, candidates + np.arange(len(pool.fresh))])
         if pool.keep:
             before = Source.whole(self.dataset(Step(generation - 1, "select")))
             ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
@@ -212,24 +226,29 @@ class Work:
         if self.world.is_main:
             inputs = [Step(g, "sample") for g in pool.pool if g != REAL]
             self._write_selected(step, sources, ids, self.made_from(step, *inputs))
-        candidates = sum(len(block) for block in blocks)
-        return f"{pool.choose} of {candidates} by {config.selection.strategy}, {len(ids)} in all -> {folder.name}"
+        fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
+        chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
+        return f"{chosen}{fresh}, {len(ids)} in all -> {folder.name}"
 
     def _choose(
         self, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
     ) -> NDArray[np.int64]:
-        selection, options = self.config.selection, dict(self.config.selection.options)
+        selection, loop = self.config.selection, self.config.loop
+        options: dict[str, Any] = dict(selection.options)
         rows = np.array_split(np.arange(len(features)), self.world.size)[self.world.rank]
+        generations = np.concatenate([s.provenance.generation for s in sources])[rows]
         labels = None
-        if selection.strategy == "random-stratified":
-            labels = np.concatenate([s.provenance.generation for s in sources])[rows]
-        elif all(s.labels is not None for s in sources):
+        if all(s.labels is not None for s in sources):
             labels = np.concatenate([s.labels for s in sources if s.labels is not None])[rows]
+        if loop.draw == "stratified":
+            options["stratified"] = True
+        if loop.balanced:
+            options["per_class"] = True
         heldout = self.features(REAL, selection.encoder)[self.split.training]
         chosen = choose(
             features[rows], size, selection.strategy,
             seed=derive_seed(self.config.seed, generation, "select"), world=self.world, metric=selection.metric,
-            labels=labels, reference=heldout, **options,
+            labels=labels, generations=generations, reference=heldout, **options,
         )  # fmt: skip
         ids: NDArray[np.int64] = np.asarray(chosen.ids)
         finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
@@ -239,7 +258,10 @@ class Work:
     def _write_selected(
         self, step: Step, sources: list[Source], ids: NDArray[np.int64], made_from: Mapping[str, str]
     ) -> None:
-        about = {"num_classes": self.real.num_classes} if self.real.labelled else {}
+        about: dict[str, Any] = {"num_classes": self.real.num_classes} if self.real.labelled else {}
+        if self.config.train.labels and self.real.labelled:
+            labels = np.concatenate([s.labels for s in sources if s.labels is not None])[ids]
+            about["label_histogram"] = np.bincount(labels, minlength=self.real.num_classes).tolist()
         write_selected(
             sources, ids, self.layout.of(step), shard_size=self.config.data.shard_size, about=about,
             made_from={"recipe": self._recipes[step], **made_from},
@@ -266,7 +288,7 @@ class Work:
         self.facts["nfe"] = config.train.images
         self.facts["engine"] = train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
         damaged = self._damaged(data)
-        if self.world.is_main:
+        if self.world.is_main and config.keep.checkpoints == "none":
             for old in self.layout.checkpoints(generation).glob("images-*.pt"):
                 old.unlink()
         size = training_size(config.loop, generation, config.data.size)

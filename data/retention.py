@@ -1,0 +1,46 @@
+"""Which large files of a finished generation stay on disk, and how those that go are accounted for.
+
+    sealed folder  ->  remove  ->  removed.json, then the files go; the manifest stays and says what they were
+
+What is removed is decided where the phases of a run are known (`entroloop.launcher.retention`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from entroloop.data import files, manifest
+
+
+class KeepConfig(BaseModel):
+    """What stays on disk. `needed`: what no later selection or evaluation can read goes, also those of further
+    generations, which a finished run may be given. Training sets, weights and measures always stay.
+
+    samples      `all` or `needed`; the first shard of each generation stays for the report
+    features     `all` or `needed`
+    checkpoints  resume states of finished trainings: `none`, or `all` that `train.keep` left
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    samples: Literal["all", "needed"] = "all"
+    features: Literal["all", "needed"] = "all"
+    checkpoints: Literal["none", "all"] = "none"
+
+
+def remove(folder: Path, names: list[str]) -> int:
+    """Removes sealed files of a sealed folder, once they are noted as removed; returns the bytes that became free."""
+    before = manifest.removed(folder)
+    new = sorted(set(names) - before)
+    if new:
+        text = files.json_bytes({"removed": sorted(before | set(new))})
+        files.replace(folder / manifest.REMOVED, lambda file: file.write(text))
+    freed = 0
+    for name in names:  # also those that an attempt killed in between has noted only
+        path = folder / name
+        if path.is_file():
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+    return freed

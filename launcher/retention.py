@@ -1,0 +1,76 @@
+"""Removes what the configuration does not keep and no later phase can read.
+
+Config + sealed steps  ->  removable  ->  apply: files of sealed folders go, their seals stay
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from entroloop.data import manifest, retention
+from entroloop.data.pool import pool_of
+from entroloop.data.shards import REAL
+from entroloop.launcher.config import Config
+from entroloop.launcher.phases import Layout, Step, steps
+
+log = logging.getLogger(__name__)
+
+
+def contents_read(config: Config, step: Step) -> set[Step]:
+    """The sample and encode steps whose large files a step reads."""
+    generation = step.generation
+    match step.phase:
+        case "encode":
+            return {Step(generation, "sample")}
+        case "select" if generation > 0:
+            pool = [g for g in pool_of(config.loop, generation, config.data.size).pool if g != REAL]
+            return {Step(g, phase) for g in pool for phase in ("sample", "encode")}
+        case "evaluate":  # also the features of every image it was trained on
+            first = max(0, generation - 1) if config.loop.paradigm == "replace" else 0
+            return {Step(g, "encode") for g in range(first, generation + 1)}
+    return set()
+
+
+def removable(config: Config, sealed: Callable[[Step], bool]) -> list[Step]:
+    """Sealed sample and encode steps, of the kinds that `keep` lets go, that no unsealed step reads, in order.
+
+    The generation after the last one counts as unsealed: a finished run may be continued.
+    """
+    ahead = [
+        step for step in steps(config.generations + 1) if step.generation == config.generations or not sealed(step)
+    ]
+    needed = set().union(*(contents_read(config, step) for step in ahead))
+    kinds = {"sample": config.keep.samples, "encode": config.keep.features}
+    return [
+        step
+        for step in steps(config.generations)
+        if kinds.get(step.phase) == "needed" and sealed(step) and step not in needed
+    ]
+
+
+def names_of(layout: Layout, step: Step) -> list[str]:
+    """The large files of a step that go: sample shards but the first, feature blocks."""
+    large = [e.name for e in manifest.read(layout.of(step)).files if not e.name.endswith(".json")]
+    return large[1:] if step.phase == "sample" else large
+
+
+def apply(config: Config, layout: Layout) -> None:
+    """Removes what can go. Does nothing with the default `keep`."""
+    if config.keep.samples == "all" and config.keep.features == "all":
+        return
+    freed = sum(
+        retention.remove(layout.of(step), names_of(layout, step))
+        for step in removable(config, lambda step: manifest.is_sealed(layout.of(step)))
+    )
+    if freed:
+        log.info("%-13s  %-8s  %10s  removed by keep", "", "disk", size(freed))
+
+
+def size(count: float) -> str:
+    """Bytes for reading: 12.3 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            break
+        count /= 1000
+    return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"

@@ -1,0 +1,118 @@
+"""Pools: fresh real images by schedule and never twice, stratified and class-balanced draws."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from loops import command, tiny, tiny_file
+
+from entroloop.data import manifest
+from entroloop.data.errors import UserError
+from entroloop.data.pool import FreshConfig, LoopConfig, check_fresh, pool_of
+from entroloop.data.shards import REAL, Dataset
+from entroloop.data.world import World
+from entroloop.launcher import drive
+from entroloop.launcher.phases import Layout, Step, recipes
+
+
+def run(folder, *overrides, until):
+    config = tiny(folder, *overrides)
+    drive.run(config, World(), lambda: False, until=until)
+    return Layout(config.run_folder)
+
+
+@pytest.mark.parametrize(
+    ("settings_", "expected"),
+    [
+        ({"schedule": "constant"}, [0.4, 0.4, 0.4, 0.4, 0.4]),
+        ({"schedule": "linear", "over": 4}, [0.4, 0.3, 0.2, 0.1, 0.0]),
+        ({"schedule": "decaying", "decay": 0.5}, [0.4, 0.2, 0.1, 0.05, 0.025]),
+    ],
+)
+def test_schedules(settings_, expected):
+    fresh = FreshConfig(share=0.4, **settings_)
+    assert [fresh.at(g) for g in range(1, 6)] == pytest.approx(expected)
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["replace", "accumulate", "accumulate-subsample"]),
+    st.sampled_from(["constant", "linear", "decaying"]),
+    st.floats(0, 1),
+    st.integers(2, 60),
+    st.integers(2, 8),
+)
+def test_fresh_images_follow_each_other_and_training_sets_keep_their_size(paradigm, schedule, share, size, generations):
+    config = LoopConfig(paradigm=paradigm, fresh=FreshConfig(share=share, schedule=schedule))
+    taken = []
+    for g in range(1, generations):
+        pool = pool_of(config, g, size)
+        assert pool.choose + len(pool.fresh) == size
+        taken += pool.fresh
+    assert taken == list(range(len(taken)))
+    check_fresh(config, generations, size, len(taken))
+    if taken:
+        with pytest.raises(UserError, match=f"run out at generation .*needs {len(taken)} in all"):
+            check_fresh(config, generations, size, len(taken) - 1)
+
+
+def test_fresh_real_images_train_once_and_are_neither_held_out_nor_trained_on_before(tmp_path):
+    overrides = ("generations=3", "loop.fresh.share=0.25", "selection.strategy=random", "loop.paradigm=accumulate")
+    layout = run(tmp_path, *overrides, until=Step(2, "select"))
+    sets = [Dataset(layout.of(Step(g, "select"))) for g in range(3)]
+    real = [one.provenance.index[one.provenance.generation == REAL] for one in sets]
+    assert [len(rows) for rows in real] == [48, 60, 72]
+    assert [len(one) for one in sets] == [48, 96, 144]
+    assert set(real[0]) < set(real[1]) < set(real[2])
+    assert len(set(real[2].tolist())) == 72
+    images = Dataset(layout.images)
+    found = sets[2].all()[sets[2].provenance.generation == REAL]
+    np.testing.assert_array_equal(found, images.take(real[2]))
+
+
+def test_all_fresh_is_training_on_real_data_only(tmp_path):
+    layout = run(tmp_path, "loop.fresh.share=1", until=Step(1, "select"))
+    assert (Dataset(layout.of(Step(1, "select"))).provenance.generation == REAL).all()
+
+
+def test_fresh_images_that_run_out_are_refused_before_the_work_and_in_a_dry_run(tmp_path):
+    path = tiny_file(tmp_path, "loop.fresh.share=1", "generations=40")
+    for extra in ((), ("--dry-run",)):
+        refused = command("run", path, *extra)
+        assert refused.returncode == 2
+        assert len(refused.stderr.strip().splitlines()) == 1
+        assert "loop.fresh.share=1: the 1685 real images" in refused.stderr
+        assert "generation 36" in refused.stderr
+    assert not (tmp_path / "runs" / "tiny" / "generation_0000").exists()
+
+
+def test_a_stratified_draw_takes_as_many_from_each_source(tmp_path):
+    overrides = ("generations=3", "selection.strategy=random", "loop.paradigm=accumulate-subsample")
+    layout = run(tmp_path, *overrides, "loop.draw=stratified", until=Step(2, "select"))
+    generations = Dataset(layout.of(Step(2, "select"))).provenance.generation
+    assert np.unique(generations, return_counts=True)[1].tolist() == [16, 16, 16]
+    with pytest.raises(UserError, match=r"loop\.draw=stratified: is for selection\.strategy=random, not greedy"):
+        tiny(tmp_path, "loop.draw=stratified")
+
+
+def test_balanced_classes_and_the_histogram_in_every_training_set(tmp_path):
+    labelled = ("train.labels=true", "sample.labels=training", "data.labelled=0")
+    layout = run(tmp_path, *labelled, "loop.balanced=true", "data.size=50", until=Step(1, "select"))
+    for g in (0, 1):
+        chosen = Dataset(layout.of(Step(g, "select")))
+        counts = np.bincount(chosen.labels, minlength=10).tolist()
+        assert manifest.read(chosen.folder).about["label_histogram"] == counts
+    assert min(counts) >= 1
+    assert sum(counts) == 50
+    candidates = np.bincount(Dataset(layout.of(Step(0, "sample"))).labels[:100], minlength=10)
+    assert max(counts) - min(counts) <= 1 or min(candidates) < 5
+    with pytest.raises(UserError, match="loop.balanced=true: needs a labelled source"):
+        run(tmp_path / "other", "loop.balanced=true", until=Step(0, "select"))
+
+
+def test_recipes_of_runs_without_the_new_keys_are_what_they_were(tmp_path):
+    plain, same = tiny(tmp_path), tiny(tmp_path, "loop.fresh.share=0", "loop.draw=uniform", "data.mode=streaming")
+    assert recipes(plain) == recipes(same)
+    other = recipes(tiny(tmp_path, "loop.fresh.share=0.5"))
+    assert other[Step(0, "evaluate")] == recipes(plain)[Step(0, "evaluate")]
+    assert other[Step(1, "select")] != recipes(plain)[Step(1, "select")]
