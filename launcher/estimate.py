@@ -1,4 +1,5 @@
-"""What a run will do, without doing it: phases, sizes, network calls and disk. Needs no data and no GPU."""
+"""What a run will do, without doing it: phases, sizes, network calls and disk. Needs no GPU; what depends on the source is said where it
+can be opened."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import logging
 from entroloop.data.pool import pool_of, training_size
 from entroloop.data.shards import REAL
 from entroloop.launcher.config import Config
+from entroloop.launcher.disk import describe_disk
+from entroloop.launcher.footprint import describe_network
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +23,7 @@ def describe(config: Config) -> str:
         "real data      prepare   "
         f"{config.data.source} -> {n} training, {config.data.heldout} held-out, {config.data.labelled} labelled images",
     ]
+    lines += describe_network(config)
     trained = sampled = 0
     for g in range(config.generations):
         size = training_size(config.loop, g, n)
@@ -29,7 +33,8 @@ def describe(config: Config) -> str:
             pool = pool_of(config.loop, g, n)
             candidates = sum(n if source == REAL else c * n for source in pool.pool)
             kept = f", beside the {size - n} of generation {g - 1}" if pool.keep else ""
-            what = f"{pool.choose} of {candidates} candidates{kept}"
+            fresh = f", {len(pool.fresh)} fresh real images" if pool.fresh else ""
+            what = f"{pool.choose} of {candidates} candidates{fresh}{kept}"
         trained += config.train.images
         sampled += config.samples * config.sample.nfe
         images = config.train.images
@@ -44,4 +49,5 @@ def describe(config: Config) -> str:
     lines.append(
         f"in all: {trained:,} images forward and backward, {sampled:,} network calls on single images in sampling"
     )
+    lines += describe_disk(config)
     return "\n".join(lines)

@@ -1,0 +1,82 @@
+"""The configurations that come along: the dry run checks each of them without data, and the paper's are the paper's."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from loops import tiny
+
+from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.stream import Resident
+from entroloop.data.world import World
+from entroloop.launcher import config as configuration
+from entroloop.launcher import footprint
+from entroloop.launcher.estimate import describe
+from entroloop.trainer.loop import Job, Trainer
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_dry_run_needs_neither_data_nor_a_gpu(path):
+    config = configuration.load(path)
+    said = describe(config)
+    shape, _ = footprint.sample_shape(config)
+    assert f"{footprint.count_parameters(config, shape):,} parameters" in said
+    assert f"x {config.sample.nfe} NFE" in said
+    assert said.count(" evaluate ") == config.generations
+
+
+@pytest.mark.parametrize(("name", "size"), [("cifar10", 32768), ("ffhq32", 8192)])
+def test_the_papers_set_up(name, size):
+    config = configuration.load(CONFIGS / f"{name}.yaml")
+    train = config.train
+    assert config.data.size == size
+    assert train.images == 501 * size
+    assert train.batch == 128
+    assert train.warmup_kimg * 1000 == 500 * train.batch
+    assert (train.objective, train.schedule, train.precision, train.ema.rule) == ("ddpm", "cosine", "fp16", "none")
+    assert (train.lr, train.betas, train.weight_decay, train.clip) == (1e-4, (0.95, 0.999), 1e-6, 1.0)
+    assert not train.flip
+    assert (config.sample.sampler, config.sample.nfe) == ("ddpm", 1000)
+    assert 16e6 < footprint.count_parameters(config, (3, 32, 32)) < 19e6
+
+
+def test_other_recipes():
+    latent = configuration.load(CONFIGS / "ffhq256-latent.yaml")
+    assert footprint.count_parameters(latent, (4 * 32 * 32,)) > 300e6
+    assert latent.train.engine == "zero2"
+    assert footprint.processes(configuration.load(CONFIGS / "ffhq64.yaml")) == 32
+    assert configuration.load(CONFIGS / "cifar10-edm.yaml").sample.nfe == 35
+    for name in ("ffhq32", "ffhq64"):
+        assert configuration.load(CONFIGS / f"{name}.yaml").data.mode == "streaming"
+
+
+def test_memory_of_one_process_is_what_the_trainer_holds(tmp_path):
+    where = Provenance(np.full(16, -1), np.arange(16), ("",) * 16)
+    write_shard(tmp_path / "set", 0, np.zeros((16, 1, 8, 8), np.uint8), None, where, first_key=0)
+    seal_dataset(tmp_path / "set")
+    config = tiny(tmp_path, "train.more_emas.short.halflife_kimg=1", "train.batch=8")
+    job = Job(config.train, config.network, 0, 0, tmp_path / "c", tmp_path / "w", tmp_path / "s", {})
+    trainer = Trainer(job, Resident(Dataset(tmp_path / "set")), World())
+    trainer.engine.micro_step(next(iter(trainer.engine.network.parameters())).sum(), last=False)  # makes the optimizer
+    for parameter in trainer.engine.network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in trainer.engine.network.parameters()]
+    trainer.engine.optimizer.step()
+    adam, keys = trainer.engine.adam
+    moments = [adam.state[key][name] for key in keys for name in ("exp_avg", "exp_avg_sq")]
+    held = [*trainer.engine.masters, *gradients, *moments, *trainer.averages[""], *trainer.averages["short"]]
+    parameters = footprint.count_parameters(config, (1, 8, 8))
+    found = footprint.bytes_per_process(config, parameters, "single", 1)
+    assert found == sum(x.numel() * x.element_size() for x in held)
+
+
+def test_memory_shrinks_with_every_stage_and_rank():
+    config = configuration.load(CONFIGS / "ffhq256-latent.yaml")
+    sizes = [footprint.bytes_per_process(config, 1000, engine, 4) for engine in footprint.ENGINES[2:]]
+    # bf16 weights and gradients 2 bytes each; masters, two moments, one average 4 bytes each
+    assert sizes == [4000 + 250 * 16, 2000 + 250 * 18, 250 * 20]
+    assert footprint.bytes_per_process(config, 1000, "zero3", 8) == math.ceil(1000 / 8) * 20
