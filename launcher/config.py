@@ -25,6 +25,7 @@ from entroloop.slurm.config import SlurmConfig
 from entroloop.trainer.network import NetworkConfig
 from entroloop.trainer.sampler import SampleConfig
 from entroloop.trainer.schedule import TrainConfig
+from entroloop.trainer.tracking import TrackingConfig
 
 
 class SweepConfig(BaseModel):
@@ -64,6 +65,7 @@ class Config(BaseModel):
     keep: KeepConfig = KeepConfig()
     sweep: SweepConfig = SweepConfig()
     slurm: SlurmConfig = SlurmConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @field_validator("name")
     @classmethod
@@ -98,7 +100,7 @@ class Config(BaseModel):
 
 
 # Keys that may differ when a run is resumed: they decide how it is computed, not what.
-MAY_CHANGE = ("threads", "folder", "name", "slurm", "keep", *(f"data.{key}" for key in READING))
+MAY_CHANGE = ("threads", "folder", "name", "slurm", "tracking", "keep", *(f"data.{key}" for key in READING))
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:

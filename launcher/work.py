@@ -44,8 +44,10 @@ from entroloop.launcher.phases import PREPARE, Layout, Step, recipes
 from entroloop.selection import select as choose
 from entroloop.selection.filter import Source, write_selected
 from entroloop.trainer import network as networks
+from entroloop.trainer.engine import start_tracker
 from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
 from entroloop.trainer.loop import Job, train
+from entroloop.trainer.tracking import Tracking, check_installed
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,9 @@ class Work:
     overlap: bool = False
     facts: dict[str, Any] = field(default_factory=dict)  # of the step that ran last, for its line of stats.jsonl
     _said_who_idles: bool = False
+
+    def __post_init__(self) -> None:
+        check_installed(self.config.tracking)
 
     def run(self, step: Step, part: Part | None = None) -> str:
         """Does one step and returns what is worth saying about it. Raises UserError when its inputs are not sealed."""
@@ -83,6 +88,10 @@ class Work:
     @functools.cached_property
     def _recipes(self) -> dict[Step, str]:
         return recipes(self.config)
+
+    @functools.cached_property
+    def tracking(self) -> Tracking:
+        return Tracking(self.config.tracking, self.layout.run / "tracking", start_tracker)
 
     @functools.cached_property
     def real(self) -> Dataset:
@@ -286,7 +295,10 @@ class Work:
             made_from=self.made_from(step, Step(generation, "select")), title=str(step), warm=warm,
         )  # fmt: skip
         self.facts["nfe"] = config.train.images
-        self.facts["engine"] = train(job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress)
+        self.facts["engine"] = train(
+            job, data, self.world, should_stop=self.should_stop, on_progress=self.on_progress,
+            on_stats=lambda line: self._track(line, "train", generation, round(1000 * line["kimg"])),
+        )  # fmt: skip
         damaged = self._damaged(data)
         if self.world.is_main and config.keep.checkpoints == "none":
             for old in self.layout.checkpoints(generation).glob("images-*.pt"):
@@ -294,6 +306,12 @@ class Work:
         size = training_size(config.loop, generation, config.data.size)
         engine = "" if self.world.size == 1 else f" by {self.facts['engine']} on {self.world.size} ranks"
         return f"{config.train.images / 1000:.1f} kimg on {size} images{engine}{damaged}"
+
+    def _track(self, values: Mapping[str, Any], prefix: str, generation: int, seen: int) -> None:
+        """Shows numbers in the trackers; their step counts the images of all generations."""
+        if self.config.tracking.trackers:
+            numbers = {**values, "generation": generation}
+            self.tracking.log(numbers, prefix, generation * self.config.train.images + seen)
 
     def _damaged(self, data: Resident | Streaming) -> str:
         """Counts what `data.skip_damaged` left out, on all ranks, and names each damaged sample once."""
@@ -315,18 +333,17 @@ class Work:
         sample = config.sample if guide.folder else config.sample.model_copy(update={"guide": None})
         all_of_it = part or Part()
         self._say_who_idles(len(all_of_it.of(len(plan.shards))))
-        generate(
+        drawn = generate(
             weights, folder, sample, plan, all_of_it.split(self.world.rank, self.world.size), self.world.device,
             histogram=self._label_histogram(step), guide=guide.folder, title=str(step), show=self.world.is_main,
             should_stop=self.should_stop, on_progress=self.on_progress, on_shard=self._encode_early(step),
         )  # fmt: skip
         wait_for_shards(folder, plan, all_of_it, self.should_stop)
-        self.world.barrier()
+        self.facts["nfe"] = sample.nfe * sum(self.world.gather_counts(drawn))  # also makes ranks wait for each other
         if part is None and self.world.is_main:
             about = {"num_classes": self.real.num_classes} if config.train.labels else {}
             made_from = {**self.made_from(step, Step(generation, "train")), **guide.made_from}
             seal_dataset(folder, about=about, made_from=made_from)
-        self.facts["nfe"] = sample.nfe
         return f"{plan.count} images, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
 
     def _encode_early(self, step: Step) -> Callable[[int], None]:
@@ -393,6 +410,7 @@ class Work:
         files.create(folder / "metrics.jsonl", lambda file: file.write(line))
         inputs = self.made_from(step, Step(generation, "encode"), Step(generation, "select"))
         manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs)
+        self._track(row, "metrics", generation, config.train.images)
         first = config.evaluation.encoders[0]
         measures = row["measures"][first]
         return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"

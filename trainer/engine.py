@@ -13,15 +13,17 @@ tensors: it can be resumed at any world size and by any engine.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor, nn
 
 from entroloop.data.errors import UserError
@@ -335,3 +337,37 @@ class ZeroEngine(Engine):
     def _set_loss_scale(self, value: Any) -> None:
         if self.config.precision == "fp16" and isinstance(value, float):
             self.model.optimizer.loss_scaler.cur_scale = value
+
+
+@contextlib.contextmanager
+def _a_state() -> Iterator[None]:
+    """Accelerate's state, which its trackers want before they do anything; made for the moment where no engine did."""
+    made = not PartialState._shared_state
+    if made:
+        PartialState(cpu=True)
+    try:
+        yield
+    finally:
+        if made:
+            PartialState._reset_state()
+
+
+def start_tracker(
+    name: str, project: str, folder: Path, options: Mapping[str, Any]
+) -> tuple[Callable[[Mapping[str, float], int], None], Callable[[], None]]:
+    """Starts one of Accelerate's trackers. Returns (log numbers at a step, finish). Only rank 0 calls these."""
+    found = LOGGER_TYPE_TO_CLASS[name]
+    alone = type(found.__name__, (found,), {"main_process_only": False})  # does not ask who else is there
+
+    def write(numbers: Mapping[str, float], step: int) -> None:
+        with _a_state():
+            tracker.log(dict(numbers), step=step)
+
+    def finish() -> None:
+        with _a_state():
+            tracker.finish()
+
+    with _a_state():
+        tracker = alone(project, *([folder] if found.requires_logging_directory else []), **options)
+        tracker.start()
+    return write, finish

@@ -1,0 +1,91 @@
+"""Experiment trackers: lines of statistics and measures in; TensorBoard, wandb and others show them.
+
+    stats line, metrics row  ->  flat numbers by name  ->  Accelerate's trackers, on rank 0
+
+Trackers watch a run and decide nothing: one that fails is left out with a warning.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from entroloop.data.errors import UserError
+
+log = logging.getLogger(__name__)
+
+TrackerName = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
+
+
+class TrackingConfig(BaseModel):
+    """Where a run's statistics are shown; may change when a run is resumed.
+
+    trackers  any of Accelerate's, by name; none by default
+    project   the tracker's project
+    folder    of trackers that write files; None: `tracking` in the run's folder
+    options   by tracker, what its own start takes: `{wandb: {name: mine, mode: offline}}`
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    trackers: tuple[TrackerName, ...] = ()
+    project: str = "entroloop"
+    folder: str | None = None
+    options: dict[TrackerName, dict[str, Any]] = {}
+
+
+def check_installed(config: TrackingConfig) -> None:
+    """Raises UserError when a tracker's library is missing."""
+    for name in config.trackers:
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"tracking.trackers: {name} is not installed: pip install {name}")
+
+
+def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
+    """Finite numbers by path, `prefix/a/b`; all else is left out."""
+    found: dict[str, float] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            found[f"{prefix}/{key}"] = float(value)
+    return found
+
+
+class Tracking:
+    """A run's trackers, started when something is first logged. Only rank 0 makes one.
+
+    start  makes one tracker: (name, project, folder, options) -> (log, finish)
+    """
+
+    def __init__(self, config: TrackingConfig, folder: Path, start: Callable[..., Any]) -> None:
+        check_installed(config)
+        self.config, self.folder, self._start = config, Path(config.folder) if config.folder else folder, start
+        self._trackers: dict[str, Any] | None = None
+
+    def log(self, values: Mapping[str, Any], prefix: str, images: int) -> None:
+        """Hands the numbers on; `images` trained on so far, over all generations, are the step."""
+        if self._trackers is None:
+            self._trackers = dict.fromkeys(self.config.trackers)
+            atexit.register(self.finish)
+        numbers = flat(values, prefix)
+        for name in list(self._trackers):
+            try:
+                if self._trackers[name] is None:
+                    options = self.config.options.get(name, {})  # type: ignore[call-overload]
+                    self._trackers[name] = self._start(name, self.config.project, self.folder, options)
+                self._trackers[name][0](numbers, images)
+            except Exception as error:  # whatever a service's client raises must not end the training
+                log.warning("tracker %s is left out from here on: %s: %s", name, type(error).__name__, error)
+                del self._trackers[name]
+
+    def finish(self) -> None:
+        for _, finish in filter(None, (self._trackers or {}).values()):
+            finish()
+        self._trackers = None
