@@ -50,7 +50,7 @@ class Block:
 
 
 def conflicts(side: Side, threshold: float, frame: Frame) -> NDArray[np.bool_]:
-    """[B, B]: whether two rows are no further apart than the threshold; true on the diagonal.
+    """[B, B]: whether row i and a later row j are no further apart than the threshold; j <= i is not to be looked at.
 
     The product decides all pairs but those within its error of the threshold, which get the canonical distance.
     """
@@ -60,20 +60,13 @@ def conflicts(side: Side, threshold: float, frame: Frame) -> NDArray[np.bool_]:
         bounds = side.sketch.certificate
         form, worst = bounds.format, bounds.worst()
         result = product(side.sketch.left, side.sketch.turned(), n, frame, form)
-        sure = result.clamp(min=0) <= bounds.surely(worst, level, frame.scale)[:, None]
-        open_ = (result <= bounds.cut(worst, level, frame.scale)[:, None]) & ~sure
-        i, j = nonzero(open_ | open_.T)
-        if len(i) <= 8 * n or form.name not in LONGER:
+        out = result < bounds.surely(worst, level, frame.scale)[:, None]
+        i, j = nonzero((result <= bounds.cut(worst, level, frame.scale)[:, None]) ^ out)
+        i, j = i[i < j], j[i < j]
+        if len(i) <= 4 * n or form.name not in LONGER:
             break
-        everything = torch.arange(n, device=side.rows.device)
-        side = side.again(frame, LONGER[form.name], everything)
-    out = sure | sure.T
-    upper = i < j
-    i, j = i[upper], j[upper]
-    within = pair_distances(side.rows, side.numbers(i), side.rows, side.numbers(j)) <= threshold
-    out[i, j] |= within
-    out[j, i] |= within
-    out.fill_diagonal_(True)
+        side = side.again(frame, LONGER[form.name], torch.arange(n, device=side.rows.device))
+    out[i, j] = pair_distances(side.rows, side.numbers(i), side.rows, side.numbers(j)) <= threshold
     return out.cpu().numpy()
 
 

@@ -173,7 +173,7 @@ def _pairs(
     if longer is not None and len(i) > _CROWDED * (k or 1) * len(rows):
         sure = 0
         if k is None:
-            sure = int((result.clamp(min=0) <= bounds.surely(others, level, frame.scale)[:, None]).sum())
+            sure = int((result < bounds.surely(others, level, frame.scale)[:, None]).sum())
         if len(i) - sure > _CROWDED * (k or 1) * len(rows):
             assert not query.earlier or len(rows) == len(tile)
             again = left.again(frame, longer, rows), tile.again(frame, longer)

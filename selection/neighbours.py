@@ -64,7 +64,7 @@ def nearest(
         check_rows(metric, shard, name)
     fitted = fit_metric(metric, b)
     form = shortest_format(b.rows.device)
-    frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 4096)]), world)
+    frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
     use_faiss = backend == "faiss" or (
         backend == "auto" and form is not BF16 and has_faiss() and world.device.type == "cpu"
     )

@@ -74,9 +74,9 @@ class Frame:
 
     @classmethod
     def of(cls, rows: Tensor, world: World | None = None) -> Frame:
-        """From at most 4,096 rows a rank; only tightness depends on it. Two exchanges where there are several ranks."""
+        """From about 1,024 rows a rank; only tightness depends on it. Two exchanges where there are several ranks."""
         world = World() if world is None else world
-        sample = rows[:: max(1, len(rows) // 4096)].double()
+        sample = rows[:: max(1, len(rows) // 1024)].double()
         sums = world.all_reduce(torch.cat([sample.sum(0), sample.new_tensor([len(sample)])]))
         centre = sums[:-1] / sums[-1].clamp(min=1)
         if rows.dtype == torch.uint8:
@@ -112,10 +112,10 @@ class Certificate:
         return self._comparable((reach.square() + self.error(right)) * (1 + 1.01 * self.format.out))
 
     def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """The largest product, taken as at least 0, that proves a pair to be no further apart than `level`."""
+        """Products below this prove a pair to be no further apart than `level`."""
         reach = (level * scale - self.rho - right.rho).clamp(min=0)
         square = (reach.square() - self.error(right)) * (1 - 1.01 * self.format.out) * (1 - 2.0**-20)
-        return self._comparable(torch.where(square > 0, square, -1.0))
+        return self._comparable(torch.where(square > 0, square, -torch.inf))
 
     def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
         """The largest distance that a pair with this product can have."""
@@ -129,7 +129,10 @@ class Certificate:
             return cut
         cut = (cut * (1 + 2.0**-22)).float()  # not rounded below the float64 value
         # bfloat16 has no values between the truncated cut and the cut itself
-        return (cut.view(torch.int32) >> 16).to(torch.int16) if self.format is BF16 else cut
+        if self.format is not BF16:
+            return cut
+        short = (cut.view(torch.int32) >> 16).to(torch.int16)
+        return torch.where(cut < 0, torch.iinfo(torch.int16).min, short)
 
 
 @dataclass(frozen=True)

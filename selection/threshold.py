@@ -23,7 +23,7 @@ from entroloop.selection.blocks import conflicts, earlier_distances
 from entroloop.selection.exchange import Shard
 from entroloop.selection.frontier import Frontier
 
-BLOCK = 2048
+BLOCK = 1024
 _CHUNK = 8192  # candidates of all ranks that are brought up to date together
 
 
@@ -112,5 +112,5 @@ def _resolve(conflict: np.ndarray[tuple[int, int], np.dtype[np.bool_]], most: in
             accepted.append(i)
             if len(accepted) == most:
                 break
-            free &= ~conflict[i]
+            free[i + 1 :] &= ~conflict[i, i + 1 :]
     return torch.tensor(accepted)
