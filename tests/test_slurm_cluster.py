@@ -136,13 +136,8 @@ def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path
     """The import in an array, then the whole loop in one job, whose process is killed in the middle of training."""
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
-    path = tiny_file(
-        folder,
-        *SLURM,
-        "slurm.import_array=2",
-        f"slurm.scratch={tmp_path / 'node local'}",
-        "train.checkpoint_kimg=0.016",
-    )
+    scratch = tmp_path / "node local"
+    path = tiny_file(folder, *SLURM, "slurm.import_array=2", f"slurm.scratch={scratch}", CHECKPOINTS)
     run = folder / "runs" / "tiny"
     both = [
         subprocess.Popen([sys.executable, "-m", "entroloop.launcher", "slurm", "submit", str(path)]) for _ in range(2)
@@ -162,8 +157,8 @@ def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path
 
 
 def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_path):
-    path = tiny_file(tmp_path, *SLURM, "slurm.shape=phases", "slurm.array=3", "generations=1", "slurm.window=5")
-    config = tiny(tmp_path / "runs", *SLURM, "slurm.shape=phases", "slurm.array=3", "generations=1", "slurm.window=5")
+    chain = ["slurm.shape=phases", "slurm.array=3", "slurm.window=5", "slurm.lines=[--exclusive]", "generations=1"]
+    path, config = tiny_file(tmp_path, *SLURM, *chain), tiny(tmp_path / "runs", *SLURM, *chain)
     drive.run(config, World(), lambda: False, until=Step(0, "train"))
     run, layout = config.run_folder, Layout(config.run_folder)
     slurm("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
@@ -190,8 +185,7 @@ def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_pa
     found = sealed_bytes(run)
     assert found == {name: data for name, data in local().items() if name in found}
     assert "generation_0000/metrics/manifest.json" in found
-    nodes = {line.split("\t")[2] for p in (run / "slurm" / "attempts").glob("*encode-*") for line in [p.read_text()]}
-    assert nodes == {"n1", "n2"}
+    assert {job.node for job in jobs(run) if job.key.endswith(".encode")} == {"n1", "n2"}
 
 
 def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_limit(tmp_path):
