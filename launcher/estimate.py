@@ -1,5 +1,7 @@
-"""What a run will do, without doing it: phases, sizes, network calls and disk. Needs no GPU; what depends on the source is said where it
-can be opened."""
+"""What a run will do, without doing it: phases, sizes, network calls and disk. Needs no GPU.
+
+What depends on the source is told where the source can be opened.
+"""
 
 from __future__ import annotations
 
