@@ -127,11 +127,12 @@ def status_command(
 
 def _register() -> None:
     """Adds the commands that live in modules of their own."""
-    from entroloop.launcher import cluster_commands, datasets, reporting, sampling, vectors
+    from entroloop.launcher import cluster_commands, datasets, latents, reporting, sampling, vectors
 
     app.command("import")(datasets.import_command)
     app.command("verify")(datasets.verify_command)
     app.command("seal")(datasets.seal_command)
+    app.command("latents")(latents.latents_command)
     app.command("select")(vectors.select_command)
     app.command("entropy")(vectors.entropy_command)
     app.command("measure")(reporting.measure_command)

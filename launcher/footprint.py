@@ -17,7 +17,7 @@ from entroloop.data.errors import UserError
 from entroloop.launcher.config import Config
 from entroloop.trainer.network import build
 
-KNOWN_SHAPES = {"digits": (1, 8, 8)}
+KNOWN_SHAPES = {"digits": (1, 8, 8), "mixture": (2,)}
 ASSUMED_CLASSES = 10
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3")
 
