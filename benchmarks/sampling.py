@@ -1,0 +1,324 @@
+"""Sampling, measured: what the phase costs beside the network, and what the sampler and the ranks gain.
+
+    python benchmarks/sampling.py [--rounds 5] [--images 1024] [--kimg 64] [--folder runs/benchmark-sampling]
+                                  [--only phase,calls,script,ranks] [--out sampling.json]
+
+    phase   images/s of the sample phase (noise, sampler, PNG, shards) against bare network calls, one process
+    calls   network calls an image at equal Frechet distance on digits: EDM with Heun against DDPM with 1,000 steps
+    script  the way of the paper's script, 1,000 DDPM steps by diffusers' pipeline on one rank while the other waits,
+            against Heun's shards on two ranks
+    ranks   two ranks of one thread against one rank of one thread
+
+Two models of scikit-learn's digits are trained first, by the project's own trainer, and kept in --folder. Every ratio
+is between times taken in turn, round after round, in the same processes: `ratio` compares the best times (on a machine
+that others use too, the least disturbed ones), `median` is the median of the rounds' ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler
+
+from entroloop.data import world as worlds
+from entroloop.data.plan import Part, bounds
+from entroloop.data.shards import Dataset, seal_dataset
+from entroloop.data.world import World
+from entroloop.eval.frechet import frechet_distance, moments
+from entroloop.launcher import config as configuration
+from entroloop.launcher import drive
+from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher.work import Work
+from entroloop.trainer import network as networks
+from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
+from entroloop.trainer.sampler import SampleConfig
+
+CPU = torch.device("cpu")
+DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
+HEUN = SampleConfig(steps=18, shard_size=512)  # EDM's own 18 steps: 35 network calls
+ANCESTRAL = SampleConfig(sampler="ddpm", steps=1000, shard_size=512)
+GOAL_CALLS = 1 / 28
+
+
+def seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def row(what: str, goal: float, ours: list[tuple[int, float]], plain: list[tuple[int, float]]) -> dict[str, Any]:
+    """A ratio of rates; each entry is (images, seconds), entry i of both from round i."""
+    rates = [[images / t for images, t in side] for side in (ours, plain)]
+    return {
+        "what": what,
+        "ours_per_s": round(max(rates[0]), 2),
+        "plain_per_s": round(max(rates[1]), 3),
+        "ratio": round(max(rates[0]) / max(rates[1]), 3),
+        "median": round(statistics.median(a / b for a, b in zip(*rates, strict=True)), 3),
+        "goal": goal,
+    }
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+def trained(folder: Path, objective: str, kimg: float) -> Work:
+    """A run on digits whose generation 0 is trained; found again in `folder` where it was trained before."""
+    overrides = [f"folder={folder}", f"name={objective}-{kimg:g}", f"train.objective={objective}"]
+    config = configuration.load(DIGITS, [*overrides, f"train.kimg={kimg}", "generations=1"])
+    drive.run(config, World(), lambda: False, until=Step(0, "train"))
+    return Work(config, Layout(config.run_folder), World())
+
+
+def weights_of(work: Work) -> Path:
+    return work.layout.of(Step(0, "train"))
+
+
+# -- phase against bare calls -----------------------------------------------------------------------------------------
+
+
+def phase_rows(work: Work, images: int, rounds: int, scratch: Path) -> list[dict[str, Any]]:
+    """The digits' network, and an untrained one for 32 x 32 x 3."""
+    from entroloop.trainer import checkpoint
+    from entroloop.trainer.diffusion import Scale
+
+    shape, config = (3, 32, 32), networks.NetworkConfig(channels=(32, 64))
+    larger = scratch / "larger"
+    checkpoint.export(
+        larger, {"": networks.build(config, shape, 0, 0)}, objective="edm", scale=Scale(True, (127.5,), (127.5,)),
+        num_classes=0, shape=shape, images_seen=0, made_from={},
+    )  # fmt: skip
+    cases = [("digits 8x8, 2 shards", weights_of(work), images, 256), ("32x32x3, 2 shards", larger, 64, 32)]
+    return [phase_row(*case, rounds, scratch) for case in cases]
+
+
+def phase_row(name: str, weights: Path, images: int, batch: int, rounds: int, scratch: Path) -> dict[str, Any]:
+    config = HEUN.model_copy(update={"batch": batch, "shard_size": images // 2})
+    plan = SamplePlan(0, 0, images, config.shard_size)
+    network = networks.load(weights).requires_grad_(False)
+    shape = json.loads((weights / "manifest.json").read_text())["about"]["shape"]
+    x, condition = torch.randn(batch, *shape), torch.randn(batch)
+
+    def ours() -> None:
+        shutil.rmtree(scratch / "phase", ignore_errors=True)
+        generate(weights, scratch / "phase", config, plan, Part(), CPU, show=False)
+
+    @torch.no_grad()
+    def plain() -> None:
+        for start, stop in plan.shards:
+            for first, last in bounds(start, stop, batch):
+                for _ in range(config.nfe):
+                    network(x[: last - first], condition[: last - first], None)
+
+    plain()
+    times = [(seconds(ours), seconds(plain)) for _ in range(rounds)]
+    what = f"sample phase / bare network calls, {name}"
+    return row(what, 0.95, [(images, t[0]) for t in times], [(images, t[1]) for t in times])
+
+
+# -- network calls at equal Frechet distance --------------------------------------------------------------------------
+
+
+def drawn(work: Work, config: SampleConfig, images: int, name: str) -> np.ndarray:
+    """Samples of a trained run, kept beside it: uint8 [N, 1, 8, 8]."""
+    folder = work.layout.run / "benchmark" / name
+    plan = SamplePlan(1, 0, images, config.shard_size)
+    generate(weights_of(work), folder, config, plan, Part(), CPU, show=False)
+    seal_dataset(folder)
+    return Dataset(folder).all()
+
+
+def distances(work: Work, samples: np.ndarray) -> dict[str, list[float]]:
+    """Frechet distance to all real images that trained nothing, in each feature space: [of all, first half, second]."""
+    split = work.split
+    rows = np.concatenate([split.heldout, split.fresh])
+    found = {}
+    for name, encoder in work.encoders.items():
+        real = moments(torch.from_numpy(work.features(-1, name)[rows]))
+        features = torch.from_numpy(encoder(samples))
+        half = len(features) // 2
+        parts = (features, features[:half], features[half:])
+        found[name] = [round(float(frechet_distance(moments(part), real)), 4) for part in parts]
+    return found
+
+
+def calls_row(edm: Work, ddpm: Work, images: int) -> dict[str, Any]:
+    """The fewest Heun steps whose distance is no larger than DDPM's in every feature space, on as many samples."""
+    target = distances(ddpm, drawn(ddpm, ANCESTRAL, images, f"ddpm-1000-{images}"))
+    curve: dict[int, dict[str, list[float]]] = {}
+    for steps in (18, 14, 11, 9, 7, 6, 5, 4, 3, 2):
+        config = HEUN.model_copy(update={"steps": steps, "sigma_max": 80.0})
+        curve[config.nfe] = distances(edm, drawn(edm, config, images, f"heun-{steps}-{images}"))
+    equal = [nfe for nfe, found in curve.items() if all(found[name][0] <= target[name][0] for name in target)]
+    own = {
+        nfe: distances(ddpm, drawn(ddpm, HEUN.model_copy(update={"steps": (nfe + 1) // 2}), images, f"heun-{nfe}-own"))
+        for nfe in (35, 99)
+    }
+    return {
+        "what": "network calls an image, EDM with Heun / DDPM with 1,000 steps, at equal Frechet distance",
+        "calls": min(equal) if equal else None,
+        "ratio": round(min(equal) / 1000, 5) if equal else None,
+        "goal": round(GOAL_CALLS, 5),
+        "images": images,
+        "ddpm_1000": target,
+        "edm_heun_by_calls": curve,
+        "ddpm_network_with_heun_by_calls": own,
+    }
+
+
+# -- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def serve(rank: int, size: int, rendezvous: str, connection: Any) -> None:
+    torch.set_num_threads(1)
+    world = worlds.join(rank, size, init_method=f"file://{rendezvous}", device=CPU)
+    while (task := connection.recv()) is not None:
+        function, arguments = task
+        world.barrier()
+        start = time.perf_counter()
+        function(world, *arguments)
+        world.barrier()
+        connection.send(time.perf_counter() - start)
+    worlds.leave()
+
+
+class Ranks:
+    """Two processes of one thread each; a task takes as long as the slower of them."""
+
+    def __enter__(self) -> Ranks:
+        context = multiprocessing.get_context("spawn")
+        rendezvous = str(Path(tempfile.mkdtemp()) / "rendezvous")
+        self.ranks = []
+        for rank in range(2):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=serve, args=(rank, 2, rendezvous, theirs), daemon=True)
+            process.start()
+            self.ranks.append((process, ours))
+        return self
+
+    def time(self, function: Callable[..., None], *arguments: Any) -> float:
+        for _, connection in self.ranks:
+            connection.send((function, arguments))
+        return max(float(connection.recv()) for _, connection in self.ranks)
+
+    def __exit__(self, *error: object) -> None:
+        for process, connection in self.ranks:
+            connection.send(None)
+            process.join(30)
+
+
+def sharded(world: World, weights: Path, folder: Path, config: SampleConfig, plan: SamplePlan) -> None:
+    """The sample phase as the loop runs it."""
+    generate(weights, folder, config, plan, Part().split(world.rank, world.size), CPU, show=False)
+    wait_for_shards(folder, plan, Part(), lambda: False)
+
+
+def alone(world: World, weights: Path, folder: Path, config: SampleConfig, plan: SamplePlan) -> None:
+    """The same by rank 0 only; rank 1 waits without using its core."""
+    if world.is_main:
+        generate(weights, folder, config, plan, Part(), CPU, show=False)
+
+
+def pipeline(world: World, weights: Path, images: int) -> None:
+    """What the paper's script does: diffusers' DDPM pipeline in the main process."""
+    if world.is_main:
+        unet = networks.load(weights).unet
+        run = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000))
+        run.set_progress_bar_config(disable=True)
+        run(batch_size=images, num_inference_steps=1000, output_type="np")
+
+
+def ranks_row(ranks: Ranks, edm: Work, images: int, rounds: int, scratch: Path) -> dict[str, Any]:
+    plan = SamplePlan(0, 0, images, images // 4)
+    times: dict[Any, list[float]] = {sharded: [], alone: []}
+    for number in range(rounds + 1):
+        for function, found in times.items():
+            folder = scratch / f"{function.__name__}-{number}"
+            found.append(ranks.time(function, weights_of(edm), folder, HEUN, plan))
+    # The first round warms the processes up.
+    return row(
+        "2 ranks of one thread / 1 rank of one thread, Heun's 35 calls, 4 shards", 1.8,
+        [(images, t) for t in times[sharded][1:]], [(images, t) for t in times[alone][1:]],
+    )  # fmt: skip
+
+
+def script_row(ranks: Ranks, edm: Work, ddpm: Work, images: int, rounds: int, scratch: Path) -> dict[str, Any]:
+    plan, few = SamplePlan(0, 0, images, images // 4), 128
+    ours, plain = [], []
+    for number in range(rounds):
+        ours.append((images, ranks.time(sharded, weights_of(edm), scratch / f"script-{number}", HEUN, plan)))
+        plain.append((few, ranks.time(pipeline, weights_of(ddpm), few)))
+    return row("Heun's shards on 2 ranks / DDPM pipeline of 1,000 steps on one, the other waiting", 50, ours, plain)
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    print(f"\n{'what':<92} {'ours/s':>9} {'plain/s':>9} {'ratio':>8} {'median':>8}  goal")
+    for found in rows:
+        if "ours_per_s" in found:
+            rates = f"{found['ours_per_s']:>9,.1f} {found['plain_per_s']:>9,.2f} {found['ratio']:>8.3f}"
+            print(f"{found['what']:<92} {rates} {found['median']:>8.3f}  >= {found['goal']}")
+        else:
+            print(
+                f"{found['what']:<92} {found['calls']!s:>9} {1000:>9} {found['ratio']!s:>8} {'':>8}  <= {found['goal']}"
+            )
+            print(f"  of {found['images']} samples, [all, first half, second half]; DDPM: {found['ddpm_1000']}")
+            for nfe, distance in found["edm_heun_by_calls"].items():
+                print(f"    EDM, Heun, {nfe:>3} calls: {distance}")
+            for nfe, distance in found["ddpm_network_with_heun_by_calls"].items():
+                print(f"    the DDPM network, Heun, {nfe:>3} calls: {distance}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--images", type=int, default=1024)
+    parser.add_argument("--kimg", type=float, default=64.0)
+    parser.add_argument("--folder", type=Path, default=Path("runs/benchmark-sampling"))
+    parser.add_argument("--only", default="phase,calls,script,ranks")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    only, rows = options.only.split(","), []
+    edm, ddpm = (trained(options.folder, objective, options.kimg) for objective in ("edm", "ddpm"))
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        if "phase" in only:
+            rows += phase_rows(edm, options.images, options.rounds, scratch)
+        if "calls" in only:
+            rows.append(calls_row(edm, ddpm, options.images))
+        if "script" in only or "ranks" in only:
+            with Ranks() as ranks:
+                if "script" in only:
+                    rows.append(script_row(ranks, edm, ddpm, options.images, min(3, options.rounds), scratch))
+                if "ranks" in only:
+                    rows.append(ranks_row(ranks, edm, options.images, options.rounds, scratch))
+    show(rows)
+    facts = {
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "load": os.getloadavg(),
+        "kimg": options.kimg,
+    }
+    if options.out:
+        options.out.write_text(json.dumps({"machine": facts, "rows": rows}, indent=2) + "\n")
+    print(f"{facts['cores']} cores, load {facts['load'][0]:.1f}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

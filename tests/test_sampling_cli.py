@@ -1,0 +1,272 @@
+"""`entroloop sample` and the sample phase of a run: parts, restarts, ranks, guides."""
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from loops import command, tiny
+from ranks import on_ranks
+
+from entroloop.data import manifest
+from entroloop.data.errors import UserError
+from entroloop.data.plan import derive_seed
+from entroloop.data.shards import Dataset
+from entroloop.data.world import World
+from entroloop.launcher import drive, process, sampling
+from entroloop.launcher.config import dump
+from entroloop.launcher.phases import Layout, Step
+
+TRAIN, SAMPLE = Step(0, "train"), Step(0, "sample")
+LAST = Step(1, "sample")
+SHARDS = ("sample.shard_size=16", "generations=1")  # 96 images in 6 shards
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run that is to sample generation 0 next."""
+    config = tiny(tmp_path_factory.mktemp("trained"), *SHARDS)
+    drive.run(config, World(), lambda: False, until=TRAIN)
+    return config.run_folder
+
+
+@pytest.fixture(scope="module")
+def expected(trained, tmp_path_factory):
+    """The bytes of its sample phase, made by one process at once."""
+    copy = tmp_path_factory.mktemp("expected") / "tiny"
+    shutil.copytree(trained, copy)
+    drive.run_single(sampling.load_run(copy), World(), lambda: False, SAMPLE, None)
+    return samples_of(copy)
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "moved")
+
+
+def samples_of(run):
+    folder = Layout(run).of(SAMPLE)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def sample(monkeypatch, *arguments):
+    """The command in this process, which keeps its signal handlers."""
+    monkeypatch.setattr(process, "StopFlag", bool)
+    sampling.sample_command(*arguments)
+
+
+def test_parts_make_their_shards_and_the_whole_seals(run, expected, monkeypatch):
+    folder = Layout(run).of(SAMPLE)
+    sample(monkeypatch, run, None, "1::4")
+    assert sorted(p.name for p in folder.glob("*.tar")) == ["shard-000001.tar", "shard-000005.tar"]
+    before = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
+    sample(monkeypatch, run, 0, "0::1")
+    assert not manifest.is_sealed(folder)
+    sample(monkeypatch, run)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert samples_of(run) == expected
+
+
+def test_the_command_line_in_an_array(run, expected, monkeypatch):
+    """A task as a job array would start it; the run has moved since it was trained."""
+    done = command("sample", run, "--generation", 0, "--part", "0::2", SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1")
+    assert done.returncode == 0, done.stderr
+    assert "96 images, 5 NFE, part 0::2" in done.stdout
+    numbers = {name[6:12] for name in samples_of(run)}
+    assert numbers == {"000000", "000002", "000004"}
+    sample(monkeypatch, run)
+    assert samples_of(run) == expected
+
+
+def copied(source, folder, *overrides):
+    """The configuration of a copy of a run that says it was started with it."""
+    config = tiny(folder, *overrides)
+    shutil.copytree(source, config.run_folder)
+    Layout(config.run_folder).config.write_bytes(dump(config))
+    return config
+
+
+def resample(source, folder, step, *overrides):
+    """A copy of a run under another configuration, its samples of one generation made anew."""
+    config = copied(source, folder, *overrides)
+    layout = Layout(config.run_folder)
+    shutil.rmtree(layout.of(step), ignore_errors=True)
+    layout.stats(step.generation).unlink()
+    drive.run_single(config, World(), lambda: False, step, None)
+    return layout
+
+
+def start(run):
+    return subprocess.Popen(
+        [sys.executable, "-m", "entroloop.launcher", "sample", str(run)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_ended_by_signals_it_makes_only_the_missing_shards(tmp_path, trained, monkeypatch):
+    config = copied(trained, tmp_path, *SHARDS, "sample.steps=40")  # some tenths of a second a shard
+    whole = copied(trained, tmp_path / "whole", *SHARDS, "sample.steps=40")
+    folder, before = Layout(config.run_folder).of(SAMPLE), {}
+    for number, status in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
+        running = start(config.run_folder)
+        while len(list(folder.glob("shard-*.json"))) <= len(before) / 2:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.01)
+        running.send_signal(number)
+        running.communicate(timeout=60)
+        assert running.returncode == status
+        assert not manifest.is_sealed(folder)
+        found = {p: p.stat().st_mtime_ns for p in folder.glob("shard-*") if p.with_suffix(".json").exists()}
+        assert before.items() < found.items()
+        before = found
+    sample(monkeypatch, config.run_folder)
+    assert before.items() < {p: p.stat().st_mtime_ns for p in folder.iterdir()}.items()
+    drive.run_single(whole, World(), lambda: False, SAMPLE, None)
+    assert samples_of(config.run_folder) == samples_of(whole.run_folder)
+
+
+def test_it_takes_the_first_generation_that_is_not_sampled(run, expected, monkeypatch, capsys):
+    sample(monkeypatch, run)
+    sample(monkeypatch, run)
+    assert capsys.readouterr().out == f"{run}: every generation is sampled\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((3, None), r"--generation 3: the run has generations 0 … 0"),
+        ((-1, None), r"--generation -1: the run has generations 0 … 0"),
+        ((0, "4::4"), r"--part 4::4: give i::n with 0 <= i < n"),
+    ],
+)
+def test_wrong_arguments_are_refused(run, monkeypatch, arguments, message):
+    with pytest.raises(UserError, match=message):
+        sample(monkeypatch, run, *arguments)
+
+
+def test_what_cannot_be_sampled_yet_is_refused(tmp_path, run, monkeypatch):
+    with pytest.raises(UserError, match="not a run"):
+        sample(monkeypatch, tmp_path / "nothing")
+    (Layout(run).of(TRAIN) / "manifest.json").unlink()
+    with pytest.raises(UserError, match="generation 0 is not trained yet"):
+        sample(monkeypatch, run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="works alone"):
+        sample(monkeypatch, run)
+
+
+# -- the phase on several ranks ---------------------------------------------------------------------------------------
+
+
+def sample_on(world, run):
+    """What rank 0 says, and the NFE."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("entroloop")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        drive.run_single(sampling.load_run(run), world, lambda: False, SAMPLE, None)
+    finally:
+        logger.removeHandler(handler)
+    return said
+
+
+def test_more_ranks_make_the_same_bytes(run, expected):
+    said = on_ranks(3, sample_on, run)
+    assert samples_of(run) == expected
+    assert not any("idle" in line for lines in said for line in lines)
+
+
+def test_fewer_shards_than_ranks_leave_some_idle_and_say_so_once(tmp_path, trained):
+    bytes_of = {}
+    for size in (1, 3):
+        config = copied(trained, tmp_path / str(size), "generations=1", "sample.shard_size=64")
+        said = on_ranks(3, sample_on, config.run_folder) if size == 3 else [sample_on(World(), config.run_folder)]
+        bytes_of[size] = samples_of(config.run_folder)
+        idle = [line for lines in said for line in lines if "idle" in line]
+        assert idle == (["sampling: 2 shard(s) for 3 ranks, 1 idle: lower sample.shard_size"] if size == 3 else [])
+    assert bytes_of[1] == bytes_of[3]
+
+
+# -- guides and labels in the loop ------------------------------------------------------------------------------------
+
+
+def pixels(layout, generation):
+    return Dataset(layout.of(Step(generation, "sample"))).all()
+
+
+RANDOM = "selection.strategy=random"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Two generations sampled without a guide."""
+    config = tiny(tmp_path_factory.mktemp("plain"), RANDOM)
+    drive.run(config, World(), lambda: False, until=LAST)
+    return Layout(config.run_folder)
+
+
+@pytest.mark.parametrize("name", ["previous", "generation_0000"])
+def test_an_earlier_generation_guides_the_next(tmp_path, plain, name):
+    options = RANDOM, f"sample.guide={name}", "sample.guide_kind=sims", "sample.guide_weight=0.5"
+    first, second = (resample(plain.run, tmp_path / str(s.generation), s, *options) for s in (SAMPLE, LAST))
+    np.testing.assert_array_equal(pixels(first, 0), pixels(plain, 0))
+    assert not np.array_equal(pixels(second, 1), pixels(plain, 1))
+    trained = {f"generation {g} train": manifest.read(plain.of(Step(g, "train"))).digest for g in (0, 1)}
+    before, after = manifest.read(first.of(SAMPLE)).made_from, manifest.read(second.of(LAST)).made_from
+    assert before == {"recipe": before["recipe"], "generation 0 train": trained["generation 0 train"]}
+    assert after == {"recipe": after["recipe"], **trained}
+    lines = [json.loads(line) for line in second.stats(1).read_text().splitlines()]
+    assert [line["nfe"] for line in lines if line.get("phase") == "sample"] == [2 * 5 * 96]  # both networks
+
+
+def test_another_runs_weights_guide(tmp_path, plain):
+    weights = plain.of(Step(1, "train"))
+    layout = resample(plain.run, tmp_path, SAMPLE, RANDOM, f"sample.guide={weights}", "sample.guide_weight=1.5")
+    assert manifest.read(layout.of(SAMPLE)).made_from["guide"] == manifest.read(weights).digest
+    assert not np.array_equal(pixels(layout, 0), pixels(plain, 0))
+
+
+def test_neon_needs_a_warm_start(tmp_path, plain):
+    neon = (RANDOM, "sample.guide=previous", "sample.guide_kind=neon", "sample.guide_weight=0.5")
+    with pytest.raises(UserError, match=r"sample\.guide=previous: neon .* train\.warm_start=true"):
+        resample(plain.run, tmp_path / "cold", SAMPLE, *neon)
+    layout = resample(plain.run, tmp_path / "warm", LAST, *neon, "train.warm_start=true")
+    assert not np.array_equal(pixels(layout, 1), pixels(plain, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("generation_0007", "the run has generations 0 … 1"), ("elsewhere", "no such folder; or give previous")],
+)
+def test_a_guide_that_is_not_there_is_refused_at_the_first_generation(plain, tmp_path, name, message):
+    with pytest.raises(UserError, match=rf"sample\.guide={name}: .*{message}"):
+        resample(plain.run, tmp_path, SAMPLE, RANDOM, f"sample.guide={name}", "sample.guide_weight=1")
+
+
+def test_labels_by_the_real_data_or_the_training_set(tmp_path):
+    """Ten classes, 96 samples; the two rules draw from other frequencies with the same random numbers."""
+    config = tiny(tmp_path, "train.labels=true", "generations=1")
+    drive.run(config, World(), lambda: False, until=TRAIN)
+    source, found = Layout(config.run_folder), {}
+    for rule in ("balanced", "real", "training"):
+        options = "train.labels=true", f"sample.labels={rule}", "generations=1"
+        found[rule] = Dataset(resample(source.run, tmp_path / rule, SAMPLE, *options).of(SAMPLE)).labels.tolist()
+    assert found["balanced"] == [i % 10 for i in range(96)]
+    assert len({tuple(labels) for labels in found.values()}) == 3
+    uniform = np.array([derive_seed(0, 0, "label", i) / 2.0**63 for i in range(96)])
+    for rule, drawn_as in (("real", source.images), ("training", source.of(Step(0, "select")))):
+        labels = Dataset(drawn_as).labels
+        edges = np.cumsum(np.bincount(labels, minlength=10)) / len(labels)
+        assert found[rule] == np.searchsorted(edges, uniform, side="right").tolist()
