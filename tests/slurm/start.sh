@@ -79,7 +79,7 @@ JobRequeue=1
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
-${described}NodeName=big[1-4] NodeAddr=127.0.1.100 Port=$((port + 100)) CPUs=64 RealMemory=500000 Gres=gpu:8 State=DOWN
+${described}NodeName=big[1-4] NodeAddr=127.0.1.100 Port=$((port + 100)) CPUs=128 RealMemory=500000 Gres=gpu:8 State=DOWN
 PartitionName=debug Nodes=n[1-$nodes] Default=YES MaxTime=INFINITE PriorityTier=1 GraceTime=20
 PartitionName=urgent Nodes=n[1-$nodes] MaxTime=INFINITE PriorityTier=10
 PartitionName=big Nodes=big[1-4] MaxTime=INFINITE
