@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from entroloop.data.manifest import MANIFEST
+from entroloop.data.manifest import MANIFEST, removed
 from entroloop.data.shards import Dataset
 from entroloop.eval.runs import Arm, Run
 from entroloop.selection import nearest
@@ -46,6 +46,13 @@ def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
     return found if len(found.shape) == 3 else None
 
 
+def available(one: Dataset) -> int:
+    """How many of a set's first samples are on disk: retention leaves the first shard."""
+    gone = removed(one.folder)
+    there = [name not in gone for name in one.shard_names]
+    return int(one.starts[there.index(False) if False in there else len(there)])
+
+
 def common_seed(groups: Sequence[Arm]) -> int | None:
     """The smallest seed that every arm has run, so that samples can be compared noise by noise; else None."""
     seeds = [{run.seed for run in arm.runs} for arm in groups]
@@ -70,7 +77,7 @@ def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int,
     columns = int(np.clip(BUDGET / (len(found) * pixels), 4, 10))
     rows = 2 if columns == 10 else 1
     for (generation, label), one in found.items():
-        images = one.take(np.arange(min(columns * rows, len(one))))
+        images = one.take(np.arange(min(columns * rows, available(one))))
         alt = f"Samples 0 to {len(images) - 1} of generation {generation}, {label}"
         out.setdefault(generation, {})[label] = strip(images, columns, alt)
     return out
@@ -88,7 +95,7 @@ def nearest_pairs(run: Run, runs: int = 1) -> tuple[int, list[tuple[float, Strip
             break
     else:
         return None
-    generated = samples.take(np.arange(min(COMPARED, len(samples))))
+    generated = samples.take(np.arange(min(COMPARED, available(samples))))
     real = training.all()
     distances, ids = nearest(_rows(generated), _rows(real), 1)
     order = np.argsort(distances[:, 0], kind="stable")

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entroloop.data import files
-from entroloop.eval import analysis, pictures, plots, tables
+from entroloop.eval import analysis, pictures, plots, points, tables
 from entroloop.eval.catalogue import HEADLINE, MEASURES, title
 from entroloop.eval.runs import Arm, Run, arms, read_runs
 
@@ -111,12 +111,29 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
         if spectrum is not None:
             alt = f"Line charts of the leading covariance eigenvalues in {name} features, one line a generation."
             yield Picture(f"spectra-{_slug(name)}", spectrum, alt)
+    yield from _points(groups)
     areas = plots.provenance_areas(groups)
     if areas is not None:
         yield Picture("provenance", areas, _provenance_words(groups))
     time = plots.costs(runs)
     if time is not None:
         yield Picture("time", time, "Bar chart of seconds spent by phase in each run; the table below has the numbers.")
+
+
+def _points(groups: Sequence[Arm]) -> Iterator[Picture]:
+    """Training sets and samples of runs on vectors, one figure an arm."""
+    for label, run in pictures.shown_runs(groups).items():
+        found, features = points.clouds(run)
+        if not found:
+            continue
+        first, last = found[0].generation, found[-1].generation
+        alt = f"Scatter plots of training sets and samples, generations {first} to {last}, {label}."
+        shown = "the two features" if features == 2 else f"two principal components of {features} features"
+        beyond = points.outside(found)
+        caption = f"{label}: {shown}; the axes are those of generation 0's training set and a quarter of it around."
+        if beyond:
+            caption += f" {beyond} of {len(found[-1].samples)} samples of generation {last} lie beyond them."
+        yield Picture(f"points-{_slug(label)}", points.scatter(found), alt, caption)
 
 
 def _slug(name: str) -> str:
@@ -161,7 +178,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     overview = list(_overview(runs, names))
     by_kind = {
         kind: [p for p in overview if p.name.startswith(kind)]
-        for kind in ("entropy-score", "spectra", "provenance", "time")
+        for kind in ("points", "entropy-score", "spectra", "provenance", "time")
     }
     generations = sorted({g for arm in groups for g in arm.generations} | _sampled(runs))
     chosen = pictures.shown_runs(groups)
