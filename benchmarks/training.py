@@ -1,0 +1,269 @@
+"""The train phase, measured against plain loops over the same network: one table, and JSON with `--out`.
+
+    python benchmarks/training.py [--rounds 5] [--steps 12] [--out training.json]
+
+Rows compare two things in turn, in one process or in paired processes, round after round; a ratio is the median over
+rounds. Images are noise of 8x8x1, the network is the demo's; what is measured does not depend on what they show.
+On a CUDA device the same rows run there, with `--channels`, `--side` and `--batch` of a larger network, `--precision`,
+`--channels-last` and `--compile`, and the share of the peak that `--peak-tflops` gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.stream import Resident
+from entroloop.data.streaming import Streaming
+from entroloop.data.world import World, join, leave
+from entroloop.trainer import ema
+from entroloop.trainer.diffusion import Noise, training_loss
+from entroloop.trainer.loop import Job, Trainer, train
+from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.schedule import TrainConfig
+
+REPEAT = 20  # updates in one measurement
+
+
+def make_set(folder: Path, count: int, channels: int, side: int) -> Dataset:
+    images = np.random.default_rng(0).integers(0, 256, (count, channels, side, side), dtype=np.uint8)
+    for number, start in enumerate(range(0, count, 64)):
+        part = images[start : start + 64]
+        where = Provenance(np.full(len(part), -1), np.arange(len(part)), ("",) * len(part))
+        write_shard(folder, number, part, None, where, first_key=start)
+    seal_dataset(folder)
+    return Dataset(folder)
+
+
+def job_of(options: argparse.Namespace, folder: Path, steps: int, **changes: object) -> Job:
+    """A generation's training of so many steps, with a line of statistics every fourth step and no checkpoint."""
+    kimg = steps * options.batch / 1000
+    values = {
+        "kimg": kimg, "batch": options.batch, "checkpoint_kimg": 1e6, "log_kimg": 4 * options.batch / 1000,
+        "precision": options.precision, "channels_last": options.channels_last, "compile": options.compile, **changes,
+    }  # fmt: skip
+    network = NetworkConfig(channels=tuple(options.channels), middle_attention=False, norm_groups=8)
+    return Job(TrainConfig(**values), network, 0, 0, folder / "checkpoints", folder / "weights", folder / "stats", {})
+
+
+def now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+def row(name: str, goal: str, pairs: list[tuple[float, float]], ratio: Callable[[float, float], float], **more: object):
+    ratios = sorted(ratio(a, b) for a, b in pairs)
+    found = {"what": name, "ratio": round(statistics.median(ratios), 3), "lowest": round(ratios[0], 3)}
+    return {**found, "highest": round(ratios[-1], 3), "goal": goal, **more}
+
+
+def bare_steps(trainer: Trainer, steps: int) -> None:
+    """Forward, backward and AdamW of the trainer's own network on one tensor that is already in place."""
+    world, config, engine = trainer.world, trainer.job.config, trainer.engine
+    y = torch.randn(config.batch, *trainer.shape, device=world.device)
+    noise = Noise(torch.randn_like(y), torch.rand(config.batch, device=world.device))
+    for _ in range(steps):
+        loss, _ = training_loss(config.objective, engine.call, y, noise, None)
+        engine.accelerator.backward(loss.mean())
+        engine.optimizer.step()
+        engine.optimizer.zero_grad()
+
+
+class Interleaved:
+    """Asked by `train` after every step whether to stop; says no, and does a bare step each time.
+
+    pairs  (seconds of a step of `train`: data, step, averages, statistics; seconds of a bare step)
+    """
+
+    def __init__(self, bare: Trainer) -> None:
+        self.bare, self.device = bare, bare.world.device
+        self.pairs: list[tuple[float, float]] = []
+        self.last: float | None = None
+
+    def __call__(self) -> bool:
+        start = now(self.device)
+        bare_steps(self.bare, 1)
+        stop = now(self.device)
+        if self.last is not None:
+            self.pairs.append((start - self.last, stop - start))
+        self.last = now(self.device)
+        return False
+
+
+def phase_row(options: argparse.Namespace, folder: Path, world: World, mode: str):
+    """Steps of `train`, with all that belongs to it, against bare steps, in turn.
+
+    What happens once a phase (building the network, export) is not in it.
+    """
+    dataset = make_set(folder / f"set-{mode}", 32 * options.batch, options.colours, options.side)
+    data = Resident(dataset) if mode == "resident" else Streaming(dataset, workers=1)
+    bare = Trainer(job_of(options, folder / "bare", 1), Resident(dataset), world)
+    bare_steps(bare, 2)
+    pairs = []
+    for number in range(options.rounds):
+        turns = Interleaved(bare)
+        job = job_of(options, folder / f"{mode}-{number}", options.steps + 5)
+        train(job, data, world, should_stop=turns)
+        steady = turns.pairs[4:]  # the first ones warm up
+        pairs.append((statistics.fmean(a for a, _ in steady), statistics.fmean(b for _, b in steady)))
+    rates = {"images_per_s": round(options.batch / min(a for a, _ in pairs), 1)}
+    if options.peak_tflops:
+        rates["share_of_peak"] = round(rates["images_per_s"] * flops_of_image(bare) / 1e12 / options.peak_tflops, 3)
+    return row(f"train phase, {mode} set / bare forward, backward, step", ">= 0.95", pairs, lambda a, b: b / a, **rates)
+
+
+def flops_of_image(trainer: Trainer) -> float:
+    """Floating-point operations of one image's forward and backward, matrix products and convolutions only."""
+    with FlopCounterMode(display=False) as counter:
+        batch = trainer.job.config.batch
+        y = torch.randn(batch, *trainer.shape, device=trainer.world.device)
+        noise = Noise(torch.randn_like(y), torch.rand(batch, device=y.device))
+        training_loss(trainer.job.config.objective, trainer.engine.network, y, noise, None)[0].mean().backward()
+    trainer.engine.optimizer.zero_grad()
+    return counter.get_total_flops() / batch
+
+
+def ema_rows(options: argparse.Namespace, folder: Path, world: World):
+    """The averages' cost as a share of a training step, and beside the optimizer alone."""
+    data = Resident(make_set(folder / "set-ema", options.batch, options.colours, options.side))
+    more = {"short": {"halflife_kimg": 100}, "paper": {"rule": "power"}}
+    for names, averages in ((1, {}), (3, more)):
+        trainer = Trainer(job_of(options, folder / f"ema-{names}", 1, more_emas=averages), data, world)
+        engine = trainer.engine
+        bare_steps(trainer, 2)
+        for parameter in engine.network.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+
+        def update(trainer: Trainer = trainer) -> None:
+            for _ in range(REPEAT):
+                for name in trainer.rules:
+                    ema.update(trainer.averages[name], trainer.engine.masters, 0.999)
+
+        def optimizer(trainer: Trainer = trainer) -> None:
+            for _ in range(REPEAT):
+                trainer.engine.optimizer.step()
+
+        update(), optimizer()
+        steps, averaged = [], []
+        for _ in range(options.rounds):
+            both = [min(seconds(f, world.device) for _ in range(3)) / REPEAT for f in (update, optimizer)]
+            averaged.append((both[0], both[1]))
+            steps.append((both[0], seconds(lambda t=trainer: bare_steps(t, 4), world.device) / 4))
+            for parameter in engine.network.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+        what = f"{names} average{'s' * (names > 1)}"
+        yield row(f"{what} / a training step", "<= 0.03", steps, lambda a, b: a / b)
+        yield row(f"{what} + optimizer / optimizer", "(1.1)", averaged, lambda a, b: (a + b) / b)
+
+
+def rank_speed(options: argparse.Namespace, size: int) -> float:
+    """Images a second of `size` ranks of one thread at the same batch a rank, in processes of their own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--rank-of", str(size), "--folder", folder, "--steps", str(options.steps)]
+        command += ["--batch", str(options.batch), "--side", str(options.side), "--colours", str(options.colours)]
+        command += ["--channels", *map(str, options.channels)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        ranks = [
+            subprocess.Popen([*command, "--rank", str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
+            for rank in range(size)
+        ]
+        outs = [rank.communicate()[0] for rank in ranks]
+        if any(rank.returncode for rank in ranks):
+            sys.exit(f"a rank failed: {outs}")
+        return float(outs[0].split()[-1])
+
+
+def one_rank(options: argparse.Namespace) -> None:
+    """What a process of `rank_speed` does: trains steps of `batch` images a rank and prints images a second."""
+    size, folder = options.rank_of, Path(options.folder)
+    torch.set_num_threads(1)
+    if size > 1:  # as torchrun would say; the processes meet in a file, so the address is not used
+        os.environ |= {"RANK": str(options.rank), "LOCAL_RANK": str(options.rank), "MASTER_ADDR": "127.0.0.1"}
+        os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    world = join(options.rank, size, options.rank, init_method=f"file://{folder / 'meet'}")
+    if world.is_main:
+        make_set(folder / "set", 8 * options.batch, options.colours, options.side)
+    world.barrier()
+    options.batch *= size
+    trainer = Trainer(job_of(options, folder / "job", 10_000), data := Resident(Dataset(folder / "set")), world)
+    batches = data.batches(seed=0, seen=0, until=10**9, batch=options.batch, rank=world.rank, size=size)
+    for _ in range(3):
+        trainer.step(next(batches))
+    best = 0.0
+    for _ in range(options.rounds):
+        world.barrier()
+        spent = seconds(lambda: [trainer.step(next(batches)) for _ in range(options.steps)], world.device)
+        best = max(best, options.steps * options.batch / spent)
+    print(best)
+    leave()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--channels", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--side", type=int, default=8)
+    parser.add_argument("--colours", type=int, default=1)
+    parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no")
+    parser.add_argument("--channels-last", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peak-tflops", type=float)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.rank_of:
+        return one_rank(options)
+    torch.set_num_threads(1)
+    world, rows = join(0, 1), []
+
+    def show(found: dict[str, object]) -> None:
+        rows.append(found)
+        extra = f"  {found['images_per_s']:,} images/s" if "images_per_s" in found else ""
+        spread = f"{found['lowest']:.3f} … {found['highest']:.3f}"
+        print(f"{found['what']:<58} {found['ratio']:>7.3f}  {spread:<17} {found['goal']}{extra}", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        for mode in ("resident", "streaming"):
+            show(phase_row(options, Path(folder), world, mode))
+        for found in ema_rows(options, Path(folder), world):
+            show(found)
+    if world.device.type == "cpu":
+        pairs = [(rank_speed(options, 2), rank_speed(options, 1)) for _ in range(options.rounds)]
+        show(row("2 ranks of one thread / 1 rank of one thread", ">= 1.8", pairs, lambda a, b: a / b))
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else "cpu"
+    facts = {"device": device, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    if options.out:
+        options.out.write_text(
+            json.dumps({"machine": {**facts, "load": os.getloadavg()}, "rows": rows}, indent=2) + "\n"
+        )
+    print(f"{device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+    return None
+
+
+if __name__ == "__main__":
+    main()
