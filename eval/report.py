@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,7 +189,8 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     )  # fmt: skip
     environment.filters["number"] = analysis.number
     environment.filters["png"] = _png_uri
-    return environment.get_template("report.html.j2").render(
+    strips = pictures.sample_strips(chosen, generations)
+    page = environment.get_template("report.html.j2").render(
         title=_title(runs),
         refresh=refresh,
         headline=analysis.headline(groups, score, distance),
@@ -202,7 +204,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         others=others,
         by_kind=by_kind,
         generations=generations,
-        strips=pictures.sample_strips(chosen, generations),
+        strips=strips,
         strip_runs=chosen,
         common_seed=pictures.common_seed(groups),
         pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
@@ -215,6 +217,20 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         about=MEASURES,
         explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
     )
+    return for_vectors(page) if by_kind["points"] and not strips else page
+
+
+def for_vectors(page: str) -> str:
+    """The page of runs on vectors: what it says of images, in text and alternative texts, it says of vectors."""
+
+    def say(text: str) -> str:
+        text = re.sub(r"\b(a)n image\b", r"\1 vector", text, flags=re.IGNORECASE)
+        return re.sub(r"\bimage(s?)\b", r"vector\1", re.sub(r"\bImage(s?)\b", r"Vector\1", text))
+
+    parts = re.split(r"(<style>.*?</style>|<script\b.*?</script>|<[^>]*>)", page, flags=re.DOTALL)
+    parts[::2] = map(say, parts[::2])
+    parts[1::2] = [re.sub(r'(alt|title|aria-label)="[^"]*"', lambda found: say(found[0]), tag) for tag in parts[1::2]]
+    return "".join(parts)
 
 
 def _title(runs: Sequence[Run]) -> str:

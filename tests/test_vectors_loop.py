@@ -1,0 +1,89 @@
+"""Vectors go through the same loop: a real table of measurements, and the points of the plane in the report."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from loops import TINY
+
+from entroloop.data import manifest
+from entroloop.data.shards import REAL, Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.world import World
+from entroloop.eval import points, report
+from entroloop.eval.runs import read_run
+from entroloop.launcher import config as configuration
+from entroloop.launcher import drive
+from entroloop.launcher.estimate import describe
+from entroloop.launcher.phases import Layout, Step, steps
+
+
+def run(folder, source, *overrides):
+    raw = {**TINY, "data": {**TINY["data"], "source": source, "heldout": 48}, "network": {"width": 16, "depth": 1}}
+    config = configuration.compose(raw, [f"folder={folder}", *overrides], "tiny")
+    drive.run(config, World(), lambda: False)
+    return Layout(config.run_folder)
+
+
+@pytest.fixture(scope="module")
+def wine(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("wine"), "wine", "train.labels=true")
+
+
+def test_a_real_table_runs_through_the_loop(wine):
+    for step in steps(2):
+        assert manifest.problems(wine.of(step)) == []
+    chosen = Dataset(wine.of(Step(1, "select")))
+    assert chosen.shape == (13,)
+    assert chosen.all().dtype == np.float32
+    assert np.isfinite(chosen.all()).all()
+    assert set(chosen.labels) == {0, 1, 2}
+    row = json.loads((wine.of(Step(1, "evaluate")) / "metrics.jsonl").read_text())
+    assert row["measures"]["pixel"]["frechet_distance"] > 0
+    assert row["measures"]["pixel"]["generalization_score"] > 0
+
+
+def test_the_report_projects_the_table_and_speaks_of_vectors(wine, tmp_path):
+    found, features = points.clouds(read_run(wine.run))
+    assert features == 13
+    assert [cloud.generation for cloud in found] == [0, 1]
+    training = Dataset(wine.of(Step(0, "select"))).all()
+    variances = np.linalg.eigvalsh(np.cov(training.T.astype(np.float64), bias=True))[::-1]
+    np.testing.assert_allclose(found[0].training.var(0), variances[:2], rtol=1e-4)
+    out = tmp_path / "report.html"
+    report.write([wine.run], out)
+    text = out.read_text()
+    assert "Scatter plots of training sets and samples, generations 0 to 1" in text
+    assert "two principal components of 13 features" in text
+    assert "generated images" not in text
+    assert "training vector" in text
+
+
+def test_two_features_are_drawn_as_they_are(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 2)).astype(np.float32)
+    for g in (0, 1):
+        for name, generation, block in (("selected", REAL, rows), ("samples", g, 3 * rows)):
+            folder = tmp_path / f"generation_{g:04d}" / name
+            where = Provenance(np.full(40, generation), np.arange(40), ("",) * 40)
+            write_shard(folder, 0, block, None, where, first_key=0)
+            seal_dataset(folder)
+    (tmp_path / "config.yaml").write_text("name: plane\ngenerations: 3\n")
+    found, features = points.clouds(read_run(tmp_path))
+    assert features == 2
+    assert len(found) == 2
+    np.testing.assert_array_equal(found[1].training, rows)
+    np.testing.assert_array_equal(found[1].samples, 3 * rows)
+    low, high = rows.min(0) - 0.25 * np.ptp(rows, 0), rows.max(0) + 0.25 * np.ptp(rows, 0)
+    expected = sum(bool(((p < low) | (p > high)).any()) for p in 3 * rows)
+    assert points.outside(found) == expected > 0
+    figure = points.scatter(found)
+    drawn = [axes for axes in figure.axes if axes.collections]
+    assert len(drawn) == 4
+    np.testing.assert_allclose(drawn[0].collections[0].get_offsets(), rows)
+
+
+def test_the_shipped_configuration_is_ten_generations_of_the_mixture():
+    config = configuration.load(Path(__file__).parent.parent / "configs" / "mixture.yaml")
+    said = describe(config)
+    assert "10 generations" in said
+    assert "at most about" in said
