@@ -152,6 +152,8 @@ def run_single(
             return
         _await_seals(config, layout, step, attempt.wait)
         run_step(Work(config, layout, world, should_stop, scratch=attempt.scratch), step, part)
+        if world.is_main and part is None:
+            retention.apply(config, layout)
 
 
 def _await_seals(config: Config, layout: Layout, step: Step, patience: float) -> None:
