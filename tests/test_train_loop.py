@@ -130,3 +130,23 @@ def test_the_average_follows_the_weights(data, tmp_path):
     for batch in data.batches(seed=1, seen=0, until=24, batch=8):
         trainer.step(batch)
     assert all(torch.equal(a, w) for a, w in zip(trainer.averages[""], trainer.engine.masters, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"channels_last": True}, 1e-3),  # the same sums in another order
+        ({"precision": "bf16"}, 3e-2),  # 8 bits of mantissa in the network's calls
+        pytest.param({"compile": True}, 1e-3, marks=pytest.mark.slow),
+    ],
+)
+def test_ways_of_computing_change_losses_by_rounding_only(data, tmp_path, changes, tolerance):
+    found = []
+    for name, extra in (("plain", {}), ("other", changes)):
+        this = job(tmp_path / name, log_kimg=0.008, **extra)
+        this.network = NetworkConfig(channels=(8,), norm_groups=4)  # dropout draws its masks in the order of memory
+        train(this, data, World())
+        lines = (tmp_path / name / "stats.jsonl").read_text().splitlines()
+        found.append(torch.tensor([json.loads(line)["loss"] for line in lines]))
+    assert len(found[0]) == 25
+    torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)

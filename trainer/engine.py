@@ -53,7 +53,8 @@ def make_engine(config: TrainConfig, network: nn.Module, world: World) -> Engine
 def _check_precision(config: TrainConfig, world: World) -> None:
     if config.precision == "fp16" and world.device.type == "cpu":
         raise UserError("train.precision=fp16: a CPU cannot train in fp16; use no or bf16")
-    if config.precision == "bf16" and world.device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    cuda = world.device.type == "cuda"
+    if config.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("train.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
@@ -107,6 +108,7 @@ class Engine:
         self.config, self.world, self.network = config, world, network
         self.micro, self.passes = micro_batches(config, world.size)
         self.names = [name for name, _ in network.named_parameters()]
+        self.parameters = list(network.parameters())  # once: walking the modules takes as long as an average
         self.accelerator = self._accelerator()
         if self.accelerator.num_processes != world.size:
             raise UserError(
@@ -130,6 +132,7 @@ class Engine:
 
     def _accelerator(self) -> Accelerator:
         cpu = self.world.device.type == "cpu"
+        AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
         return Accelerator(cpu=cpu, mixed_precision=self.config.precision)
 
     def _check(self) -> None:
@@ -138,13 +141,13 @@ class Engine:
 
     @property
     def masters(self) -> list[Tensor]:
-        return [p.data for p in self.network.parameters()]
+        return [p.data for p in self.parameters]
 
     @property
     def adam(self) -> tuple[torch.optim.Optimizer, list[Any]]:
         """The optimizer that holds the moments, and its keys in the order of `masters`."""
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        return inner, list(self.network.parameters())
+        return inner, list(self.parameters)
 
     def micro_step(self, loss: Tensor, last: bool) -> None:
         """Backward of one of the step's `passes` losses, each a mean over its micro-batch."""
@@ -156,7 +159,7 @@ class Engine:
 
     def finish_step(self) -> tuple[float, bool]:
         """Clips and updates. Returns the gradient norm and whether the weights moved (not where fp16 overflowed)."""
-        norm = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip or float("inf"))
+        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
         self.optimizer.step()
         self.optimizer.zero_grad()
         return float(norm), not self.accelerator.optimizer_step_was_skipped
@@ -294,7 +297,7 @@ class ZeroEngine(Engine):
         kept = [m.detach().clone() for m in self.masters]
         self._put(local)
         whole = {}
-        for name, parameter in zip(self.names, self.network.parameters(), strict=True):
+        for name, parameter in zip(self.names, self.parameters, strict=True):
             whole[name] = safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
         self._put(kept)
         return whole
@@ -303,7 +306,7 @@ class ZeroEngine(Engine):
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
 
         kept = [m.detach().clone() for m in self.masters]
-        for name, parameter in zip(self.names, self.network.parameters(), strict=True):
+        for name, parameter in zip(self.names, self.parameters, strict=True):
             value = whole[name].to(self.world.device)
             if self.stage == 3:
                 safe_set_local_fp32_param(parameter, self._share(value))
