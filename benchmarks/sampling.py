@@ -11,7 +11,8 @@
 
 Two models of scikit-learn's digits are trained first, by the project's own trainer, and kept in --folder. Every ratio
 is between times taken in turn, round after round, in the same processes: `ratio` compares the best times (on a machine
-that others use too, the least disturbed ones), `median` is the median of the rounds' ratios.
+that others use too, the least disturbed ones), `median` is the median of the rounds' ratios, and `cpu` compares CPU
+time, of the busier rank where there are two: what a machine with a core for each rank would need.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +56,32 @@ ANCESTRAL = SampleConfig(sampler="ddpm", steps=1000, shard_size=512)
 GOAL_CALLS = 1 / 28
 
 
-def seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
+@dataclass(frozen=True)
+class Timed:
+    """Images made, wall-clock and CPU seconds."""
+
+    images: int
+    wall: float
+    cpu: float
+
+
+def timed(images: int, work: Callable[[], object]) -> Timed:
+    wall, cpu = time.perf_counter(), time.process_time()
     work()
-    return time.perf_counter() - start
+    return Timed(images, time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def row(what: str, goal: float, ours: list[tuple[int, float]], plain: list[tuple[int, float]]) -> dict[str, Any]:
-    """A ratio of rates; each entry is (images, seconds), entry i of both from round i."""
-    rates = [[images / t for images, t in side] for side in (ours, plain)]
+def row(what: str, goal: float, ours: list[Timed], plain: list[Timed]) -> dict[str, Any]:
+    """Ratios of rates; entry i of both is from round i."""
+    wall = [[t.images / t.wall for t in side] for side in (ours, plain)]
+    cpu = [statistics.median(t.images / t.cpu for t in side) for side in (ours, plain)]
     return {
         "what": what,
-        "ours_per_s": round(max(rates[0]), 2),
-        "plain_per_s": round(max(rates[1]), 3),
-        "ratio": round(max(rates[0]) / max(rates[1]), 3),
-        "median": round(statistics.median(a / b for a, b in zip(*rates, strict=True)), 3),
+        "ours_per_s": round(max(wall[0]), 3),
+        "plain_per_s": round(max(wall[1]), 3),
+        "ratio": round(max(wall[0]) / max(wall[1]), 3),
+        "median": round(statistics.median(a / b for a, b in zip(*wall, strict=True)), 3),
+        "cpu": round(cpu[0] / cpu[1], 3),
         "goal": goal,
     }
 
@@ -125,9 +138,8 @@ def phase_row(name: str, weights: Path, images: int, batch: int, rounds: int, sc
                     network(x[: last - first], condition[: last - first], None)
 
     plain()
-    times = [(seconds(ours), seconds(plain)) for _ in range(rounds)]
-    what = f"sample phase / bare network calls, {name}"
-    return row(what, 0.95, [(images, t[0]) for t in times], [(images, t[1]) for t in times])
+    times = [(timed(images, ours), timed(images, plain)) for _ in range(rounds)]
+    return row(f"sample phase / bare network calls, {name}", 0.95, [t[0] for t in times], [t[1] for t in times])
 
 
 # -- network calls at equal Frechet distance --------------------------------------------------------------------------
@@ -165,7 +177,9 @@ def calls_row(edm: Work, ddpm: Work, images: int) -> dict[str, Any]:
         curve[config.nfe] = distances(edm, drawn(edm, config, images, f"heun-{steps}-{images}"))
     equal = [nfe for nfe, found in curve.items() if all(found[name][0] <= target[name][0] for name in target)]
     own = {
-        nfe: distances(ddpm, drawn(ddpm, HEUN.model_copy(update={"steps": (nfe + 1) // 2}), images, f"heun-{nfe}-own"))
+        nfe: distances(
+            ddpm, drawn(ddpm, HEUN.model_copy(update={"steps": (nfe + 1) // 2}), images, f"heun-{nfe}-own-{images}")
+        )
         for nfe in (35, 99)
     }
     return {
@@ -189,10 +203,10 @@ def serve(rank: int, size: int, rendezvous: str, connection: Any) -> None:
     while (task := connection.recv()) is not None:
         function, arguments = task
         world.barrier()
-        start = time.perf_counter()
+        wall, cpu = time.perf_counter(), time.process_time()
         function(world, *arguments)
         world.barrier()
-        connection.send(time.perf_counter() - start)
+        connection.send((time.perf_counter() - wall, time.process_time() - cpu))
     worlds.leave()
 
 
@@ -210,10 +224,11 @@ class Ranks:
             self.ranks.append((process, ours))
         return self
 
-    def time(self, function: Callable[..., None], *arguments: Any) -> float:
+    def timed(self, images: int, function: Callable[..., None], *arguments: Any) -> Timed:
         for _, connection in self.ranks:
             connection.send((function, arguments))
-        return max(float(connection.recv()) for _, connection in self.ranks)
+        walls, cpus = zip(*(connection.recv() for _, connection in self.ranks), strict=True)
+        return Timed(images, max(walls), max(cpus))
 
     def __exit__(self, *error: object) -> None:
         for process, connection in self.ranks:
@@ -244,37 +259,34 @@ def pipeline(world: World, weights: Path, images: int) -> None:
 
 def ranks_row(ranks: Ranks, edm: Work, images: int, rounds: int, scratch: Path) -> dict[str, Any]:
     plan = SamplePlan(0, 0, images, images // 4)
-    times: dict[Any, list[float]] = {sharded: [], alone: []}
+    times: dict[Any, list[Timed]] = {sharded: [], alone: []}
     for number in range(rounds + 1):
         for function, found in times.items():
             folder = scratch / f"{function.__name__}-{number}"
-            found.append(ranks.time(function, weights_of(edm), folder, HEUN, plan))
+            found.append(ranks.timed(images, function, weights_of(edm), folder, HEUN, plan))
     # The first round warms the processes up.
-    return row(
-        "2 ranks of one thread / 1 rank of one thread, Heun's 35 calls, 4 shards", 1.8,
-        [(images, t) for t in times[sharded][1:]], [(images, t) for t in times[alone][1:]],
-    )  # fmt: skip
+    name = "2 ranks of one thread / 1 rank of one thread, Heun's 35 calls, 4 shards"
+    return row(name, 1.8, times[sharded][1:], times[alone][1:])
 
 
 def script_row(ranks: Ranks, edm: Work, ddpm: Work, images: int, rounds: int, scratch: Path) -> dict[str, Any]:
     plan, few = SamplePlan(0, 0, images, images // 4), 128
     ours, plain = [], []
     for number in range(rounds):
-        ours.append((images, ranks.time(sharded, weights_of(edm), scratch / f"script-{number}", HEUN, plan)))
-        plain.append((few, ranks.time(pipeline, weights_of(ddpm), few)))
+        ours.append(ranks.timed(images, sharded, weights_of(edm), scratch / f"script-{number}", HEUN, plan))
+        plain.append(ranks.timed(few, pipeline, weights_of(ddpm), few))
     return row("Heun's shards on 2 ranks / DDPM pipeline of 1,000 steps on one, the other waiting", 50, ours, plain)
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"\n{'what':<92} {'ours/s':>9} {'plain/s':>9} {'ratio':>8} {'median':>8}  goal")
+    print(f"\n{'what':<92} {'ours/s':>9} {'plain/s':>9} {'ratio':>8} {'median':>8} {'cpu':>8}  goal")
     for found in rows:
         if "ours_per_s" in found:
             rates = f"{found['ours_per_s']:>9,.1f} {found['plain_per_s']:>9,.2f} {found['ratio']:>8.3f}"
-            print(f"{found['what']:<92} {rates} {found['median']:>8.3f}  >= {found['goal']}")
+            print(f"{found['what']:<92} {rates} {found['median']:>8.3f} {found['cpu']:>8.3f}  >= {found['goal']}")
         else:
-            print(
-                f"{found['what']:<92} {found['calls']!s:>9} {1000:>9} {found['ratio']!s:>8} {'':>8}  <= {found['goal']}"
-            )
+            calls = f"{found['calls']!s:>9} {1000:>9} {found['ratio']!s:>8}"
+            print(f"{found['what']:<92} {calls} {'':>17}  <= {found['goal']}")
             print(f"  of {found['images']} samples, [all, first half, second half]; DDPM: {found['ddpm_1000']}")
             for nfe, distance in found["edm_heun_by_calls"].items():
                 print(f"    EDM, Heun, {nfe:>3} calls: {distance}")
