@@ -97,6 +97,7 @@ def test_the_loss_falls_and_is_logged(data, tmp_path):
     losses = [line["loss"] for line in lines]
     assert np.mean(losses[-20:]) < 0.8 * np.mean(losses[:20])
     assert lines[-1]["kimg"] == pytest.approx(3, abs=0.05)
+    assert 0.05 < lines[-1]["memory_gib"] < 100
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_levels_and_ids(data, tmp_path):
@@ -150,3 +151,17 @@ def test_ways_of_computing_change_losses_by_rounding_only(data, tmp_path, change
         found.append(torch.tensor([json.loads(line)["loss"] for line in lines]))
     assert len(found[0]) == 25
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
+
+
+def test_a_step_that_overflowed_moves_no_average(data, tmp_path, monkeypatch):
+    trainer = Trainer(job(tmp_path, more_emas={"short": {"halflife_kimg": 0.01}}), data, World())
+    first, second, third = data.batches(seed=1, seen=0, until=24, batch=8)
+    trainer.step(first)
+    kept = {name: [a.clone() for a in average] for name, average in trainer.averages.items()}
+    monkeypatch.setattr(trainer.engine, "finish_step", lambda: (float("inf"), False))
+    trainer.step(second)
+    assert all(torch.equal(a, b) for name in kept for a, b in zip(kept[name], trainer.averages[name], strict=True))
+    assert trainer.seen == 16
+    monkeypatch.undo()
+    trainer.step(third)
+    assert not all(torch.equal(a, b) for a, b in zip(kept["short"], trainer.averages["short"], strict=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Window:
             "images_per_second": round(len(self.losses) * self.config.batch / seconds, 1),
             "data_wait_share": round(self.waited / seconds, 4),
         }
+        line["memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # ru_maxrss: KiB
         if torch.cuda.is_available():
             line["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
         return line
