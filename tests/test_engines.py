@@ -72,6 +72,17 @@ def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
     assert difference.mean() < 2e-5
 
 
+def test_zero_in_half_precision_trains_as_float32_does_but_for_8_bits_of_mantissa(alone, tmp_path):
+    path = tiny_file(tmp_path)
+    status, out = torchrun(path, *EACH_STEP, "train.engine=zero2", "train.precision=bf16")
+    assert status == 0, out
+    assert "zero2 on 2 process(es) of cpu, precision bf16" in out
+    layout = Layout(tmp_path / "runs" / "tiny")
+    torch.testing.assert_close(losses(layout), losses(alone), rtol=5e-2, atol=5e-2)
+    assert exported(layout).dtype == torch.float32
+    assert (exported(layout) - exported(alone)).abs().mean() < 1e-3
+
+
 def test_accumulation_changes_nothing_but_rounding(alone, tmp_path):
     path = tiny_file(tmp_path)
     assert command("run", path, *EACH_STEP, "train.micro_batch=4").returncode == 0

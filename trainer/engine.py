@@ -14,6 +14,7 @@ tensors: it can be resumed at any world size and by any engine.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -224,6 +225,8 @@ class ZeroEngine(Engine):
     def __init__(self, config: TrainConfig, network: nn.Module, world: World, stage: int) -> None:
         self.stage = stage
         super().__init__(config, network, world)
+        if config.precision != "no":
+            self.call = functools.partial(_in_half, self.call, next(iter(network.parameters())).dtype)
 
     @property
     def kind(self) -> str:
@@ -340,6 +343,11 @@ class ZeroEngine(Engine):
     def _set_loss_scale(self, value: Any) -> None:
         if self.config.precision == "fp16" and isinstance(value, float):
             self.model.optimizer.loss_scaler.cur_scale = value
+
+
+def _in_half(call: Callable[..., Tensor], dtype: torch.dtype, x: Tensor, condition: Tensor, labels: Any) -> Tensor:
+    """A call of a network whose weights DeepSpeed keeps in half precision: accelerate uses no autocast there."""
+    return call(x.to(dtype), condition, labels)
 
 
 @contextlib.contextmanager
