@@ -22,7 +22,7 @@ def test_edm_denoiser_of_a_zero_network_is_the_skip_connection():
 
 
 def test_edm_loss_weight_makes_every_level_count_alike_at_the_start():
-    """With an untrained network (F = 0) and data of variance sigma_data^2 the expected weighted loss is 1 (EDM, B.6)."""
+    """With an untrained network (F = 0) and data of variance sigma_data^2 the expected loss is 1 (EDM, B.6)."""
     generator = torch.Generator().manual_seed(0)
     y = 0.5 * torch.randn(20_000, 4, generator=generator)
     for level in (0.02, 0.5, 5.0):

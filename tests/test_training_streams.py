@@ -1,4 +1,4 @@
-"""Training reads its set through `open_stream`: either mode seals the same bytes, and damage is counted by choice only."""
+"""Training reads its set through `open_stream`: either mode seals the same bytes; damage is counted by choice only."""
 
 import logging
 
@@ -36,12 +36,12 @@ def test_how_a_set_is_read_may_change_on_resume_and_damage_is_reported(tmp_path,
     raw[600] ^= 255
     shard.write_bytes(bytes(raw))
     for mode in ("resident", "streaming"):
-        with pytest.raises(UserError, match="shard-000007.tar: damaged shard"):
+        with pytest.raises(UserError, match=r"shard-000007\.tar: damaged shard"):
             run(tmp_path, f"data.mode={mode}", "data.workers=0", until=Step(0, "train"))
     with caplog.at_level(logging.INFO, "entroloop"):
         run(tmp_path, "data.skip_damaged=true", "data.workers=0", until=Step(0, "train"))
     assert "1 damaged samples left out" in caplog.text
     assert "shard-000007.tar" in caplog.text
     assert '"damaged": 4' in layout.stats(0).read_text() or '"damaged": 3' in layout.stats(0).read_text()
-    with pytest.raises(UserError, match="data.buffer is 16 there, 4 here"):
+    with pytest.raises(UserError, match=r"data\.buffer is 16 there, 4 here"):
         run(tmp_path, "data.buffer=4")
