@@ -76,8 +76,8 @@ def describe_network(config: Config) -> list[str]:
     except UserError as error:
         return [f"network        parameters and memory are not known yet: {error}"]
     parameters, size = count_parameters(config, shape), processes(config)
-    sizes = {engine: bytes_per_process(config, parameters, engine, size) / 2**30 for engine in ENGINES}
-    found = ", ".join(f"{e} {gib:.2f}{' (this one)' if e == config.train.engine else ''}" for e, gib in sizes.items())
+    sizes = {engine: bytes_per_process(config, parameters, engine, size) / 2**20 for engine in ENGINES}
+    found = ", ".join(f"{e} {mib:,.0f}{' (this one)' if e == config.train.engine else ''}" for e, mib in sizes.items())
     return [
         f"network        {parameters:,} parameters for samples of {'x'.join(map(str, shape))} (from {known_from}), "
         f"{config.train.objective}",

@@ -80,3 +80,7 @@ def test_memory_shrinks_with_every_stage_and_rank():
     # bf16 weights and gradients 2 bytes each; masters, two moments, one average 4 bytes each
     assert sizes == [4000 + 250 * 16, 2000 + 250 * 18, 250 * 20]
     assert footprint.bytes_per_process(config, 1000, "zero3", 8) == math.ceil(1000 / 8) * 20
+    shape, _ = footprint.sample_shape(config)
+    zero2 = footprint.bytes_per_process(config, footprint.count_parameters(config, shape), "zero2", 16)
+    assert "MiB a process on 16, without activations: single" in describe(config)
+    assert f"zero2 {zero2 / 2**20:,.0f} (this one)" in describe(config)
