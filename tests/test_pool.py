@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loops import command, tiny, tiny_file
+from loops import tiny
 
 from entroloop.data import manifest
 from entroloop.data.errors import UserError
@@ -12,6 +12,7 @@ from entroloop.data.pool import FreshConfig, LoopConfig, check_fresh, pool_of
 from entroloop.data.shards import REAL, Dataset
 from entroloop.data.world import World
 from entroloop.launcher import drive
+from entroloop.launcher.estimate import describe
 from entroloop.launcher.phases import Layout, Step, recipes
 
 
@@ -76,13 +77,12 @@ def test_all_fresh_is_training_on_real_data_only(tmp_path):
 
 
 def test_fresh_images_that_run_out_are_refused_before_the_work_and_in_a_dry_run(tmp_path):
-    path = tiny_file(tmp_path, "loop.fresh.share=1", "generations=40")
-    for extra in ((), ("--dry-run",)):
-        refused = command("run", path, *extra)
-        assert refused.returncode == 2
-        assert len(refused.stderr.strip().splitlines()) == 1
-        assert "loop.fresh.share=1: the 1685 real images" in refused.stderr
-        assert "generation 36" in refused.stderr
+    config = tiny(tmp_path / "runs", "loop.fresh.share=1", "generations=40")
+    refused = r"loop\.fresh\.share=1: the 1685 real images .* run out at generation 36"
+    with pytest.raises(UserError, match=refused):
+        describe(config)
+    with pytest.raises(UserError, match=refused):
+        drive.run(config, World(), lambda: False)
     assert not (tmp_path / "runs" / "tiny" / "generation_0000").exists()
 
 

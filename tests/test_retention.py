@@ -3,13 +3,13 @@
 import json
 
 import pytest
-from loops import command, sealed_bytes, tiny, tiny_file
+from loops import sealed_bytes, tiny, tiny_file
 
 from entroloop.data import manifest, retention
 from entroloop.data.errors import UserError
 from entroloop.data.shards import Dataset
 from entroloop.data.world import World
-from entroloop.launcher import drive, status
+from entroloop.launcher import datasets, drive, status, sweep
 from entroloop.launcher.disk import describe_disk, generation_bytes, source_of
 from entroloop.launcher.phases import Layout, Step, steps
 from entroloop.launcher.retention import contents_read, removable
@@ -57,12 +57,13 @@ def sealed_bytes_there(layout):
     return found
 
 
-def test_verify_tells_removed_from_missing(lean, tmp_path):
-    said = command("verify", lean.run)
-    assert said.returncode == 0
-    assert "shard-000001.tar: removed by retention" in said.stdout
-    assert "all intact" in said.stdout
-    facts = json.loads(command("verify", lean.run, "--json").stdout)
+def test_verify_tells_removed_from_missing(lean, tmp_path, capsys):
+    datasets.verify_command(lean.run)
+    said = capsys.readouterr().out
+    assert "shard-000001.tar: removed by retention" in said
+    assert "all intact" in said
+    datasets.verify_command(lean.run, as_json=True)
+    facts = json.loads(capsys.readouterr().out)
     assert facts["removed"] > 0
     assert facts["problems"] == []
     folder = tmp_path / "moved"
@@ -125,7 +126,7 @@ def test_the_dry_run_foresees_the_disk_and_status_shows_it(whole, tmp_path):
     used = status.inspect(whole.run)["bytes"]
     assert used["total"] == sum(path.stat().st_size for path in whole.run.rglob("*") if path.is_file())
     assert {"real", "selected", "weights", "samples", "features", "metrics", "checkpoints"} < used.keys()
-    assert "on disk " in command("status", whole.run).stdout
+    assert "on disk " in status.table(status.inspect(whole.run))
     grown = [describe_disk(tiny(tmp_path, f"loop.paradigm={p}")) for p in ("replace", "accumulate")]
     assert grown[0][-1] != grown[1][-1]
     assert "not known" in describe_disk(tiny(tmp_path, "data.source=/nowhere"))[0]
@@ -135,8 +136,7 @@ def test_a_sweeps_leader_keeps_all_until_the_others_have_it(tmp_path):
     path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid")
     with path.open("a") as file:
         file.write("sweep: {jobs: 1, grid: {selection.strategy: [random, greedy]}}\n")
-    said = command("sweep", path)
-    assert said.returncode == 0, said.stderr
+    sweep.run(path, [], lambda: False)
     for arm in ("random", "greedy"):
         removed = manifest.removed(tmp_path / "runs" / "grid" / arm / "generation_0000" / "samples")
         assert len(removed) == 5
