@@ -10,7 +10,7 @@ from entroloop.data.world import World
 from entroloop.launcher import drive
 from entroloop.launcher.phases import Layout, Step
 
-SHORT = ("generations=1", "data.limit=120", "data.shard_size=1", "train.kimg=0.16")  # more shards than are shuffled together
+SHORT = ("generations=1", "data.limit=120", "data.shard_size=1", "train.kimg=0.16")  # more shards than `buffer`
 
 
 def run(folder, *overrides, until=None):
