@@ -24,6 +24,7 @@ from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part, bounds, derive_seed, generator
 from entroloop.data.progress import Progress
 from entroloop.data.shards import Provenance, shard_name, write_shard
+from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork
@@ -63,7 +64,7 @@ def check_precision(config: SampleConfig, device: torch.device) -> None:
     """Raises UserError when the device cannot call the network in the configuration's precision."""
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("sample.precision=fp16: a CPU does not sample in fp16; use no or bf16")
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("sample.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
@@ -99,6 +100,7 @@ class Generator:
 
     def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
         network = network.to(self.device).requires_grad_(False)
+        networks.use_best_attention(network, self.device)
         if self.config.compile:
             # One graph a batch size: a shape-generic one would come second, and which is second depends on the rank.
             network.compile(dynamic=False)
