@@ -64,7 +64,8 @@ def check_precision(config: SampleConfig, device: torch.device) -> None:
     """Raises UserError when the device cannot call the network in the configuration's precision."""
     if config.precision == "fp16" and device.type == "cpu":
         raise UserError("sample.precision=fp16: a CPU does not sample in fp16; use no or bf16")
-    if config.precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    cuda = device.type == "cuda"
+    if config.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError("sample.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
