@@ -88,9 +88,7 @@ def _with_defaults(layout: Layout) -> dict[str, Any]:
     try:
         return Config.model_validate(read_config(layout)).settled()
     except ValidationError as error:
-        raise UserError(
-            f"{layout.config}: not a configuration of this version: {explain(error)}"
-        ) from error
+        raise UserError(f"{layout.config}: not a configuration of this version: {explain(error)}") from error
 
 
 def _begun(layout: Layout) -> bool:
