@@ -376,7 +376,7 @@ class Work:
 
     def _encode(self, step: Step, part: Part | None) -> str:
         dataset, folder = self.dataset(Step(step.generation, "sample")), self.layout.of(step)
-        self._encode_into(dataset, folder, part or Part().split(self.world.rank, self.world.size))
+        self._encode_into(dataset, folder, (part or Part()).split(self.world.rank, self.world.size))
         self.world.barrier()
         if part is None and self.world.is_main:
             seal_features(dataset, self.encoders, folder, self.made_from(step, Step(step.generation, "sample")))
