@@ -14,11 +14,9 @@ N samples, B global batch, b = B / W batch of a rank.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
 import os
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -32,6 +30,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from entroloop.data.errors import UserError
+from entroloop.data.memory import free_bytes
 from entroloop.data.shards import Dataset, decode
 from entroloop.data.stream import BUFFER, Batch, Grouped, Resident, rank_batch
 from entroloop.data.world import World
@@ -227,15 +226,3 @@ def open_stream(
 def decoded_bytes(dataset: Dataset) -> int:
     """Bytes of the whole set in memory."""
     return len(dataset) * math.prod(dataset.shape) * int(np.dtype(dataset.manifest.about["dtype"]).itemsize)
-
-
-def free_bytes() -> int:
-    """Memory that can still be had: the machine's, or what the control group of this process allows."""
-    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-    available = re.search(r"MemAvailable:\s+(\d+)", meminfo)
-    free: int = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError):  # there is no control group, or it has no limit
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, limit - used)
-    return free

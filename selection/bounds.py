@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from entroloop.selection.sketch import BF16, LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
+from entroloop.selection.sketch import LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
 
 TILE_ROWS = 2048
 SWEEP_ROWS = 8192  # left rows that are taken past all right rows together
@@ -107,9 +107,7 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
     Rows that the query settles are taken out on the way; their remaining products count as infinite.
     """
     bounds, form = left.sketch.certificate, left.sketch.certificate.format
-    kind = torch.int16 if form is BF16 else form.dtype
-    infinite = torch.iinfo(kind).max if form is BF16 else torch.inf
-    lowest = torch.full((len(tiles), len(left.sketch)), infinite, dtype=kind, device=left.rows.device)
+    lowest = torch.full((len(tiles), len(left.sketch)), form.infinite, dtype=form.compared, device=left.rows.device)
     upper, matrix = query.level.clone(), left.sketch.left
     reached = torch.zeros(len(matrix), dtype=torch.int64, device=matrix.device)
     alive = torch.arange(len(matrix), device=matrix.device)
@@ -123,7 +121,7 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
             part = slice(top, min(top + TILE_ROWS, joined))
             result = product(matrix[part], tile.right, len(tile), frame, form)
             if query.ignore is not None:
-                _hide(result, query.ignore[here[part]] - t * TILE_COLUMNS, infinite)
+                _hide(result, query.ignore[here[part]] - t * TILE_COLUMNS, form.infinite)
             torch.amin(result, 1, out=low[part])
         lowest[t, here] = low
         reached[here] = t + 1
@@ -156,12 +154,11 @@ def _pairs(
     gathered = frame.scratch("pairs", len(rows), left.sketch.left.shape[1], left.sketch.left)
     torch.index_select(left.sketch.left, 0, rows, out=gathered)
     result = product(gathered, tile.right, len(tile), frame, form)
-    infinite = torch.iinfo(torch.int16).max if form is BF16 else torch.inf
     if query.earlier:
-        result.masked_fill_(torch.arange(len(tile), device=rows.device) >= rows[:, None], infinite)
+        result.masked_fill_(torch.arange(len(tile), device=rows.device) >= rows[:, None], form.infinite)
     ignore = None if query.ignore is None else query.ignore[rows] - start
     if ignore is not None:
-        _hide(result, ignore, infinite)
+        _hide(result, ignore, form.infinite)
     if k is not None and k <= len(tile):
         kth = result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
         level = torch.minimum(level, bounds.reach(others, kth, frame.scale))

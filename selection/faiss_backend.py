@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,15 @@ _MOST = 256
 
 
 @cache
-def has_faiss() -> bool:
-    return importlib.util.find_spec("faiss") is not None
+def has_faiss(device: str = "cpu") -> bool:
+    """Whether faiss is installed and can search on this type of device."""
+    if importlib.util.find_spec("faiss") is None:
+        return False
+    if device != "cuda":
+        return True
+    import faiss
+
+    return hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus() > 0
 
 
 def faiss_candidates(
@@ -37,14 +45,18 @@ def faiss_candidates(
     left, right = Sketch.of(mine, frame, F32), Sketch.of(block, frame, F32)
     # [-2 z, ...] -> z; the margins of a sketch hold for faiss's own products of z as well, with twice the steps
     queries, bank = left.left[:, :d] * -0.5, right.left[:, :d] * -0.5
-    index = faiss.IndexFlatL2(d)
-    index.add(bank.contiguous().numpy())
-    open_ = torch.arange(len(mine))
+    index: Any = faiss.IndexFlatL2(d)
+    if mine.device.type == "cuda":
+        index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), mine.device.index or 0, index)
+    index.add(bank.contiguous().cpu().numpy())
+    device = mine.device
+    open_ = torch.arange(len(mine), device=device)
     more = _MORE
     while len(open_) and more <= _MOST:
         c = min(k + more, m)
-        square, found = (torch.from_numpy(x) for x in index.search(queries[open_].contiguous().numpy(), c))
-        row = torch.arange(len(open_)).repeat_interleave(c)
+        found_by_faiss = index.search(queries[open_].contiguous().cpu().numpy(), c)
+        square, found = (torch.from_numpy(x).to(device) for x in found_by_faiss)
+        row = torch.arange(len(open_), device=device).repeat_interleave(c)
         column = found.flatten()
         if ignore is not None:
             counts = column != ignore[open_][row]
@@ -60,7 +72,7 @@ def faiss_candidates(
             c == m
         )
         lists[0][where[certain]], lists[1][where[certain]] = merged[0][certain], merged[1][certain]
-        unsure = torch.ones(len(open_), dtype=torch.bool)
+        unsure = torch.ones(len(open_), dtype=torch.bool, device=device)
         unsure[rows[certain]] = False
         open_ = open_[unsure]
         if c == m:

@@ -18,7 +18,7 @@ from torch import Tensor
 from entroloop.selection.bounds import SWEEP_ROWS, Query, contenders
 from entroloop.selection.distance import distances_to, pair_distances
 from entroloop.selection.exchange import Shard
-from entroloop.selection.sketch import Columns, Frame, Side, Sketch, padded, shortest_format
+from entroloop.selection.sketch import Columns, Frame, Side, Sketch, shortest_format
 
 CHOSEN = -1.0  # the bound of a row that is chosen: below every distance
 _KEEP = 0.7  # share of the gathered active rows that must still be active for the gathered copy to be kept
@@ -31,7 +31,7 @@ class Frontier:
         self.shard = shard
         rows = shard.rows
         self.frame = Frame.of(rows, shard.world)
-        self.form = shortest_format(rows.device)
+        self.form = shortest_format(rows)
         self.sketch = Sketch.of(rows, self.frame, self.form)
         self.bound = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
         self.seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
@@ -39,7 +39,7 @@ class Frontier:
         self.count = 0
         # With several ranks the choices' rows are kept too; a single rank finds all of them among its own.
         self._rows = rows.new_empty((capacity, rows.shape[1])) if shard.world.size > 1 else None
-        room = Sketch.empty(padded(capacity, self.form) + 128, rows, self.form)
+        room = Sketch.empty(self.form.padded(capacity) + 128, rows, self.form)
         self._right, self._certificate = room.left.zero_(), room.certificate
         self.active = torch.empty(0, dtype=torch.int64, device=rows.device)
         self._gathered: tuple[Tensor, Sketch] | None = None
@@ -53,7 +53,7 @@ class Frontier:
     def choices(self, first: int, last: int) -> Columns:
         """The choices numbered first .. last - 1."""
         part = slice(first, last)
-        right = self._right[first : first + padded(last - first, self.form)]
+        right = self._right[first : first + self.form.padded(last - first)]
         if self._rows is None:
             return Columns(self.shard.rows, right, self._certificate[part], self.chosen[part])
         return Columns(self._rows[part], right, self._certificate[part])

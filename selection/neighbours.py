@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
+from entroloop.data.memory import free_bytes
 from entroloop.data.world import World
 from entroloop.selection import topk
 from entroloop.selection.bounds import SWEEP_ROWS, Query, contenders
@@ -23,10 +24,11 @@ from entroloop.selection.distance import as_rows, bad_row_error, first_bad_row, 
 from entroloop.selection.exchange import Shard, agree
 from entroloop.selection.faiss_backend import faiss_candidates, has_faiss
 from entroloop.selection.metrics import check_rows, fit_metric
-from entroloop.selection.sketch import BF16, Columns, Format, Frame, Side, Sketch, shortest_format
+from entroloop.selection.sketch import Columns, Format, Frame, Side, Sketch, shortest_format
 
 Backend = Literal["auto", "torch", "faiss"]
-_BLOCK_BYTES = 1 << 27  # of one bank block in float64; its sketch takes a quarter of that
+_BLOCK_SHARE = 1 / 16  # of the memory at hand: what one bank block may take, with what is made of it
+_BLOCK_BYTES = (1 << 24, 1 << 29)  # at least and at most
 _MERGE_PAIRS = 1 << 18  # pairs that are gathered before they are merged into the lists
 
 
@@ -43,7 +45,7 @@ def nearest(
     """The k nearest bank rows of each query, exact, ties to the smaller id.
 
     queries, bank  [n, D] and [m, D] float32, float64, float16 or uint8: arrays, tensors or memory maps, which are read
-                   block by block. With a `world` each rank passes its own rows; ids count bank rows in rank order.
+                   in blocks sized from the memory that is free. With a `world` each rank passes its own rows; ids count bank rows in rank order.
     exclude_self   query i is bank row i and does not count as its own neighbour
     metric         euclidean, cosine (1 - cos), or whitened (Mahalanobis under the covariance of the bank)
     backend        torch, faiss, or auto: torch where there is a fast short format, else faiss if it is installed
@@ -63,11 +65,9 @@ def nearest(
     for shard, name in ((q, "queries"), (b, "bank")):
         check_rows(metric, shard, name)
     fitted = fit_metric(metric, b)
-    form = shortest_format(b.rows.device)
+    form = shortest_format(fitted.rows(b.rows[:0]), fitted.rows(q.rows[:0]))
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
-    use_faiss = backend == "faiss" or (
-        backend == "auto" and form is not BF16 and has_faiss() and world.device.type == "cpu"
-    )
+    use_faiss = backend == "faiss" or (backend == "auto" and not form.blocked and has_faiss(q.rows.device.type))
     best = topk.empty(len(q.rows), k, q.rows.device)
     for block, first in _travelling(b):
         block = fitted.rows(block)
@@ -110,8 +110,9 @@ def checked(features: Any, name: str, world: World) -> Shard:
 def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) -> None:
     if backend not in ("auto", "torch", "faiss"):
         raise nearest_name("backend", backend, ("auto", "torch", "faiss"))
-    if backend == "faiss" and not has_faiss():
-        raise UserError("backend: faiss is not installed; install entroloop[cpu] or use backend torch")
+    if backend == "faiss" and not has_faiss(q.rows.device.type):
+        extra = "cuda" if q.rows.device.type == "cuda" else "cpu"
+        raise UserError(f"backend: faiss is not installed for this device; install entroloop[{extra}] or use torch")
     if b.total == 0:
         raise UserError("bank: holds no rows")
     if q.rows.shape[1] != b.rows.shape[1]:
@@ -126,7 +127,7 @@ def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) ->
 def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
     """Blocks of all ranks' bank rows with the global id of their first row; each passes every rank once."""
     world = bank.world
-    step = max(1024, _BLOCK_BYTES // (8 * bank.rows.shape[1]))
+    step = _block_rows(bank)
     offsets = [sum(bank.counts[:rank]) for rank in range(world.size)]
     for start in range(0, max(bank.counts), step):
         block = bank.rows[start : start + step]
@@ -137,6 +138,15 @@ def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
             if hop + 1 < world.size:
                 incoming = min(max(bank.counts[(source - 1) % world.size] - start, 0), step)
                 block = world.rotate(block, incoming)
+
+
+def _block_rows(bank: Shard) -> int:
+    """Rows of one block, equal on all ranks, from the memory that is free; ranks may share a machine."""
+    world, width = bank.world, bank.rows.shape[1]
+    smallest, largest = _BLOCK_BYTES
+    free = min(world.gather_objects(free_bytes(bank.rows.device))) if world.size > 1 else free_bytes(bank.rows.device)
+    budget = min(max(int(free * _BLOCK_SHARE) // world.size, smallest), largest)
+    return max(1024, budget // (16 * width))  # its own values in float64, sketches, and a copy on its way
 
 
 def _search(

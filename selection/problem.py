@@ -76,7 +76,7 @@ def order_radii(shard: Shard, ids: Tensor) -> Tensor:
     """The distance of each of these rows to the nearest one before it. int64 [M] -> float64 [M], inf first."""
     rows = shard.take(ids.to(shard.rows.device))
     frame = Frame.of(rows)
-    side = Side(rows, Sketch.of(rows, frame, shortest_format(rows.device)))
+    side = Side(rows, Sketch.of(rows, frame, shortest_format(rows)))
     return earlier_distances(side, torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device), frame)
 
 

@@ -9,7 +9,8 @@ sketches
     [-2 z_i, 1, |z_i|^2] . [z_j, |z_j|^2, 1]  =  |z_i - z_j|^2
 
 carries an error of at most K u' (|z_i|^2 + |z_j|^2) * 2 for K columns and accumulation error u' a step (Higham,
-Accuracy and Stability of Numerical Algorithms, ch. 3), times one rounding of the result.
+Accuracy and Stability of Numerical Algorithms, ch. 3), times one rounding of the result. Rows of uint8 need no rounding
+at all: z = x - 128 is an int8, and |z_i|^2 + |z_j|^2 - 2 z_i . z_j in int32 is exactly the squared distance.
 
 Shapes: n left rows, m right rows, D features, K augmented columns.
 """
@@ -37,20 +38,47 @@ class Format:
     parts: int  # columns that hold a squared norm to full accumulation accuracy
     unit: float
     out: float
+    compared: torch.dtype  # of products, where they are compared
+    blocked: bool = False  # multiplied in matrix units, which like few and round shapes
+
+    @property
+    def infinite(self) -> float:
+        """What stands for no product: larger than all."""
+        return torch.inf if self.compared.is_floating_point else torch.iinfo(self.compared).max
+
+    def columns(self, d: int) -> int:
+        """Of a sketch of rows with `d` features. An int8 sketch ends in 16 bytes, the last four its squared norm."""
+        return -(-d // 16) * 16 + 16 if self.dtype is torch.int8 else d + 2 * self.parts
+
+    def padded(self, n: int) -> int:
+        """Few different shapes: the library prepares each new shape for matrix units, which takes milliseconds."""
+        return -(-n // 128) * 128 if self.blocked else n
 
 
 # Matrix units may truncate rather than round: one bit of margin for bfloat16.
-BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8)
-F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24)
-F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53)
+# bfloat16 products are compared as integers of the same order, several times faster.
+BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8, torch.int16, True)
+F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24, torch.float32)
+F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53, torch.float64)
+INT8 = Format("int8", torch.int8, 0, 0.0, 0.0, torch.int32, True)  # exact, for rows of uint8
 LONGER = {"bfloat16": F32, "float32": F64}
+_WIDEST_INT8 = 1 << 15  # features for which a squared distance surely fits int32
 
 
-def shortest_format(device: torch.device) -> Format:
-    """bfloat16 where the processor multiplies it in matrix units, else float32."""
+def shortest_format(*rows: Tensor) -> Format:
+    """int8 for rows of uint8, else bfloat16, where the processor multiplies them in matrix units; else float32.
+
+    Processors without matrix units may saturate int8 products.
+    """
+    device = rows[0].device
     if device.type == "cuda":
-        return BF16 if torch.cuda.get_device_capability(device)[0] >= 8 else F32
-    return BF16 if torch.cpu._is_amx_tile_supported() else F32
+        fast = torch.cuda.get_device_capability(device)[0] >= 8
+    else:
+        fast = torch.cpu._is_amx_tile_supported()
+    if not fast:
+        return F32
+    whole = all(x.dtype == torch.uint8 and x.shape[1] <= _WIDEST_INT8 for x in rows)
+    return INT8 if whole else BF16
 
 
 @dataclass(frozen=True)
@@ -64,23 +92,25 @@ class Frame:
     scale: float
     _scratch: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
-    def scratch(self, use: str, rows: int, columns: int, like: Tensor) -> Tensor:
-        """[rows, columns] of unspecified content, of the dtype and device of `like`; valid until asked for again."""
-        key, size = f"{use} {like.dtype}", rows * columns
+    def scratch(self, use: str, rows: int, columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """[rows, columns] of unspecified content, of the dtype (or the one given) and device of `like`; valid until
+        asked for again."""
+        dtype = dtype or like.dtype
+        key, size = f"{use} {dtype}", rows * columns
         memory = self._scratch.get(key)
         if memory is None or len(memory) < size:
-            memory = self._scratch[key] = torch.empty(size, dtype=like.dtype, device=like.device)
+            memory = self._scratch[key] = torch.empty(size, dtype=dtype, device=like.device)
         return memory[:size].view(rows, columns)
 
     @classmethod
     def of(cls, rows: Tensor, world: World | None = None) -> Frame:
         """From about 1,024 rows a rank; only tightness depends on it. Two exchanges where there are several ranks."""
+        if rows.dtype == torch.uint8:  # integers up to 128 are exact in int8 and bfloat16
+            return cls(torch.full((rows.shape[1],), 128.0, dtype=torch.float64, device=rows.device), 1.0)
         world = World() if world is None else world
         sample = rows[:: max(1, len(rows) // 1024)].double()
         sums = world.all_reduce(torch.cat([sample.sum(0), sample.new_tensor([len(sample)])]))
         centre = sums[:-1] / sums[-1].clamp(min=1)
-        if rows.dtype == torch.uint8:
-            centre = torch.full_like(centre, 128.0)  # integers up to 128 are exact in bfloat16
         largest = (sample - centre).square().sum(1).max()[None] if len(sample) else sums.new_zeros(1)
         norm = float(world.all_reduce(largest, "max")) ** 0.5
         return cls(centre, 2.0 ** -int(np.ceil(np.log2(norm))) if norm > 0 else 1.0)
@@ -119,14 +149,16 @@ class Certificate:
 
     def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
         """The largest distance that a pair with this product can have."""
-        if self.format is BF16:
-            product = product.view(torch.bfloat16).nan_to_num(nan=torch.inf)  # hidden entries are the largest integer
-        square = product.double().clamp(min=0) * (1 + 1.01 * self.format.out) + self.error(right)
+        wide = product.view(torch.bfloat16).double() if self.format is BF16 else product.double()
+        wide = wide.masked_fill(product == self.format.infinite, torch.inf)
+        square = wide.clamp(min=0) * (1 + 1.01 * self.format.out) + self.error(right)
         return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
 
     def _comparable(self, cut: Tensor) -> Tensor:
         if self.format is F64:
             return cut
+        if self.format is INT8:  # products are integers, and the root of a level may have been rounded down
+            return (cut * (1 + 2.0**-50)).floor().clamp(-1, self.format.infinite - 1).int()
         cut = (cut * (1 + 2.0**-22)).float()  # not rounded below the float64 value
         # bfloat16 has no values between the truncated cut and the cut itself
         if self.format is not BF16:
@@ -145,13 +177,15 @@ class Sketch:
     @classmethod
     def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
         """Room for n rows like these [., D]."""
-        columns = like.shape[1] + 2 * form.parts
+        columns = form.columns(like.shape[1])
         square = torch.empty(n, dtype=torch.float64, device=like.device)
         left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
         return cls(left, Certificate(square, square.clone(), form, columns))
 
     @classmethod
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
+        if form is INT8:
+            return cls._exact(rows)
         d = rows.shape[1]
         out = cls.empty(len(rows), rows, form)
         # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y in `work`, and of the norms
@@ -178,6 +212,22 @@ class Sketch:
             rest -= out.left[:, p].double()
         return out
 
+    @classmethod
+    def _exact(cls, rows: Tensor) -> Sketch:
+        """int8: [x - 128, zeros, |x - 128|^2 in the last four bytes]."""
+        out = cls.empty(len(rows), rows, INT8)
+        d, step = rows.shape[1], max(16, (1 << 17) // rows.shape[1])
+        out.left[:, d:] = 0
+        norms = out.left.view(torch.int32)[:, -1]
+        for start in range(0, len(rows), step):
+            part = slice(start, start + step)
+            z = rows[part].short() - 128
+            out.left[part, :d] = z
+            norms[part] = z.int().square_().sum(1)
+        out.certificate.square[:] = norms
+        out.certificate.rho[:] = 0
+        return out
+
     def __len__(self) -> int:
         return len(self.left)
 
@@ -188,30 +238,33 @@ class Sketch:
         """The same rows as the right factor: [>= n, K] = [z, |z|^2 in parts, ones], with idle rows at the end."""
         form = self.certificate.format
         n, d = len(self.left), self.left.shape[1] - 2 * form.parts
-        right = self.left.new_zeros((padded(n, form), self.left.shape[1])) if out is None else out
+        right = self.left.new_zeros((form.padded(n), self.left.shape[1])) if out is None else out
+        if form is INT8:
+            right[:n] = self.left
+            return right
         torch.mul(self.left[:, :d], -0.5, out=right[:n, :d])
         right[:n, d : d + form.parts] = self.left[:, d + form.parts :]
         right[:n, d + form.parts :] = self.left[:, d : d + form.parts]
         return right
 
 
-def padded(n: int, form: Format) -> int:
-    """Few different shapes: the library prepares each new shape of a bfloat16 product, which takes milliseconds."""
-    return -(-n // 128) * 128 if form is BF16 else n
-
-
 def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> Tensor:
-    """Squared distances of sketches, [n, m], in scratch memory; for BF16 as integers of the same order.
+    """Squared distances of sketches, [n, m], in scratch memory, as `form.compared`.
 
-    Integers compare several times faster than bfloat16 does. Negative results, which stand for 0, keep no order.
+    Negative results, which stand for 0, keep no order.
     """
     n = len(left)
-    rows = padded(n, form)
+    rows = form.padded(n)
     if rows > n:
         ragged = frame.scratch("ragged", rows, left.shape[1], left)
         ragged[:n] = left
         ragged[n:] = 0  # whatever lay there, a nan among it would spread to other rows of the product
         left = ragged
+    if form is INT8:
+        result = frame.scratch("product", rows, len(right), left, torch.int32)
+        torch._int_mm(left[:, :-16], right[:, :-16].T, out=result)
+        torch.add(right.view(torch.int32)[:, -1], result, alpha=-2, out=result)
+        return result.add_(left.view(torch.int32)[:, -1:])[:n, :m]
     result = torch.mm(left, right.T, out=frame.scratch("product", rows, len(right), left))[:n, :m]
     return result.view(torch.int16) if form is BF16 else result
 
@@ -263,7 +316,7 @@ class Columns:
         return [self.part(start, min(start + TILE_COLUMNS, len(self))) for start in range(0, len(self), TILE_COLUMNS)]
 
     def part(self, first: int, last: int) -> Columns:
-        wide = slice(first, first + padded(last - first, self.certificate.format))
+        wide = slice(first, first + self.certificate.format.padded(last - first))
         part = slice(first, last)
         right, certificate = self.right[wide], self.certificate[part]
         if self.index is None:

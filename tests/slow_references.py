@@ -70,6 +70,7 @@ def hard_cases() -> dict[str, np.ndarray]:
         "gaussian": r.normal(size=(400, 24)).astype(np.float32),
         "clusters": (centres[r.integers(8, size=600)] + r.normal(size=(600, 24))).astype(np.float32),
         "pixels 3072-d uint8": r.integers(0, 256, size=(160, 3072)).astype(np.uint8),
+        "few grey levels, uint8": np.random.default_rng(2).integers(0, 3, size=(400, 7)).astype(np.uint8) * 127,
         "lattice, many ties": r.integers(0, 4, size=(500, 3)).astype(np.float32),
         "far from the origin": (1000 + r.normal(size=(300, 30)) * 1e-3).astype(np.float32),
         "near-duplicates": (np.concatenate([pairs, pairs + r.normal(size=pairs.shape) * 1e-4]) + 50).astype(np.float32),

@@ -14,6 +14,10 @@ from entroloop.selection.greedy import greedy
 
 CASES = hard_cases()
 FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
+UINT8 = [name for name, x in CASES.items() if x.dtype == np.uint8]
+exact_int8 = pytest.mark.skipif(
+    not torch.cpu._is_amx_tile_supported(), reason="int8 products are exact on processors with matrix units (AMX) only"
+)
 
 
 def _run(x, size, start):
@@ -38,7 +42,7 @@ def _shrink(monkeypatch, columns, rows, active, block, form):
     monkeypatch.setattr(bounds, "TILE_ROWS", rows)
     monkeypatch.setattr(bounds, "SWEEP_ROWS", 3 * rows)
     monkeypatch.setattr(frontier, "SWEEP_ROWS", 3 * rows)
-    monkeypatch.setattr(frontier, "shortest_format", lambda device: form)
+    monkeypatch.setattr(frontier, "shortest_format", lambda *rows: form)
     monkeypatch.setattr(module, "_ACTIVE", active)
     monkeypatch.setattr(module, "SMALLEST_BLOCK", block)
     monkeypatch.setattr(module, "LARGEST_BLOCK", 4 * block)
@@ -50,6 +54,15 @@ def _shrink(monkeypatch, columns, rows, active, block, form):
 def test_does_not_depend_on_blocks_and_formats(name, sizes, form, monkeypatch):
     x = CASES[name]
     _shrink(monkeypatch, *sizes, form)
+    _check(_run(x, len(x) // 2, 5), slow(x, len(x) // 2, 5))
+
+
+@exact_int8
+@pytest.mark.parametrize("sizes", [(16, 32, 30, 4), (7, 11, 100, 8)])
+@pytest.mark.parametrize("name", UINT8)
+def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
+    x = CASES[name]
+    _shrink(monkeypatch, *sizes, sketch.INT8)
     _check(_run(x, len(x) // 2, 5), slow(x, len(x) // 2, 5))
 
 

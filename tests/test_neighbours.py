@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,10 @@ from entroloop.selection.distance import pair_distances
 
 CASES = {name: x for name, x in hard_cases().items() if len(x) > 1}
 FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
+UINT8 = [name for name, x in CASES.items() if x.dtype == np.uint8]
+exact_int8 = pytest.mark.skipif(
+    not torch.cpu._is_amx_tile_supported(), reason="int8 products are exact on processors with matrix units (AMX) only"
+)
 
 
 def _check(result, expected):
@@ -37,7 +45,7 @@ def test_equals_a_direct_float64_search(name, backend):
 def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
     x = CASES[name]
     expected = slow(x, x, 5, True)
-    monkeypatch.setattr(neighbours, "shortest_format", lambda device: form)
+    monkeypatch.setattr(neighbours, "shortest_format", lambda *rows: form)
     for columns, rows in ((16, 32), (7, 100)):
         monkeypatch.setattr(sketch, "TILE_COLUMNS", columns)
         monkeypatch.setattr(bounds, "TILE_COLUMNS", columns)
@@ -45,6 +53,19 @@ def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
         monkeypatch.setattr(neighbours, "SWEEP_ROWS", 3 * rows)
         monkeypatch.setattr(neighbours, "_MERGE_PAIRS", 50)
         _check(nearest(x, x, 5, exclude_self=True, backend="torch"), expected)
+
+
+@exact_int8
+@pytest.mark.parametrize("name", UINT8)
+def test_int8_products_are_the_squared_distances(name):
+    x = torch.from_numpy(CASES[name])
+    frame = sketch.Frame.of(x)
+    assert sketch.shortest_format(x) is sketch.INT8
+    assert sketch.shortest_format(x, x.float()) is sketch.BF16
+    rows = sketch.Sketch.of(x, frame, sketch.INT8)
+    product = sketch.product(rows.left, rows.turned(), len(x), frame, sketch.INT8)
+    wide = CASES[name].astype(np.int64)
+    np.testing.assert_array_equal(product.numpy(), ((wide[:, None] - wide[None]) ** 2).sum(2))
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)
@@ -85,11 +106,11 @@ def test_any_number_of_ranks_uneven_and_empty(
 
 
 def _small_blocks(world, parts):
-    neighbours._BLOCK_BYTES = 0
+    neighbours._BLOCK_BYTES = (0, 0)
     try:
         return nearest(parts[world.rank], parts[world.rank], 2, exclude_self=True, world=world)
     finally:
-        neighbours._BLOCK_BYTES = 1 << 27
+        neighbours._BLOCK_BYTES = (1 << 24, 1 << 29)
 
 
 def test_blocks_travel_where_a_rank_holds_more_than_one():
@@ -224,3 +245,42 @@ def test_no_rank_waits_for_one_with_bad_input(kind, message):
 
 def test_every_rank_names_the_global_row():
     assert on_ranks(2, _bad_row) == ["queries: row 5 holds NaN or infinity; every feature must be finite"] * 2
+
+
+_MORE_THAN_ALLOWED = """
+import resource, sys
+import numpy as np
+from entroloop.selection import nearest, neighbours
+x = np.load(sys.argv[1], mmap_mode="r")
+nearest(x[:64], x[:2048])  # libraries allocate their own once
+free = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
+resource.setrlimit(resource.RLIMIT_DATA, (free + (200 << 20),) * 2)
+distances, ids = nearest(x[:64], x)
+try:
+    np.array(x)
+except MemoryError:
+    np.savez(sys.argv[2], distances=distances, ids=ids)
+"""
+
+
+def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path):
+    """The process may allocate 200 MiB; the file holds 384 MiB, and reading it whole fails."""
+    mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (196_608, 512))
+    r = np.random.default_rng(0)
+    for start in range(0, len(mapped), 8192):
+        mapped[start : start + 8192] = r.standard_normal((8192, 512), np.float32)
+    mapped.flush()
+    command = [sys.executable, "-c", _MORE_THAN_ALLOWED, str(tmp_path / "x.npy"), str(tmp_path / "out.npz")]
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    found = np.load(tmp_path / "out.npz")
+    np.testing.assert_array_equal(found["ids"][:, 0], np.arange(64))
+    assert (found["distances"] == 0).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", CASES)
+def test_the_same_on_a_gpu(name):
+    x = torch.from_numpy(CASES[name]).cuda()
+    _check(nearest(x, x, 3, exclude_self=True, backend="torch"), slow(CASES[name], CASES[name], 3, True))

@@ -14,6 +14,10 @@ from entroloop.selection.threshold import threshold_decay
 
 CASES = hard_cases()
 FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
+UINT8 = [name for name, x in CASES.items() if x.dtype == np.uint8]
+exact_int8 = pytest.mark.skipif(
+    not torch.cpu._is_amx_tile_supported(), reason="int8 products are exact on processors with matrix units (AMX) only"
+)
 
 
 def _start(x):
@@ -48,13 +52,24 @@ def test_equals_the_published_sequential_form(name):
 @pytest.mark.parametrize("sizes", [(16, 32, 30, 50), (7, 11, 100, 100), (64, 64, 7, 20)])
 @pytest.mark.parametrize("name", ["clusters", "lattice, many ties", "far from the origin", "one dimension"])
 def test_does_not_depend_on_blocks_and_formats(name, sizes, form, monkeypatch):
+    _shrink_and_check(name, sizes, form, monkeypatch)
+
+
+@exact_int8
+@pytest.mark.parametrize("sizes", [(16, 32, 30, 50), (7, 11, 100, 100)])
+@pytest.mark.parametrize("name", UINT8)
+def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
+    _shrink_and_check(name, sizes, sketch.INT8, monkeypatch)
+
+
+def _shrink_and_check(name, sizes, form, monkeypatch):
     columns, rows, block, chunk = sizes
     for part in (sketch, bounds, blocks):
         monkeypatch.setattr(part, "TILE_COLUMNS", columns)
     monkeypatch.setattr(bounds, "TILE_ROWS", rows)
     monkeypatch.setattr(bounds, "SWEEP_ROWS", 3 * rows)
     monkeypatch.setattr(frontier, "SWEEP_ROWS", 3 * rows)
-    monkeypatch.setattr(frontier, "shortest_format", lambda device: form)
+    monkeypatch.setattr(frontier, "shortest_format", lambda *rows: form)
     monkeypatch.setattr(module, "BLOCK", block)
     monkeypatch.setattr(module, "_CHUNK", chunk)
     x = CASES[name]

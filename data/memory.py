@@ -1,0 +1,24 @@
+"""How much memory this process can still have."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import torch
+
+
+def free_bytes(device: torch.device | None = None) -> int:
+    """Memory that can still be had: the GPU's, else the machine's or what this process's control group allows."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
+    available = re.search(r"MemAvailable:\s+(\d+)", meminfo)
+    free: int = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):  # there is no control group, or it has no limit
+        group = Path("/sys/fs/cgroup")
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
