@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 
 from entroloop.data import classifier as classifiers
-from entroloop.data import files, manifest
+from entroloop.data import files, frozen, manifest
 from entroloop.data.errors import UserError
 from entroloop.data.shards import Samples
 
-NAMES = ("pixel", "classifier")
+FROZEN_DIMS = {"inception": 2048, "inception-paper": 2048, "dinov2-small": 384, "dinov2-large": 1024}
+NAMES = ("pixel", "classifier", *FROZEN_DIMS)
 BATCH = 64
 CPU = torch.device("cpu")
 
@@ -72,15 +73,7 @@ class ClassifierFeatures:
         self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": weights})
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        out = np.empty((len(samples), self.dim), dtype=np.float32)
-        block = np.zeros((BATCH, *samples.shape[1:]), dtype=samples.dtype)
-        with torch.inference_mode():
-            for start in range(0, len(samples), BATCH):
-                n = min(BATCH, len(samples) - start)
-                block[:n] = samples[start : start + n]
-                features = self._model.features(torch.from_numpy(block).to(self._device))
-                out[start : start + n] = features[:n].cpu().numpy()
-        return out
+        return frozen.in_batches(samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH)
 
 
 def check_name(name: str) -> None:
@@ -100,7 +93,8 @@ def load_encoder(
     classifier  the sealed folder of the classifier that was trained with the data set; None for an unlabelled set
 
     `module:attribute` names an Encoder, or a callable `(shape, device) -> Encoder`, of the user's own.
-    Raises UserError when there is no such encoder, it does not fit the shape, or it needs labels that do not exist.
+    Raises UserError when there is no such encoder, it does not fit the shape, its weights are missing or damaged, or
+    it needs labels that do not exist.
     """
     check_name(name)
     if name == "pixel":
@@ -112,7 +106,19 @@ def load_encoder(
                 "import it with labels or use the encoder pixel"
             )
         return ClassifierFeatures(classifier, shape, device)
+    if name in FROZEN_DIMS:
+        return _frozen(name, shape, device)
     return _own(name, shape, device)
+
+
+def _frozen(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
+    from entroloop.data import dinov2, inception
+
+    if name == "inception":
+        return inception.load_inception(shape, device)
+    if name == "inception-paper":
+        return inception.load_paper_inception(shape, device)
+    return dinov2.load_dinov2(name, shape, device)
 
 
 def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:

@@ -1,0 +1,116 @@
+"""DINOv2's class token: the features of FD-DINOv2 (ViT-L/14) and a smaller network (ViT-S/14) for selection.
+
+    uint8 [N, C, H, W]  ->  Pillow bicubic to 224 x 224  ->  ImageNet normalisation  ->  CLS, float32 [N, D]
+
+Resize and normalisation are those that FD-DINOv2 was published with (Stein et al., arXiv 2306.04675, in
+layer6ai-labs/dgm-eval): antialiased, rounded to whole levels, nothing cropped.
+
+B batch, C channels, H height, W width, D features (384 or 1024).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from entroloop.data import files, frozen
+from entroloop.data.errors import UserError
+
+SIDE = 224
+PATCH = 14
+DIMS = {"dinov2-small": 384, "dinov2-large": 1024}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PARTS = ("config.json", "model.safetensors")
+
+
+def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> frozen.Frozen:
+    """The encoder from the folder `name` among the weights, else from the hub's cache; never from the network.
+
+    Raises UserError when there are no weights, they are damaged or of another network, or transformers is missing.
+    """
+    frozen.check_images(name, shape)
+    folder = _folder(name)
+    model = _model(folder, DIMS[name]).to(device)
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
+
+    def forward(images: Tensor) -> Tensor:
+        pixels = frozen.pil_resize(images, SIDE, Image.Resampling.BICUBIC).to(device).float() / 255
+        tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
+        return tokens[:, 0]
+
+    weights = {part: files.sha256(folder / part) for part in PARTS}
+    return frozen.Frozen(name, DIMS[name], shape, forward, weights=weights, version=1, device=device)
+
+
+def _folder(name: str) -> Path:
+    local = frozen.weights_folder() / name
+    if local.exists():
+        for part in PARTS:
+            if not (local / part).is_file():
+                raise UserError(f"{local}: lacks {part}: save_pretrained writes {' and '.join(PARTS)}")
+        return local
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = [try_to_load_from_cache(f"facebook/{name}", part) for part in PARTS]
+    if all(isinstance(path, str) for path in cached):
+        return Path(str(cached[0])).parent
+    raise UserError(
+        f"encoder {name}: no weights: put {' and '.join(PARTS)} of https://huggingface.co/facebook/{name} into {local} "
+        f"(or its parent folder's name into {frozen.VARIABLE}), or have them in the hub's cache"
+    )
+
+
+def _model(folder: Path, dim: int) -> Any:
+    """transformers' Dinov2Model with every weight taken from the file, its position embeddings resampled once."""
+    try:
+        from transformers import Dinov2Config, Dinov2Model
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError("encoder dinov2: needs transformers: pip install 'entroloop[encoders]'") from error
+    try:
+        raw, _ = Dinov2Config.get_config_dict(folder, local_files_only=True)
+        config = Dinov2Config.from_dict(raw)
+    except Exception as error:  # JSON and validation errors
+        raise frozen.unreadable(folder / PARTS[0], "a DINOv2 configuration", error) from error
+    found = (raw.get("model_type"), config.hidden_size, config.patch_size)
+    if found != ("dinov2", dim, PATCH):
+        raise UserError(
+            f"{folder / PARTS[0]}: is {found[0]} with {found[1]} features and patches of {found[2]}, "
+            f"not dinov2 with {dim} and {PATCH}"
+        )
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # what is missing is refused below
+    try:
+        model, info = Dinov2Model.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # safetensors errors have no common base
+        raise frozen.unreadable(folder / PARTS[1], "weights of DINOv2", error) from error
+    finally:
+        logging.set_verbosity(before)
+    wrong = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    if wrong:
+        raise UserError(f"{folder / PARTS[1]}: lacks weights of DINOv2 or has other shapes: {frozen.some(wrong)}")
+    embeddings = model.embeddings
+    embeddings.position_embeddings = torch.nn.Parameter(resample_positions(embeddings.position_embeddings.detach()))
+    return model.eval().requires_grad_(False)
+
+
+def resample_positions(positions: Tensor) -> Tensor:
+    """Position embeddings [1, 1 + M*M, D] for the 16 x 16 patches of 224 pixels, [1, 257, D].
+
+    With the offset of 0.1 in the scale that Meta's own code has (facebookresearch/dinov2, `interpolate_offset`) and
+    FD-DINOv2 was published with; transformers leaves it out.
+    """
+    M, target = round((positions.shape[1] - 1) ** 0.5), SIDE // PATCH
+    if target == M:
+        return positions
+    grid = positions[:, 1:].reshape(1, M, M, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=((target + 0.1) / M,) * 2, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, target * target, -1)], 1)

@@ -1,0 +1,148 @@
+"""What pretrained feature networks share: where their weights lie, how they are checked, and fixed batches.
+
+    file name  ->  find  ->  path  ->  read_state, fit  ->  a network  ->  Frozen: uint8 [N, C, H, W] -> float32 [N, D]
+
+Weights lie in one folder under the names that they are published with: the folder that the environment variable
+ENTROLOOP_WEIGHTS names, else ~/.cache/entroloop/weights. Nothing is ever downloaded.
+
+N images, C channels, H height, W width, D features, B the fixed batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+
+VARIABLE = "ENTROLOOP_WEIGHTS"
+MAX_KEYS = 3  # shown of those that do not fit
+
+Images = NDArray[Any]
+Forward = Callable[[torch.Tensor], torch.Tensor]
+
+
+def weights_folder() -> Path:
+    """Where weights are looked for."""
+    return Path(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights").expanduser()
+
+
+def find(encoder: str, names: Sequence[str], published: str) -> Path:
+    """The first of these names that is in the weights folder. Raises UserError that says what to put where."""
+    folder = weights_folder()
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    choices = " or ".join(names)
+    raise UserError(
+        f"encoder {encoder}: no weights: put {choices} into {folder} (or name its folder in {VARIABLE}); "
+        f"published at {published}"
+    )
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a PyTorch state dict on the CPU. Raises UserError naming the file when it is damaged or not one."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and tensor errors have no common base
+        raise UserError(f"{path}: cannot be read as a PyTorch state dict ({_first_line(error)})") from error
+    if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UserError(f"{path}: is not a PyTorch state dict: it must map names to tensors")
+    return dict(state)
+
+
+def fit(state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], path: Path, network: str) -> None:
+    """Raises UserError naming the file unless the state holds exactly these names and shapes."""
+    missing = sorted(shapes.keys() - state.keys())
+    unknown = sorted(state.keys() - shapes.keys())
+    wrong = [
+        f"{name} is {list(state[name].shape)}, not {list(shape)}"
+        for name, shape in shapes.items()
+        if name in state and tuple(state[name].shape) != tuple(shape)
+    ]
+    faults = [("lacks", missing), ("has unknown", unknown), ("has other shapes:", wrong)]
+    found = [f"{word} {some(keys)}" for word, keys in faults if keys]
+    if found:
+        raise UserError(f"{path}: does not hold weights of {network}: {'; '.join(found)}")
+
+
+def some(keys: Sequence[str]) -> str:
+    """The first of these names, and how many more there are."""
+    more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
+    return ", ".join(keys[:MAX_KEYS]) + more
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def unreadable(path: Path, what: str, error: Exception) -> UserError:
+    """The error of a file that a library could not read."""
+    return UserError(f"{path}: cannot be read as {what} ({_first_line(error)})")
+
+
+def in_batches(samples: Images, forward: Forward, dim: int, batch: int) -> NDArray[np.float32]:
+    """forward([B, …] tensor on the CPU) -> [B, D], over batches of exactly B samples, the last one padded with zeros.
+
+    A row is then the same however the samples are cut into calls.
+    """
+    out = np.empty((len(samples), dim), dtype=np.float32)
+    block = np.zeros((batch, *samples.shape[1:]), dtype=samples.dtype)
+    with torch.inference_mode():
+        for start in range(0, len(samples), batch):
+            n = min(batch, len(samples) - start)
+            block[:n] = samples[start : start + n]
+            block[n:] = 0
+            out[start : start + n] = forward(torch.from_numpy(block))[:n].float().cpu().numpy()
+    return out
+
+
+def pil_resize(images: torch.Tensor, side: int, resample: Image.Resampling) -> torch.Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, side, side] by Pillow, which antialiases and rounds to whole levels."""
+    rows = images.permute(0, 2, 3, 1).cpu().numpy()
+    resized = [np.asarray(Image.fromarray(row).resize((side, side), resample)) for row in rows]
+    return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
+
+
+class Frozen:
+    """A pretrained network as an encoder of images: grey ones are repeated to three channels.
+
+    forward  uint8 [B, 3, H, W] on the CPU -> features [B, D]; moves them to the device itself
+    weights  SHA-256 of each file; with `version`, of the preprocessing, it makes the digest
+    """
+
+    def __init__(
+        self, name: str, dim: int, shape: tuple[int, ...], forward: Forward, *,
+        weights: Mapping[str, str], version: int, device: torch.device,
+    ) -> None:  # fmt: skip
+        check_images(name, shape)
+        self.name = name
+        self.dim = dim
+        self.digest = files.digest({"encoder": name, "version": version, "weights": dict(weights)})
+        self._forward = forward
+        # GPUs want larger batches; on the CPU the last batch's padding would cost more than they gain.
+        self._batch = 64 if device.type == "cuda" else 8
+
+    def __call__(self, samples: Images) -> NDArray[np.float32]:
+        # TF32 convolutions, cuDNN's default, would move FID in its third digit.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return in_batches(samples, self._three_channels, self.dim, self._batch)
+
+    def _three_channels(self, images: torch.Tensor) -> torch.Tensor:
+        return self._forward(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)
+
+
+def check_images(name: str, shape: tuple[int, ...]) -> None:
+    """Raises UserError unless the samples are images of one or three channels."""
+    if len(shape) != 3:
+        raise UserError(f"encoder {name} takes images, but these samples are vectors of {shape[0]} numbers: use pixel")
+    if shape[0] not in (1, 3):
+        raise UserError(f"encoder {name} takes images of 1 or 3 channels, not {shape[0]}")
