@@ -83,8 +83,9 @@ def _model(folder: Path, dim: int) -> Any:
             f"{folder / PARTS[0]}: is {found[0]} with {found[1]} features and patches of {found[2]}, "
             f"not dinov2 with {dim} and {PATCH}"
         )
-    before = logging.get_verbosity()
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()  # what is missing is refused below
+    logging.disable_progress_bar()
     try:
         model, info = Dinov2Model.from_pretrained(
             folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
@@ -94,6 +95,8 @@ def _model(folder: Path, dim: int) -> Any:
         raise frozen.unreadable(folder / PARTS[1], "weights of DINOv2", error) from error
     finally:
         logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
     wrong = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     if wrong:
         raise UserError(f"{folder / PARTS[1]}: lacks weights of DINOv2 or has other shapes: {frozen.some(wrong)}")

@@ -64,6 +64,18 @@ MEASURES: dict[str, About] = {
 HEADLINE = ("frechet_distance", "generalization_score", "training_entropy")
 
 
-def title(measure: str) -> str:
-    """The measure's title; for one that is not listed, its name in words."""
+# What the field calls a measure in one encoder's features. The paper's FID shares its name with the standard one only.
+KNOWN_AS = {
+    ("frechet_distance", "inception"): "FID",
+    ("frechet_distance", "inception-paper"): "The paper's FID (not comparable with FID)",
+    ("frechet_distance", "dinov2-large"): "FD-DINOv2",
+    ("kernel_distance", "inception"): "KID",
+    ("kernel_distance", "inception-paper"): "Kernel distance",
+}
+
+
+def title(measure: str, encoder: str = "") -> str:
+    """The measure's title in the features of an encoder; for one that is not listed, its name in words."""
+    if (measure, encoder) in KNOWN_AS:
+        return KNOWN_AS[measure, encoder]
     return MEASURES[measure].title if measure in MEASURES else measure.replace("_", " ")

@@ -190,12 +190,13 @@ def as_text(row: dict[str, Any]) -> str:
     context = row["context"]
     ranges = context.get("resampled", {}).get("ranges", {})
     names = [name for name in row if name != "context"]
-    width = max(len(title(name)) for name in names)
+    titles = {name: title(name, context["encoder"]) for name in names}
+    width = max(map(len, titles.values()))
     lines = []
     for name in names:
         low, high = ranges.get(name, (None, None))
         spread = f"   {number(low)} … {number(high)}" if name in ranges else ""
-        lines.append(f"{title(name):<{width}}  {number(row[name]):>10}{spread}")
+        lines.append(f"{titles[name]:<{width}}  {number(row[name]):>10}{spread}")
     sizes = [f"{context['n_generated']} generated", f"{context['n_training']} training"]
     if context["n_reference"]:
         sizes.append(f"{context['n_reference']} reference")

@@ -146,7 +146,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             axes.axhline(base, color=_BASELINE, linestyle=(0, (4, 3)), linewidth=1, label="real test vs real train")
             shown.append(base)
         _limits(axes, shown)
-        axes.set_title(f"{title(measure)} · {encoder}")
+        axes.set_title(f"{title(measure, encoder)} · {encoder}")
         axes.set_xlabel("generation")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))

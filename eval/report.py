@@ -148,7 +148,7 @@ def _curve_words(groups: Sequence[Arm], encoder: str, measure: str) -> str:
         if line.generations:
             ends = f"{analysis.number(line.mean[0])} to {analysis.number(line.mean[-1])}"
             parts.append(f"{arm.label} from {ends} (generation {line.generations[0]} to {line.generations[-1]})")
-    return f"Line chart of {title(measure)} in {encoder} features by generation: {'; '.join(parts)}."
+    return f"Line chart of {title(measure, encoder)} in {encoder} features by generation: {'; '.join(parts)}."
 
 
 def _scatter_words(groups: Sequence[Arm], encoder: str) -> str:
@@ -215,6 +215,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         environments=tables.environments(runs),
         context=tables.context(runs),
         about=MEASURES,
+        measure_title=title,
         explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
     )
     return for_vectors(page) if by_kind["points"] and not strips else page

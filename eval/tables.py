@@ -131,7 +131,7 @@ def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -
     columns = [(name, m) for name in names for m in measures_of(runs, name)]
     return {
         "axes": ["generation", "real_share", *(f"{m} · {name}" for name, m in columns)],
-        "titles": ["generation", title("real_share"), *(f"{title(m)} · {name}" for name, m in columns)],
+        "titles": ["generation", title("real_share"), *(f"{title(m, name)} · {name}" for name, m in columns)],
         "start": [
             _position(columns, "training_entropy", score_encoder),
             _position(columns, "generalization_score", score_encoder),

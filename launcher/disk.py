@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entroloop.data import classifier, manifest
+from entroloop.data.encoders import FROZEN_DIMS
 from entroloop.data.errors import UserError
 from entroloop.data.pool import check_fresh, training_size
 from entroloop.data.recognise import open_source
@@ -75,7 +76,7 @@ def shards_bytes(count: int, shard_size: int, one: int) -> int:
 def generation_bytes(config: Config, source: Source, generation: int, parameters: int) -> dict[str, int]:
     """Of one generation's folders, by name; of the real data for generation -1."""
     one = sample_bytes(source.shape, source.labelled)
-    dims = {"pixel": math.prod(source.shape), "classifier": classifier.FEATURES}
+    dims = {**FROZEN_DIMS, "pixel": math.prod(source.shape), "classifier": classifier.FEATURES}
     features = 4 * sum(dims.get(name, FEATURES_OF_OTHERS) for name in config.encoders)
     if generation < 0:
         imported = (

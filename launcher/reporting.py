@@ -65,7 +65,11 @@ def measure_command(
     training: Annotated[Path, typer.Argument(help="What the model was trained on.")],
     reference: Annotated[Path | None, typer.Argument(help="Held-out real data; distances are taken to it.")] = None,
     encoder: Annotated[
-        str, typer.Option(help="Feature space: pixel, classifier, or your own module:attribute.")
+        str,
+        typer.Option(
+            help="Feature space: pixel, classifier, inception, inception-paper, dinov2-small, dinov2-large, "
+            "or your own module:attribute."
+        ),
     ] = "pixel",
     classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
