@@ -42,8 +42,13 @@ def load_network(path: Path, form: Form) -> nn.Sequential:
         net = network(form)
     shapes = {name: tuple(value.shape) for name, value in net.state_dict().items() if not name.endswith(COUNTER)}
     frozen.fit(kept, {**shapes, "fc.weight": (form.classes, DIM), "fc.bias": (form.classes,)}, path, form.name)
-    net.load_state_dict({name: kept[name].float() for name in shapes}, assign=True)
+    net.load_state_dict({name: _laid_out(kept[name].float()) for name in shapes}, assign=True)
     return net.requires_grad_(False)
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Channels last where there are channels: convolutions then take a third less time on CPUs."""
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
 def tf1_resize(images: Tensor, side: int) -> Tensor:
@@ -81,7 +86,8 @@ def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
     net = load_network(path, FID).to(device)
 
     def forward(images: Tensor) -> Tensor:
-        features: Tensor = net((tf1_resize(images.to(device).float(), SIDE) - 128) / 128)
+        pixels = (tf1_resize(images.to(device).float(), SIDE) - 128) / 128
+        features: Tensor = net(_laid_out(pixels))
         return features
 
     return forward
@@ -122,8 +128,8 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
     net = load_network(path, TORCHVISION).to(device)
 
     def forward(images: Tensor) -> Tensor:
-        resized = frozen.pil_resize(images, SIDE, Image.Resampling.BILINEAR).to(device)
-        features: Tensor = net((resized.float() / 255 - 0.5) / 0.5)
+        pixels = (frozen.pil_resize(images, SIDE, Image.Resampling.BILINEAR).to(device).float() / 255 - 0.5) / 0.5
+        features: Tensor = net(_laid_out(pixels))
         return features
 
     weights = {"inception-paper": files.sha256(path)}
