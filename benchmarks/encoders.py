@@ -76,10 +76,9 @@ def prepare(name: str, folder: Path, device: torch.device) -> Encoder:
 
 def measure(encoder: Encoder, images: np.ndarray, repeats: int, device: torch.device) -> Line:
     """The line of one encoder; its share of the peak comes later."""
-    n = min(BATCH, len(images))
     with FlopCounterMode(display=False) as counter:
-        encoder(images[:n])
-    gflop = counter.get_total_flops() / n / 1e9
+        encoder(np.resize(images, (BATCH, *SHAPE)))
+    gflop = counter.get_total_flops() / BATCH / 1e9
     best = min(seconds(lambda: encoder(images), device) for _ in range(repeats))
     rate = len(images) / best
     return Line(encoder.name, encoder.dim, len(images), best, rate, gflop, gflop * rate, None)
