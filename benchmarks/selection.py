@@ -3,7 +3,8 @@
 Every line times a baseline and ours in turn, several times, and reports the best of each and the ratio of the two, so
 that what else the machine does falls on both. One thread or many: OMP_NUM_THREADS, or --threads. Two ranks start
 processes of their own. Peak memory is measured in a process of its own. `--only NAME` runs lines whose name holds NAME;
-`--quick` divides the number of rows by 8; `--large` adds 10^6 -> 5 * 10^5 rows, meant for a GPU: under torchrun
+`--features FILE.npy` adds a set of one's own, such as the samples of a collapsed loop; `--quick` divides the number of
+rows by 8; `--large` adds 10^6 -> 5 * 10^5 rows, meant for a GPU: under torchrun
 (`torchrun --nproc_per_node 8 benchmarks/selection.py --large --device cuda`) only that line runs, over all ranks.
 """
 
@@ -14,7 +15,6 @@ import gzip
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -161,6 +161,8 @@ class Bench:
         sets = {"mixture": lambda k: mixture(k, 384), "collapsed": lambda k: collapsed(k, 384)}
         if FASHION.exists():
             sets["fashion pixels"] = lambda k: fashion(min(k, 60_000))
+        for path in self.options.features:
+            sets[path.stem] = lambda k, path=path: torch.from_numpy(np.load(path)[:k])
         for kind, make in sets.items():
             x = make(n).to(self.device)
             m = len(x) // 2
@@ -308,10 +310,16 @@ def memory_worker(n: int) -> None:
     for start in range(0, n, 8192):
         x[start : start + 8192] = mixture(min(8192, n - start), 384, seed=start)
     select(x[:2048].clone(), 512, seed=1)  # libraries allocate their own once
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kib()
     select(x, n // 2, world=World())
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    after = _peak_kib()
     print(json.dumps([x.numel() * 4 / 2**20, (after - before) / 1024]))
+
+
+def _peak_kib() -> int:
+    """Of this process's memory; ru_maxrss of a child begins at its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
 
 def machine() -> dict[str, Any]:
@@ -342,6 +350,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--features", type=Path, action="append", default=[])
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rank-worker", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--memory-worker", type=int, help=argparse.SUPPRESS)

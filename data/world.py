@@ -9,7 +9,7 @@ reads `rank` and `size` from it and uses the few exchanges below. A World of siz
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -95,16 +95,24 @@ class World:
 
     def rotate(self, x: Tensor, incoming_rows: int) -> Tensor:
         """Passes `x` to the next rank and returns what the previous one passed, which has `incoming_rows` rows."""
+        return self.start_rotate(x, incoming_rows)()
+
+    def start_rotate(self, x: Tensor, incoming_rows: int) -> Callable[[], Tensor]:
+        """Begins to `rotate`; what it returns waits for the rows. Until then `x` must stay as it is."""
         if self.size == 1:
-            return x
+            return lambda: x
         out = x.new_empty((incoming_rows, *x.shape[1:]), device=self.device)
         sends = [dist.P2POp(dist.isend, x.to(self.device).contiguous(), (self.rank + 1) % self.size)] if len(x) else []
         receives = [dist.P2POp(dist.irecv, out, (self.rank - 1) % self.size)] if incoming_rows else []
-        if sends or receives:
-            for request in dist.batch_isend_irecv(sends + receives):
+        requests = dist.batch_isend_irecv(sends + receives) if sends or receives else []
+
+        def finish() -> Tensor:
+            for request in requests:
                 request.wait()
-        self._count(out)
-        return out.to(x.device)
+            self._count(out)
+            return out.to(x.device)
+
+        return finish
 
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in rank order. For small things: counts, errors, rows of a table."""

@@ -24,7 +24,7 @@ from entroloop.selection.distance import as_rows, bad_row_error, first_bad_row, 
 from entroloop.selection.exchange import Shard, agree
 from entroloop.selection.faiss_backend import faiss_candidates, has_faiss
 from entroloop.selection.metrics import check_rows, fit_metric
-from entroloop.selection.sketch import Columns, Format, Frame, Side, Sketch, shortest_format
+from entroloop.selection.sketch import Columns, Frame, Side, Sketch, shortest_format
 
 Backend = Literal["auto", "torch", "faiss"]
 _BLOCK_SHARE = 1 / 16  # of the memory at hand: what one bank block may take, with what is made of it
@@ -45,7 +45,8 @@ def nearest(
     """The k nearest bank rows of each query, exact, ties to the smaller id.
 
     queries, bank  [n, D] and [m, D] float32, float64, float16 or uint8: arrays, tensors or memory maps, which are read
-                   in blocks sized from the memory that is free. With a `world` each rank passes its own rows; ids count bank rows in rank order.
+                   in blocks sized from the memory that is free. With a `world` each rank passes its own rows; ids count
+                   bank rows in rank order.
     exclude_self   query i is bank row i and does not count as its own neighbour
     metric         euclidean, cosine (1 - cos), or whitened (Mahalanobis under the covariance of the bank)
     backend        torch, faiss, or auto: torch where there is a fast short format, else faiss if it is installed
@@ -69,20 +70,27 @@ def nearest(
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
     use_faiss = backend == "faiss" or (backend == "auto" and not form.blocked and has_faiss(q.rows.device.type))
     best = topk.empty(len(q.rows), k, q.rows.device)
+    sides: dict[int, Side] = {}  # sketches of the queries, kept from block to block where they are small
+    keep = len(q.rows) * form.columns(q.rows.shape[1]) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
     for block, first in _travelling(b):
         block = fitted.rows(block)
         columns = Columns.of(Side(block, Sketch.of(block, frame, form)))
         for start in range(0, len(q.rows), SWEEP_ROWS):
             part = slice(start, min(start + SWEEP_ROWS, len(q.rows)))
-            mine = fitted.rows(q.rows[part])
+            side = sides.get(start)
+            if side is None:
+                mine = fitted.rows(q.rows[part])
+                side = Side(mine, Sketch.of(mine, frame, form))
+                if keep:
+                    sides[start] = side
             ignore = None
             if exclude_self:
-                ignore = torch.arange(part.start, part.stop, device=mine.device) + (q.offset - first)
+                ignore = torch.arange(part.start, part.stop, device=best[0].device) + (q.offset - first)
             lists = best[0][part], best[1][part]
             rest = None
             if use_faiss:
-                rest = faiss_candidates(mine, block, first, lists, ignore, frame)
-            _search(mine, columns, first, lists, ignore, frame, form, rest)
+                rest = faiss_candidates(side.rows, block, first, lists, ignore, frame)
+            _search(side, columns, first, lists, ignore, frame, rest)
     assert len(q.rows) == 0 or bool(torch.isfinite(best[0]).all()), "every query has k neighbours"
     return fitted.report(best[0]).cpu().numpy(), best[1].cpu().numpy()
 
@@ -133,11 +141,12 @@ def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
         block = bank.rows[start : start + step]
         for hop in range(world.size):
             source = (world.rank - hop) % world.size
+            incoming = min(max(bank.counts[(source - 1) % world.size] - start, 0), step)
+            following = world.start_rotate(block, incoming) if hop + 1 < world.size else None
             if len(block):
                 yield block, offsets[source] + start
-            if hop + 1 < world.size:
-                incoming = min(max(bank.counts[(source - 1) % world.size] - start, 0), step)
-                block = world.rotate(block, incoming)
+            if following:  # travelled while this block was worked on
+                block = following()
 
 
 def _block_rows(bank: Shard) -> int:
@@ -150,13 +159,12 @@ def _block_rows(bank: Shard) -> int:
 
 
 def _search(
-    mine: Tensor,
+    side: Side,
     columns: Columns,
     first: int,
     lists: tuple[Tensor, Tensor],
     ignore: Tensor | None,
     frame: Frame,
-    form: Format,
     rest: Tensor | None,
 ) -> None:
     """Merges one bank block into the lists of some queries, in place. rest: which queries only; None: all."""
@@ -164,11 +172,11 @@ def _search(
         if len(rest) == 0:
             return
         some = lists[0][rest], lists[1][rest]
-        _search(mine[rest], columns, first, some, None if ignore is None else ignore[rest], frame, form, None)
+        part = Side(side.rows[rest], side.sketch[rest])
+        _search(part, columns, first, some, None if ignore is None else ignore[rest], frame, None)
         lists[0][rest], lists[1][rest] = some
         return
-    k = lists[0].shape[1]
-    side = Side(mine, Sketch.of(mine, frame, form))
+    k, mine = lists[0].shape[1], side.rows
     done = torch.zeros(len(mine), dtype=torch.bool, device=mine.device)
     waiting: list[tuple[Tensor, Tensor]] = []
     for pair in contenders(side, columns, Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done), frame):

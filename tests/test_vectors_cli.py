@@ -1,11 +1,19 @@
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
+from entroloop.data.features import encode_shards, seal_features
+from entroloop.data.importers import import_dataset
+from entroloop.data.plan import Part
+from entroloop.data.shards import Dataset
 from entroloop.launcher.vectors import entropy_command, opened, parse_options, select_command
 from entroloop.selection import kl_entropy, select
 
@@ -37,6 +45,57 @@ def test_ids_and_what_was_done(features, name, capsys):
     assert done["entropy"]["before"]["nats"] < done["entropy"]["after"]["nats"]
     assert done["radii"]["min"] > 0
     assert sorted(p.name for p in out.parent.iterdir()) == ["ids.json", "ids.npy"], "no temporary file stays"
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory):
+    """A sealed feature folder of two encoders, as a run has them, and its images."""
+    folder = tmp_path_factory.mktemp("sealed")
+    images = np.random.default_rng(1).integers(0, 256, (120, 1, 4, 4), dtype=np.uint8)
+    np.save(folder / "images.npy", images)
+    import_dataset(str(folder / "images.npy"), folder / "images", shard_size=50)
+    data = Dataset(folder / "images")
+    encoders = {"pixel": load_encoder("pixel", data.shape), "test_vectors_cli:mean": load_encoder(MEAN, data.shape)}
+    encode_shards(data, encoders, folder / "features", Part(), show=False)
+    seal_features(data, encoders, folder / "features", {})
+    return folder / "features", images.reshape(120, 16).astype(np.float32)
+
+
+class _Mean:
+    name, dim, digest = "test_vectors_cli:mean", 1, "0" * 64
+
+    def __call__(self, samples):
+        return samples.reshape(len(samples), -1).mean(1, keepdims=True).astype(np.float32)
+
+
+mean, MEAN = _Mean(), "test_vectors_cli:mean"
+
+
+def test_sealed_feature_folders(sealed, tmp_path, capsys):
+    folder, pixels = sealed
+    select_command(folder, 30, tmp_path / "ids.npy", seed=2, encoder="pixel")
+    np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), select(pixels, 30, seed=2).ids)
+    capsys.readouterr()
+    entropy_command(folder, encoder="pixel", as_json=True)
+    assert json.loads(capsys.readouterr().out)["nats"] == pytest.approx(kl_entropy(pixels).nats)
+    with pytest.raises(UserError, match=r"name one of its encoders: pixel, test_vectors_cli:mean"):
+        entropy_command(folder)
+    (folder / "manifest.json").rename(folder / "kept")
+    with pytest.raises(UserError, match="not a sealed feature folder"):
+        entropy_command(folder, encoder="pixel")
+    (folder / "kept").rename(folder / "manifest.json")
+
+
+def test_the_same_ids_under_torchrun(features):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+        "-m", "entroloop.launcher", "select", str(features / "x.npy"), "--size", "40", "--seed", "5",
+        "--out", str(features / "ids.npy"), "--json",
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert run.returncode == 0, run.stderr
+    np.testing.assert_array_equal(np.load(features / "ids.npy"), select(X, 40, seed=5).ids)
+    assert json.loads(run.stdout) == json.loads((features / "ids.json").read_text())
 
 
 def test_arrays_are_mapped_not_read(features):
