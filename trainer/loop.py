@@ -204,7 +204,7 @@ def train(
         for batch in batches:
             waited = time.monotonic() - asked
             loss, sigma, norm = trainer.step(batch)
-            check_finite(loss, sigma, batch, trainer.seen)
+            check_finite(loss, sigma, batch, trainer.seen, config.batch)
             line = window.add(loss, sigma, norm, trainer.seen, waited)
             if line is not None:
                 on_stats(line)
@@ -230,14 +230,14 @@ def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
     return bool(world.all_reduce(torch.tensor([float(should_stop())]), "max").item())
 
 
-def check_finite(loss: Tensor, sigma: Tensor, batch: Batch, seen: int) -> None:
+def check_finite(loss: Tensor, sigma: Tensor, batch: Batch, seen: int, size: int) -> None:
     """Raises Failed, saying where the loss stopped being finite."""
     if bool(torch.isfinite(loss).all()):
         return
     bad = (~torch.isfinite(loss)).nonzero().flatten().cpu()
     levels = sigma.cpu()[bad]
     raise Failed(
-        f"the loss is not finite in the step that ends at {seen / 1000:.3f} kimg: sigma {levels.min():.3g} to "
-        f"{levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; the last checkpoint is kept: "
+        f"the loss is not finite in step {seen // size}, which ends at {seen / 1000:.3f} kimg: "
+        f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; the last checkpoint is kept: "
         "lower train.lr or set train.precision=no, and start again under another name="
     )

@@ -78,9 +78,10 @@ class TrainConfig(BaseModel):
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
-    """The rate of the step that starts at `seen` images."""
-    warm = min(1.0, (seen + config.batch) / (config.warmup_kimg * 1000)) if config.warmup_kimg else 1.0
-    done = min(1.0, seen / config.images)
+    """The rate of the step that starts at `seen` images: the warm-up, then the schedule over what is left."""
+    start = config.warmup_kimg * 1000
+    warm = min(1.0, (seen + config.batch) / start) if start else 1.0
+    done = min(1.0, max(0.0, seen - start) / max(1.0, config.images - start))
     after = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}[config.schedule]
     return config.lr * warm * after
 
