@@ -94,6 +94,14 @@ class Config(BaseModel):
             raise ValueError(f"loop.draw=stratified: is for selection.strategy=random, not {self.selection.strategy}")
         return self
 
+    @model_validator(mode="after")
+    def _neon_has_finetuned_weights(self) -> Config:
+        name = self.sample.guide or ""
+        inside = name == "previous" or re.fullmatch(r"generation_\d+", name)
+        if self.sample.guide_kind == "neon" and inside and not self.train.warm_start:
+            raise ValueError(f"sample.guide={name}: neon extrapolates finetuned weights: set train.warm_start=true")
+        return self
+
     def settled(self) -> dict[str, Any]:
         """The configuration as plain values, without `sweep`: what is saved with the run and compared on resume."""
         return self.model_dump(mode="json", exclude={"sweep"})

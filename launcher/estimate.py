@@ -12,6 +12,7 @@ from entroloop.data.shards import REAL
 from entroloop.launcher.config import Config
 from entroloop.launcher.disk import describe_disk
 from entroloop.launcher.footprint import describe_network
+from entroloop.launcher.guide import is_guided
 
 log = logging.getLogger(__name__)
 
@@ -38,13 +39,14 @@ def describe(config: Config) -> str:
             fresh = f", {len(pool.fresh)} fresh real images" if pool.fresh else ""
             what = f"{pool.choose} of {candidates} candidates{fresh}{kept}"
         trained += config.train.images
-        sampled += config.samples * config.sample.nfe
+        calls = config.sample.calls(is_guided(config, g))
+        sampled += config.samples * calls
         images = config.train.images
         lines += [
             f"generation {g:<3} select    {what}",
             f"generation {g:<3} train     {images / 1000:,.1f} kimg on {size} images, "
             f"{images // config.train.batch:,} steps of {config.train.batch}",
-            f"generation {g:<3} sample    {config.samples} images x {config.sample.nfe} NFE ({config.sample.sampler})",
+            f"generation {g:<3} sample    {config.samples} images x {calls} NFE ({config.sample.sampler})",
             f"generation {g:<3} encode    {config.samples} images by {', '.join(config.encoders)}",
             f"generation {g:<3} evaluate  samples 0 … {(config.evaluation.samples or n) - 1}",
         ]

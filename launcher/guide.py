@@ -24,11 +24,19 @@ class Guide:
     made_from: dict[str, str] = field(default_factory=dict)
 
 
+def is_guided(config: Config, generation: int) -> bool:
+    """Whether a generation is sampled with a guide: one of the same run must come before it."""
+    name = config.sample.guide
+    if name is None or name == "previous":
+        return name is not None and generation > 0
+    relative = re.fullmatch(r"generation_(\d+)", name)
+    return relative is None or int(relative[1]) < generation
+
+
 def guide_of(config: Config, layout: Layout, generation: int) -> Guide:
     """The guide of one generation.
 
-    Raises UserError when there cannot be one: a generation the run does not have, weights that are not sealed, or
-    Neon's between generations that do not start from each other.
+    Raises UserError when there cannot be one: a generation the run does not have, or weights that are not sealed.
     """
     name = config.sample.guide
     if name is None:
@@ -40,12 +48,10 @@ def guide_of(config: Config, layout: Layout, generation: int) -> Guide:
             return Guide(folder, {"guide": manifest.read(folder).digest})
         except UserError as error:
             raise UserError(f"sample.guide={name}: {error}; or give previous, or generation_0000") from error
-    if config.sample.guide_kind == "neon" and not config.train.warm_start:
-        raise UserError(f"sample.guide={name}: neon extrapolates from finetuned weights: set train.warm_start=true")
     number = generation - 1 if name == "previous" else int(relative[1])
     if number >= config.generations:
         raise UserError(f"sample.guide={name}: the run has generations 0 … {config.generations - 1}")
-    if not 0 <= number < generation:
+    if not is_guided(config, generation):
         return Guide()
     step = Step(number, "train")
     folder = layout.of(step)

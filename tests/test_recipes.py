@@ -84,3 +84,14 @@ def test_memory_shrinks_with_every_stage_and_rank():
     zero2 = footprint.bytes_per_process(config, footprint.count_parameters(config, shape), "zero2", 16)
     assert "MiB a process on 16, without activations: single" in describe(config)
     assert f"zero2 {zero2 / 2**20:,.0f} (this one)" in describe(config)
+
+
+def test_the_dry_run_counts_a_guide_only_where_there_is_one(tmp_path):
+    config = configuration.load(
+        CONFIGS / "digits.yaml",
+        ["generations=2", "sample.guide=previous", "sample.guide_weight=1.5", "sample.steps=4"],
+    )
+    said = describe(config)
+    assert "generation 0   sample    512 images x 7 NFE" in said
+    assert "generation 1   sample    512 images x 14 NFE" in said
+    assert f"{512 * 21:,} network calls" in said

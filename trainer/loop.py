@@ -238,6 +238,7 @@ def check_finite(loss: Tensor, sigma: Tensor, batch: Batch, seen: int, size: int
     levels = sigma.cpu()[bad]
     raise Failed(
         f"the loss is not finite in step {seen // size}, which ends at {seen / 1000:.3f} kimg: "
-        f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; the last checkpoint is kept: "
+        f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; "
+        "the last checkpoint is kept: "
         "lower train.lr or set train.precision=no, and start again under another name="
     )

@@ -90,8 +90,12 @@ class SampleConfig(BaseModel):
     @property
     def nfe(self) -> int:
         """Network calls an image, those of both networks and with and without label where guidance needs them."""
+        return self.calls(self.guide is not None)
+
+    def calls(self, guided: bool) -> int:
+        """The same for a generation that has a guide, or has none."""
         calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
-        networks = 2 if self.guide is not None and self.guide_kind != "neon" else 1
+        networks = 2 if guided and self.guide_kind != "neon" else 1
         return calls * networks * (2 if self.guidance != 1 else 1)
 
     @property
