@@ -36,7 +36,7 @@ class FileEntry(BaseModel):
 class Manifest(BaseModel):
     """What a sealed folder holds.
 
-    kind       what the files are: `images`, `vectors`, `weights`, `classifier`, `features` or `metrics`
+    kind       what the files are: `images`, `vectors`, `index`, `weights`, `classifier`, `features` or `metrics`
     count      how many samples (rows) it holds
     about      facts a reader needs: shape, dtype, classes, encoders, …
     made_from  name of each input -> digest of its manifest, or of the configuration that decided

@@ -81,6 +81,7 @@ class DataConfig(BaseModel):
     split_seed  decides which are held out and labelled, for all runs alike
     shard_size  images a shard
     buffer      shards of a training set whose images are shuffled together
+    selected    training sets are written as `shards`, or as an `index` of images that stay where they are
 
     How a training set is read; these may change when a run is resumed, since they do not change its batches:
 
@@ -103,6 +104,7 @@ class DataConfig(BaseModel):
     split_seed: int = 0
     shard_size: int = Field(1024, ge=1)
     buffer: int = Field(16, ge=1)
+    selected: Literal["shards", "index"] = "shards"
     mode: Literal["auto", "resident", "streaming"] = "auto"
     workers: int = Field(1, ge=0)
     memory_share: float = Field(0.25, gt=0, le=1)

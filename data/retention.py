@@ -19,7 +19,8 @@ class KeepConfig(BaseModel):
     """What stays on disk. `needed`: what no later selection or evaluation can read goes, also those of further
     generations, which a finished run may be given. Training sets, weights and measures always stay.
 
-    samples      `all` or `needed`; the first shard of each generation stays for the report
+    samples      `all` or `needed`; the first shard of each generation stays for the report, and with
+                 `data.selected=index` all that training sets refer to
     features     `all` or `needed`
     checkpoints  resume states of finished trainings: `none`, or `all` that `train.keep` left
     """

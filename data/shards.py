@@ -248,10 +248,12 @@ class Dataset:
     Raises UserError, naming the folder, when it is not a sealed set of images or vectors.
     """
 
+    kinds: tuple[str, ...] = ("images", "vectors")
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = manifest.read(folder)
-        if self.manifest.kind not in ("images", "vectors"):
+        if self.manifest.kind not in self.kinds:
             raise UserError(f"{folder}: holds {self.manifest.kind}, not a set of images or vectors")
 
     def __len__(self) -> int:
@@ -269,6 +271,15 @@ class Dataset:
     def path(self, name: str) -> Path:
         """Where a file of the set can be read."""
         return self.folder / name
+
+    @property
+    def sets(self) -> Sequence[Dataset]:
+        """The sets whose shards hold the samples: itself (see `entroloop.data.indexed` for others)."""
+        return (self,)
+
+    def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the samples lie: int64 [n, 2], the number of the set among `sets` and the row in it."""
+        return np.stack([np.zeros_like(rows), rows], axis=1)
 
     @property
     def shard_names(self) -> list[str]:

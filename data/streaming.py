@@ -37,6 +37,7 @@ from entroloop.data.world import World
 
 Mode = Literal["auto", "resident", "streaming"]
 MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
+FILES = 256  # shards a reader keeps open at most, where a group needs that many
 PREFETCH = 4  # batches a worker keeps ready
 
 
@@ -48,11 +49,17 @@ class Damaged:
 
 
 class Reader:
-    """Single samples of a set, checked. Keeps the files and columns of a few shards open."""
+    """Single samples of a set, checked. Keeps the files and columns of a few shards open.
+
+    An index may find the samples of one of its shards in several of another set's: more files are then kept open.
+    """
 
     def __init__(self, dataset: Dataset, buffer: int = BUFFER) -> None:
         self.dataset, self.buffer = dataset, buffer
-        self._shard = functools.lru_cache(maxsize=2 * buffer)(functools.partial(_Shard, dataset))
+        behind = sum(len(one.shard_names) for one in dataset.sets)
+        each = -(-behind // len(dataset.shard_names))
+        files = max(2 * buffer, min(2 * buffer * each, FILES))
+        self._shard = functools.lru_cache(maxsize=files)(lambda number, shard: _Shard(dataset.sets[number], shard))
 
     def __reduce__(self) -> tuple[Any, ...]:  # open files stay in the process that opened them
         return Reader, (self.dataset, self.buffer)
@@ -62,13 +69,18 @@ class Reader:
         samples = np.empty((len(ids), *self.dataset.shape), dtype=self.dataset.manifest.about["dtype"])
         labels = np.empty(len(ids), np.int64) if self.dataset.labelled else None
         damaged: dict[int, str] = {}
-        owners = np.searchsorted(self.dataset.starts, ids, side="right") - 1
-        for i in np.lexsort((ids, owners)):  # one shard after the other, forwards in each
-            shard, row = self._shard(int(owners[i])), int(ids[i] - self.dataset.starts[owners[i]])
+        numbers, rows = self.dataset.origins(ids).T
+        owners, firsts = np.empty_like(rows), np.empty_like(rows)
+        for number in np.unique(numbers):
+            here, starts = numbers == number, self.dataset.sets[number].starts
+            owners[here] = np.searchsorted(starts, rows[here], side="right") - 1
+            firsts[here] = starts[owners[here]]
+        for i in np.lexsort((rows, numbers)):  # one shard after the other, forwards in each
+            shard, row = self._shard(int(numbers[i]), int(owners[i])), int(rows[i] - firsts[i])
             try:
                 samples[i] = shard.sample(row)
             except (ValueError, OSError, SyntaxError, zlib.error) as error:
-                damaged[int(i)] = f"{shard.path}: damaged shard, at sample {int(ids[i]):09d}: {error}"
+                damaged[int(i)] = f"{shard.path}: damaged shard, at sample {int(rows[i]):09d}: {error}"
             if labels is not None:
                 labels[i] = shard.labels[row]
         return samples, labels, damaged

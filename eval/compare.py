@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
 from entroloop.data.images import Channels, convert, from_array
+from entroloop.data.indexed import open_set
 from entroloop.data.layout import Settings, find_layout
 from entroloop.data.manifest import MANIFEST
 from entroloop.data.recognise import open_source
-from entroloop.data.shards import Dataset
 from entroloop.eval.analysis import number
 from entroloop.eval.catalogue import title
 from entroloop.eval.measures import measure
@@ -112,7 +112,7 @@ def read_set(path: Path, resolution: int | None = None) -> Samples:
     if path.suffix in (".npy", ".npz") and path.is_file():
         return resized(as_samples(_load_array(path), path), resolution)
     if (path / MANIFEST).exists():
-        return resized(Dataset(path).all(), resolution)
+        return resized(open_set(path).all(), resolution)
     if any(path.glob("shard-*.tar")):
         raise UserError(f"{path}: shards without {MANIFEST}: unfinished, or seal them with `entroloop seal`")
     return _read_source(path, resolution)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from entroloop.data.indexed import open_set
 from entroloop.data.manifest import MANIFEST, removed
 from entroloop.data.shards import Dataset
 from entroloop.eval.runs import Arm, Run
@@ -42,7 +43,7 @@ def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
     path = run.generation_folder(generation) / folder
     if not (path / MANIFEST).exists():
         return None
-    found = Dataset(path)
+    found = open_set(path)
     return found if len(found.shape) == 3 else None
 
 

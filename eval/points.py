@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from entroloop.data.indexed import open_set
 from entroloop.data.manifest import MANIFEST
 from entroloop.data.shards import Dataset
 from entroloop.eval.pictures import available
@@ -50,7 +51,7 @@ def clouds(run: Run) -> tuple[list[Cloud], int]:
         folder = run.generation_folder(generation)
         if not all((folder / name / MANIFEST).exists() for name in ("selected", "samples")):
             break
-        sets = [Dataset(folder / name) for name in ("selected", "samples")]
+        sets = [open_set(folder / name) for name in ("selected", "samples")]
         if len(sets[0].shape) != 1 or sets[0].shape[0] < 2:
             break
         training, samples = (_first(one) for one in sets)

@@ -70,7 +70,7 @@ def verify_command(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Re-check every sealed file below a folder and name what is missing or changed. Exit status 2 if anything is."""
-    from entroloop.data import manifest
+    from entroloop.data import indexed, manifest
     from entroloop.data.errors import UserError
     from entroloop.data.progress import Progress
 
@@ -97,7 +97,10 @@ def verify_command(
                 typer.echo(f"{path / name}: removed by retention")
     with Progress("verify", size, "B") as bar:
         for path in readable:
-            problems += manifest.problems(path, bar.advance)
+            damaged = manifest.problems(path, bar.advance)
+            if not damaged and manifest.read(path).kind == indexed.KIND:
+                damaged = indexed.problems(path)
+            problems += damaged
     if as_json:
         facts = {
             "folder": str(folder), "sealed": len(sealed), "files": count, "bytes": size, "removed": removed,

@@ -85,8 +85,10 @@ def generation_bytes(config: Config, source: Source, generation: int, parameters
             else shards_bytes(source.count, config.data.shard_size, one)
         )
         return {"images": imported, "features": source.count * features}
+    trained = training_size(config.loop, generation, config.data.size)
+    indexed = config.data.selected == "index"
     return {
-        "selected": shards_bytes(training_size(config.loop, generation, config.data.size), config.data.shard_size, one),
+        "selected": COLUMNS * trained if indexed else shards_bytes(trained, config.data.shard_size, one),
         "weights": 4 * parameters * (1 + len(config.train.more_emas)),
         "samples": shards_bytes(
             config.samples, config.sample.shard_size, sample_bytes(source.shape, config.train.labels)

@@ -141,14 +141,15 @@ def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]
     generation, dump = step.generation, config.settled()
     match step.phase:
         case "prepare":
-            data = {key: value for key, value in dump["data"].items() if key not in ("size", "buffer", *READING)}
+            others = ("size", "buffer", "selected", *READING)
+            data = {key: value for key, value in dump["data"].items() if key not in others}
             return {"data": data, "encoders": config.encoders}, []
         case "select" if generation == 0:
-            return {"seed": config.seed, "size": config.data.size}, [PREPARE]
+            return {"seed": config.seed, "size": config.data.size, **_if_changed("selected", config.data)}, [PREPARE]
         case "select":
             pool = pool_of(config.loop, generation, config.data.size)
             encoded = [Step(g, "encode") for g in pool.pool if g != REAL]
-            section = {key: dump[key] for key in ("seed", "selection")}
+            section = {key: dump[key] for key in ("seed", "selection")} | _if_changed("selected", config.data)
             section["loop"] = {key: dump["loop"][key] for key in ("paradigm", "candidates")}
             for key in ("fresh", "draw", "balanced"):
                 section["loop"] |= _if_changed(key, config.loop)

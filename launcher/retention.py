@@ -41,6 +41,9 @@ def removable(config: Config, sealed: Callable[[Step], bool]) -> list[Step]:
         step for step in steps(config.generations + 1) if step.generation == config.generations or not sealed(step)
     ]
     needed = set().union(*(contents_read(config, step) for step in ahead))
+    if config.data.selected == "index":  # what training sets refer to stays as they do
+        chosen_from = [contents_read(config, Step(g, "select")) for g in range(config.generations)]
+        needed |= {step for read in chosen_from for step in read if step.phase == "sample"}
     kinds = {"sample": config.keep.samples, "encode": config.keep.features}
     return [
         step

@@ -113,6 +113,8 @@ def link_shared(arm: Arm) -> bool:
         source = arm.leader.layout
         if not manifest.is_sealed(source.of(step)):
             return False
+        if manifest.removed(source.of(step)):
+            continue  # its leader was finished and has let it go: this arm makes it itself, with the same bytes
         folders = [source.of(step)]
         if step == PREPARE:
             folders = [source.images, source.classifier, *folders]

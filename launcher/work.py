@@ -28,21 +28,21 @@ from numpy.typing import NDArray
 from entroloop.data import classifier, files, manifest
 from entroloop.data.encoders import Encoder, load_encoder
 from entroloop.data.errors import UserError
-from entroloop.data.features import encode_shards, encoder_digest, load_features, seal_features, write_blocks
+from entroloop.data.features import encode_shards, encoder_digest, seal_features, write_blocks
 from entroloop.data.importers import import_dataset
-from entroloop.data.plan import Part, RealSplit, derive_seed, split_real
-from entroloop.data.pool import check_fresh, pool_of, training_size
+from entroloop.data.indexed import Indexed
+from entroloop.data.plan import Part, derive_seed
+from entroloop.data.pool import training_size
 from entroloop.data.progress import Progress
 from entroloop.data.shards import REAL, Dataset, read_shard, seal_dataset, shard_name
 from entroloop.data.stream import Resident
 from entroloop.data.streaming import Streaming, open_stream
-from entroloop.data.world import World
 from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
-from entroloop.launcher.config import Config
+from entroloop.launcher import selecting
 from entroloop.launcher.guide import guide_of
-from entroloop.launcher.phases import PREPARE, Layout, Step, recipes
-from entroloop.selection import select as choose
-from entroloop.selection.filter import Source, write_selected
+from entroloop.launcher.inputs import Inputs
+from entroloop.launcher.phases import PREPARE, Step
+from entroloop.selection.filter import write_as_shards
 from entroloop.trainer import network as networks
 from entroloop.trainer.engine import start_tracker
 from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
@@ -53,12 +53,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class Work:
+class Work(Inputs):
     """The phases of one run in one process of its World."""
 
-    config: Config
-    layout: Layout
-    world: World
     should_stop: Callable[[], bool] = lambda: False
     on_progress: Callable[[Progress], None] = lambda progress: None
     scratch: Path | None = None
@@ -79,33 +76,9 @@ class Work:
         self.world.barrier()
         return said
 
-    # -- what was sealed before ------------------------------------------------------------------------------------
-
-    def made_from(self, step: Step, *inputs: Step) -> dict[str, str]:
-        read = {str(s): manifest.read(self.layout.of(s)).digest for s in inputs}
-        return {"recipe": self._recipes[step], **read}
-
-    @functools.cached_property
-    def _recipes(self) -> dict[Step, str]:
-        return recipes(self.config)
-
     @functools.cached_property
     def tracking(self) -> Tracking:
         return Tracking(self.config.tracking, self.layout.run / "tracking", start_tracker)
-
-    @functools.cached_property
-    def real(self) -> Dataset:
-        """The real data set: the run's own import, or the sealed folder that the configuration names."""
-        images = self.layout.images
-        return Dataset(images if manifest.is_sealed(images) else Path(self.config.data.source))
-
-    @functools.cached_property
-    def split(self) -> RealSplit:
-        data = self.config.data
-        return split_real(
-            len(self.real), data.size, data.heldout, data.labelled,
-            split_seed=data.split_seed, run_seed=self.config.seed,
-        )  # fmt: skip
 
     @functools.cached_property
     def encoders(self) -> dict[str, Encoder]:
@@ -114,14 +87,6 @@ class Work:
             name: load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
             for name in self.config.encoders
         }
-
-    def dataset(self, step: Step) -> Dataset:
-        return Dataset(self.layout.of(step))
-
-    def features(self, generation: int, encoder: str) -> NDArray[np.float32]:
-        """Features of all real images (REAL) or of all samples of a generation: float32 [N, D]."""
-        step = PREPARE if generation == REAL else Step(generation, "encode")
-        return load_features(self.layout.of(step), encoder)
 
     # -- the phases ------------------------------------------------------------------------------------------------
 
@@ -135,7 +100,7 @@ class Work:
                     data.source, self.layout.images, resolution=data.resolution, limit=data.limit, split=data.split,
                     shard_size=data.shard_size,
                 )  # fmt: skip
-            self._check_sizes()  # before any work is done
+            self.check_sizes()  # before any work is done
             if "classifier" in self.config.encoders:
                 self._fit_classifier()
         self.world.barrier()
@@ -143,15 +108,8 @@ class Work:
         self._encode_into(self.real, folder, Part().split(self.world.rank, self.world.size))
         self.world.barrier()
         if self.world.is_main:
-            seal_features(self.real, self.encoders, folder, {"recipe": self._recipes[step]})
-        return f"{len(self.real)} real images of {'x'.join(map(str, self.real.shape))}"
-
-    def _check_sizes(self) -> None:
-        """Raises UserError when the real data cannot serve all that the configuration wants of it."""
-        config = self.config
-        check_fresh(config.loop, config.generations, config.data.size, len(self.split.fresh))
-        if config.loop.balanced and not (self.real.labelled and config.train.labels):
-            raise UserError("loop.balanced=true: needs a labelled source and train.labels=true")
+            seal_features(self.real, self.encoders, folder, {"recipe": self.recipes[step]})
+        return f"{len(self.real)} real {self.kind} of {'x'.join(map(str, self.real.shape))}"
 
     def _prepare_part(self, step: Step, part: Part) -> str:
         """Encodes a part of the real images, which are imported before; the classifier is fitted and used later."""
@@ -164,22 +122,28 @@ class Work:
             self.real, ready, self.layout.of(step), part, show=self.world.is_main, should_stop=self.should_stop,
             on_progress=self.on_progress,
         )  # fmt: skip
-        return f"part {part} of the real images by {', '.join(ready)}"
+        return f"part {part} of the real {self.kind} by {', '.join(ready)}"
 
     def _staged(self, step: Step) -> Dataset:
-        """The data set of a step, read from a copy on this machine's own disk where there is a scratch folder."""
-        source = self.layout.of(step)
+        """The training set of a step, read from a copy on this machine's own disk where there is a scratch folder.
+
+        An index becomes shards there.
+        """
+        found = self.dataset(step)
         if self.scratch is None:
-            return Dataset(source)
-        copy = self.scratch / f"entroloop-{manifest.read(source).digest[:16]}"
+            return found
+        copy = self.scratch / f"entroloop-{found.manifest.digest[:16]}"
         if self.world.local_rank == 0:
-            manifest.copy_sealed(source, copy)
+            if isinstance(found, Indexed):
+                write_as_shards(found, copy)
+            else:
+                manifest.copy_sealed(found.folder, copy)
         self.world.barrier()
         return Dataset(copy)
 
     def _fit_classifier(self) -> None:
         folder = self.layout.classifier
-        made_from = {"real": self.real.manifest.digest, "recipe": self._recipes[PREPARE]}
+        made_from = {"real": self.real.manifest.digest, "recipe": self.recipes[PREPARE]}
         if manifest.is_sealed(folder):
             if manifest.read(folder).made_from == made_from:
                 return
@@ -201,80 +165,9 @@ class Work:
         classifier.save(folder, model, about, made_from)
 
     def _select(self, step: Step, part: Part | None) -> str:
-        config, generation = self.config, step.generation
-        folder = self.layout.of(step)
-        if generation == 0:
-            if self.world.is_main:
-                source = Source(self.real, self.split.training)
-                ids = np.arange(config.data.size)
-                self._write_selected(step, [source], ids, {"real": self.real.manifest.digest})
-            return f"{config.data.size} real images"
-        pool = pool_of(config.loop, generation, config.data.size)
-        sources, blocks = [], []
-        for g in pool.pool:
-            features = self.features(g, config.selection.encoder)
-            if g == REAL:
-                sources.append(Source(self.real, self.split.training))
-                blocks.append(features[self.split.training])
-            else:
-                count = config.loop.candidates * config.data.size
-                sources.append(Source(self.dataset(Step(g, "sample")), np.arange(count)))
-                blocks.append(features[:count])
-        ids = np.empty(0, np.int64)
-        if pool.choose:
-            ids = self._choose(np.concatenate(blocks), pool.choose, sources, generation)
-        candidates = sum(len(block) for block in blocks)
-        if pool.fresh:
-            self._check_sizes()  # there may be more generations than at first
-            sources.append(Source(self.real, np.sort(self.split.fresh[pool.fresh])))
-            ids = np.concatenate([ids, candidates + np.arange(len(pool.fresh))])
-        if pool.keep:
-            before = Source.whole(self.dataset(Step(generation - 1, "select")))
-            ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
-            sources.insert(0, before)
-        if self.world.is_main:
-            inputs = [Step(g, "sample") for g in pool.pool if g != REAL]
-            self._write_selected(step, sources, ids, self.made_from(step, *inputs))
-        fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
-        chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
-        return f"{chosen}{fresh}, {len(ids)} in all -> {folder.name}"
-
-    def _choose(
-        self, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
-    ) -> NDArray[np.int64]:
-        selection, loop = self.config.selection, self.config.loop
-        options: dict[str, Any] = dict(selection.options)
-        rows = np.array_split(np.arange(len(features)), self.world.size)[self.world.rank]
-        generations = np.concatenate([s.provenance.generation for s in sources])[rows]
-        labels = None
-        if all(s.labels is not None for s in sources):
-            labels = np.concatenate([s.labels for s in sources if s.labels is not None])[rows]
-        if loop.draw == "stratified":
-            options["stratified"] = True
-        if loop.balanced:
-            options["per_class"] = True
-        heldout = self.features(REAL, selection.encoder)[self.split.training]
-        chosen = choose(
-            features[rows], size, selection.strategy,
-            seed=derive_seed(self.config.seed, generation, "select"), world=self.world, metric=selection.metric,
-            labels=labels, generations=generations, reference=heldout, **options,
-        )  # fmt: skip
-        ids: NDArray[np.int64] = np.asarray(chosen.ids)
-        finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
-        self.facts["radius_median"] = float(np.median(finite)) if len(finite) else None
-        return ids
-
-    def _write_selected(
-        self, step: Step, sources: list[Source], ids: NDArray[np.int64], made_from: Mapping[str, str]
-    ) -> None:
-        about: dict[str, Any] = {"num_classes": self.real.num_classes} if self.real.labelled else {}
-        if self.config.train.labels and self.real.labelled:
-            labels = np.concatenate([s.labels for s in sources if s.labels is not None])[ids]
-            about["label_histogram"] = np.bincount(labels, minlength=self.real.num_classes).tolist()
-        write_selected(
-            sources, ids, self.layout.of(step), shard_size=self.config.data.shard_size, about=about,
-            made_from={"recipe": self._recipes[step], **made_from},
-        )  # fmt: skip
+        said, facts = selecting.select_training_set(self, step)
+        self.facts |= facts
+        return said
 
     def _train(self, step: Step, part: Part | None) -> str:
         config, generation = self.config, step.generation
@@ -305,7 +198,7 @@ class Work:
                 old.unlink()
         size = training_size(config.loop, generation, config.data.size)
         engine = "" if self.world.size == 1 else f" by {self.facts['engine']} on {self.world.size} ranks"
-        return f"{config.train.images / 1000:.1f} kimg on {size} images{engine}{damaged}"
+        return f"{config.train.images / 1000:.1f} kimg on {size} {self.kind}{engine}{damaged}"
 
     def _track(self, values: Mapping[str, Any], prefix: str, generation: int, seen: int) -> None:
         """Shows numbers in the trackers; their step counts the images of all generations."""
@@ -344,7 +237,7 @@ class Work:
             about = {"num_classes": self.real.num_classes} if config.train.labels else {}
             made_from = {**self.made_from(step, Step(generation, "train")), **guide.made_from}
             seal_dataset(folder, about=about, made_from=made_from)
-        return f"{plan.count} images, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
+        return f"{plan.count} {self.kind}, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
 
     def _encode_early(self, step: Step) -> Callable[[int], None]:
         """With `overlap`, what encodes a shard as soon as it is written, while the next one is being sampled."""
@@ -380,7 +273,7 @@ class Work:
         self.world.barrier()
         if part is None and self.world.is_main:
             seal_features(dataset, self.encoders, folder, self.made_from(step, Step(step.generation, "sample")))
-        return f"{len(dataset)} images by {', '.join(self.encoders)}"
+        return f"{len(dataset)} {self.kind} by {', '.join(self.encoders)}"
 
     def _encode_into(self, dataset: Dataset, folder: Path, part: Part) -> None:
         encode_shards(
@@ -399,7 +292,7 @@ class Work:
             real = self.features(REAL, name)
             generated = self.features(generation, name)[:n]
             digest = encoder_digest(self.layout.of(PREPARE), name)
-            training = self._gather(selected, name)
+            training = self.training_features(selected, name)
             sets[name] = FeatureSets(generated, training, real[self.split.heldout], digest)
         size = config.evaluation.entropy_size or config.data.size
         row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size)
@@ -414,16 +307,3 @@ class Work:
         first = config.evaluation.encoders[0]
         measures = row["measures"][first]
         return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"
-
-    def _gather(self, selected: Dataset, encoder: str) -> NDArray[np.float32]:
-        """Features of a training set, taken from where its images were first encoded: float32 [N, D]."""
-        where = selected.provenance
-        out: NDArray[np.float32] | None = None
-        for g in np.unique(where.generation):
-            rows = where.generation == g
-            found = self.features(int(g), encoder)[where.index[rows]]
-            if out is None:
-                out = np.empty((len(where), found.shape[1]), dtype=np.float32)
-            out[rows] = found
-        assert out is not None
-        return out

@@ -1,0 +1,87 @@
+"""What a phase finds: the configuration, the real data and its split, and what earlier phases sealed."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data import manifest
+from entroloop.data.errors import UserError
+from entroloop.data.features import load_features
+from entroloop.data.indexed import open_set
+from entroloop.data.plan import RealSplit, split_real
+from entroloop.data.pool import check_fresh
+from entroloop.data.shards import REAL, Dataset
+from entroloop.data.world import World
+from entroloop.launcher import phases
+from entroloop.launcher.config import Config
+from entroloop.launcher.phases import PREPARE, Layout, Step
+
+
+@dataclass
+class Inputs:
+    """Of one run, in one process of its World. What is not sealed yet raises UserError, naming the folder."""
+
+    config: Config
+    layout: Layout
+    world: World
+
+    def made_from(self, step: Step, *inputs: Step) -> dict[str, str]:
+        read = {str(s): manifest.read(self.layout.of(s)).digest for s in inputs}
+        return {"recipe": self.recipes[step], **read}
+
+    @functools.cached_property
+    def recipes(self) -> dict[Step, str]:
+        return phases.recipes(self.config)
+
+    @functools.cached_property
+    def real(self) -> Dataset:
+        """The real data set: the run's own import, or the sealed folder that the configuration names."""
+        images = self.layout.images
+        return Dataset(images if manifest.is_sealed(images) else Path(self.config.data.source))
+
+    @property
+    def kind(self) -> str:
+        """What the samples are, for messages: images or vectors."""
+        return self.real.manifest.kind
+
+    @functools.cached_property
+    def split(self) -> RealSplit:
+        data = self.config.data
+        return split_real(
+            len(self.real), data.size, data.heldout, data.labelled,
+            split_seed=data.split_seed, run_seed=self.config.seed,
+        )  # fmt: skip
+
+    def check_sizes(self) -> None:
+        """Raises UserError when the real data cannot serve all that the configuration wants of it."""
+        config = self.config
+        check_fresh(config.loop, config.generations, config.data.size, len(self.split.fresh))
+        if config.loop.balanced and not (self.real.labelled and config.train.labels):
+            raise UserError("loop.balanced=true: needs a labelled source and train.labels=true")
+
+    def dataset(self, step: Step) -> Dataset:
+        """The samples of a generation, or its training set."""
+        return open_set(self.layout.of(step))
+
+    def features(self, generation: int, encoder: str) -> NDArray[np.float32]:
+        """Features of all real images (REAL) or of all samples of a generation: float32 [N, D]."""
+        step = PREPARE if generation == REAL else Step(generation, "encode")
+        return load_features(self.layout.of(step), encoder)
+
+    def training_features(self, selected: Dataset, encoder: str) -> NDArray[np.float32]:
+        """Features of a training set, taken from where its images were first encoded: float32 [N, D]."""
+        where = selected.provenance
+        out: NDArray[np.float32] | None = None
+        for g in np.unique(where.generation):
+            rows = where.generation == g
+            found = self.features(int(g), encoder)[where.index[rows]]
+            if out is None:
+                out = np.empty((len(where), found.shape[1]), dtype=np.float32)
+            out[rows] = found
+        assert out is not None
+        return out
