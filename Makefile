@@ -11,7 +11,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 help:
 	@echo "make demo   the main job on embedded data: a few minutes, then runs/digits/report.html"
-	@echo "make test   all tests       make lint   ruff and mypy       make bench   the benchmarks"
+	@echo "make test   all tests       make test-fast   without those of many processes and of SLURM"
+	@echo "make lint   ruff and mypy   make bench       the benchmarks"
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entroloop needs Python 3.11 or newer")'

@@ -20,6 +20,7 @@ from entroloop.data.world import World
 from entroloop.launcher import clusters, drive, lease
 from entroloop.launcher.phases import Layout, Step
 
+pytestmark = pytest.mark.slow  # minutes on a real cluster
 HERE = Path(__file__).parent / "slurm"
 CHECKPOINTS = "train.checkpoint_kimg=0.016"  # after every batch, so that there is one when the kill comes
 SLURM = ["slurm.gpus_per_node=0", "slurm.lead=30", "slurm.time=1h"]
@@ -54,7 +55,8 @@ def cluster():
     if why := missing():
         pytest.skip(why)
     base = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short: munge's socket has a longest name
-    environment = {**os.environ, "SLURM_BASE": str(base), "PORT": str(free_port())}
+    environment = {**os.environ, "SLURM_BASE": str(base), "PORT": str(free_port()), "OWNER": str(os.getpid())}
+    environment["MAX_ARRAY"] = "4"  # indices 0 … 3: longer arrays must be split
     kept = {name: os.environ.get(name) for name in ("SLURM_CONF", "PATH", "OMP_NUM_THREADS")}
     try:
         started = subprocess.run(
@@ -186,6 +188,43 @@ def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_pa
     assert found == {name: data for name, data in local().items() if name in found}
     assert "generation_0000/metrics/manifest.json" in found
     assert {job.node for job in jobs(run) if job.key.endswith(".encode")} == {"n1", "n2"}
+
+
+def test_a_chain_of_two_generations_ends_with_the_bytes_of_a_local_run(tmp_path):
+    """All phases as jobs, in arrays longer than the cluster's MaxArraySize, submitted in a window that moves."""
+    chain = ["slurm.shape=phases", "slurm.array=6", "slurm.window=9"]
+    small = ["sample.shard_size=8", "data.shard_size=32"]
+    path = tiny_file(tmp_path, *SLURM, *chain, *small)
+    run = tmp_path / "runs" / "tiny"
+    submit(path)
+    until(lambda: all_ended(run) and drive.is_sealed(Layout(run))(Step(1, "evaluate")), run, 400)
+    finish(run)
+    parts = [(job["key"], job["offset"], job["tasks"]) for job in submissions(run) if job["key"].endswith("0.sample")]
+    assert parts == [("generation_0000.sample", 0, [0, 1, 2, 3]), ("generation_0000.sample", 4, [0, 1])]
+    assert sealed_bytes(run) == local(*small)
+
+
+def test_a_job_whose_node_is_lost_starts_again_from_its_checkpoint(tmp_path):
+    """The scheduler kills and requeues it without a signal that its script could answer."""
+    path = tiny_file(tmp_path, *SLURM, "train.kimg=6.4", "generations=1", CHECKPOINTS)
+    run = tmp_path / "runs" / "tiny"
+    submit(path)
+    node = until(lambda: training(run), run)["host"]
+    slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")  # it comes back when it registers
+    until(lambda: "resumed at" in logs(run), run)
+    finish(run)
+    assert "requeued: stopped" not in logs(run)
+    assert sealed_bytes(run) == local("train.kimg=6.4", "generations=1", CHECKPOINTS)
+
+
+def test_the_signal_comes_before_a_real_time_limit(tmp_path):
+    path = tiny_file(tmp_path, *SLURM, "slurm.time=1m", "train.kimg=400", "generations=1")
+    run = tmp_path / "runs" / "tiny"
+    submit(path)
+    until(lambda: "requeued: stopped by USR1: training saved" in logs(run), run)
+    until(lambda: "resumed at" in logs(run), run)
+    command("slurm", "cancel", run)
+    until(lambda: all_ended(run), run)
 
 
 def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_limit(tmp_path):

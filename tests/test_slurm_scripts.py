@@ -361,3 +361,21 @@ if __name__ == "__main__":
     RECORDED.mkdir(exist_ok=True)
     for name, job in CASES.items():
         (RECORDED / f"{name}.sh").write_text(render(job, NODES, LAB))
+
+
+def test_what_the_controller_forgot_is_asked_of_the_accounting_where_there_is_one(tmp_path, monkeypatch):
+    """`scontrol` knows job 7 alone; `sacct` answers for the others as SLURM's does, or fails without a database."""
+    tools = {
+        "scontrol": 'case "$*" in *" 7") echo "JobId=7 JobState=TIMEOUT";; *) echo "Invalid job id" >&2; exit 1;; esac',
+        "sacct": f'echo "$@" > "{tmp_path}/asked"; printf "8_1|CANCELLED by 0\\n8_2|NODE_FAIL\\n"',
+    }
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert client.ended(["7", "8_1", "8_2"]) == {"7": "TIMEOUT", "8_1": "CANCELLED", "8_2": "NODE_FAIL"}
+    assert (tmp_path / "asked").read_text().split()[-2:] == ["-j", "8_1,8_2"]
+    (tmp_path / "sacct").write_text("#!/bin/sh\necho 'Slurm accounting storage is disabled' >&2; exit 1\n")
+    assert client.ended(["7", "8_1"]) == {"7": "TIMEOUT"}
+    (tmp_path / "sacct").unlink()
+    assert client.ended(["7", "8_1"]) == {"7": "TIMEOUT"}

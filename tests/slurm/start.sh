@@ -1,7 +1,8 @@
 #!/bin/bash
 # A private SLURM cluster on this machine, up in seconds: munged, slurmctld and NODES slurmd, each with a host name of
 # its own. Needs root and Debian's packages munge and slurm-wlm. Everything lies under SLURM_BASE; stop.sh ends it.
-# Environment: SLURM_BASE (/tmp/slurm-test) NODES (2) CPUS (4) GPUS (2, fake) PORT (16800, the first of some ports).
+# Environment: SLURM_BASE (/tmp/slurm-test) NODES (2) CPUS (4) GPUS (2, fake) PORT (16800, the first of some ports)
+# MAX_ARRAY (1001) OWNER (a pid: with it the cluster ends too, and its folder goes).
 # Partitions: `debug` (default), `urgent` (preempts debug) and `big`: four nodes that claim 128 cores and eight GPUs,
 # to try whether a cluster would take a script.
 set -euo pipefail
@@ -104,4 +105,9 @@ for node in $(seq -f 'n%g' "$nodes") big1 big2 big3 big4; do
         < /dev/null > /dev/null 2>> "$base/log/slurmd-$node.log" || fail "slurmd of $node"
 done
 await 60 idle || fail "its nodes are not idle"
+if [ -n "${OWNER:-}" ]; then  # the cluster ends with this process, however that ends
+    # shellcheck disable=SC2016
+    setsid sh -c 'while kill -0 "$1"; do sleep 1; done; bash "$2" && rm -rf "$3"' \
+        sh "$OWNER" "$(dirname "$0")/stop.sh" "$base" < /dev/null > /dev/null 2>&1 &
+fi
 echo "$nodes nodes are idle: export SLURM_CONF=$SLURM_CONF"
