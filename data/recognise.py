@@ -11,8 +11,8 @@ from pathlib import Path
 
 from entroloop.data import arrays, cifar, containers, manifest, parquet, remote
 from entroloop.data.errors import UserError
+from entroloop.data.indexed import open_set
 from entroloop.data.resharding import SealedSource
-from entroloop.data.shards import Dataset
 from entroloop.data.sources import Source, is_image, no_splits
 
 
@@ -43,7 +43,7 @@ def open_source(text: str, split: str | None = None) -> Source:
 def _folder(path: Path, split: str | None) -> Source:
     if manifest.is_sealed(path):
         no_splits(str(path), split)
-        return SealedSource.of(Dataset(path))
+        return SealedSource.of(open_set(path))
     listing = containers.walk(path)
     if not listing:
         raise UserError(f"{path}: empty folder")

@@ -128,6 +128,12 @@ def test_ranks_decode_it_together(growing):
         np.testing.assert_array_equal(samples, open_set(folder).all())
 
 
+def test_importing_it_makes_shards_of_it(growing, tmp_path):
+    folder = growing[1].of(Step(2, "select"))
+    import_dataset(str(folder), tmp_path / "plain", shard_size=20)
+    np.testing.assert_array_equal(Dataset(tmp_path / "plain").all(), open_set(folder).all())
+
+
 def test_a_run_can_be_moved_and_nothing_sealed_names_its_place(index, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.copytree(index.run, moved)

@@ -6,10 +6,10 @@ import pytest
 from loops import sealed_bytes, tiny, tiny_file
 
 from entroloop.data import manifest, retention
-from entroloop.data.errors import UserError
+from entroloop.data.errors import Failed, UserError
 from entroloop.data.shards import Dataset
 from entroloop.data.world import World
-from entroloop.launcher import datasets, drive, status, sweep
+from entroloop.launcher import cluster_commands, datasets, drive, process, status, sweep
 from entroloop.launcher.disk import describe_disk, generation_bytes, source_of
 from entroloop.launcher.phases import Layout, Step, steps
 from entroloop.launcher.retention import contents_read, removable
@@ -140,3 +140,55 @@ def test_a_sweeps_leader_keeps_all_until_the_others_have_it(tmp_path):
     for arm in ("random", "greedy"):
         removed = manifest.removed(tmp_path / "runs" / "grid" / arm / "generation_0000" / "samples")
         assert len(removed) == 5
+
+
+@pytest.fixture
+def arms(tmp_path, monkeypatch):
+    """A sweep of two arms that share generation 0, and what an array task of it and its last job do."""
+    path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid")
+    with path.open("a") as file:
+        file.write("sweep: {jobs: 1, grid: {selection.strategy: [random, greedy]}}\n")
+    monkeypatch.setattr(process, "StopFlag", lambda: False)
+    runs = tmp_path / "runs" / "grid"
+
+    def task(index, shared=False):
+        cluster_commands.arm_command(path, index, shared=shared)
+
+    def removed():
+        return [len(manifest.removed(runs / arm / "generation_0000" / "samples")) for arm in ("random", "greedy")]
+
+    return task, lambda: cluster_commands.conclude_command(path), removed, path
+
+
+def test_a_leader_that_is_an_array_task_keeps_all_until_the_last_job(arms):
+    """Even where it is finished, and started again, before the arm that takes its folders begins."""
+    task, conclude, removed, _ = arms
+    task(0, shared=True)
+    task(0)
+    task(0)
+    assert removed() == [0, 0]
+    with pytest.raises(Failed, match="1 of 2 runs did not finish: greedy"):
+        conclude()
+    assert removed() == [0, 0]
+    task(1)
+    assert removed() == [0, 5]
+    conclude()
+    assert removed() == [5, 5]
+
+
+def test_an_arm_that_is_added_later_makes_itself_what_its_leader_let_go(arms, tmp_path):
+    task, conclude, removed, path = arms
+    assert removed() == [0, 0]
+    task(0)
+    task(1)
+    conclude()
+    before = sealed_bytes_there(Layout(tmp_path / "runs" / "grid" / "greedy"))
+    text = path.read_text()
+    path.write_text(text.replace("[random, greedy]", "[random, greedy, threshold-decay]"))
+    task(2)
+    added = Layout(tmp_path / "runs" / "grid" / "threshold-decay")
+    assert status.inspect(added.run)["status"] == "finished"
+    after = sealed_bytes_there(added)
+    shared = [name for name in before if name.startswith(("real", "generation_0000"))]
+    assert len(shared) > 10
+    assert all(after[name] == before[name] for name in shared)
