@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ class Indexed(Dataset):
         return [self._open(entry["name"], entry["digest"]) for entry in self.manifest.about["sets"]]
 
     def _open(self, name: str, digest: str) -> Dataset:
-        run = self.folder.parent.parent
+        run = _run_of(self.folder)
         try:
             found = Dataset(_configured_source(run) if name == OUTSIDE else run / name)
         except UserError as error:
@@ -137,6 +138,12 @@ class Indexed(Dataset):
 
     def all(self) -> Samples:
         return self.take(np.arange(len(self)))
+
+
+def _run_of(folder: Path) -> Path:
+    """The folder two levels up, also of `.` and `selected`."""
+    plain = len(folder.parts) > 1 and ".." not in folder.parts[-2:]
+    return (folder if plain else Path(os.path.abspath(folder))).parent.parent
 
 
 def _configured_source(run: Path) -> Path:

@@ -143,6 +143,10 @@ class Resident:
         """Of one sample: (C, H, W) or (D,)."""
         return tuple(self.samples.shape[1:])
 
+    def shards(self) -> Iterator[Tensor]:
+        """The samples of one shard after another."""
+        yield from torch.split(self.samples, list(self.counts))
+
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches of one rank from `seen` to `until` samples (the last one may pass it)."""
         order = Grouped(self.counts, seed, self.buffer)

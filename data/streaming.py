@@ -146,6 +146,11 @@ class Streaming:
         """int64 [N], or None for an unlabelled set."""
         return None if self.dataset.labels is None else torch.from_numpy(self.dataset.labels)
 
+    def shards(self) -> Iterator[torch.Tensor]:
+        """The samples of one shard after another, read whole."""
+        for number in range(len(self.dataset.shard_counts)):
+            yield torch.from_numpy(self.dataset.shard(number)[0])
+
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches of one rank from `seen` to `until` samples (the last one may pass it).
 
@@ -225,12 +230,12 @@ def open_stream(
 ) -> Resident | Streaming:
     """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
 
-    Vectors are always kept in memory: they are small, and training needs their scale. `skip_damaged` streams.
+    `skip_damaged` streams.
     """
     fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
     if world is not None:  # all ranks must choose alike
         fits = all(world.gather_objects(fits))
-    if mode == "resident" or (mode == "auto" and fits) or len(dataset.shape) == 1:
+    if mode == "resident" or (mode == "auto" and fits):
         return Resident(dataset, world, buffer=buffer)
     return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
 

@@ -105,3 +105,12 @@ def test_scale_round_trips_every_pixel_value_and_standardises_vectors():
     scale = Scale.of(vectors)
     assert scale.to_model(vectors).std(0, correction=0).tolist() == pytest.approx([0.5] * 3, rel=1e-4)
     torch.testing.assert_close(scale.from_model(scale.to_model(vectors)), vectors, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scale_of_parts_is_that_of_the_whole():
+    vectors = torch.randn(500, 3) * torch.tensor([1.0, 100.0, 0.01]) + 7
+    whole, parts = Scale.of(vectors), Scale.of_vectors(torch.split(vectors, [1, 130, 369]))
+    assert whole.center == pytest.approx(vectors.double().mean(0).tolist(), rel=1e-12)
+    assert whole.width == pytest.approx((vectors.double().std(0, correction=0) / 0.5).tolist(), rel=1e-9)
+    assert parts.center == pytest.approx(whole.center, rel=1e-12)
+    assert parts.width == pytest.approx(whole.width, rel=1e-9)

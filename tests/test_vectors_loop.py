@@ -43,6 +43,12 @@ def test_a_real_table_runs_through_the_loop(wine):
     assert row["measures"]["pixel"]["generalization_score"] > 0
 
 
+def test_streamed_vectors_seal_the_same_bytes(wine, tmp_path):
+    streamed = run(tmp_path, "wine", "train.labels=true", "data.mode=streaming")
+    for step in steps(2):
+        assert manifest.read(streamed.of(step)).files == manifest.read(wine.of(step)).files
+
+
 def test_the_report_projects_the_table_and_speaks_of_vectors(wine, tmp_path):
     found, features = points.clouds(read_run(wine.run))
     assert features == 13

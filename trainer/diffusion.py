@@ -12,7 +12,7 @@ B batch, `...` the shape of a sample; sigma float32 [B] or a scalar.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -142,10 +142,20 @@ class Scale:
     @staticmethod
     def of(samples: Tensor) -> Scale:
         """The scale of a training set: uint8 [N, C, H, W] or float32 [N, D]."""
-        if samples.dtype == torch.uint8:
-            return Scale.of_images()
-        deviation = samples.double().std(0, correction=0).clamp_min(1e-6) / SIGMA_DATA
-        return Scale(False, tuple(samples.double().mean(0).tolist()), tuple(deviation.tolist()))
+        return Scale.of_images() if samples.dtype == torch.uint8 else Scale.of_vectors([samples])
+
+    @staticmethod
+    def of_vectors(parts: Iterable[Tensor]) -> Scale:
+        """Of a set that comes in parts, float32 [n, D], one after another; the last bits depend on the parts."""
+        count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+        for part in parts:
+            x = part.double()
+            count += len(x)
+            step = x.mean(0) - mean  # Chan et al. 1983: means and sums of squares of two sets, merged
+            mean = mean + step * (len(x) / count)
+            squares = squares + (x - x.mean(0)).square().sum(0) + step.square() * (len(x) * (count - len(x)) / count)
+        deviation = (squares / count).sqrt().clamp_min(1e-6) / SIGMA_DATA
+        return Scale(False, tuple(mean.tolist()), tuple(deviation.tolist()))
 
     @staticmethod
     def of_images() -> Scale:

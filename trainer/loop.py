@@ -73,7 +73,7 @@ class Trainer:
     def __init__(self, job: Job, data: Resident | Streaming, world: World) -> None:
         config = job.config
         self.job, self.data, self.world = job, data, world
-        self.scale = Scale.of(data.samples) if isinstance(data, Resident) else Scale.of_images()
+        self.scale = Scale.of_images() if len(data.shape) == 3 else _scale_of_vectors(data, world)
         self.num_classes = job.num_classes if config.labels else 0
         self.shape = data.shape
         network = self._fresh_network()
@@ -219,6 +219,13 @@ def train(
     trainer.export()
     trainer.engine.close()
     return trainer.engine.kind
+
+
+def _scale_of_vectors(data: Resident | Streaming, world: World) -> Scale:
+    """One rank reads; the others wait for what it found."""
+    found = Scale.of_vectors(data.shards()) if world.is_main else None
+    scale: Scale = world.gather_objects(found)[0]
+    return scale
 
 
 def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
