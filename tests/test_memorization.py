@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import mannwhitneyu
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.neighbors import NearestNeighbors
 
+from entroloop.eval.measures import measure
 from entroloop.eval.memorization import (
     authenticity,
     calibrated_distance,
@@ -65,3 +69,30 @@ def test_ct_score_tells_copying_from_underfitting():
     assert ct_score(heldout * 10, one_cell, heldout, one_cell) > 5
     assert abs(ct_score(heldout.copy(), one_cell, heldout, one_cell)) < 1e-9
     assert math.isnan(ct_score(np.array([]), np.array([], dtype=np.int64), heldout, one_cell))
+
+
+def test_ct_score_against_sklearn_and_scipy():
+    """The whole measure built from others' parts: PCA, k-means, neighbours within a cell, Mann-Whitney U."""
+    r = np.random.default_rng(0)
+    centres = 12 * np.eye(3, 80)
+
+    def drawn(n, shares):
+        return (centres[r.choice(3, n, p=shares)] + r.normal(size=(n, 80))).astype(np.float32)
+
+    training, reference = drawn(600, (0.5, 0.3, 0.2)), drawn(300, (0.4, 0.4, 0.2))
+    generated = training[:240] + 0.5 * r.normal(size=(240, 80)).astype(np.float32)
+    pca = PCA(64, svd_solver="full").fit(training.astype(np.float64))
+    cells = KMeans(3, n_init=10, random_state=1).fit(pca.transform(training))
+    total = 0.0
+    for cell in range(3):
+        bank = NearestNeighbors().fit(pca.transform(training)[cells.labels_ == cell])
+        ours, theirs = (
+            bank.kneighbors(pca.transform(x)[cells.predict(pca.transform(x)) == cell], 1)[0][:, 0]
+            for x in (generated, reference)
+        )
+        m, n = len(ours), len(theirs)
+        u = mannwhitneyu(ours, theirs).statistic
+        total += n * (u - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
+    found = measure(generated, training, reference, only=("ct_score",)).values["ct_score"]
+    assert found == pytest.approx(total / 300, abs=0.02)
+    assert found < -5
