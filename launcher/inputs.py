@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data import manifest
+from entroloop.data.encoders import Encoder, load_encoder
 from entroloop.data.errors import UserError
 from entroloop.data.features import load_features
 from entroloop.data.indexed import open_set
@@ -56,6 +57,14 @@ class Inputs:
             len(self.real), data.size, data.heldout, data.labelled,
             split_seed=data.split_seed, run_seed=self.config.seed,
         )  # fmt: skip
+
+    @functools.cached_property
+    def encoders(self) -> dict[str, Encoder]:
+        folder = self.layout.classifier if manifest.is_sealed(self.layout.classifier) else None
+        return {
+            name: load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
+            for name in self.config.encoders
+        }
 
     def check_sizes(self) -> None:
         """Raises UserError when the real data cannot serve all that the configuration wants of it."""

@@ -158,7 +158,10 @@ def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]
             warm = [Step(generation - 1, "train")] if config.train.warm_start and generation else []
             section = {key: dump[key] for key in ("seed", "train", "network")}
             section |= _if_changed("buffer", config.data)
-            return section, [Step(generation, "select"), *warm]
+            read = []  # beside the training set: where an index refers to
+            if config.data.selected == "index":
+                read = [PREPARE, *(Step(g, "sample") for g in range(generation))]
+            return section, [Step(generation, "select"), *warm, *read]
         case "sample":
             return {"sample": dump["sample"], "count": config.samples, "seed": config.seed}, [Step(generation, "train")]
         case "encode":

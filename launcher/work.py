@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data import classifier, files, manifest
-from entroloop.data.encoders import Encoder, load_encoder
+from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
 from entroloop.data.features import encode_shards, encoder_digest, seal_features, write_blocks
 from entroloop.data.importers import import_dataset
@@ -79,14 +79,6 @@ class Work(Inputs):
     @functools.cached_property
     def tracking(self) -> Tracking:
         return Tracking(self.config.tracking, self.layout.run / "tracking", start_tracker)
-
-    @functools.cached_property
-    def encoders(self) -> dict[str, Encoder]:
-        folder = self.layout.classifier if manifest.is_sealed(self.layout.classifier) else None
-        return {
-            name: load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
-            for name in self.config.encoders
-        }
 
     # -- the phases ------------------------------------------------------------------------------------------------
 

@@ -2,10 +2,11 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
-from loops import sealed_bytes, tiny, tiny_file
+from loops import TINY, sealed_bytes, tiny, tiny_file
 from ranks import on_ranks
 
 from entroloop.data import manifest, sharing
@@ -16,17 +17,18 @@ from entroloop.data.shards import REAL, Dataset
 from entroloop.data.stream import Resident
 from entroloop.data.streaming import Streaming
 from entroloop.data.world import World
-from entroloop.eval import pictures
+from entroloop.eval import pictures, points
 from entroloop.eval.runs import read_run
 from entroloop.launcher import datasets, drive, sweep
+from entroloop.launcher.config import compose
 from entroloop.launcher.disk import generation_bytes, source_of
 from entroloop.launcher.drive import Attempt
-from entroloop.launcher.phases import PREPARE, Layout, Step, recipes, steps
+from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, recipes, steps
 from entroloop.launcher.retention import removable
 
 INDEX = "data.selected=index"
 SHORT = ("train.kimg=0.16", "data.shard_size=20", "data.buffer=2", "sample.shard_size=16")
-GROWING = ("generations=3", "loop.paradigm=accumulate", "loop.fresh.share=0.25", "selection.strategy=random")
+GROWING = ("generations=3", "loop.paradigm=accumulate", "loop.fresh.share=0.25", "train.labels=true")
 
 
 def run(folder, *overrides, until=None, attempt=None):
@@ -116,6 +118,7 @@ def test_batches_are_those_of_the_shards_at_any_world_size(growing, size):
             for a, b in zip(found, wanted, strict=True):
                 np.testing.assert_array_equal(a.ids, b.ids)
                 assert (a.samples == b.samples).all()
+                assert (a.labels == b.labels).all()
 
 
 def decoded(world, folder):
@@ -126,6 +129,35 @@ def test_ranks_decode_it_together(growing):
     folder = growing[1].of(Step(2, "select"))
     for samples in on_ranks(2, decoded, folder):
         np.testing.assert_array_equal(samples, open_set(folder).all())
+
+
+def test_vectors_train_the_same_weights_and_are_drawn_alike(tmp_path):
+    vectors = ("data.source=wine", "data.heldout=48", "network.width=16", "network.depth=1")
+    raw = {**TINY, "network": {}}
+    runs = []
+    for mode in ("shards", "index"):
+        config = compose(raw, [f"folder={tmp_path / mode}", *SHORT, *vectors, f"data.selected={mode}"], mode)
+        drive.run(config, World(), lambda: False)
+        runs.append(Layout(config.run_folder))
+    assert weights(runs[0], 1) == weights(runs[1], 1)
+    drawn = [points.clouds(read_run(layout.run))[0] for layout in runs]
+    for one, other in zip(*drawn, strict=True):
+        np.testing.assert_array_equal(one.training, other.training)
+
+
+def test_it_is_found_from_within_its_run(index, monkeypatch):
+    folder = index.of(Step(1, "select"))
+    wanted = open_set(folder).all()
+    for here, name in ((folder, "."), (folder.parent, "selected"), (folder.parent / "samples", "../selected")):
+        monkeypatch.chdir(here)
+        np.testing.assert_array_equal(open_set(Path(name)).all(), wanted)
+
+
+def test_training_waits_for_the_seals_that_an_index_refers_to(tmp_path):
+    train = Step(2, "train")
+    assert inputs(tiny(tmp_path), train) == [Step(2, "select")]
+    others = {PREPARE, Step(0, "sample"), Step(1, "sample")}
+    assert set(inputs(tiny(tmp_path, INDEX), train)) == {Step(2, "select"), *others}
 
 
 def test_importing_it_makes_shards_of_it(growing, tmp_path):
