@@ -135,12 +135,13 @@ def test_vectors_train_the_same_weights_and_are_drawn_alike(tmp_path):
     vectors = ("data.source=wine", "data.heldout=48", "network.width=16", "network.depth=1")
     raw = {**TINY, "network": {}}
     runs = []
-    for mode in ("shards", "index"):
-        config = compose(raw, [f"folder={tmp_path / mode}", *SHORT, *vectors, f"data.selected={mode}"], mode)
+    for selected, mode in (("shards", "resident"), ("index", "resident"), ("index", "streaming")):
+        how = (f"data.selected={selected}", f"data.mode={mode}", "data.workers=0")
+        config = compose(raw, [f"folder={tmp_path / selected / mode}", *SHORT, *vectors, *how], "vectors")
         drive.run(config, World(), lambda: False)
         runs.append(Layout(config.run_folder))
-    assert weights(runs[0], 1) == weights(runs[1], 1)
-    drawn = [points.clouds(read_run(layout.run))[0] for layout in runs]
+    assert weights(runs[0], 1) == weights(runs[1], 1) == weights(runs[2], 1)
+    drawn = [points.clouds(read_run(layout.run))[0] for layout in runs[:2]]
     for one, other in zip(*drawn, strict=True):
         np.testing.assert_array_equal(one.training, other.training)
 
