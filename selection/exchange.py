@@ -66,27 +66,27 @@ class Shard:
         return out
 
     def share(
-        self, local: Tensor, value: Tensor, most: int, edge: tuple[float, float]
-    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float]]]:
+        self, local: Tensor, value: Tensor, most: int, edge: tuple[float, float, float]
+    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float, float]]]:
         """Every rank's proposals on every rank, in one exchange of a fixed shape.
 
         local  [P] int64: at most `most` rows of this rank        value  [P] float64: a number for each
-        edge   two numbers of this rank
+        edge   three numbers of this rank
         ->     global ids int64, values, rows [., D], of all ranks in rank order; every rank's edge
         """
         width = self.rows.shape[1] * self.rows.element_size()
-        numbers = torch.zeros((most + 1, 2), dtype=torch.float64, device=self.rows.device)
-        packed = torch.zeros((most + 1, width + 16), dtype=torch.uint8, device=self.rows.device)
+        numbers = torch.zeros((most + 1, 3), dtype=torch.float64, device=self.rows.device)
+        packed = torch.zeros((most + 1, width + 24), dtype=torch.uint8, device=self.rows.device)
         count = len(local)
         numbers[:count, 0] = (local + self.offset).double()  # exact below 2^53
         numbers[:count, 1] = value
         numbers[count:, 0] = -1
         numbers[most] = numbers.new_tensor(edge)
         packed[:count, :width] = self.rows[local].contiguous().view(torch.uint8).view(count, width)
-        packed[:, width:] = numbers.view(torch.uint8).view(most + 1, 16)
+        packed[:, width:] = numbers.view(torch.uint8).view(most + 1, 24)
         parts = self.world.gather_rows(packed, [most + 1] * self.world.size).view(self.world.size, most + 1, -1)
         numbers = parts[:, :, width:].contiguous().view(torch.float64)
         given = numbers[:, :most, 0] >= 0
         rows = parts[:, :most, :width][given].contiguous().view(self.rows.dtype)
-        edges = [(float(a), float(b)) for a, b in numbers[:, most].tolist()]
+        edges = [(float(a), float(b), float(c)) for a, b, c in numbers[:, most].tolist()]
         return numbers[:, :most, 0][given].long(), numbers[:, :most, 1][given], rows, edges

@@ -62,15 +62,15 @@ class Frontier:
         """The first choice: one column of distances for all rows."""
         ids = torch.tensor([pick], device=self.bound.device)
         row = self.shard.take(ids)
-        self._remember(ids, row)
+        self._remember(ids, self.side(ids, row))
         self.bound = distances_to(self.shard.rows, row[0])
         self.seen += 1
         self._mark(ids)
 
-    def admit(self, ids: Tensor, rows: Tensor | None, level: float) -> None:
+    def admit(self, ids: Tensor, side: Side, level: float) -> None:
         """Adds choices and brings the active rows up to date; those chosen, or below `level`, stop being active."""
         first = self.count
-        self._remember(ids, rows)
+        self._remember(ids, side)
         self._mark(ids)
         self.keep_active(level)
         if len(self.active):
@@ -138,16 +138,14 @@ class Frontier:
         index, sketch = self._gathered
         return Side(self.shard.rows, sketch, index)
 
-    def _remember(self, ids: Tensor, rows: Tensor | None) -> None:
+    def _remember(self, ids: Tensor, side: Side) -> None:
         part = slice(self.count, self.count + len(ids))
         self.chosen[part] = ids
         if self._rows is not None:
-            assert rows is not None
-            self._rows[part] = rows
-        sketch = self.side(ids, rows).sketch
-        sketch.turned(self._right[part])
-        self._certificate.square[part] = sketch.certificate.square
-        self._certificate.rho[part] = sketch.certificate.rho
+            self._rows[part] = side.rows
+        side.sketch.turned(self._right[part])
+        self._certificate.square[part] = side.sketch.certificate.square
+        self._certificate.rho[part] = side.sketch.certificate.rho
         self.count += len(ids)
 
     def _mark(self, ids: Tensor) -> None:

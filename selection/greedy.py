@@ -45,10 +45,12 @@ def greedy(
     frontier.begin(start)
     radii = np.full(size, np.inf)
     block_size, level = SMALLEST_BLOCK, np.inf
+    active = np.zeros(shard.world.size, np.int64)  # at most so many rows of each rank are active
+    ends = np.cumsum(shard.counts)
     while frontier.count < size:
-        ids, bound, rows, edge = _propose(frontier, block_size)
+        ids, bound, rows, edge = _propose(frontier, block_size, active)
         if len(ids) == 0:
-            level = _wake(frontier)
+            level = _wake(frontier, active)
             if level == 0:
                 # Only duplicates of picks are left, all at distance 0: the smaller ids first.
                 radii[frontier.count :] = 0.0
@@ -60,7 +62,8 @@ def greedy(
         _store(frontier, ids, bound)
         on_progress(len(picks))
         order = torch.tensor(picks, device=ids.device)
-        frontier.admit(ids[order], None if rows is None else rows[order], level)
+        active -= np.bincount(np.searchsorted(ends, ids[order].cpu().numpy(), "right"), minlength=len(active))
+        frontier.admit(ids[order], side.take(order), level)
         if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, block_size // 2)
         elif block.pairs < max(2048, _PAIRS_A_PICK // 2 * len(picks)):
@@ -92,16 +95,22 @@ def _pick(
 
 
 def _propose(
-    frontier: Frontier, block_size: int
+    frontier: Frontier, block_size: int, most_active: NDArray[np.int64]
 ) -> tuple[Tensor, NDArray[np.float64], Tensor | None, tuple[float, int]]:
     """The next block, the same on every rank, in ascending order of ids.
 
+    most_active  [world size], changed: bounds of the active rows of each rank, so that no more room is sent than needed
     -> ids [B], their bounds [B], their rows [B, D] (None with one rank), and the edge: the largest (bound, id) outside
     """
     shard = frontier.shard
     active = frontier.active
     bound = frontier.bound[active]
     most = -(-block_size // shard.world.size)
+    if shard.world.size > 1:
+        most = min(most, int(most_active.max()))
+        if most == 0:
+            return active[:0], np.empty(0), None, (CHOSEN, 0)
+    held = len(active)
     edge, edge_id = CHOSEN, 0
     if len(active) > most:
         kth = torch.topk(bound, most).values[-1]
@@ -114,7 +123,8 @@ def _propose(
         active, bound = active[inside], bound[inside]
     if shard.world.size == 1:
         return active, bound.cpu().numpy(), None, (edge, edge_id)
-    ids, bound, rows, edges = shard.share(active, bound, most, (edge, edge_id))
+    ids, bound, rows, edges = shard.share(active, bound, most, (edge, edge_id, held))
+    most_active[:] = [int(count) for _, _, count in edges]
     highest = max(edges, key=lambda e: (e[0], -e[1]))
     return ids, bound.cpu().numpy(), rows, (highest[0], int(highest[1]))
 
@@ -125,9 +135,10 @@ def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
-def _wake(frontier: Frontier) -> float:
+def _wake(frontier: Frontier, active: NDArray[np.int64]) -> float:
     """Activates the rows whose bounds are largest, brought up to date. Returns the level below which rows sleep.
 
+    active  [world size], written: how many rows of each rank are active
     The level is 0 where no row has a positive distance to the picks left.
     """
     world, bound = frontier.shard.world, frontier.bound
@@ -147,6 +158,7 @@ def _wake(frontier: Frontier) -> float:
     level = max(level, float(np.nextafter(0, 1)))
     rows = (bound >= level).nonzero()[:, 0]
     frontier.activate(frontier.refresh(rows, level))
+    active[:] = world.gather_counts(len(frontier.active))
     return level
 
 

@@ -172,8 +172,7 @@ def _search(
         if len(rest) == 0:
             return
         some = lists[0][rest], lists[1][rest]
-        part = Side(side.rows[rest], side.sketch[rest])
-        _search(part, columns, first, some, None if ignore is None else ignore[rest], frame, None)
+        _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest], frame, None)
         lists[0][rest], lists[1][rest] = some
         return
     k, mine = lists[0].shape[1], side.rows

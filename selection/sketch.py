@@ -286,6 +286,11 @@ class Side:
             return Side(self.rows[part], self.sketch[part])
         return Side(self.rows, self.sketch[part], self.index[part])
 
+    def take(self, i: Tensor) -> Side:
+        """The rows numbered `i`."""
+        rows = self.rows if self.index is not None else self.rows[i]
+        return Side(rows, self.sketch[i], None if self.index is None else self.index[i])
+
     def again(self, frame: Frame, form: Format, i: Tensor) -> Side:
         """The rows numbered `i` in another format."""
         rows = self.rows.index_select(0, self.numbers(i))

@@ -23,7 +23,7 @@ from entroloop.selection.blocks import conflicts, earlier_distances
 from entroloop.selection.exchange import Shard
 from entroloop.selection.frontier import Frontier
 
-BLOCK = 1024
+BLOCK = 512
 _CHUNK = 8192  # candidates of all ranks that are brought up to date together
 
 
@@ -86,8 +86,8 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
         edge = float(position[int(rest) + shard.offset]) if len(rest) else np.inf
         ids, bound, rows = proposed + shard.offset, frontier.bound[proposed], None
         if shard.world.size > 1:
-            ids, bound, rows, edges = shard.share(proposed, bound, most, (edge, 0.0))
-            edge = min(e for e, _ in edges)
+            ids, bound, rows, edges = shard.share(proposed, bound, most, (edge, 0.0, 0.0))
+            edge = min(e for e, _, _ in edges)
         place = position[ids.cpu()].to(ids.device)
         turn = torch.argsort(place)
         turn = turn[place[turn] < edge]
@@ -97,10 +97,10 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
         rows = None if rows is None else rows[turn]
         side = frontier.side(ids, rows)
         accepted = _resolve(conflicts(side, threshold, frontier.frame), size - frontier.count).to(ids.device)
-        chosen = frontier.side(ids[accepted], None if rows is None else rows[accepted])
+        chosen = side.take(accepted)
         distance = earlier_distances(chosen, bound[accepted], frontier.frame)
         radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
-        frontier.admit(ids[accepted], None if rows is None else rows[accepted], level)
+        frontier.admit(ids[accepted], chosen, level)
 
 
 def _resolve(conflict: np.ndarray[tuple[int, int], np.dtype[np.bool_]], most: int) -> Tensor:

@@ -31,7 +31,7 @@ def _share(world, parts):
     shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
     local = torch.arange(min(2, len(shard.rows)))
     before = world.traffic.exchanges
-    ids, values, rows, edges = shard.share(local, local.double() + 0.5, 2, (world.rank + 0.25, 7.0))
+    ids, values, rows, edges = shard.share(local, local.double() + 0.5, 2, (world.rank + 0.25, 7.0, 9.0))
     return ids.tolist(), values.tolist(), rows.numpy(), edges, world.traffic.exchanges - before
 
 
@@ -45,5 +45,5 @@ def test_proposals_of_all_ranks_arrive_in_one_exchange(size):
         assert ids == expected
         assert values == [i + 0.5 for p in parts for i in range(min(2, len(p)))]
         np.testing.assert_array_equal(rows, x[expected])
-        assert edges == [(rank + 0.25, 7.0) for rank in range(size)]
+        assert edges == [(rank + 0.25, 7.0, 9.0) for rank in range(size)]
         assert exchanges == 1
