@@ -80,7 +80,10 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
         status = "running"
     else:
         # state.json is written at the end of an attempt: a killed one leaves none, or one of an earlier attempt
-        status = state_file["status"] if state_file and state_file["status"] != "finished" else "stopped"
+        begun = any(entry["state"] == "sealed" for entry in found)
+        status = "stopped" if begun else "not begun"
+        if state_file and state_file["status"] != "finished":
+            status = state_file["status"]
     reason = state_file["reason"] if state_file and status in ("failed", "interrupted") else ""
     return {
         "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,

@@ -4,11 +4,12 @@ import os
 
 import pytest
 import yaml
-from loops import TINY, command, sealed_bytes
+from loops import TINY, command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import UserError
 from entroloop.launcher import sweep
 from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher.status import inspect
 
 GRID = {"selection.strategy": ["random", "greedy"], "seed": [0, 1]}
 
@@ -68,3 +69,11 @@ def test_a_failing_arm_is_named_with_its_log(tmp_path):
     assert "1 of 2 runs did not finish" in failed.stderr
     assert "log.txt" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+def test_an_arm_that_waits_for_its_turn_has_not_begun(tmp_path):
+    path = tiny_file(tmp_path)
+    run = tmp_path / "runs" / "tiny"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_bytes(path.read_bytes())
+    assert inspect(run)["status"] == "not begun"

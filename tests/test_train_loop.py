@@ -1,5 +1,6 @@
 """The step loop: schedules, resuming bit for bit, labels, flips, and a loss that is not finite."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -58,12 +59,11 @@ def test_stopped_at_every_third_step_it_ends_with_the_same_weights(data, tmp_pat
         looks += 1
         return looks % 3 == 0
 
-    for _ in range(100):
-        try:
+    finished = False
+    while not finished:
+        with contextlib.suppress(Interrupted):
             train(job(tmp_path / "pieces", **changes), data, World(), should_stop=should_stop)
-            break
-        except Interrupted:
-            pass
+            finished = True
     assert looks == 25  # no step was done twice
     assert weights_of(tmp_path / "pieces") == weights_of(tmp_path / "whole")
     assert manifest.problems(tmp_path / "pieces" / "weights") == []
