@@ -1,0 +1,54 @@
+"""The tables of docs/results.md from sealed runs: `python benchmarks/results.py comparison|course|correlation FOLDER…`.
+
+FOLDER is a run or a sweep; only runs that are finished count, with the seeds that all arms have.
+
+    comparison   the last generation of every arm, and its change against one of them, paired by seed
+    course       the measures of every generation, and their change
+    correlation  training-set entropy against log generalization score
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from entroloop.data.errors import UserError
+from entroloop.eval import claims, tables
+from entroloop.eval.runs import read_runs
+
+MEASURES = {"comparison": ["frechet_distance"], "course": ["generalization_score", "training_entropy"]}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("comparison", "course", "correlation"))
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--against", help="label of the arm to compare with (the first one)")
+    parser.add_argument("--measures", nargs="+", help="shown in every encoder")
+    parser.add_argument("--arms", nargs="+", help="only these labels")
+    options = parser.parse_args(arguments)
+    try:
+        print(table(options))
+    except UserError as error:
+        print(f"results.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def table(options: argparse.Namespace) -> str:
+    runs = read_runs(options.folders)
+    groups = claims.compared(runs)
+    if options.arms:
+        groups = [claims.against(groups, label) for label in options.arms]
+    names = tables.encoders(runs)
+    if options.table == "correlation":
+        return claims.correlations(groups, names)
+    columns = [(encoder, m) for m in options.measures or MEASURES[options.table] for encoder in names]
+    if options.table == "course":
+        return claims.course(groups, columns)
+    return claims.comparison(groups, claims.against(groups, options.against), columns)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

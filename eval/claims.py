@@ -1,0 +1,180 @@
+"""The tables of docs/results.md: arms compared by seed, curves over generations, and a correlation, as Markdown.
+
+    [Run]  ->  compared  ->  comparison | course | correlations
+
+Intervals are 95% Student intervals of the mean over seeds. Differences and ratios are taken between runs of equal seed
+before they are averaged, so that what a seed brings to all arms cancels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from entroloop.data.errors import UserError
+from entroloop.eval import analysis
+from entroloop.eval.catalogue import title
+from entroloop.eval.runs import Arm, Run, arms
+
+Column = tuple[str, str]  # encoder and measure
+
+
+def compared(runs: Sequence[Run]) -> list[Arm]:
+    """The arms of the finished runs, each with the seeds that all of them have.
+
+    Raises UserError where no seed is finished in every arm, or entropies were taken of different numbers of images.
+    """
+    finished = [run for run in runs if run.finished]
+    groups = arms(finished)
+    common = set.intersection(*({run.seed for run in arm.runs} for arm in groups)) if groups else set()
+    if not common:
+        raise UserError("no seed is finished in every arm: finish the sweeps, or give fewer folders")
+    check_equal_n(finished)
+    return [
+        Arm(arm.label, arm.strategy, arm.rest, tuple(run for run in arm.runs if run.seed in common)) for arm in groups
+    ]
+
+
+def check_equal_n(runs: Sequence[Run]) -> None:
+    """Raises UserError unless every entropy is of the same number of images: the estimate depends on it."""
+    found: dict[int | None, str] = {}
+    for run in runs:
+        for row in run.rows:
+            for one in row.get("context", {}).get("encoders", {}).values():
+                found.setdefault(one.get("entropy_n"), run.name)
+    if len(found) > 1:
+        sizes = ", ".join(f"{n} in {name}" for n, name in found.items())
+        raise UserError(f"training_entropy is of different numbers of images ({sizes}): set evaluation.entropy_size")
+
+
+def against(groups: Sequence[Arm], label: str | None) -> Arm:
+    """The arm that others are compared with: the first where no label is given. Raises UserError for an unknown one."""
+    found = groups[0] if label is None else next((arm for arm in groups if arm.label == label), None)
+    if found is None:
+        raise UserError(f"--against {label}: is no arm; these are: {'; '.join(arm.label for arm in groups)}")
+    return found
+
+
+def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> str:
+    """The last generation: for each measure its mean, and the mean change against `base`, paired by seed.
+
+    Changes are in percent of the base's mean over seeds.
+    """
+    last = analysis.last_common(groups)
+    assert last is not None
+    heads = ["arm", "seeds", "real images"]
+    for encoder, measure in columns:
+        heads += [f"{title(measure, encoder)}, {encoder}", f"against {base.label}"]
+    lines = []
+    for arm in groups:
+        cells = [arm.label, str(len(arm.runs)), f"{np.mean(arm.values(last, '', 'real_share')):.0%}"]
+        for encoder, measure in columns:
+            cells.append(mean_and_interval(arm.values(last, encoder, measure)))
+            cells.append("" if arm is base else _change(arm, base, last, encoder, measure))
+        lines.append(cells)
+    return f"Generation {last}:\n\n{markdown(heads, lines)}"
+
+
+def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) -> str:
+    whole = analysis.mean_value(base, generation, encoder, measure)
+    found = analysis.paired(arm, base, generation, encoder, measure)
+    if not whole or not found:
+        return analysis.number(None)
+    return mean_and_interval([difference / abs(whole) for difference in found], "{:+.0%}".format)
+
+
+def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
+    """Every generation, and the change from the first to the last, paired by seed.
+
+    Positive measures also have a rate: the slope of the logarithm, in percent a generation (entropy has no such scale).
+    """
+    last = analysis.last_common(groups)
+    assert last is not None
+    heads = ["arm", "measure", *(f"{g}" for g in range(last + 1)), "first to last", "a generation"]
+    lines = []
+    for arm in groups:
+        for encoder, measure in columns:
+            series = [[run.value(g, encoder, measure) for g in range(last + 1)] for run in arm.runs]
+            whole = [[v for v in values if v is not None] for values in series]
+            whole = [values for values in whole if len(values) == last + 1]
+            cells = [arm.label, f"{title(measure, encoder)}, {encoder}"]
+            cells += [analysis.number(float(np.mean(column))) for column in zip(*whole, strict=True)]
+            cells.append(mean_and_interval([values[-1] - values[0] for values in whole]))
+            cells.append("" if measure == "training_entropy" else _rate(whole))
+            lines.append(cells)
+    return f"{len(groups[0].runs)} seeds:\n\n{markdown(heads, lines)}"
+
+
+def rate(values: Sequence[float]) -> float:
+    """Relative change a generation: exp of the least-squares slope of the logarithms, less 1."""
+    slope = np.polyfit(np.arange(len(values)), np.log(values), 1)[0]
+    return math.expm1(float(slope))
+
+
+def _rate(series: Sequence[Sequence[float]]) -> str:
+    if not series or len(series[0]) < 2 or min(min(values) for values in series) <= 0:
+        return ""
+    return mean_and_interval([rate(values) for values in series], "{:+.1%}".format)
+
+
+def correlations(groups: Sequence[Arm], encoders: Sequence[str]) -> str:
+    """Pearson r of training-set entropy and log generalization score over all generations of all runs.
+
+    Points that runs share (generation 0 of a seed) count once. Intervals by drawing whole runs, and by drawing whole
+    seeds, whose runs have generation 0 in common; from four on.
+    """
+    lines = []
+    for encoder in encoders:
+        for name, chosen in (("all", groups), *((arm.label, [arm]) for arm in groups)):
+            runs = [run for arm in chosen for run in arm.runs]
+            clusters = once(analysis.entropy_and_score(runs, encoder))
+            seeds = sorted({run.seed for run in runs})
+            by_seed = [
+                [pair for run, cluster in zip(runs, clusters, strict=True) if run.seed == seed for pair in cluster]
+                for seed in seeds
+            ]
+            found, wider = analysis.correlation(clusters), analysis.correlation(by_seed)
+            if found is not None and wider is not None:
+                cells = [analysis.number(found.r), _span(found), _span(wider), str(found.n), str(len(runs))]
+                lines.append([name, encoder, *cells])
+    heads = ["arms", "features", "r", "interval by runs", "by seeds", "points", "runs"]
+    return markdown(heads, lines)
+
+
+def once(clusters: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """The clusters without the points that an earlier one has too."""
+    seen: set[tuple[float, float]] = set()
+    out = []
+    for cluster in clusters:
+        new = [pair for pair in cluster if pair not in seen]
+        seen.update(new)
+        out.append(new)
+    return out
+
+
+def _span(found: analysis.Correlation) -> str:
+    if found.low is None or found.high is None:
+        return analysis.number(None)
+    return f"[{analysis.number(found.low)}, {analysis.number(found.high)}]"
+
+
+def mean_and_interval(values: Sequence[float], form: Callable[[float], str] = analysis.number) -> str:
+    """`mean [low, high]`; below three values no interval."""
+    if not values:
+        return analysis.number(None)
+    mean = _signed(form(float(np.mean(values))))
+    if len(values) < 3:
+        return mean
+    low, high = analysis.interval(values)
+    return f"{mean} [{_signed(form(low))}, {_signed(form(high))}]"
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
