@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from entroloop.data.encoders import load_encoder
@@ -40,19 +41,22 @@ def compare(
     entropy_size: int | None = None,
     resamples: int = 0,
     seed: int = 0,
+    device: str | None = None,
 ) -> dict[str, Any]:
     """The measures at the top level (None where undefined), everything else under "context".
 
     resolution images are cropped and resized to this many pixels a side first, as `import` does; None: as they are
     resamples  times that half of every set is drawn and measured again: 2.5 % and 97.5 % quantiles of each measure
                under context["resampled"]. They show the spread at half the size, not an interval of the full number.
-    Raises UserError when a set cannot be read or the sets do not fit together.
+    device     of the encoder's network: cpu, cuda, cuda:1, …; None: CUDA if there is any, else the CPU
+    Raises UserError when a set cannot be read, the sets do not fit together or there is no such device.
     """
+    where = find_device(device)
     paths = {"generated": generated, "training": training, **({"reference": reference} if reference else {})}
     sets = {name: read_set(path, resolution) for name, path in paths.items()}
     _check_fit(sets, paths)
     shape = sets["generated"].shape[1:]
-    net = load_encoder(encoder, tuple(shape), classifier=classifier)
+    net = load_encoder(encoder, tuple(shape), classifier=classifier, device=where)
     features = {name: net(samples) for name, samples in sets.items()}
     found = measure(
         features["generated"], features["training"], features.get("reference"), entropy_size=entropy_size, seed=seed
@@ -68,6 +72,21 @@ def compare(
     if resamples:
         context["resampled"] = _resampled(features, entropy_size, resamples, seed)
     return {**{name: _finite(value) for name, value in found.values.items()}, "context": context}
+
+
+def find_device(name: str | None) -> torch.device:
+    """Raises UserError where this machine has no such device."""
+    gpus = torch.cuda.device_count()
+    if name is None:
+        return torch.device("cuda" if gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or not (device.type == "cpu" or (device.type == "cuda" and (device.index or 0) < gpus)):
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(gpus))])
+        raise UserError(f"--device {name}: no such device here; there is {here}")
+    return device
 
 
 def _resampled(

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import report_runs
+import torch
 import typer
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -209,3 +210,23 @@ def test_digits_of_two_classes_differ_more_than_halves_of_one():
     far = measure(zeros[::2], ones).values
     assert far["frechet_distance"] > 5 * near["frechet_distance"]
     assert far["coverage"] < 0.1 < near["coverage"]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "cpu:x"])
+def test_a_device_that_is_not_here_is_refused_in_one_line(device, tmp_path):
+    np.save(tmp_path / "a.npy", vectors(digits(20)))
+    found = run("measure", tmp_path / "a.npy", tmp_path / "a.npy", "--device", device)
+    assert isinstance(found.exception, UserError)
+    said = str(found.exception)
+    assert said.startswith(f"--device {device}: no such device here; there is cpu")
+    assert "\n" not in said
+
+
+def test_the_device_reaches_the_encoder(tmp_path, monkeypatch):
+    used = []
+    load = compare.load_encoder
+    monkeypatch.setattr(compare, "load_encoder", lambda *a, **k: used.append(k["device"]) or load(*a, **k))
+    np.save(tmp_path / "a.npy", vectors(digits(20)))
+    for arguments in (("--device", "cpu"), ()):
+        assert run("measure", tmp_path / "a.npy", tmp_path / "a.npy", *arguments).exit_code == 0
+    assert used == [torch.device("cpu"), torch.device("cuda" if torch.cuda.is_available() else "cpu")]
