@@ -1,10 +1,11 @@
-"""The tables of docs/results.md from sealed runs: `python benchmarks/results.py comparison|course|correlation FOLDER…`.
+"""The tables of docs/results.md from sealed runs: `python benchmarks/results.py TABLE FOLDER…`.
 
 FOLDER is a run or a sweep; only runs that are finished count, with the seeds that all arms have.
 
     comparison   the last generation of every arm, and its change against one of them, paired by seed
     course       the measures of every generation, and their change
     correlation  training-set entropy against log generalization score
+    threshold    settings of the threshold filter on the pools of these runs, chosen again without training
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from entroloop.data.errors import UserError
-from entroloop.eval import claims, tables
+from entroloop.eval import claims, sensitivity, tables
 from entroloop.eval.runs import read_runs
 
 MEASURES = {"comparison": ["frechet_distance"], "course": ["generalization_score", "training_entropy"]}
@@ -22,7 +23,7 @@ MEASURES = {"comparison": ["frechet_distance"], "course": ["generalization_score
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("comparison", "course", "correlation"))
+    parser.add_argument("table", choices=("comparison", "course", "correlation", "threshold"))
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
     parser.add_argument("--against", help="label of the arm to compare with (the first one)")
     parser.add_argument("--measures", nargs="+", help="shown in every encoder")
@@ -44,6 +45,8 @@ def table(options: argparse.Namespace) -> str:
     names = tables.encoders(runs)
     if options.table == "correlation":
         return claims.correlations(groups, names)
+    if options.table == "threshold":
+        return sensitivity.threshold_table([run for arm in groups for run in arm.runs])
     columns = [(encoder, m) for m in options.measures or MEASURES[options.table] for encoder in names]
     if options.table == "course":
         return claims.course(groups, columns)
