@@ -69,7 +69,7 @@ def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> s
         heads += [f"{title(measure, encoder)}, {encoder}", f"against {base.label}"]
     lines = []
     for arm in groups:
-        cells = [arm.label, str(len(arm.runs)), f"{np.mean(arm.values(last, '', 'real_share')):.0%}"]
+        cells = [arm.label, str(len(arm.runs)), mean_and_interval(arm.values(last, "", "real_share"), "{:.0%}".format)]
         for encoder, measure in columns:
             cells.append(mean_and_interval(arm.values(last, encoder, measure)))
             cells.append("" if arm is base else _change(arm, base, last, encoder, measure))

@@ -42,8 +42,8 @@ def test_differences_are_paired_by_seed_and_only_seeds_of_every_finished_arm_cou
     groups = claims.compared(runs)
     table = cells(claims.comparison(groups, groups[0], [("pixel", "frechet_distance")]))
     random, greedy = table[2], table[3]
-    assert random[:3] == ["random", "3", "100%"]
-    assert greedy[:3] == ["greedy", "3", "25%"]
+    assert random[:3] == ["random", "3", "100% [100%, 100%]"]
+    assert greedy[:3] == ["greedy", "3", "25% [25%, 25%]"]
     assert random[3].startswith("150 [")
     assert random[4] == ""
     # differences -15, -16, -17 of a mean of 150: -10.67 % with half width t(2) * 1 / sqrt(3) of 150
