@@ -81,9 +81,10 @@ def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[floa
 def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlation | None:
     """Pearson r of all pairs; its interval by drawing whole runs with replacement (points of a run hang together).
 
-    None with fewer than three pairs or without spread. Below four runs no interval is given.
+    A point that runs share (generation 0 of a seed) counts once. None with fewer than three pairs or without spread.
+    Below four runs no interval is given.
     """
-    filled = [np.array(cluster) for cluster in clusters if len(cluster)]
+    filled = [np.array(cluster) for cluster in once(clusters) if len(cluster)]
     r = _pearson(filled)
     if r is None:
         return None
@@ -93,6 +94,17 @@ def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlatio
         draws = (_pearson([filled[i] for i in rng.integers(len(filled), size=len(filled))]) for _ in range(DRAWS))
         low, high = (float(q) for q in np.quantile([d for d in draws if d is not None], [0.025, 0.975]))
     return Correlation(r, low, high, sum(map(len, filled)), len(filled))
+
+
+def once(clusters: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """The clusters without the points that an earlier one has too."""
+    seen: set[tuple[float, float]] = set()
+    out = []
+    for cluster in clusters:
+        new = [pair for pair in cluster if pair not in seen]
+        seen.update(new)
+        out.append(new)
+    return out
 
 
 def _pearson(clusters: Sequence[np.ndarray]) -> float | None:

@@ -129,7 +129,7 @@ def correlations(groups: Sequence[Arm], encoders: Sequence[str]) -> str:
     for encoder in encoders:
         for name, chosen in (("all", groups), *((arm.label, [arm]) for arm in groups)):
             runs = [run for arm in chosen for run in arm.runs]
-            clusters = once(analysis.entropy_and_score(runs, encoder))
+            clusters = analysis.entropy_and_score(runs, encoder)
             seeds = sorted({run.seed for run in runs})
             by_seed = [
                 [pair for run, cluster in zip(runs, clusters, strict=True) if run.seed == seed for pair in cluster]
@@ -141,17 +141,6 @@ def correlations(groups: Sequence[Arm], encoders: Sequence[str]) -> str:
                 lines.append([name, encoder, *cells])
     heads = ["arms", "features", "r", "interval by runs", "by seeds", "points", "runs"]
     return markdown(heads, lines)
-
-
-def once(clusters: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
-    """The clusters without the points that an earlier one has too."""
-    seen: set[tuple[float, float]] = set()
-    out = []
-    for cluster in clusters:
-        new = [pair for pair in cluster if pair not in seen]
-        seen.update(new)
-        out.append(new)
-    return out
 
 
 def _span(found: analysis.Correlation) -> str:

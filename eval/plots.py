@@ -95,6 +95,12 @@ def _legend_height(entries: int, columns: int = 3) -> float:
     return 0.1 + 0.17 * -(-entries // columns)
 
 
+def _columns(labels: Sequence[str], width: float) -> int:
+    """How many columns of a legend fit side by side into a width in inches: at most three."""
+    entry = 0.5 + 0.065 * max(map(len, labels), default=0)
+    return max(1, min(3, len(labels), int(width / entry)))
+
+
 def _plain(value: float, _: int) -> str:
     """Tick labels no wider than seven characters."""
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
@@ -122,7 +128,8 @@ def _saved(figure: Figure, form: str, **options: Any) -> bytes:
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
     """Mean over seeds with its band, each seed thinly, and held-out against training data as a dashed line."""
     with matplotlib.rc_context(_STYLE):
-        room = _legend_height(len(groups) + 1)
+        columns = _columns([*(arm.label for arm in groups), "real test vs real train"], 4.4)
+        room = _legend_height(len(groups) + 1, columns)
         figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
         looks = styles(groups)
         shown: list[float] = []
@@ -150,7 +157,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
         axes.set_xlabel("generation")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        figure.legend(loc="lower center", ncols=min(3, len(groups) + 1), handlelength=2.6)
+        figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
     return figure
 
 
@@ -181,7 +188,8 @@ def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | N
 def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
     """Training-set entropy against log generalization score, a point a generation, with Pearson r."""
     with matplotlib.rc_context(_STYLE):
-        room = _legend_height(len(groups))
+        columns = _columns([arm.label for arm in groups], 4.6)
+        room = _legend_height(len(groups), columns)
         figure, (axes,) = new_figure(4.6, 3.3 + room, bottom=0.45 + room)
         looks = styles(groups)
         clusters = [cluster for arm in groups for cluster in entropy_and_score(arm.runs, encoder)]
@@ -203,7 +211,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
         axes.set_title(f"{_pearson_words(clusters)} · {encoder}")
         axes.set_xlabel("training-set entropy (nats)")
         axes.set_ylabel("log generalization score")
-        figure.legend(loc="lower center", ncols=min(3, len(groups)))
+        figure.legend(loc="lower center", ncols=columns)
     return figure
 
 

@@ -10,7 +10,7 @@ import report_runs
 from scipy import stats
 
 from entroloop.data.errors import UserError
-from entroloop.eval import claims
+from entroloop.eval import analysis, claims, plots
 from entroloop.eval.runs import Run
 
 
@@ -107,7 +107,7 @@ def test_correlation_counts_a_shared_generation_once_and_draws_whole_clusters():
 
 
 def test_points_that_runs_share_are_dropped_after_the_first():
-    assert claims.once([[(1, 2), (3, 4)], [(1, 2), (5, 6)]]) == [[(1, 2), (3, 4)], [(5, 6)]]
+    assert analysis.once([[(1, 2), (3, 4)], [(1, 2), (5, 6)]]) == [[(1, 2), (3, 4)], [(5, 6)]]
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +128,16 @@ def test_the_command_makes_every_table_from_folders(script, tmp_path, capsys):
     assert "these are: random" in capsys.readouterr().err
     assert script.main(["comparison", str(tmp_path / "nothing")]) == 2
     assert "not a run or a sweep" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("label", ["random", "adaptive-threshold (accumulate-subsample, candidates=2)"])
+def test_legends_fit_the_figure(label):
+    columns = plots._columns([label] * 7, 4.6)
+    figure, _ = plots.new_figure(4.6, 6.0)
+    for _ in range(7):
+        figure.axes[0].plot([0], [0], "o", label=label)
+    figure.legend(loc="lower center", ncols=columns, fontsize=8)
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
