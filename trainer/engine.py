@@ -134,7 +134,9 @@ class Engine:
     def _accelerator(self) -> Accelerator:
         cpu = self.world.device.type == "cpu"
         AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
-        return Accelerator(cpu=cpu, mixed_precision=self.config.precision)
+        # gradients lie where they are reduced; buffers are constants, equal on all ranks from the start
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        return Accelerator(cpu=cpu, mixed_precision=self.config.precision, kwargs_handlers=[ddp])
 
     def _check(self) -> None:
         wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
@@ -233,7 +235,7 @@ class ZeroEngine(Engine):
         return f"zero{self.stage}"
 
     def _accelerator(self) -> Accelerator:
-        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+        from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         # A second generation in this process asks for a fresh plugin; the process group itself is the World's.
         for state in (AcceleratorState, PartialState, GradientState):
