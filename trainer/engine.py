@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from torch import Tensor, nn
@@ -235,7 +235,7 @@ class ZeroEngine(Engine):
         return f"zero{self.stage}"
 
     def _accelerator(self) -> Accelerator:
-        from accelerate.utils import DeepSpeedPlugin, DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
         # A second generation in this process asks for a fresh plugin; the process group itself is the World's.
         for state in (AcceleratorState, PartialState, GradientState):
