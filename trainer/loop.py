@@ -147,7 +147,11 @@ class Trainer:
         config, device = self.job.config, self.world.device
         position = batch.position + start
         normal, uniform = training_noise(self.shape, position, count, self.job.seed, draws=3)
-        torch.manual_seed(derive_seed(self.job.seed, 0, "dropout", position))
+        # Only this device's generator: torch.manual_seed would take a percent of a small network's step.
+        generator = (
+            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        )
+        generator.manual_seed(derive_seed(self.job.seed, 0, "dropout", position))
         y = self.scale.to_model(batch.samples[start : start + count].to(device))
         uniform = uniform.to(device)
         if config.flip and y.ndim == 4:
