@@ -9,6 +9,8 @@ reads `rank` and `size` from it and uses the few exchanges below. A World of siz
 from __future__ import annotations
 
 import datetime
+import gc
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -162,4 +164,8 @@ def current(device: torch.device | None = None) -> World:
 def leave() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
+        # A DDP model that outlives its group joins gloo's thread while it holds the interpreter's lock, for which that
+        # thread waits if it is just letting go of its last work: models go first, and the thread gets its moment.
+        gc.collect()
+        time.sleep(0.1)
         dist.destroy_process_group()

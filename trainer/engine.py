@@ -134,8 +134,7 @@ class Engine:
     def _accelerator(self) -> Accelerator:
         cpu = self.world.device.type == "cpu"
         AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
-        # gradients lie where they are reduced; buffers are constants, equal on all ranks from the start
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients lie where they are reduced
         return Accelerator(cpu=cpu, mixed_precision=self.config.precision, kwargs_handlers=[ddp])
 
     def _check(self) -> None:

@@ -31,7 +31,7 @@ from entroloop.trainer.network import DenoiserNetwork
 from entroloop.trainer.sampler import SampleConfig, draw, guided, noise_levels
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-POLL = 0.5  # seconds between two looks at the shards of other ranks
+POLL = 0.5  # seconds between two looks at the shards of other ranks, at most
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,12 @@ def wait_for_shards(folder: Path, plan: SamplePlan, part: Part, should_stop: Cal
     Looks at the folder instead of meeting the other ranks: they may be busy for longer than a process group waits, and
     a signal must reach a rank that has nothing to do. Raises Interrupted when `should_stop` says so.
     """
-    missing = [i for i in part.of(len(plan.shards)) if not _done(folder, i)]
+    missing, pause = [i for i in part.of(len(plan.shards)) if not _done(folder, i)], 0.02
     while missing:
         if should_stop():
             raise Interrupted("stopped while other ranks were sampling; finished shards are kept")
-        time.sleep(POLL)
+        time.sleep(pause)
+        pause = min(1.5 * pause, POLL)
         missing = [i for i in missing if not _done(folder, i)]
 
 
