@@ -177,10 +177,13 @@ def _check_dest(dest: Path, source: str, identity: dict[str, Any]) -> None:
             raise UserError(f"{dest}: already holds a sealed set that was not imported: give another folder")
     elif there is None:
         if dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in dest.iterdir()):
+            if (dest / SETTINGS).exists() or manifest.is_sealed(dest):  # another import began meanwhile
+                return _check_dest(dest, source, identity)
             raise UserError(f"{dest}: already holds other files: give a new or empty folder")
-        return
+        return None
     if difference := _difference(there, identity):
         raise UserError(f"{dest}: holds an import made otherwise ({difference}): give another folder")
+    return None
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

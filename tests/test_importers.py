@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_files import small_disk
 
-from entroloop.data import manifest, sources
+from entroloop.data import importers, manifest, sources
 from entroloop.data.conversion import Layout
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.importers import Settings, import_dataset, import_part, seal_import
@@ -286,6 +286,18 @@ def test_two_imports_into_one_folder_at_once(tmp_path: Path):
         jobs = [pool.submit(import_dataset, "digits", tmp_path / "shared", shard_size=100) for _ in range(4)]
         seals = [job.result() for job in jobs]
     assert all(sealed == seals[0] for sealed in seals)
+    assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
+
+
+def test_an_import_that_begins_while_another_looks_at_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The other one's settings appear between the look for them and the look at the folder's files."""
+    with pytest.raises(Interrupted):
+        import_dataset("digits", tmp_path / "shared", shard_size=100, stop=lambda: True)
+    read, late = importers._read_settings, [True]
+    monkeypatch.setattr(importers, "_read_settings", lambda dest: None if late and late.pop() else read(dest))
+    import_dataset("digits", tmp_path / "shared", shard_size=100)
+    assert not late
+    import_dataset("digits", tmp_path / "alone", shard_size=100)
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
