@@ -21,6 +21,9 @@ from entroloop.launcher import clusters, drive, lease
 from entroloop.launcher.phases import Layout, Step
 
 pytestmark = pytest.mark.slow  # minutes on a real cluster
+long = pytest.mark.skipif(
+    "ENTROLOOP_LONG" not in os.environ, reason="three minutes more: set ENTROLOOP_LONG=1, as CI does"
+)
 HERE = Path(__file__).parent / "slurm"
 CHECKPOINTS = "train.checkpoint_kimg=0.016"  # after every batch, so that there is one when the kill comes
 SLURM = ["slurm.gpus_per_node=0", "slurm.lead=30", "slurm.time=1h"]
@@ -190,6 +193,7 @@ def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_pa
     assert {job.node for job in jobs(run) if job.key.endswith(".encode")} == {"n1", "n2"}
 
 
+@long
 def test_a_chain_of_two_generations_ends_with_the_bytes_of_a_local_run(tmp_path):
     """All phases as jobs, in arrays longer than the cluster's MaxArraySize, submitted in a window that moves."""
     chain = ["slurm.shape=phases", "slurm.array=6", "slurm.window=9"]
@@ -204,6 +208,7 @@ def test_a_chain_of_two_generations_ends_with_the_bytes_of_a_local_run(tmp_path)
     assert sealed_bytes(run) == local(*small)
 
 
+@long
 def test_a_job_whose_node_is_lost_starts_again_from_its_checkpoint(tmp_path):
     """The scheduler kills and requeues it without a signal that its script could answer."""
     path = tiny_file(tmp_path, *SLURM, "train.kimg=6.4", "generations=1", CHECKPOINTS)
@@ -217,6 +222,7 @@ def test_a_job_whose_node_is_lost_starts_again_from_its_checkpoint(tmp_path):
     assert sealed_bytes(run) == local("train.kimg=6.4", "generations=1", CHECKPOINTS)
 
 
+@long
 def test_the_signal_comes_before_a_real_time_limit(tmp_path):
     path = tiny_file(tmp_path, *SLURM, "slurm.time=1m", "train.kimg=400", "generations=1")
     run = tmp_path / "runs" / "tiny"
