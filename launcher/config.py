@@ -96,10 +96,11 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _neon_has_finetuned_weights(self) -> Config:
-        name = self.sample.guide or ""
-        inside = name == "previous" or re.fullmatch(r"generation_\d+", name)
+        inside = self.sample.guide_generation(1) is not None
         if self.sample.guide_kind == "neon" and inside and not self.train.warm_start:
-            raise ValueError(f"sample.guide={name}: neon extrapolates finetuned weights: set train.warm_start=true")
+            raise ValueError(
+                f"sample.guide={self.sample.guide}: neon extrapolates finetuned weights: set train.warm_start=true"
+            )
         return self
 
     def settled(self) -> dict[str, Any]:

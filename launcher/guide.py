@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +25,8 @@ class Guide:
 
 def is_guided(config: Config, generation: int) -> bool:
     """Whether a generation is sampled with a guide: one of the same run must come before it."""
-    name = config.sample.guide
-    if name is None or name == "previous":
-        return name is not None and generation > 0
-    relative = re.fullmatch(r"generation_(\d+)", name)
-    return relative is None or int(relative[1]) < generation
+    number = config.sample.guide_generation(generation)
+    return config.sample.guide is not None and (number is None or 0 <= number < generation)
 
 
 def guide_of(config: Config, layout: Layout, generation: int) -> Guide:
@@ -41,14 +37,13 @@ def guide_of(config: Config, layout: Layout, generation: int) -> Guide:
     name = config.sample.guide
     if name is None:
         return Guide()
-    relative = re.fullmatch(r"previous|generation_(\d+)", name)
-    if relative is None:
+    number = config.sample.guide_generation(generation)
+    if number is None:
         folder = Path(name)
         try:
             return Guide(folder, {"guide": manifest.read(folder).digest})
         except UserError as error:
             raise UserError(f"sample.guide={name}: {error}; or give previous, or generation_0000") from error
-    number = generation - 1 if name == "previous" else int(relative[1])
     if number >= config.generations:
         raise UserError(f"sample.guide={name}: the run has generations 0 … {config.generations - 1}")
     if not is_guided(config, generation):

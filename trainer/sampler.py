@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -97,6 +98,13 @@ class SampleConfig(BaseModel):
         calls = 2 * self.steps - 1 if self.sampler == "heun" else self.steps
         networks = 2 if guided and self.guide_kind != "neon" else 1
         return calls * networks * (2 if self.guidance != 1 else 1)
+
+    def guide_generation(self, generation: int) -> int | None:
+        """Which generation of the same run would guide this one; None where the guide is a folder or there is none."""
+        if self.guide == "previous":
+            return generation - 1
+        found = re.fullmatch(r"generation_(\d+)", self.guide or "")
+        return int(found[1]) if found else None
 
     @property
     def churn(self) -> Churn | None:
