@@ -45,12 +45,12 @@ def greedy(
     frontier.begin(start)
     radii = np.full(size, np.inf)
     block_size, level = SMALLEST_BLOCK, np.inf
-    active = np.zeros(shard.world.size, np.int64)  # at most so many rows of each rank are active
+    most_active = np.zeros(shard.world.size, np.int64)  # rows of each rank that may still be active
     ends = np.cumsum(shard.counts)
     while frontier.count < size:
-        ids, bound, rows, edge = _propose(frontier, block_size, active)
+        ids, bound, rows, edge = _propose(frontier, block_size, most_active)
         if len(ids) == 0:
-            level = _wake(frontier, active)
+            level = _wake(frontier, most_active)
             if level == 0:
                 # Only duplicates of picks are left, all at distance 0: the smaller ids first.
                 radii[frontier.count :] = 0.0
@@ -62,7 +62,8 @@ def greedy(
         _store(frontier, ids, bound)
         on_progress(len(picks))
         order = torch.tensor(picks, device=ids.device)
-        active -= np.bincount(np.searchsorted(ends, ids[order].cpu().numpy(), "right"), minlength=len(active))
+        owners = np.searchsorted(ends, ids[order].cpu().numpy(), "right")
+        most_active -= np.bincount(owners, minlength=len(most_active))
         frontier.admit(ids[order], side.take(order), level)
         if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, block_size // 2)
@@ -135,10 +136,10 @@ def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
-def _wake(frontier: Frontier, active: NDArray[np.int64]) -> float:
+def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
     """Activates the rows whose bounds are largest, brought up to date. Returns the level below which rows sleep.
 
-    active  [world size], written: how many rows of each rank are active
+    most_active  [world size], written: how many rows of each rank are active
     The level is 0 where no row has a positive distance to the picks left.
     """
     world, bound = frontier.shard.world, frontier.bound
@@ -158,7 +159,7 @@ def _wake(frontier: Frontier, active: NDArray[np.int64]) -> float:
     level = max(level, float(np.nextafter(0, 1)))
     rows = (bound >= level).nonzero()[:, 0]
     frontier.activate(frontier.refresh(rows, level))
-    active[:] = world.gather_counts(len(frontier.active))
+    most_active[:] = world.gather_counts(len(frontier.active))
     return level
 
 

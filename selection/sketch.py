@@ -83,7 +83,8 @@ def shortest_format(*rows: Tensor) -> Format:
 
 @dataclass(frozen=True)
 class Frame:
-    """y = (x - centre) * scale, with a power of two as scale, so that the rows have norms of about 1 or less.
+    """y = (x - centre) * scale, with a power of two as scale, so that the rows have norms of about 1 or less (rows of
+    uint8 are only centred, on 128, so that they stay integers).
 
     Also lends scratch memory: fresh memory for each product would cost more than the product.
     """
