@@ -3,7 +3,9 @@
     uint8 [N, C, H, W]  ->  Pillow bicubic to 224 x 224  ->  ImageNet normalisation  ->  CLS, float32 [N, D]
 
 Resize and normalisation are those that FD-DINOv2 was published with (Stein et al., arXiv 2306.04675, in
-layer6ai-labs/dgm-eval): antialiased, rounded to whole levels, nothing cropped.
+layer6ai-labs/dgm-eval): antialiased, rounded to whole levels, nothing cropped. `dinov2-paper` is ViT-S/14 as Shi et al.
+(arXiv 2509.16499) took it, by transformers' own processor and model: the shorter side to 256, the middle 224 x 224, and
+position embeddings resampled by transformers.
 
 B batch, C channels, H height, W width, D features (384 or 1024).
 """
@@ -22,24 +24,32 @@ from entroloop.data import files, frozen
 from entroloop.data.errors import UserError
 
 SIDE = 224
+PAPER_SIDE = 256
 PATCH = 14
-DIMS = {"dinov2-small": 384, "dinov2-large": 1024}
+PAPER = "dinov2-paper"
+DIMS = {"dinov2-small": 384, "dinov2-large": 1024, PAPER: 384}
+FOLDERS = {PAPER: "dinov2-small"}  # of the weights, where the name is another
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PARTS = ("config.json", "model.safetensors")
 
 
 def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> frozen.Frozen:
-    """The encoder from the folder `name` among the weights, else from the hub's cache; never from the network.
+    """The encoder from its folder among the weights, else from the hub's cache; never from the network.
 
     Raises UserError when there are no weights, they are damaged or of another network, or transformers is missing.
     """
     frozen.check_images(name, shape)
     folder = _folder(name)
-    model = _model(folder, DIMS[name]).to(device)
+    model = _model(folder, DIMS[name])
+    if name != PAPER:
+        embeddings = model.embeddings
+        embeddings.position_embeddings = torch.nn.Parameter(resample_positions(embeddings.position_embeddings.detach()))
+    model = model.eval().requires_grad_(False).to(device)
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
 
     def forward(images: Tensor) -> Tensor:
-        pixels = frozen.pil_resize(images, SIDE, Image.Resampling.BICUBIC).to(device).float() / 255
+        resized = _middle(images) if name == PAPER else _whole(images)
+        pixels = resized.to(device).float() / 255
         tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
         return tokens[:, 0]
 
@@ -47,7 +57,22 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
     return frozen.Frozen(name, DIMS[name], shape, forward, weights=weights, version=1, device=device)
 
 
-def _folder(name: str) -> Path:
+def _whole(images: Tensor) -> Tensor:
+    return frozen.pil_resize(images, (SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def _middle(images: Tensor) -> Tensor:
+    """The middle of images whose shorter side is brought to PAPER_SIDE."""
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    size = (PAPER_SIDE * height // shorter, PAPER_SIDE * width // shorter)
+    top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
+    resized = frozen.pil_resize(images, size, Image.Resampling.BICUBIC)
+    return resized[:, :, top : top + SIDE, left : left + SIDE]
+
+
+def _folder(encoder: str) -> Path:
+    name = FOLDERS.get(encoder, encoder)
     local = frozen.weights_folder() / name
     if local.exists():
         for part in PARTS:
@@ -60,13 +85,13 @@ def _folder(name: str) -> Path:
     if all(isinstance(path, str) for path in cached):
         return Path(str(cached[0])).parent
     raise UserError(
-        f"encoder {name}: no weights: put {' and '.join(PARTS)} of https://huggingface.co/facebook/{name} into {local} "
-        f"(or its parent folder's name into {frozen.VARIABLE}), or have them in the hub's cache"
+        f"encoder {encoder}: no weights: put {' and '.join(PARTS)} of https://huggingface.co/facebook/{name} "
+        f"into {local} (or its parent folder's name into {frozen.VARIABLE}), or have them in the hub's cache"
     )
 
 
 def _model(folder: Path, dim: int) -> Any:
-    """transformers' Dinov2Model with every weight taken from the file, its position embeddings resampled once."""
+    """transformers' Dinov2Model with every weight taken from the file."""
     try:
         from transformers import Dinov2Config, Dinov2Model
         from transformers.utils import logging
@@ -100,9 +125,7 @@ def _model(folder: Path, dim: int) -> Any:
     wrong = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     if wrong:
         raise UserError(f"{folder / PARTS[1]}: lacks weights of DINOv2 or has other shapes: {frozen.some(wrong)}")
-    embeddings = model.embeddings
-    embeddings.position_embeddings = torch.nn.Parameter(resample_positions(embeddings.position_embeddings.detach()))
-    return model.eval().requires_grad_(False)
+    return model
 
 
 def resample_positions(positions: Tensor) -> Tensor:

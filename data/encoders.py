@@ -25,7 +25,9 @@ from entroloop.data import files, frozen, manifest
 from entroloop.data.errors import UserError
 from entroloop.data.shards import Samples
 
-FROZEN_DIMS = {"inception": 2048, "inception-paper": 2048, "dinov2-small": 384, "dinov2-large": 1024}
+FROZEN_DIMS = {
+    "inception": 2048, "inception-paper": 2048, "dinov2-small": 384, "dinov2-large": 1024, "dinov2-paper": 384,
+}  # fmt: skip
 NAMES = ("pixel", "classifier", *FROZEN_DIMS)
 BATCH = 64
 CPU = torch.device("cpu")

@@ -105,10 +105,10 @@ def in_batches(samples: Images, forward: Forward, dim: int, batch: int) -> NDArr
     return out
 
 
-def pil_resize(images: torch.Tensor, side: int, resample: Image.Resampling) -> torch.Tensor:
-    """uint8 [B, 3, H, W] -> uint8 [B, 3, side, side] by Pillow, which antialiases and rounds to whole levels."""
+def pil_resize(images: torch.Tensor, size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, *size] by Pillow, which antialiases and rounds to whole levels."""
     rows = images.permute(0, 2, 3, 1).cpu().numpy()
-    resized = [np.asarray(Image.fromarray(row).resize((side, side), resample)) for row in rows]
+    resized = [np.asarray(Image.fromarray(row).resize(size[::-1], resample)) for row in rows]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
 

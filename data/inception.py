@@ -128,7 +128,8 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
     net = load_network(path, TORCHVISION).to(device)
 
     def forward(images: Tensor) -> Tensor:
-        pixels = (frozen.pil_resize(images, SIDE, Image.Resampling.BILINEAR).to(device).float() / 255 - 0.5) / 0.5
+        resized = frozen.pil_resize(images, (SIDE, SIDE), Image.Resampling.BILINEAR)
+        pixels = (resized.to(device).float() / 255 - 0.5) / 0.5
         features: Tensor = net(_laid_out(pixels))
         return features
 

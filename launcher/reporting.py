@@ -68,7 +68,7 @@ def measure_command(
         str,
         typer.Option(
             help="Feature space: pixel, classifier, inception, inception-paper, dinov2-small, dinov2-large, "
-            "or your own module:attribute."
+            "dinov2-paper, or your own module:attribute."
         ),
     ] = "pixel",
     classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,

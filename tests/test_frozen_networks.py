@@ -225,6 +225,26 @@ def test_dinov2_is_transformers_class_token(weights, name, layers):
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
 
 
+@pytest.mark.parametrize("shape", [(3, 32, 32), (3, 40, 27)])
+@pytest.mark.parametrize("image_size", [224, 518])
+def test_the_papers_dinov2_is_transformers_own_processor_and_model(elsewhere, shape, image_size):
+    """The settings of facebook/dinov2-small's preprocessor_config.json, whose published model is of 518 pixels."""
+    save_dinov2(elsewhere / "dinov2-small", 384, 2, image_size=image_size)
+    prepare = BitImageProcessorPil(
+        size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}, resample=Image.Resampling.BICUBIC,
+        image_mean=list(dinov2.MEAN), image_std=list(dinov2.STD),
+    )  # fmt: skip
+    images = np.random.default_rng(1).integers(0, 256, (3, *shape), dtype=np.uint8)
+    pixels = prepare([x.transpose(1, 2, 0) for x in images], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (3, 3, 224, 224)
+    with torch.inference_mode():
+        want = Dinov2Model.from_pretrained(elsewhere / "dinov2-small").eval()(pixels).last_hidden_state[:, 0].numpy()
+    got = encoders.load_encoder("dinov2-paper", shape)(images)
+    assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
+    other = encoders.load_encoder("dinov2-small", shape)(images)
+    assert np.abs(other - want).max() > 1e-3 * np.abs(want).max()
+
+
 def cubic(t: np.ndarray) -> np.ndarray:
     """Keys' kernel with a = -0.75."""
     t, a = np.abs(t), -0.75
@@ -268,13 +288,17 @@ def test_features_do_not_depend_on_cuts_and_grey_is_repeated(name):
 
 def test_digests_follow_the_weights_and_the_name(weights, elsewhere):
     found = {name: encoders.load_encoder(name, (3, 8, 8)).digest for name in _all(weights, elsewhere)}
-    assert len(set(found.values())) == 4
+    assert len(set(found.values())) == 5
     state = inception_state(FID)
     state["Conv2d_1a_3x3.bn.bias"][0] += 1
     torch.save(state, elsewhere / inception.STATES[0])
     save_dinov2(elsewhere / "dinov2-small", 384, 1)
     again = {name: encoders.load_encoder(name, (3, 8, 8)).digest for name in found}
-    assert {name for name in found if again[name] != found[name]} == {"inception", "dinov2-small"}
+    assert {name for name in found if again[name] != found[name]} == {
+        "inception",
+        "dinov2-small",
+        "dinov2-paper",
+    }
 
 
 def _all(weights: Path, elsewhere: Path) -> tuple[str, ...]:
