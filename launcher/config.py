@@ -31,6 +31,7 @@ from entroloop.trainer.tracking import TrackingConfig
 class SweepConfig(BaseModel):
     """A grid of runs: every combination of the values under `grid`, whose keys are dotted configuration keys.
 
+    grid  a value may also be a mapping of such keys, for settings that go together; its own key is then any name
     jobs  runs side by side; 0: as many as the cores hold at `threads` each
     """
 

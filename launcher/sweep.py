@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,10 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
         raise UserError(f"{path}: sweep.grid: give at least one key with a list of values, e.g. seed: [0, 1]")
     arms = []
     for values in itertools.product(*grid.values()):
-        chosen = dict(zip(grid, values, strict=True))
-        name = "-".join(_label(key, value) for key, value in chosen.items())
+        chosen: dict[str, Any] = {}
+        for key, value in zip(grid, values, strict=True):
+            chosen |= value if isinstance(value, Mapping) else {key: value}
+        name = "-".join(_label(key, value) for key, value in chosen.items()) or "base"
         own = [f"{key}={_text(value)}" for key, value in chosen.items()]
         place = [f"folder={base.run_folder}", f"name={name}"]
         arms.append(Arm(configuration.compose(raw, [*overrides, *own, *place], str(path))))

@@ -29,9 +29,32 @@ def test_arms_are_named_by_what_differs_and_led_by_the_one_they_share_most_with(
     assert [len(arm.shared) for arm in arms] == [0, 1, 6, 6]
 
 
+def test_an_empty_mapping_is_the_configuration_as_it_stands(tmp_path):
+    _, arms = sweep.arms_of(grid_file(tmp_path, {"arm": [{}, {"seed": 1}]}), [])
+    assert [(arm.config.name, arm.config.seed) for arm in arms] == [("base", 0), ("seed1", 1)]
+
+
+def test_settings_that_go_together_are_one_value_of_the_grid(tmp_path):
+    options = {"selection.options.threshold": 60, "selection.options.decay": 0.8}
+    pairs = [
+        {"selection.strategy": "random", "loop.draw": "stratified"},
+        {"selection.strategy": "threshold-decay", **options},
+    ]
+    _, arms = sweep.arms_of(grid_file(tmp_path, {"seed": [0, 1], "arm": pairs}), [])
+    assert [arm.config.name for arm in arms] == [
+        "seed0-random-drawstratified",
+        "seed0-threshold-decay-threshold60-decay0.8",
+        "seed1-random-drawstratified",
+        "seed1-threshold-decay-threshold60-decay0.8",
+    ]
+    assert [arm.config.loop.draw for arm in arms[:2]] == ["stratified", "uniform"]
+    assert [arm.config.selection.options for arm in arms[:2]] == [{}, {"threshold": 60, "decay": 0.8}]
+
+
 @pytest.mark.parametrize(
     ("grid", "line"),
     [
+        ({"arm": [{"selection.stratgy": "greedy"}]}, "stratgy: unknown key; did you mean selection.strategy?"),
         ({}, "sweep.grid"),
         ({"seed": []}, "sweep.grid"),
         ({"sed": [1]}, "sed: unknown key; did you mean seed?"),
