@@ -6,15 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DModel
 from loops import tiny
 
 from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
 from entroloop.data.stream import Resident
 from entroloop.data.world import World
 from entroloop.launcher import config as configuration
-from entroloop.launcher import footprint
+from entroloop.launcher import footprint, sweep
 from entroloop.launcher.estimate import describe
 from entroloop.trainer.loop import Job, Trainer
+from entroloop.trainer.network import build
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -41,7 +43,41 @@ def test_the_papers_set_up(name, size):
     assert (train.lr, train.betas, train.weight_decay, train.clip) == (1e-4, (0.95, 0.999), 1e-6, 1.0)
     assert not train.flip
     assert (config.sample.sampler, config.sample.nfe) == ("ddpm", 1000)
-    assert 16e6 < footprint.count_parameters(config, (3, 32, 32)) < 19e6
+    down = ["DownBlock2D"] * 4 + ["AttnDownBlock2D", "DownBlock2D"]
+    up = ["UpBlock2D", "AttnUpBlock2D"] + ["UpBlock2D"] * 4
+    theirs = UNet2DModel(
+        sample_size=32, norm_num_groups=16, layers_per_block=2, block_out_channels=(48, 48, 96, 96, 192, 192),
+        down_block_types=tuple(down), up_block_types=tuple(up),
+    )  # fmt: skip
+    ours = build(config.network, (3, 32, 32), 0, seed=0).unet
+    assert [(k, v.shape) for k, v in ours.state_dict().items()] == [
+        (k, v.shape) for k, v in theirs.state_dict().items()
+    ]
+    ignored = {"_use_default_values", "num_train_timesteps"}
+    assert {k: v for k, v in ours.config.items() if k not in ignored} == {
+        k: v for k, v in theirs.config.items() if k not in ignored
+    }
+
+
+@pytest.mark.parametrize("name", ["cifar10", "ffhq32"])
+def test_the_papers_arms(name):
+    _, arms = sweep.arms_of(CONFIGS / f"{name}.yaml", [])
+    found = [
+        (c.loop.paradigm, c.selection.strategy, c.loop.candidates, c.loop.draw, c.selection.options)
+        for c in (arm.config for arm in arms)
+    ]
+    assert found == [
+        ("accumulate-subsample", "random", 1, "stratified", {}),
+        ("accumulate-subsample", "greedy", 1, "uniform", {}),
+        ("accumulate-subsample", "threshold-decay", 1, "uniform", {"threshold": 60, "decay": 0.80}),
+        ("replace", "random", 1, "uniform", {}),
+        ("replace", "greedy", 2, "uniform", {}),
+        ("replace", "threshold-decay", 2, "uniform", {"threshold": 60, "decay": 0.95}),
+    ]
+    for arm in arms:
+        assert arm.config.selection.encoder == "dinov2-paper"
+        assert arm.config.generations == 8
+        assert {"pixel", "inception-paper"} < set(arm.config.evaluation.encoders)
 
 
 def test_other_recipes():
