@@ -87,7 +87,7 @@ def _choose(
     )  # fmt: skip
     ids: NDArray[np.int64] = np.asarray(chosen.ids)
     finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
-    return ids, {"radius_median": float(np.median(finite)) if len(finite) else None}
+    return ids, {"radius_median": float(np.median(finite)) if len(finite) else None, **chosen.info}
 
 
 def _write(

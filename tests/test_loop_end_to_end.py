@@ -114,6 +114,14 @@ def test_pools_of_the_other_paradigms(finished, tmp_path, paradigm):
         assert len(set(zip(where.generation.tolist(), where.index.tolist(), strict=True))) == len(where)
 
 
+def test_stats_say_what_the_strategy_found(tmp_path):
+    layout = run(tiny(tmp_path, "selection.strategy=threshold-decay"), until=Step(1, "select"))
+    lines = [json.loads(line) for line in layout.stats(1).read_text().splitlines()]
+    found = next(line for line in lines if line["phase"] == "select")
+    assert found["decay"] == 0.95
+    assert found["threshold"] > found["radius_median"] > 0
+
+
 def test_stopped_between_any_two_checks_it_resumes_with_the_same_bytes(finished, tmp_path):
     """The stop flag rises at its k-th look, again and again, until the run is through."""
     config = tiny(tmp_path)
