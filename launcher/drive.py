@@ -12,7 +12,7 @@ import logging
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,12 @@ from entroloop.data.plan import Part
 from entroloop.data.world import World
 from entroloop.launcher import retention
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
+from entroloop.launcher.guide import guide_of
 from entroloop.launcher.lease import Lease
 from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, next_phase, steps
 from entroloop.launcher.work import Work
+from entroloop.trainer.engine import check_launch
+from entroloop.trainer.generate import check_precision
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +122,11 @@ def run(
     Raises UserError, Interrupted or what a phase raised; `state.json` then tells which.
     """
     torch.set_num_threads(config.threads)
+    order = list(steps(config.generations))
+    sealed = is_sealed(Layout(config.run_folder))
+    check_fits(config, world, {step.phase for step in order if not sealed(step)})
     layout = _on_main(world, lambda: open_run(config))
     work = Work(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
-    order = list(steps(config.generations))
     with _state(layout, world, attempt.state):
         if world.is_main:
             retention.apply(config, layout)
@@ -143,6 +148,7 @@ def run_single(
     torch.set_num_threads(config.threads)
     if step not in set(steps(config.generations)):
         raise UserError(f"--generation {step.generation}: the run has generations 0 … {config.generations - 1}")
+    check_fits(config, world, {step.phase})
     layout = _on_main(world, lambda: open_run(config))
     with _state(layout, world, attempt.state):
         if manifest.is_sealed(layout.of(step)):
@@ -152,6 +158,15 @@ def run_single(
         run_step(Work(config, layout, world, should_stop, scratch=attempt.scratch), step, part)
         if world.is_main and part is None:
             retention.apply(config, layout)
+
+
+def check_fits(config: Config, world: World, phases: Collection[str]) -> None:
+    """Raises UserError, before anything is begun, where these processes could not do one of these phases."""
+    if "train" in phases:
+        check_launch(config.train, world)
+    if "sample" in phases:
+        check_precision(config.sample, world.device)
+        guide_of(config, Layout(config.run_folder), 0)
 
 
 def _await_seals(config: Config, layout: Layout, step: Step, patience: float) -> None:

@@ -23,6 +23,11 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
     elif "MASTER_ADDR" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     else:
+        if environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in environment:
+            raise UserError(
+                "accelerate launch --cpu starts one process, however many are asked for: use torchrun, or "
+                "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+            )
         return join(0, 1)
     try:
         rank, size, local_rank = (int(environment.get(name, "0")) for name in names)

@@ -4,9 +4,12 @@ import sys
 
 import pytest
 import torch
+from loops import tiny
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
+from entroloop.launcher import drive
+from entroloop.launcher.process import world_from_environment
 from entroloop.trainer import engine
 from entroloop.trainer.network import NetworkConfig, build
 from entroloop.trainer.schedule import TrainConfig, micro_batches
@@ -55,6 +58,46 @@ def test_a_stage_in_the_file_is_the_one_that_auto_takes(launched, tmp_path):
     launched.setitem(sys.modules, "deepspeed", None)
     with pytest.raises(UserError, match="zero3: DeepSpeed is not installed"):
         make()
+
+
+@pytest.mark.parametrize("name", ["single", "ddp"])
+def test_deepspeed_that_was_launched_and_not_asked_for(launched, name):
+    with pytest.raises(
+        UserError, match=rf"train\.engine={name}: this was launched with --use_deepspeed: launch without"
+    ):
+        make(engine=name)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "MEGATRON_LM"])
+def test_other_engines_of_accelerate(monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=rf"ACCELERATE_USE_{name}: this trainer has DDP and DeepSpeed's ZeRO"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.engine=ddp", r"train\.engine=ddp: this was launched as single with 1 process"),
+        ("train.precision=fp16", r"train\.precision=fp16: a CPU cannot"),
+        ("train.micro_batch=3", r"train\.micro_batch=3 does not divide"),
+        ("sample.precision=fp16", r"sample\.precision=fp16: a CPU does not"),
+        ("sample.guide=nowhere", r"sample\.guide=nowhere: "),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_begun(tmp_path, override, line):
+    weight = ["sample.guide_weight=1.5"] if "guide" in override else []
+    config = tiny(tmp_path, override, *weight)
+    with pytest.raises(UserError, match=line):
+        drive.run(config, World(), lambda: False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_accelerate_that_starts_one_process_for_many_is_refused():
+    """`accelerate launch --cpu --num_processes 2` sets this and no rank."""
+    with pytest.raises(UserError, match=r"accelerate launch --cpu starts one process, .* use torchrun"):
+        world_from_environment({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+    assert world_from_environment({"ACCELERATE_USE_CPU": "True"}).size == 1
 
 
 def test_precisions_that_a_device_lacks(monkeypatch):

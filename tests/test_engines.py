@@ -179,7 +179,7 @@ def test_launches_that_would_run_something_else_are_refused(tmp_path):
     status, out = torchrun(path, "train.batch=15", "name=odd")
     assert status != 0
     assert "train.batch=15 does not divide over 2 processes" in out
-    assert json.loads((tmp_path / "runs" / "odd" / "state.json").read_text())["exit"] == 2
+    assert not (tmp_path / "runs" / "odd").exists()
 
 
 def accelerate_launch(name, *arguments, **environment):
@@ -188,6 +188,16 @@ def accelerate_launch(name, *arguments, **environment):
         [*command, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )  # fmt: skip
+
+
+def test_accelerate_launch_that_starts_one_process_for_two_is_refused(tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launch, "-m", "entroloop.launcher", "run", str(tiny_file(tmp_path))], capture_output=True, text=True,
+        timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "accelerate launch --cpu starts one process, however many are asked for: use torchrun" in done.stderr
 
 
 def test_accelerate_launch_trains_with_deepspeed(tmp_path):

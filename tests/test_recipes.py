@@ -97,7 +97,7 @@ def test_memory_of_one_process_is_what_the_trainer_holds(tmp_path):
     config = tiny(tmp_path, "train.more_emas.short.halflife_kimg=1", "train.batch=8")
     job = Job(config.train, config.network, 0, 0, tmp_path / "c", tmp_path / "w", tmp_path / "s", {})
     trainer = Trainer(job, Resident(Dataset(tmp_path / "set")), World())
-    trainer.engine.micro_step(next(iter(trainer.engine.network.parameters())).sum(), last=False)  # makes the optimizer
+    trainer.engine.backward(next(iter(trainer.engine.network.parameters())).sum())  # makes the optimizer
     for parameter in trainer.engine.network.parameters():
         parameter.grad = torch.zeros_like(parameter)
     gradients = [p.grad for p in trainer.engine.network.parameters()]

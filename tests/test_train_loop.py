@@ -2,10 +2,12 @@
 
 import contextlib
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.optimization import get_scheduler
 
 from entroloop.data import manifest
@@ -14,7 +16,7 @@ from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
 from entroloop.data.stream import Resident
 from entroloop.data.world import World
 from entroloop.trainer.loop import Job, Trainer, train
-from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.network import NetworkConfig, load
 from entroloop.trainer.schedule import TrainConfig, learning_rate
 
 
@@ -117,6 +119,69 @@ def test_a_loss_that_is_not_finite_stops_with_step_levels_and_ids(data, tmp_path
     assert not manifest.is_sealed(tmp_path / "weights")
 
 
+def test_a_gradient_that_is_not_finite_stops_before_a_checkpoint(data, tmp_path, monkeypatch):
+    steps = iter(range(1, 100))
+
+    def spoiled(self, batch, start, count):
+        loss, sigma = whole(self, batch, start, count)
+        if next(steps) == 5:
+            parameter = self.engine.parameters[0]
+            loss = loss + (parameter.sum() - parameter.sum().detach()) * 1e38 * 1e38
+        return loss, sigma
+
+    whole = Trainer._loss
+    monkeypatch.setattr(Trainer, "_loss", spoiled)
+    with pytest.raises(Failed, match=r"the (loss|gradient) is not finite in step 5, which ends at 0\.040 kimg"):
+        train(job(tmp_path), data, World())
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_fp16_that_overflows_moves_neither_weights_nor_averages(data, tmp_path, monkeypatch):
+    """With a real gradient scaler, which CPUs have too, in accelerate's place for it."""
+    trainer = Trainer(job(tmp_path), data, World())
+    batches = data.batches(seed=1, seen=0, until=48, batch=8)
+    trainer.step(next(batches))
+    accelerator = trainer.engine.accelerator
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, growth_interval=10**6)
+    optimizer = AcceleratedOptimizer(trainer.engine.optimizer.optimizer, device_placement=False, scaler=scaler)
+    accelerator.scaler, accelerator._optimizers, trainer.engine.optimizer = scaler, [optimizer], optimizer
+    accelerator.native_amp = True
+    monkeypatch.setattr(type(accelerator), "mixed_precision", "fp16")
+    trainer.job.config = trainer.engine.config = trainer.job.config.model_copy(update={"precision": "fp16"})
+
+    def held():
+        return [x.clone() for x in (*trainer.engine.masters, *trainer.averages[""])]
+
+    before = held()
+    _, _, norm = trainer.step(next(batches))
+    assert not np.isfinite(norm)
+    assert scaler.get_scale() == 2.0**126
+    assert all(map(torch.equal, before, held()))
+    scaler.update(1024.0)
+    _, _, norm = trainer.step(next(batches))
+    assert 0 < norm < float("inf")
+    assert not any(map(torch.equal, before, held()))
+
+
+def test_a_warm_start_exports_the_network_that_was_trained(tmp_path):
+    """Vectors: their network has random frequencies, which are no parameters."""
+    where = Provenance(np.full(24, -1), np.arange(24), ("",) * 24)
+    vectors = np.random.default_rng(0).normal(size=(24, 3)).astype(np.float32)
+    write_shard(tmp_path / "set", 0, vectors, None, where, first_key=0)
+    seal_dataset(tmp_path / "set")
+    rows = Resident(Dataset(tmp_path / "set"))
+    first = replace(job(tmp_path / "first", ema={"rule": "none"}), num_classes=0)
+    train(first, rows, World())
+    warm = load(first.weights)
+    second = replace(job(tmp_path / "second", ema={"rule": "none"}), num_classes=0, seed=2, warm=warm)
+    trainer = Trainer(second, rows, World())
+    assert all(map(torch.equal, trainer.engine.masters, warm.parameters()))
+    trainer.step(next(rows.batches(seed=2, seen=0, until=8, batch=8)))
+    trainer.export()
+    x, noise = torch.randn(4, 3), torch.rand(4)
+    assert torch.equal(load(second.weights)(x, noise, None), trainer.engine.network.eval()(x, noise, None))
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_learning_rate_is_that_of_diffusers_schedulers(schedule):
     """But for the warm-up, where ours is one step ahead: theirs does nothing in the first."""
@@ -156,17 +221,3 @@ def test_ways_of_computing_change_losses_by_rounding_only(data, tmp_path, change
         found.append(torch.tensor([json.loads(line)["loss"] for line in lines]))
     assert len(found[0]) == 25
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
-
-
-def test_a_step_that_overflowed_moves_no_average(data, tmp_path, monkeypatch):
-    trainer = Trainer(job(tmp_path, more_emas={"short": {"halflife_kimg": 0.01}}), data, World())
-    first, second, third = data.batches(seed=1, seen=0, until=24, batch=8)
-    trainer.step(first)
-    kept = {name: [a.clone() for a in average] for name, average in trainer.averages.items()}
-    monkeypatch.setattr(trainer.engine, "finish_step", lambda: (float("inf"), False))
-    trainer.step(second)
-    assert all(torch.equal(a, b) for name in kept for a, b in zip(kept[name], trainer.averages[name], strict=True))
-    assert trainer.seen == 16
-    monkeypatch.undo()
-    trainer.step(third)
-    assert not all(torch.equal(a, b) for a, b in zip(kept["short"], trainer.averages["short"], strict=True))

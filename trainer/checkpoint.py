@@ -41,12 +41,16 @@ def save(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int) ->
     return path
 
 
+def read(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
+
+
 def newest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that can be read, on the CPU; None without one. A damaged one is named and passed over."""
     for path in sorted(folder.glob("images-*.pt"), reverse=True):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-            return state
+            return read(path)
         except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
             log.warning("%s: damaged checkpoint, trying the one before (%s)", path, str(error).splitlines()[0])
     return None

@@ -8,7 +8,7 @@ The only file that imports accelerate and deepspeed. An engine shows the trainer
     scatter   the inverse
 
 so that averages, checkpoints and exports are written once and hold for every engine, and a checkpoint holds whole
-tensors: it can be resumed at any world size and by any engine.
+tensors: it can be resumed at any world size, and by any engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,20 +36,32 @@ Named = dict[str, Tensor]
 
 
 def make_engine(config: TrainConfig, network: nn.Module, world: World) -> Engine:
-    """The engine that the configuration asks for, around `network`.
+    """The engine that the configuration asks for, around `network`. Raises UserError as `check_launch` does."""
+    stage = check_launch(config, world)
+    return ZeroEngine(config, network, world, stage) if stage else Engine(config, network, world)
 
-    Raises UserError when what was launched is another one, or its library is missing.
+
+def check_launch(config: TrainConfig, world: World) -> int:
+    """The ZeRO stage that these processes would train by, 0 for plain training; costs nothing, changes nothing.
+
+    Raises UserError when what was launched is not what the configuration asks for, its library is missing, the device
+    lacks the precision, or the batch does not divide over the processes.
     """
     _check_precision(config, world)
-    stage = _zero_stage(config, world)
-    engine = ZeroEngine(config, network, world, stage) if stage else Engine(config, network, world)
-    wanted = {"auto": engine.kind}.get(config.engine, config.engine)
-    if engine.kind != wanted:
+    micro_batches(config, world.size)
+    for name in ("FSDP", "MEGATRON_LM"):
+        if _is_set(f"ACCELERATE_USE_{name}"):
+            raise UserError(f"ACCELERATE_USE_{name}: this trainer has DDP and DeepSpeed's ZeRO: launch without {name}")
+    stage = _zero_stage(config)
+    if stage:
+        _check_deepspeed(stage, world)
+    kind = f"zero{stage}" if stage else "ddp" if world.size > 1 else "single"
+    if config.engine not in ("auto", kind):
         raise UserError(
-            f"train.engine={config.engine}: this was launched as {engine.kind} with {world.size} process(es): start it "
+            f"train.engine={config.engine}: this was launched as {kind} with {world.size} process(es): start it "
             "with torchrun or accelerate launch on as many processes as you want, or set train.engine=auto"
         )
-    return engine
+    return stage
 
 
 def _check_precision(config: TrainConfig, world: World) -> None:
@@ -59,17 +72,26 @@ def _check_precision(config: TrainConfig, world: World) -> None:
         raise UserError("train.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
-def _zero_stage(config: TrainConfig, world: World) -> int:
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
+
+
+def _zero_stage(config: TrainConfig) -> int:
     """1, 2 or 3 where DeepSpeed is asked for, by configuration or `accelerate launch --use_deepspeed`; else 0."""
-    launched = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true"
-    if config.engine == "auto":
-        asked = _deepspeed_file().get("zero_optimization", {}).get("stage")
-        stage = int(asked or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched else 0
-    else:
-        stage = int(config.engine[-1]) if config.engine.startswith("zero") else 0
-    if not stage:
-        return 0
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() == "true":
+    launched = _is_set("ACCELERATE_USE_DEEPSPEED")
+    if config.engine.startswith("zero"):
+        return int(config.engine[-1])
+    if launched and config.engine != "auto":
+        raise UserError(
+            f"train.engine={config.engine}: this was launched with --use_deepspeed: launch without, or set "
+            "train.engine=zero2, or auto"
+        )
+    asked = _deepspeed_file().get("zero_optimization", {}).get("stage")
+    return int(asked or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched else 0
+
+
+def _check_deepspeed(stage: int, world: World) -> None:
+    if _is_set("ACCELERATE_USE_CPU"):
         raise UserError(
             f"train.engine=zero{stage}: ACCELERATE_USE_CPU is set, with which accelerate silently trains plain DDP: "
             "unset it (on a CPU, launch with --multi_gpu or torchrun)"
@@ -86,7 +108,6 @@ def _zero_stage(config: TrainConfig, world: World) -> int:
         raise UserError(
             f"train.engine=zero{stage}: DeepSpeed is not installed ({error}): pip install 'entroloop[deepspeed]'"
         ) from error
-    return stage
 
 
 def _deepspeed_file() -> dict[str, Any]:
@@ -151,20 +172,25 @@ class Engine:
         inner = getattr(self.optimizer, "optimizer", self.optimizer)
         return inner, list(self.parameters)
 
-    def micro_step(self, loss: Tensor, last: bool) -> None:
-        """Backward of one of the step's `passes` losses, each a mean over its micro-batch."""
-        if last or self.world.size == 1:
-            self.accelerator.backward(loss / self.passes)
-        else:
-            with self.accelerator.no_sync(self.model):
-                self.accelerator.backward(loss / self.passes)
+    def one_pass(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward of each of the step's `passes`: gradients are reduced in the last one only."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Of the mean loss of one pass's micro-batch."""
+        self.accelerator.backward(loss / self.passes)
 
     def finish_step(self) -> tuple[float, bool]:
-        """Clips and updates. Returns the gradient norm and whether the weights moved (not where fp16 overflowed)."""
-        norm = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
+        """Clips and updates. Returns the gradient's norm and whether the weights moved, the same on every rank.
+
+        They do not move where fp16 overflowed; a norm that is not finite moved them otherwise, and spoiled them.
+        """
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf")))
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(norm), not self.accelerator.optimizer_step_was_skipped
+        # With a fused optimizer accelerate cannot see that the gradient scaler skipped a step.
+        overflowed = self.config.precision == "fp16" and not math.isfinite(norm)
+        return norm, not overflowed
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
@@ -281,14 +307,18 @@ class ZeroEngine(Engine):
     def adam(self) -> tuple[torch.optim.Optimizer, list[Any]]:
         return self.model.optimizer.optimizer, self.masters
 
-    def micro_step(self, loss: Tensor, last: bool) -> None:
+    def one_pass(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         self.model.set_gradient_accumulation_boundary(is_boundary=last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
         self.model.backward(loss)
 
     def finish_step(self) -> tuple[float, bool]:
         self.model.step()
         norm = self.model.get_global_grad_norm()
-        return float(norm) if norm is not None else 0.0, not self.model.optimizer.overflow
+        found = 0.0 if norm is None else float(norm)
+        return found if found >= 0 else math.inf, not self.model.optimizer.overflow  # -1 stands for inf and NaN there
 
     def set_rate(self, rate: float) -> None:
         for group in self.model.optimizer.param_groups:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,9 +78,7 @@ class Trainer:
         self.num_classes = job.num_classes if config.labels else 0
         self.shape = data.shape
         network = self._fresh_network()
-        state = checkpoint.newest(job.checkpoints)
-        if job.warm is not None:
-            checkpoint.restore(network, job.warm.state_dict(), job.weights)
+        state = _newest_checkpoint(job.checkpoints, world)
         if state is not None:
             checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
         if config.channels_last and len(self.shape) == 3:
@@ -97,7 +96,11 @@ class Trainer:
             self._resume(state)
 
     def _fresh_network(self) -> DenoiserNetwork:
-        return build(self.job.network, self.shape, self.num_classes, derive_seed(self.job.seed, 0, "network"))
+        """What training starts from. Its buffers are no part of checkpoints: they come from the seed, or `warm`."""
+        network = build(self.job.network, self.shape, self.num_classes, derive_seed(self.job.seed, 0, "network"))
+        if self.job.warm is not None:
+            checkpoint.restore(network, self.job.warm.state_dict(), self.job.weights)
+        return network
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.engine.load(state["engine"])
@@ -125,22 +128,40 @@ class Trainer:
         self.world.barrier()
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
-        """One optimizer step over this rank's share of the global batch. Returns (loss [b], sigma [b], norm)."""
+        """One optimizer step over this rank's share of the global batch. Returns (loss [b], sigma [b], norm).
+
+        Raises Failed, on every rank, where the loss of any rank or the gradient is not finite.
+        """
         config, engine = self.job.config, self.engine
         engine.set_rate(learning_rate(config, self.seen))
         losses, sigmas = [], []
         for i in range(engine.passes):
-            loss, sigma = self._loss(batch, i * engine.micro, engine.micro)
-            engine.micro_step(loss.mean(), last=i == engine.passes - 1)
+            with engine.one_pass(last=i == engine.passes - 1):
+                loss, sigma = self._loss(batch, i * engine.micro, engine.micro)
+                engine.backward(loss.mean())
             losses.append(loss.detach())
             sigmas.append(sigma)
         norm, moved = engine.finish_step()
+        loss, sigma = torch.cat(losses), torch.cat(sigmas)
         self.seen += config.batch
+        if not (moved and math.isfinite(norm)):  # the same on every rank: a loss that is not finite spoils the gradient
+            self._check_finite(loss, sigma, batch)
         if moved:
             masters = engine.masters
             for name, rule in self.rules.items():
                 ema.update(self.averages[name], masters, ema.decay(rule, self.seen, config.batch))
-        return torch.cat(losses), torch.cat(sigmas), norm
+        return loss, sigma, norm
+
+    def _check_finite(self, loss: Tensor, sigma: Tensor, batch: Batch) -> None:
+        """Raises Failed, saying where it stopped being finite, unless only fp16's gradient overflowed."""
+        found = [text for text in self.world.gather_objects(not_finite(loss, sigma, batch)) if text]
+        if not found and self.job.config.precision == "fp16":
+            return
+        raise Failed(
+            f"the {'loss' if found else 'gradient'} is not finite in step {self.seen // self.job.config.batch}, which "
+            f"ends at {self.seen / 1000:.3f} kimg{': ' if found else ''}{'; '.join(found[:3])}; the last checkpoint is "
+            "kept: lower train.lr or set train.precision=no, and start again under another name="
+        )
 
     def _loss(self, batch: Batch, start: int, count: int) -> tuple[Tensor, Tensor]:
         """(loss [count], sigma [count]) of samples start … start + count - 1 of a batch."""
@@ -171,7 +192,7 @@ class Trainer:
             whole = self.engine.gather(average)
             if self.world.is_main:
                 found[name] = self._fresh_network()
-                found[name].load_state_dict(whole, strict=False)  # buffers are a function of the seed
+                found[name].load_state_dict(whole, strict=False)  # all but the buffers
         if self.world.is_main:
             checkpoint.export(
                 self.job.weights, found, objective=self.job.config.objective, scale=self.scale,
@@ -208,7 +229,6 @@ def train(
         for batch in batches:
             waited = time.monotonic() - asked
             loss, sigma, norm = trainer.step(batch)
-            check_finite(loss, sigma, batch, trainer.seen, config.batch)
             line = window.add(loss, sigma, norm, trainer.seen, waited)
             if line is not None:
                 on_stats(line)
@@ -223,6 +243,13 @@ def train(
     trainer.export()
     trainer.engine.close()
     return trainer.engine.kind
+
+
+def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
+    """The one that rank 0 finds, on every rank: another rank's view of a shared folder may lag behind."""
+    state = checkpoint.newest(folder) if world.is_main else None
+    seen = world.gather_objects(None if state is None else state["seen"])[0]
+    return state if world.is_main or seen is None else checkpoint.read(checkpoint.path_of(folder, seen))
 
 
 def _scale_of_vectors(data: Resident | Streaming, world: World) -> Scale:
@@ -241,15 +268,11 @@ def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
     return bool(world.all_reduce(torch.tensor([float(should_stop())]), "max").item())
 
 
-def check_finite(loss: Tensor, sigma: Tensor, batch: Batch, seen: int, size: int) -> None:
-    """Raises Failed, saying where the loss stopped being finite."""
-    if bool(torch.isfinite(loss).all()):
-        return
+def not_finite(loss: Tensor, sigma: Tensor, batch: Batch) -> str:
+    """Noise levels and training images of a rank's samples whose loss [b] is not finite; empty where all are."""
     bad = (~torch.isfinite(loss)).nonzero().flatten().cpu()
+    if not len(bad):
+        return ""
     levels = sigma.cpu()[bad]
-    raise Failed(
-        f"the loss is not finite in step {seen // size}, which ends at {seen / 1000:.3f} kimg: "
-        f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {batch.ids[bad.numpy()][:8].tolist()}; "
-        "the last checkpoint is kept: "
-        "lower train.lr or set train.precision=no, and start again under another name="
-    )
+    images = batch.ids[bad.numpy()][:8].tolist()
+    return f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {images}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -57,16 +58,19 @@ class Window:
         bucket = torch.bucketize(sigma, torch.tensor(EDGES))
         names = [f"sigma<{edge}" for edge in EDGES] + [f"sigma>={EDGES[-1]}"]
         by_sigma = {name: float(loss[bucket == i].mean()) for i, name in enumerate(names) if bool((bucket == i).any())}
-        line = {
+        finite = [norm for norm in self.norms if math.isfinite(norm)]
+        line: dict[str, Any] = {
             "phase": "train",
             "kimg": seen / 1000,
             "loss": float(loss.mean()),
             "loss_by_sigma": by_sigma,
-            "gradient_norm": sum(self.norms) / len(self.norms),
-            "lr": learning_rate(self.config, seen),
+            "gradient_norm": sum(finite) / len(finite) if finite else None,
+            "lr": learning_rate(self.config, seen - self.config.batch),
             "images_per_second": round(len(self.losses) * self.config.batch / seconds, 1),
             "data_wait_share": round(self.waited / seconds, 4),
         }
+        if len(finite) < len(self.norms):
+            line["steps_skipped"] = len(self.norms) - len(finite)  # fp16's gradient overflowed
         line["memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # ru_maxrss: KiB
         if torch.cuda.is_available():
             line["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)
