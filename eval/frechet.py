@@ -24,14 +24,28 @@ _BLOCK = 8192  # rows widened to float64 at a time
 class Moments:
     """Count, mean and scatter of a set of points; sets are united with `merge`.
 
-    rows  the centred points themselves where they are all at hand and no more than D: decompositions are then of N x N
-          size at most, which matters for raw pixels
+    rows  the centred points themselves where they are all at hand and no more than D; they stand for the sums, so that
+          nothing of size D x D is formed, which matters for raw pixels
     """
 
     n: int
-    mean: Tensor  #    float64 [D]
-    scatter: Tensor  # float64 [D, D]: sum over points of (x - mean)(x - mean)^T
-    rows: Tensor | None = None  # float64 [N, D]
+    mean: Tensor  #                float64 [D]
+    sums: Tensor | None = None  #  float64 [D, D]: the scatter, where there are no rows
+    rows: Tensor | None = None  #  float64 [N, D]
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum over points of (x - mean)(x - mean)^T: float64 [D, D]."""
+        if self.rows is not None:
+            return self.rows.T @ self.rows
+        assert self.sums is not None
+        return self.sums
+
+    @property
+    def variance(self) -> Tensor:
+        """Trace of the covariance."""
+        total = self.scatter.trace() if self.rows is None else self.rows.square().sum()
+        return total / max(self.n - 1, 1)
 
     @property
     def covariance(self) -> Tensor:
@@ -46,7 +60,7 @@ def moments(features: Tensor) -> Moments:
     mean = sum((block.double().sum(0) for block in torch.split(features, _BLOCK)), zero) / max(n, 1)
     if n <= d:
         rows = features.double() - mean
-        return Moments(n, mean, rows.T @ rows, rows)
+        return Moments(n, mean, rows=rows)
     scatter = torch.zeros(d, d, dtype=torch.float64, device=features.device)
     for block in torch.split(features, _BLOCK):
         centred = block.double() - mean
@@ -77,8 +91,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     assert a.n >= 2
     assert b.n >= 2
     cross: Tensor = torch.linalg.svdvals(factor(a) @ factor(b).T).sum()
-    traces = a.covariance.trace() + b.covariance.trace()
-    distance = (a.mean - b.mean).square().sum() + traces - 2 * cross
+    distance = (a.mean - b.mean).square().sum() + a.variance + b.variance - 2 * cross
     return max(float(distance), 0.0)
 
 

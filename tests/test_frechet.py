@@ -97,6 +97,16 @@ def test_rows_and_sums_alone_give_the_same(n, m):
     torch.testing.assert_close(alike, torch.ones(5, dtype=torch.float64), rtol=1e-9, atol=1e-9)
 
 
+def test_few_points_of_large_images_never_make_a_square_of_the_features():
+    """The scatter of 3 x 256 x 256 pixels would take 309 GB."""
+    d = 3 * 256 * 256
+    a, b = (moments(torch.randn(6, d, generator=torch.Generator().manual_seed(seed))) for seed in (0, 1))
+    assert a.sums is None
+    assert frechet_distance(a, b) > 0
+    assert len(spectrum(a)) == 6
+    assert principal_axes(a, 3).shape == (d, 3)
+
+
 def test_identical_points_have_no_spread_and_distance_stays_finite():
     x = torch.ones(10, 5)
     assert distance(x, x) == 0
