@@ -28,6 +28,7 @@ from entroloop.eval.catalogue import title
 from entroloop.eval.measures import measure
 
 Samples = NDArray[Any]
+RESIZE = "central square; block means where the factor is whole, else Lanczos"  # `entroloop.data.images.square`
 
 
 def compare(
@@ -66,6 +67,7 @@ def compare(
         "encoder_digest": net.digest,
         "sample_shape": list(shape),
         "resolution": resolution,
+        "resize": RESIZE if resolution is not None and len(shape) == 3 else None,
         **{name: str(path) for name, path in paths.items()},
         **found.context,
     }
@@ -219,8 +221,16 @@ def as_text(row: dict[str, Any]) -> str:
     sizes = [f"{context['n_generated']} generated", f"{context['n_training']} training"]
     if context["n_reference"]:
         sizes.append(f"{context['n_reference']} reference")
-    against = "reference" if context["n_reference"] else "training"
-    lines.append(f"{', '.join(sizes)}; {context['encoder']} features; distances to the {against} set")
+    lines.append(f"{', '.join(sizes)}; {context['encoder']} features")
+    if context["n_reference"]:
+        lines.append(
+            "Distances, precision, recall, density and coverage compare with the reference set, "
+            "the scores of memorization and generalization with the training set."
+        )
+    else:
+        lines.append("Everything compares with the training set.")
+    if context["resize"]:
+        lines.append(f"Resized to {context['resolution']} pixels a side: {context['resize']}.")
     return "\n".join(lines)
 
 

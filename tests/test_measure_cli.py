@@ -83,7 +83,10 @@ def test_without_json_a_table_for_people(kinds):
     done = run("measure", kinds["images"], kinds["shards"])
     assert done.exit_code == 0, done.output
     assert "Fréchet distance" in done.stdout
-    assert "30 generated, 30 training; pixel features; distances to the training set" in done.stdout
+    assert "30 generated, 30 training; pixel features\nEverything compares with the training set." in done.stdout
+    done = run("measure", kinds["images"], kinds["shards"], kinds["images.npy"])
+    assert "30 generated, 30 training, 30 reference; pixel features\n" in done.stdout
+    assert "density and coverage compare with the reference set, the scores of memorization" in done.stdout
 
 
 def test_resampling_gives_a_range_around_the_half_size_numbers(kinds, tmp_path):
@@ -99,6 +102,9 @@ def test_resolution_brings_sets_of_different_sizes_together(kinds, tmp_path):
     np.save(tmp_path / "large.npy", digits(30).repeat(2, axis=2).repeat(2, axis=3))
     row = compare.compare(tmp_path / "large.npy", kinds["images"], resolution=8)
     assert row["generalization_score"] == 0
+    assert row["context"]["resize"].startswith("central square; block means")
+    assert "Resized to 8 pixels a side: central square" in compare.as_text(row)
+    assert compare.compare(kinds["images"], kinds["images"])["context"]["resize"] is None
     with pytest.raises(UserError, match=r"holds 8x8 images with 1 channel.*16x16 images"):
         compare.compare(tmp_path / "large.npy", kinds["images"])
 
