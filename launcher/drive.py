@@ -7,6 +7,8 @@ ended, for scripts that decide whether to start it again.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib.metadata
 import json
 import logging
 import platform
@@ -196,12 +198,20 @@ def run_step(work: Work, step: Step, part: Part | None = None) -> None:
 
         _on_main(world, begin)
         work.on_progress = lambda progress: setattr(lease, "progress", progress)
-        said = work.run(step, part)
+        try:
+            said = work.run(step, part)
+        except Interrupted:
+            _note(work, step, part, time.monotonic() - start, interrupted=True)
+            raise
     seconds = time.monotonic() - start
-    if world.is_main:
-        line = {"phase": step.phase, "part": str(part or Part()), "seconds": round(seconds, 3), **work.facts}
-        append_line(layout.stats(step.generation), {**line, "numerics": numerics(world)})
+    _note(work, step, part, seconds)
     _say(world, step, said, seconds)
+
+
+def _note(work: Work, step: Step, part: Part | None, seconds: float, **facts: Any) -> None:
+    if work.world.is_main:
+        line = {"phase": step.phase, "part": str(part or Part()), "seconds": round(seconds, 3), **work.facts, **facts}
+        append_line(work.layout.stats(step.generation), {**line, "numerics": numerics(work.world)})
 
 
 def _say(world: World, step: Step, said: str, seconds: float) -> None:
@@ -216,10 +226,29 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         file.write(json.dumps(value, sort_keys=True) + "\n")
 
 
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def _processor() -> str:
+    """The CPU's name where the system tells it."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
 def numerics(world: World) -> dict[str, Any]:
-    """What the exact bytes of a result depend on beside the configuration."""
+    """What the exact bytes of a result, and its speed, depend on beside the configuration."""
+    cuda = world.device.type == "cuda"
     return {
-        "torch": torch.__version__,
+        **{name: _version(name) for name in ("entroloop", "torch", "diffusers", "numpy")},
+        "processor": torch.cuda.get_device_name(world.device) if cuda else _processor(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

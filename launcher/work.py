@@ -14,7 +14,6 @@ leave the seal to a later call without a part.
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -25,20 +24,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data import classifier, files, manifest
+from entroloop.data import classifier, manifest
 from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
-from entroloop.data.features import encode_shards, encoder_digest, seal_features, write_blocks
+from entroloop.data.features import encode_shards, seal_features, write_blocks
 from entroloop.data.importers import import_dataset
 from entroloop.data.indexed import Indexed
 from entroloop.data.plan import Part, derive_seed
 from entroloop.data.pool import training_size
 from entroloop.data.progress import Progress
-from entroloop.data.shards import REAL, Dataset, read_shard, seal_dataset, shard_name
+from entroloop.data.shards import Dataset, read_shard, seal_dataset, shard_name
 from entroloop.data.stream import Resident
 from entroloop.data.streaming import Streaming, open_stream
-from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
-from entroloop.launcher import selecting
+from entroloop.launcher import evaluating, selecting
 from entroloop.launcher.guide import guide_of
 from entroloop.launcher.inputs import Inputs
 from entroloop.launcher.phases import PREPARE, Step
@@ -274,28 +272,9 @@ class Work(Inputs):
         )  # fmt: skip
 
     def _evaluate(self, step: Step, part: Part | None) -> str:
-        if not self.world.is_main:
-            return ""
-        config, generation = self.config, step.generation
-        selected = self.dataset(Step(generation, "select"))
-        n = config.evaluation.samples or config.data.size
-        sets = {}
-        for name in config.evaluation.encoders:
-            real = self.features(REAL, name)
-            generated = self.features(generation, name)[:n]
-            digest = encoder_digest(self.layout.of(PREPARE), name)
-            training = self.training_features(selected, name)
-            sets[name] = FeatureSets(generated, training, real[self.split.heldout], digest)
-        size = config.evaluation.entropy_size or config.data.size
-        row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size)
-        if generation == 0:
-            row["baseline"] = baseline_row(sets, entropy_size=size)
-        folder = self.layout.of(step)
-        line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
-        files.create(folder / "metrics.jsonl", lambda file: file.write(line))
-        inputs = self.made_from(step, Step(generation, "encode"), Step(generation, "select"))
-        manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs)
-        self._track(row, "metrics", generation, config.train.images)
-        first = config.evaluation.encoders[0]
+        row = evaluating.evaluate(self, step)
+        if self.world.is_main:
+            self._track(row, "metrics", step.generation, self.config.train.images)
+        first = self.config.evaluation.encoders[0]
         measures = row["measures"][first]
         return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"

@@ -1,0 +1,59 @@
+"""The evaluate phase: the same row at every world size, and mirrored copies where the model was trained with flips."""
+
+import numpy as np
+import pytest
+from loops import tiny
+from ranks import on_ranks
+
+from entroloop.data.world import World
+from entroloop.launcher import drive, evaluating
+from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher.work import Work
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory):
+    """A run that is trained with flips, up to its measures; 48 training, 50 measured and 64 held-out images."""
+    config = tiny(tmp_path_factory.mktemp("run"), "train.flip=true", "generations=1", "evaluation.samples=50")
+    drive.run(config, World(), lambda: False, until=Step(0, "encode"))
+    return config
+
+
+def _row(world, config, target):
+    layout = Layout(config.run_folder)
+    work = Work(config, layout, world, lambda: False)
+    work.layout = _Elsewhere(layout.run, target)
+    return evaluating.evaluate(work, Step(0, "evaluate"))
+
+
+class _Elsewhere(Layout):
+    """The run's folders, but for the measures, which go to `target`."""
+
+    def __init__(self, run, target):
+        super().__init__(run)
+        object.__setattr__(self, "target", target)
+
+    def of(self, step):
+        return self.target if step.phase == "evaluate" else super().of(step)
+
+
+def test_the_row_is_the_same_at_every_world_size(flipped, tmp_path):
+    alone = _row(World(), flipped, tmp_path / "1")
+    for size in (2, 3):
+        rows = on_ranks(size, _row, flipped, tmp_path / str(size))
+        assert rows == rows[:1] * size
+        assert rows[0]["context"].keys() == alone["context"].keys()
+        for mine, theirs in ((rows[0], alone), (rows[0]["baseline"], alone["baseline"])):
+            values, wanted = mine["measures"]["pixel"], theirs["measures"]["pixel"]
+            assert values.keys() == wanted.keys()
+            for name, value in values.items():
+                assert value == pytest.approx(wanted[name], rel=1e-9, abs=1e-9), name
+
+
+def test_mirrored_copies_count_after_training_with_flips(flipped, tmp_path):
+    row = _row(World(), flipped, tmp_path / "row")
+    assert row["context"]["encoders"]["pixel"]["mirrored_copies_count"] is True
+    work = Work(flipped, Layout(flipped.run_folder), World(), lambda: False)
+    selected = work.dataset(Step(0, "select"))
+    found = evaluating._mirrored(work, selected, "pixel")
+    assert np.array_equal(found, selected.all()[:, :, :, ::-1].reshape(48, -1).astype(np.float32))
