@@ -1,8 +1,7 @@
-"""Statistics that the report states: spread over seeds, correlation with its interval, and sentences made of them.
+"""Statistics that the report states: equal seeds, spread over seeds, and correlation with its interval.
 
-    Arms  ->  curves, correlation, headline
-
-Everything here is computed from the rows; no sentence has a result written into it.
+Arms  ->  compared  ->  curves, paired differences
+Arms  ->  correlation
 """
 
 from __future__ import annotations
@@ -16,8 +15,62 @@ from scipy import stats
 
 from entroloop.eval.runs import Arm, Run, row_value
 
-SAME = 0.02  # relative changes below this are called "about the same"
 DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Arms cut down to what can be compared: in each, one run of every seed that has reached `generation` in all arms.
+
+    Where arms have no seed in common, `seeds` is empty and each arm keeps whatever has reached the generation. Arms
+    that have measured nothing stay as they are.
+    """
+
+    groups: list[Arm]
+    generation: int | None  # None: nothing has been measured
+    seeds: tuple[int, ...]
+    left_out: tuple[Run, ...]  # have rows, but count in no mean
+
+    @property
+    def measured(self) -> list[Arm]:
+        return [arm for arm in self.groups if arm.generations]
+
+
+def compared(groups: Sequence[Arm]) -> Compared:
+    """The last generation that some seed has reached in every arm with any row, and the runs that count there."""
+    measured = [arm for arm in groups if arm.generations]
+    furthest = [{run.seed: run for run in sorted(arm.runs, key=lambda run: len(run.rows))} for arm in measured]
+    shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
+    reached = {seed: min(_reached(runs[seed]) for runs in furthest) for seed in shared}
+    last = max(reached.values(), default=-1)
+    seeds = tuple(sorted(seed for seed in reached if reached[seed] == last)) if last >= 0 else ()
+    if not seeds:
+        last = min((max(arm.generations) for arm in measured), default=-1)
+    by_label = dict(zip((arm.label for arm in measured), furthest, strict=True))
+    kept = []
+    for arm in groups:
+        if runs := by_label.get(arm.label):
+            counted = [
+                runs[seed] for seed in sorted(runs) if (seed in seeds if seeds else _reached(runs[seed]) >= last)
+            ]
+            arm = Arm(arm.label, arm.strategy, arm.rest, tuple(counted))
+        kept.append(arm)
+    counting = {id(run) for arm in kept for run in arm.runs}
+    left_out = tuple(run for arm in measured for run in arm.runs if run.rows and id(run) not in counting)
+    return Compared(kept, last if last >= 0 else None, seeds, left_out)
+
+
+def _reached(run: Run) -> int:
+    return max((row["generation"] for row in run.rows), default=-1)
+
+
+def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
+    """The arm without selection that this one is compared with: the only random one, or the one that is like it in
+    everything else; None where there is no such arm."""
+    random = [other for other in groups if other.strategy == "random"]
+    if len(random) > 1:
+        random = [other for other in random if other.rest == arm.rest]
+    return random[0] if random and random[0].label != arm.label and arm.strategy != "random" else None
 
 
 @dataclass(frozen=True)
@@ -32,8 +85,12 @@ class Curve:
 
 
 def curve(arm: Arm, encoder: str, measure: str) -> Curve:
-    """Band: 95% Student interval of the mean from three seeds on, the range below that."""
-    points = [(g, arm.values(g, encoder, measure)) for g in arm.generations]
+    """Band: 95% Student interval of the mean from three seeds on, the range below that.
+
+    Over the generations that all of the arm's runs have reached, so that a mean is over the same seeds throughout.
+    """
+    shared = set.intersection(*({row["generation"] for row in run.rows} for run in arm.runs)) if arm.runs else set()
+    points = [(g, arm.values(g, encoder, measure)) for g in sorted(shared)]
     points = [(g, values) for g, values in points if values]
     bands = [interval(values) for _, values in points]
     return Curve(
@@ -148,90 +205,3 @@ def number(value: float | None) -> str:
 def mean_value(arm: Arm, generation: int, encoder: str, measure: str) -> float | None:
     values = arm.values(generation, encoder, measure)
     return float(np.mean(values)) if values else None
-
-
-def change(before: float, after: float) -> str:
-    """How a measure went from one value to another, in words."""
-    span = f"({number(before)} → {number(after)})"
-    if abs(after - before) <= SAME * abs(before):
-        return f"stays about the same {span}"
-    if before <= 0 or after <= 0:
-        return f"{'rises' if after > before else 'falls'} {span}"
-    if after >= 2 * before:
-        return f"grows {number(after / before)}-fold {span}"
-    return f"{'rises' if after > before else 'falls'} by {abs(after / before - 1):.0%} {span}"
-
-
-def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
-    """What the data show, in a sentence or two: how the first arm drifts, and how the others compare at the end."""
-    last = last_common(groups)
-    measured = [arm for arm in groups if arm.generations]
-    if last is None:
-        return ["No generation has been measured yet."]
-    if last == 0:
-        return ["Only generation 0, trained on real images, has been measured so far: nothing to compare yet."]
-    out = [_drift(measured[0], last, score_encoder, distance_encoder)]
-    if len(measured) > 1:
-        out.append(_comparison(measured, last, score_encoder, distance_encoder))
-    return out
-
-
-def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
-    """How sure the headline is: seeds, encoders, and intervals of differences paired by seed."""
-    last = last_common(groups)
-    measured = [arm for arm in groups if arm.generations]
-    if not last:
-        return []
-    seeds = [len({run.seed for run in arm.runs}) for arm in measured]
-    many = f"means over {min(seeds)} seeds{' or more' if max(seeds) > min(seeds) else ''}"
-    out = [
-        f"Fréchet distance in {distance_encoder} features, generalization score in {score_encoder} features; "
-        f"{'one seed: a direction, not a size' if min(seeds) == 1 else many}."
-    ]
-    phrases = []
-    for arm in measured[1:]:
-        differences = paired(arm, measured[0], last, distance_encoder, "frechet_distance")
-        if len(differences) >= 3:
-            low, high = (number(value) for value in interval(differences))
-            phrases.append(f"{arm.label} {number(float(np.mean(differences)))} [{low}, {high}]")
-    if phrases:
-        out.append(
-            f"Fréchet distance at generation {last} against {measured[0].label}, paired by seed, "
-            f"mean difference and 95% interval: {'; '.join(phrases)}."
-        )
-    return out
-
-
-def _drift(arm: Arm, last: int, score_encoder: str, distance_encoder: str) -> str:
-    words = []
-    for measure, encoder in (("frechet_distance", distance_encoder), ("generalization_score", score_encoder)):
-        first, now = (mean_value(arm, g, encoder, measure) for g in (0, last))
-        if first is not None and now is not None:
-            what = "Fréchet distance to held-out images" if measure == "frechet_distance" else "generalization score"
-            words.append(f"the {what} {change(first, now)}")
-    where = f" under {arm.runs[0].paradigm}" if arm.runs[0].paradigm else ""
-    span = f"Over {last} generation{'s' if last > 1 else ''} of training on generated images"
-    return f"{span}{where} with {arm.label} selection, {' and '.join(words) or 'nothing was measured'}."
-
-
-def _comparison(groups: Sequence[Arm], last: int, score_encoder: str, distance_encoder: str) -> str:
-    """The other arms against the first one, at the last common generation."""
-    distances = {arm.label: mean_value(arm, last, distance_encoder, "frechet_distance") for arm in groups}
-    scores = {arm.label: mean_value(arm, last, score_encoder, "generalization_score") for arm in groups}
-    first = groups[0].label
-    base = distances[first]
-    phrases = []
-    for arm in groups[1:]:
-        value = distances[arm.label]
-        if value is not None and base:
-            relative = f"{value / base - 1:+.0%}".replace("-", "\N{MINUS SIGN}")
-            phrases.append(f"{number(value)} ({relative}) with {arm.label}")
-    score = [f"{number(value)} ({label})" for label, value in scores.items() if value is not None]
-    return (
-        f"At generation {last} the Fréchet distance is {number(base)} with {first}, against {_listed(phrases)}; "
-        f"the generalization score is {_listed(score)}."
-    )
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "unknown"

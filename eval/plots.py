@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from entroloop.eval.analysis import correlation, curve, entropy_and_score, number
+from entroloop.eval.analysis import compared, correlation, curve, entropy_and_score, number
 from entroloop.eval.catalogue import title
 from entroloop.eval.runs import Arm, Run, row_value
 
@@ -126,20 +126,21 @@ def _saved(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
-    """Mean over seeds with its band, each seed thinly, and held-out against training data as a dashed line."""
+    """Mean over equal seeds with its band, every run thinly, and held-out against training data as a dashed line."""
     with matplotlib.rc_context(_STYLE):
         columns = _columns([*(arm.label for arm in groups), "real test vs real train"], 4.4)
         room = _legend_height(len(groups) + 1, columns)
         figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
         looks = styles(groups)
         shown: list[float] = []
-        for arm in groups:
-            line = curve(arm, encoder, measure)
+        for arm, even in zip(groups, compared(groups).groups, strict=True):
+            line = curve(even, encoder, measure)
             look = looks[arm.label]
             if not line.generations:
                 continue
             if max(line.n) > 1:
                 axes.fill_between(line.generations, line.low, line.high, color=look.colour, alpha=0.14, linewidth=0)
+            if len(arm.runs) > 1:
                 shown += _seeds(axes, arm, encoder, measure, look.colour)
             shown += line.mean
             axes.plot(
@@ -224,8 +225,8 @@ def _pearson_words(clusters: Sequence[Sequence[tuple[float, float]]]) -> str:
 
 
 def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
-    """Stacked shares of every training set by origin, the mean over seeds, one panel an arm."""
-    filled = [arm for arm in groups if arm.generations]
+    """Stacked shares of every training set by origin, the mean over equal seeds, one panel an arm."""
+    filled = compared(groups).measured
     if not filled:
         return None
     with matplotlib.rc_context(_STYLE):
@@ -260,6 +261,7 @@ def _share(arm: Arm, generation: int, origin: str) -> float:
 
 def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
     """Leading eigenvalues of the generated features' covariance, one line a generation, one panel an arm."""
+    groups = compared(groups).measured
     lines = {arm.label: _eigenvalues(arm, encoder) for arm in groups}
     filled = [arm for arm in groups if lines[arm.label]]
     if not filled:
@@ -285,7 +287,7 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
 
 
 def _eigenvalues(arm: Arm, encoder: str) -> dict[int, list[float]]:
-    """Generation -> the spectrum of the arm's first run."""
+    """Generation -> the spectrum of the arm's first run that is compared."""
     rows = arm.runs[0].rows
     found = {row["generation"]: row.get("context", {}).get("encoders", {}).get(encoder, {}) for row in rows}
     return {g: context["top_eigenvalues"] for g, context in found.items() if context.get("top_eigenvalues")}

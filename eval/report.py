@@ -22,7 +22,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entroloop.data import files
-from entroloop.eval import analysis, pictures, plots, points, tables
+from entroloop.eval import analysis, headline, pictures, plots, points, tables
 from entroloop.eval.catalogue import HEADLINE, MEASURES, title
 from entroloop.eval.runs import Arm, Run, arms, read_runs
 
@@ -78,7 +78,7 @@ def main_figures(runs: Sequence[Run]) -> list[Picture]:
     if not names:
         return []
     chosen = {
-        "frechet_distance": tables.distance_encoder(names),
+        "frechet_distance": tables.distance_encoder(runs, names),
         "generalization_score": tables.score_encoder(names),
         "training_entropy": tables.score_encoder(names),
     }
@@ -143,7 +143,7 @@ def _slug(name: str) -> str:
 
 def _curve_words(groups: Sequence[Arm], encoder: str, measure: str) -> str:
     parts = []
-    for arm in groups:
+    for arm in analysis.compared(groups).measured:
         line = analysis.curve(arm, encoder, measure)
         if line.generations:
             ends = f"{analysis.number(line.mean[0])} to {analysis.number(line.mean[-1])}"
@@ -159,17 +159,16 @@ def _scatter_words(groups: Sequence[Arm], encoder: str) -> str:
 
 def _provenance_words(groups: Sequence[Arm]) -> str:
     parts = []
-    for arm in groups:
-        if arm.generations:
-            share = np.mean(arm.values(arm.generations[-1], "", "real_share"))
-            parts.append(f"{arm.label} has {share:.0%} real images at generation {arm.generations[-1]}")
+    for arm in analysis.compared(groups).measured:
+        share = np.mean(arm.values(arm.generations[-1], "", "real_share"))
+        parts.append(f"{arm.label} has {share:.0%} real images at generation {arm.generations[-1]}")
     return f"Stacked bars of where each training set's images come from: {'; '.join(parts)}."
 
 
 def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     """The page, as one string."""
     names, groups = tables.encoders(runs), arms(runs)
-    score, distance = (tables.score_encoder(names), tables.distance_encoder(names)) if names else ("", "")
+    score, distance = (tables.score_encoder(names), tables.distance_encoder(runs, names)) if names else ("", "")
     first = main_figures(runs)
     shown = {picture.name for picture in first}
     others = {
@@ -182,7 +181,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         for kind in ("points", "entropy-score", "spectra", "provenance", "time")
     }
     generations = sorted({g for arm in groups for g in arm.generations} | _sampled(runs))
-    chosen = pictures.shown_runs(groups)
+    chosen = pictures.shown_runs(analysis.compared(groups).groups)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
@@ -193,8 +192,8 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     page = environment.get_template("report.html.j2").render(
         title=_title(runs),
         refresh=refresh,
-        headline=analysis.headline(groups, score, distance),
-        certainty=analysis.certainty(groups, score, distance),
+        headline=headline.headline(groups, score, distance),
+        certainty=headline.certainty(groups, score, distance),
         unfinished=[run for run in runs if not run.finished],
         runs=runs,
         groups=groups,
@@ -206,7 +205,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         generations=generations,
         strips=strips,
         strip_runs=chosen,
-        common_seed=pictures.common_seed(groups),
+        common_seed=pictures.common_seed(analysis.compared(groups).groups),
         pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
         tables=[tables.last_table(runs, groups, name) for name in names],
         everything=[tables.full_table(groups, name, tables.measures_of(runs, name)) for name in names],

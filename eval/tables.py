@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from entroloop.eval import analysis, plots
+from entroloop.eval import headline as sentences
 from entroloop.eval.catalogue import MEASURES, title
 from entroloop.eval.runs import Arm, Run, arms, differences, row_value
 
@@ -28,9 +29,11 @@ def score_encoder(names: Sequence[str]) -> str:
     return "pixel" if "pixel" in names else names[0]
 
 
-def distance_encoder(names: Sequence[str]) -> str:
-    """Where distributions are compared: the first encoder that is not the raw pixels, if there is one."""
-    return next((name for name in names if name != "pixel"), names[0])
+def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Where distributions are compared: an encoder that selected in no run, if there is one; of those the first that is
+    not the raw pixels, if there is one."""
+    selecting = sentences.selecting_encoders(runs)
+    return min(names, key=lambda name: (name in selecting, name == "pixel"))
 
 
 def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
@@ -40,9 +43,9 @@ def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
 
 
 def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict[str, Any]:
-    """Measures at the last generation that every arm has: a line a measure, a column an arm."""
-    last = analysis.last_common(groups)
-    shown = [arm for arm in groups if last in arm.generations]
+    """Measures at the last generation that every arm has, over equal seeds: a line a measure, a column an arm."""
+    even = analysis.compared(groups)
+    last, shown = even.generation, even.measured
     lines = []
     for measure in [*measures_of(runs, encoder), "real_share"]:
         base = analysis.number(plots.baseline_value(runs, encoder, measure))
@@ -58,11 +61,12 @@ def _with_spread(values: Sequence[float]) -> str:
 
 
 def full_table(groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
-    lines = [
-        (arm.label, generation, [_with_spread(arm.values(generation, encoder, m)) for m in [*names, "real_share"]])
-        for arm in groups
-        for generation in arm.generations
-    ]
+    """A line an arm and generation, over the seeds that all of the arm's compared runs have."""
+    lines = []
+    for arm in analysis.compared(groups).measured:
+        for generation in range(min(len(run.rows) for run in arm.runs)):
+            cells = [_with_spread(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
+            lines.append((arm.label, generation, cells))
     return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines}
 
 
@@ -205,7 +209,7 @@ def as_json(runs: Sequence[Run]) -> str:
         for name in names
     }
     summary = {
-        "headline": analysis.headline(groups, score_encoder(names), distance_encoder(names)) if names else [],
+        "headline": sentences.headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],
         "correlation": {name: vars(one) if one else None for name, one in found.items()},
         "runs": [{"name": run.name, "config": run.config, "rows": run.rows, "finished": run.finished} for run in runs],
     }

@@ -14,7 +14,7 @@ import report_runs
 import yaml
 
 from entroloop.data.errors import UserError
-from entroloop.eval import analysis, pictures, plots, report, tables
+from entroloop.eval import analysis, headline, pictures, plots, report, tables
 from entroloop.eval.runs import Arm, Run, arms, differences, flat, read_run, read_runs
 
 
@@ -184,25 +184,122 @@ def test_differences_are_paired_by_seed():
 
 def test_the_headline_says_what_the_numbers_say():
     groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 1.5, 3))])
-    first, second = analysis.headline(groups, "pixel", "pixel")
+    first, second = headline.headline(groups, "pixel", "pixel")
     assert "Fréchet distance to held-out images grows 4.00-fold (1.00 → 4.00)" in first
     assert "generalization score falls by 75% (8.00 → 2.00)" in first
-    assert "4.00 with random, against 3.00 (\N{MINUS SIGN}25%) with greedy" in second
-    assert "one seed" in analysis.certainty(groups, "pixel", "pixel")[0]
+    assert "4.00 with random; 3.00 with greedy (\N{MINUS SIGN}25%)." in second
+    assert "one seed" in headline.certainty(groups, "pixel", "pixel")[0]
 
 
 def test_the_headline_turns_with_the_data():
     groups = arms([synthetic("random", distances=(4, 2)), synthetic("greedy", distances=(4, 4.01))])
-    first, second = analysis.headline(groups, "pixel", "pixel")
+    first, second = headline.headline(groups, "pixel", "pixel")
     assert "falls by 50% (4.00 → 2.00)" in first
-    assert "(+100%) with greedy" in second
-    assert "stays about the same" in analysis.headline(groups[1:], "pixel", "pixel")[0]
+    assert "with greedy (+100%)" in second
+    assert "stays about the same" in headline.headline(groups[1:], "pixel", "pixel")[0]
 
 
 def test_arms_are_compared_where_all_have_got_to():
     groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 3))])
-    assert analysis.last_common(groups) == 1
-    assert "At generation 1" in analysis.headline(groups, "pixel", "pixel")[1]
+    assert analysis.compared(groups).generation == 1
+    assert "At generation 1" in headline.headline(groups, "pixel", "pixel")[1]
+
+
+def test_only_seeds_that_every_arm_has_are_compared():
+    """Two seeds of greedy stopped a generation earlier, where random's are worse: three against one would be 10 : 2."""
+    random = [synthetic("random", s, (1, 1, 2 + 12 * (s > 0))) for s in range(3)]
+    greedy = [synthetic("greedy", 0, (1, 1, 2)), synthetic("greedy", 1, (1, 1)), synthetic("greedy", 2, (1, 1))]
+    groups = arms(random + greedy)
+    even = analysis.compared(groups)
+    assert (even.generation, even.seeds) == (2, (0,))
+    assert [run.name for run in even.left_out] == ["random-1", "random-2", "greedy-1", "greedy-2"]
+    assert "2.00 with random; 2.00 with greedy (+0%)." in headline.headline(groups, "pixel", "pixel")[1]
+    first, *rest = headline.certainty(groups, "pixel", "pixel")
+    assert "one seed (0)" in first
+    assert "In no mean, because not every arm has their seed at generation 2: random-1, random-2" in rest[-1]
+    table = tables.last_table(random + greedy, groups, "pixel")
+    assert [cells for m, _, cells in table["lines"] if m == "frechet_distance"] == [["2.00", "2.00"]]
+    assert all("±" not in cell for _, _, cells in tables.full_table(groups, "pixel", [])["lines"] for cell in cells)
+    figure = plots.measure_curves(groups, [], "pixel", "frechet_distance")
+    ends = {line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_label()[0] != "_"}
+    assert ends == {"random": 2, "greedy": 2}
+
+
+def test_arms_without_a_common_seed_say_so():
+    groups = arms([synthetic("random", s, (1, 2)) for s in (1, 2)] + [synthetic("greedy", 3, (1, 3))])
+    assert analysis.compared(groups).seeds == ()
+    assert "no seed in common" in headline.certainty(groups, "pixel", "pixel")[0]
+
+
+def test_a_curve_ends_where_its_seeds_part():
+    line = analysis.curve(
+        arm(synthetic(seed=0, distances=(1, 2, 9)), synthetic(seed=1, distances=(3, 4))), "pixel", "frechet_distance"
+    )
+    assert line.mean == [2, 3]
+
+
+def test_a_difference_whose_interval_contains_zero_is_no_finding():
+    def said(changes):
+        runs = [synthetic("random", s, (1, 10)) for s in range(3)]
+        runs += [synthetic("greedy", s, (1, 10 + change)) for s, change in enumerate(changes)]
+        return headline.headline(arms(runs), "pixel", "pixel")[1].replace("\N{MINUS SIGN}", "-")
+
+    # mean 5 / 3, standard error 7 / 3, t(2) = 4.303
+    assert "with greedy (+17%, 95% interval -84% to +117%: contains 0, no clear difference)" in said((1, -2, 6))
+    assert "with greedy (-20%, 95% interval -22% to -18%)." in said((-2, -1.9, -2.1))
+
+
+def test_many_arms_are_not_all_named():
+    runs = [synthetic("random", distances=(1, 10))]
+    runs += [synthetic(f"strategy{i}", distances=(1, 5 + i)) for i in range(13)]
+    second = headline.headline(arms(runs), "pixel", "pixel")[1]
+    assert "of the 13 others the lowest and the highest are 5.00 with strategy0" in second
+    assert "17.0 with strategy12" in second
+    assert "strategy6" not in second
+
+
+def test_without_an_arm_that_selects_at_random_none_is_the_baseline():
+    groups = arms([synthetic("greedy", distances=(1, 2), **{"selection.metric": m}) for m in ("cosine", "whitened")])
+    first, second = headline.headline(groups, "pixel", "pixel")
+    assert "greedy (metric=cosine) selection (only the first of the arms)" in first
+    assert "%" not in second
+    assert any("none is the baseline" in words for words in headline.certainty(groups, "pixel", "pixel"))
+
+
+def test_each_arm_is_compared_with_the_random_one_that_is_like_it():
+    cases = (("random", "replace", 8), ("random", "fresh", 4), ("greedy", "replace", 4), ("greedy", "fresh", 3))
+    runs = [synthetic(s, distances=(1, d), **{"loop.paradigm": p}) for s, p, d in cases]
+    second = headline.headline(arms(runs), "pixel", "pixel")[1].replace("\N{MINUS SIGN}", "-")
+    assert "4.00 with greedy (replace) (-50%)" in second
+    assert "3.00 with greedy (fresh) (-25% against random (fresh))" in second
+    assert "4.00 with random (fresh)," in second
+
+
+def test_distances_are_judged_in_an_encoder_that_did_not_select():
+    def runs(encoder):
+        return [synthetic("random"), synthetic("greedy", **{"selection.encoder": encoder})]
+
+    assert tables.distance_encoder(runs("classifier"), ["classifier", "pixel"]) == "pixel"
+    assert tables.distance_encoder(runs("classifier"), ["classifier", "pixel", "inception"]) == "inception"
+    assert tables.distance_encoder(runs("pixel"), ["classifier", "pixel"]) == "classifier"
+    words = headline.certainty(arms(runs("classifier")), "pixel", "pixel")
+    assert "Selection: greedy in classifier features." in words
+    assert "features that also selected" in headline.certainty(arms(runs("pixel")), "pixel", "pixel")[1]
+
+
+def test_scores_of_training_sets_of_different_sizes_are_not_compared():
+    def sized(run, sizes):
+        rows = tuple({**row, "context": {"n_training": n}} for row, n in zip(run.rows, sizes, strict=True))
+        return Run(None, run.name, run.config, rows, None, ())
+
+    replace, accumulate = (synthetic(distances=(1, 2, 3), **{"loop.paradigm": p}) for p in ("replace", "accumulate"))
+    even = arms([sized(replace, (9, 9, 9)), sized(accumulate, (9, 9, 9))])
+    uneven = arms([sized(accumulate, (9, 18, 27)), sized(replace, (9, 9, 9))])
+    assert "The generalization score is" in headline.headline(even, "pixel", "pixel")[1]
+    assert "The generalization score is" not in headline.headline(uneven, "pixel", "pixel")[1]
+    words = " ".join(headline.certainty(uneven, "pixel", "pixel"))
+    assert "27 with random (accumulate); 9 with random (replace)" in words
+    assert "grows from 9 to 27 images" in " ".join(headline.certainty(uneven[:1], "pixel", "pixel"))
 
 
 @pytest.mark.parametrize(
