@@ -12,7 +12,8 @@
 Two models of scikit-learn's digits are trained first, by the project's own trainer, and kept in --folder. Every ratio
 is between times taken in turn, round after round, in the same processes: `ratio` compares the best times (on a machine
 that others use too, the least disturbed ones), `median` is the median of the rounds' ratios, and `cpu` compares CPU
-time, of the busier rank where there are two: what a machine with a core for each rank would need.
+time, of the busier rank where there are two: what a machine with a core for each rank would need. On a machine with a
+GPU, phase and calls run there; script and ranks are about ranks of one thread and stay on the CPU.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ from entroloop.trainer import network as networks
 from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
 from entroloop.trainer.sampler import SampleConfig
 
-CPU = torch.device("cpu")
+CPU = torch.device("cpu")  # of the two ranks of one thread
+DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 HEUN = SampleConfig(steps=18, shard_size=512)  # EDM's own 18 steps: 35 network calls
 ANCESTRAL = SampleConfig(sampler="ddpm", steps=1000, shard_size=512)
@@ -68,6 +70,8 @@ class Timed:
 def timed(images: int, work: Callable[[], object]) -> Timed:
     wall, cpu = time.perf_counter(), time.process_time()
     work()
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
     return Timed(images, time.perf_counter() - wall, time.process_time() - cpu)
 
 
@@ -93,8 +97,9 @@ def trained(folder: Path, objective: str, kimg: float) -> Work:
     """A run on digits whose generation 0 is trained; found again in `folder` where it was trained before."""
     overrides = [f"folder={folder}", f"name={objective}-{kimg:g}", f"train.objective={objective}"]
     config = configuration.load(DIGITS, [*overrides, f"train.kimg={kimg}", "generations=1"])
-    drive.run(config, World(), lambda: False, until=Step(0, "train"))
-    return Work(config, Layout(config.run_folder), World())
+    world = World(device=DEVICE)
+    drive.run(config, world, lambda: False, until=Step(0, "train"))
+    return Work(config, Layout(config.run_folder), world)
 
 
 def weights_of(work: Work) -> Path:
@@ -122,13 +127,13 @@ def phase_rows(work: Work, images: int, rounds: int, scratch: Path) -> list[dict
 def phase_row(name: str, weights: Path, images: int, batch: int, rounds: int, scratch: Path) -> dict[str, Any]:
     config = HEUN.model_copy(update={"batch": batch, "shard_size": images // 2})
     plan = SamplePlan(0, 0, images, config.shard_size)
-    network = networks.load(weights).requires_grad_(False)
+    network = networks.load(weights).requires_grad_(False).to(DEVICE)
     shape = json.loads((weights / "manifest.json").read_text())["about"]["shape"]
-    x, condition = torch.randn(batch, *shape), torch.randn(batch)
+    x, condition = torch.randn(batch, *shape, device=DEVICE), torch.randn(batch, device=DEVICE)
 
     def ours() -> None:
         shutil.rmtree(scratch / "phase", ignore_errors=True)
-        generate(weights, scratch / "phase", config, plan, Part(), CPU, show=False)
+        generate(weights, scratch / "phase", config, plan, Part(), DEVICE, show=False)
 
     @torch.no_grad()
     def plain() -> None:
@@ -149,7 +154,7 @@ def drawn(work: Work, config: SampleConfig, images: int, name: str) -> np.ndarra
     """Samples of a trained run, kept beside it: uint8 [N, 1, 8, 8]."""
     folder = work.layout.run / "benchmark" / name
     plan = SamplePlan(1, 0, images, config.shard_size)
-    generate(weights_of(work), folder, config, plan, Part(), CPU, show=False)
+    generate(weights_of(work), folder, config, plan, Part(), DEVICE, show=False)
     seal_dataset(folder)
     return Dataset(folder).all()
 
@@ -325,6 +330,7 @@ def main() -> None:
                     rows.append(ranks_row(ranks, edm, options.images, options.rounds, scratch))
     show(rows)
     facts = {
+        "device": torch.cuda.get_device_name() if DEVICE.type == "cuda" else "cpu",
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -4,8 +4,9 @@
 
 Rows compare two things in turn, in one process or in paired processes, round after round; a ratio is the median over
 rounds. Images are noise of 8x8x1, the network is the demo's; what is measured does not depend on what they show.
-On a CUDA device the same rows run there, with `--channels`, `--side` and `--batch` of a larger network, `--precision`,
-`--channels-last` and `--compile`, and the share of the peak that `--peak-tflops` gives.
+On a CUDA device the same rows run there, with `--channels`, `--attention`, `--side` and `--batch` of a larger network,
+`--precision`, `--channels-last` and `--compile`, and the share of the peak that `--peak-tflops` gives. `--against` adds
+rows that train by other means: `--against zero2 compile xformers` (the last against torch's own attention).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
 from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
@@ -33,7 +35,7 @@ from entroloop.data.world import World, join, leave
 from entroloop.trainer import ema
 from entroloop.trainer.diffusion import Noise, training_loss
 from entroloop.trainer.loop import Job, Trainer, train
-from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.network import NetworkConfig, use_best_attention
 from entroloop.trainer.schedule import TrainConfig
 
 REPEAT = 20  # updates in one measurement
@@ -56,7 +58,9 @@ def job_of(options: argparse.Namespace, folder: Path, steps: int, **changes: obj
         "kimg": kimg, "batch": options.batch, "checkpoint_kimg": 1e6, "log_kimg": 4 * options.batch / 1000,
         "precision": options.precision, "channels_last": options.channels_last, "compile": options.compile, **changes,
     }  # fmt: skip
-    network = NetworkConfig(channels=tuple(options.channels), middle_attention=False, norm_groups=8)
+    network = NetworkConfig(
+        channels=tuple(options.channels), attention=tuple(options.attention), middle_attention=False, norm_groups=8
+    )
     return Job(TrainConfig(**values), network, 0, 0, folder / "checkpoints", folder / "weights", folder / "stats", {})
 
 
@@ -177,12 +181,40 @@ def ema_rows(options: argparse.Namespace, folder: Path, world: World):
         yield row(f"{what} + optimizer / optimizer", "(1.1)", averaged, lambda a, b: (a + b) / b)
 
 
-def rank_speed(options: argparse.Namespace, size: int) -> float:
+def against_row(options: argparse.Namespace, folder: Path, world: World, name: str):
+    """Whole steps of the trainer by other means, against those of the options alone, in turn."""
+    if name == "zero2":
+        ranks = torch.cuda.device_count() if world.device.type == "cuda" else 2
+        speeds = [[rank_speed(options, ranks, engine) for engine in ("zero2", "auto")] for _ in range(options.rounds)]
+        return row(
+            f"images/s, ZeRO-2 / DDP, {ranks} ranks", "", speeds, lambda a, b: a / b, images_per_s=max(speeds)[0]
+        )
+    data = Resident(make_set(folder / f"set-{name}", options.batch, options.colours, options.side))
+    changes = {"compile": name == "compile"}
+    trainers = [Trainer(job_of(options, folder / name, 10**6, **c), data, world) for c in ({}, changes)]
+    if name == "xformers":
+        if not options.attention or use_best_attention(trainers[1].engine.network, world.device) != "xformers":
+            return {"what": "images/s, xformers / SDPA: needs CUDA, xformers and --attention", "ratio": None}
+        trainers[0].engine.network.unet.set_attn_processor(AttnProcessor2_0())
+    batches = [t.data.batches(seed=0, seen=0, until=10**9, batch=options.batch, rank=0, size=1) for t in trainers]
+
+    def steps(i: int) -> float:
+        return seconds(lambda: [trainers[i].step(next(batches[i])) for _ in range(options.steps)], world.device)
+
+    steps(0), steps(1)
+    pairs = [(steps(0), steps(1)) for _ in range(options.rounds)]
+    rate = round(options.steps * options.batch / min(b for _, b in pairs), 1)
+    what = {"compile": "compiled / not", "xformers": "xformers / SDPA"}[name]
+    return row(f"images/s, {what}", "", pairs, lambda a, b: a / b, images_per_s=rate)
+
+
+def rank_speed(options: argparse.Namespace, size: int, engine: str = "auto") -> float:
     """Images a second of `size` ranks of one thread at the same batch a rank, in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--rank-of", str(size), "--folder", folder, "--steps", str(options.steps)]
         command += ["--batch", str(options.batch), "--side", str(options.side), "--colours", str(options.colours)]
-        command += ["--channels", *map(str, options.channels)]
+        command += ["--channels", *map(str, options.channels), "--precision", options.precision, "--engine", engine]
+        command += ["--attention", *map(str, options.attention)] if options.attention else []
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         ranks = [
             subprocess.Popen([*command, "--rank", str(rank)], env=environment, stdout=subprocess.PIPE, text=True)
@@ -198,15 +230,16 @@ def one_rank(options: argparse.Namespace) -> None:
     """What a process of `rank_speed` does: trains steps of `batch` images a rank and prints images a second."""
     size, folder = options.rank_of, Path(options.folder)
     torch.set_num_threads(1)
-    if size > 1:  # as torchrun would say; the processes meet in a file, so the address is not used
+    if size > 1 or options.engine != "auto":  # as torchrun would say; they meet in a file: the address is not used
         os.environ |= {"RANK": str(options.rank), "LOCAL_RANK": str(options.rank), "MASTER_ADDR": "127.0.0.1"}
-        os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+        os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": "29511"}
     world = join(options.rank, size, options.rank, init_method=f"file://{folder / 'meet'}")
     if world.is_main:
         make_set(folder / "set", 8 * options.batch, options.colours, options.side)
     world.barrier()
     options.batch *= size
-    trainer = Trainer(job_of(options, folder / "job", 10_000), data := Resident(Dataset(folder / "set")), world)
+    job = job_of(options, folder / "job", 10_000, engine=options.engine)
+    trainer = Trainer(job, data := Resident(Dataset(folder / "set")), world)
     batches = data.batches(seed=0, seen=0, until=10**9, batch=options.batch, rank=world.rank, size=size)
     for _ in range(3):
         trainer.step(next(batches))
@@ -225,6 +258,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--channels", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--attention", type=int, nargs="+", default=[], help="levels with self-attention")
+    parser.add_argument("--against", nargs="+", choices=["zero2", "compile", "xformers"], default=[])
     parser.add_argument("--side", type=int, default=8)
     parser.add_argument("--colours", type=int, default=1)
     parser.add_argument("--precision", choices=["no", "fp16", "bf16"], default="no")
@@ -232,6 +267,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--peak-tflops", type=float)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--engine", default="auto", help=argparse.SUPPRESS)
     parser.add_argument("--rank-of", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
@@ -243,6 +279,9 @@ def main() -> None:
 
     def show(found: dict[str, object]) -> None:
         rows.append(found)
+        if found["ratio"] is None:
+            print(found["what"], flush=True)
+            return
         extra = f"  {found['images_per_s']:,} images/s" if "images_per_s" in found else ""
         spread = f"{found['lowest']:.3f} … {found['highest']:.3f}"
         print(f"{found['what']:<58} {found['ratio']:>7.3f}  {spread:<17} {found['goal']}{extra}", flush=True)
@@ -252,6 +291,8 @@ def main() -> None:
             show(phase_row(options, Path(folder), world, mode))
         for found in ema_rows(options, Path(folder), world):
             show(found)
+        for name in options.against:
+            show(against_row(options, Path(folder), world, name))
     if world.device.type == "cpu":
         pairs = [(rank_speed(options, 2), rank_speed(options, 1)) for _ in range(options.rounds)]
         show(row("2 ranks of one thread / 1 rank of one thread", ">= 1.8", pairs, lambda a, b: a / b))
