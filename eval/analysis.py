@@ -135,6 +135,16 @@ def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[floa
     return out
 
 
+def entropy_sizes(runs: Sequence[Run]) -> dict[int | None, str]:
+    """Number of images in the entropy estimate -> a run that has it. The estimate depends on it: several do not compare."""
+    found: dict[int | None, str] = {}
+    for run in runs:
+        for row in run.rows:
+            for one in row.get("context", {}).get("encoders", {}).values():
+                found.setdefault(one.get("entropy_n"), run.name)
+    return found
+
+
 def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlation | None:
     """Pearson r of all pairs; its interval by drawing whole runs with replacement (points of a run hang together).
 

@@ -39,11 +39,7 @@ def compared(runs: Sequence[Run]) -> list[Arm]:
 
 def check_equal_n(runs: Sequence[Run]) -> None:
     """Raises UserError unless every entropy is of the same number of images: the estimate depends on it."""
-    found: dict[int | None, str] = {}
-    for run in runs:
-        for row in run.rows:
-            for one in row.get("context", {}).get("encoders", {}).values():
-                found.setdefault(one.get("entropy_n"), run.name)
+    found = analysis.entropy_sizes(runs)
     if len(found) > 1:
         sizes = ", ".join(f"{n} in {name}" for n, name in found.items())
         raise UserError(f"training_entropy is of different numbers of images ({sizes}): set evaluation.entropy_size")

@@ -42,6 +42,7 @@ def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) 
         f"generalization score in {score_encoder} features; {_seeds(even)}.",
         *_selecting([run for arm in even.measured for run in arm.runs], distance_encoder),
         *_sizes(even),
+        *_entropies([run for arm in groups for run in arm.runs]),
     ]
     if len(even.measured) > 1 and not any(baseline_arm(arm, even.measured) for arm in even.measured):
         out.append("There is no arm that differs in the selection only and selects at random, so none is the baseline.")
@@ -145,6 +146,17 @@ def _sizes(even: Compared) -> list[str]:
             "by itself."
         ]
     return []
+
+
+def _entropies(runs: Sequence[Run]) -> list[str]:
+    found = analysis.entropy_sizes(runs)
+    if len(found) < 2:
+        return []
+    sizes = _listed([f"{n} in {name}" for n, name in found.items()])
+    return [
+        f"Training-set entropies are of different numbers of images ({sizes}) and do not compare, so their correlation "
+        "with the generalization score is left out; evaluation.entropy_size sets the number."
+    ]
 
 
 def _drift(even: Compared, score_encoder: str, distance_encoder: str) -> str:

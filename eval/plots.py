@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from entroloop.eval.analysis import compared, correlation, curve, entropy_and_score, number
+from entroloop.eval.analysis import compared, correlation, curve, entropy_and_score, entropy_sizes, number, once
 from entroloop.eval.catalogue import title
 from entroloop.eval.runs import Arm, Run, row_value
 
@@ -187,7 +187,12 @@ def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | N
 
 
 def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
-    """Training-set entropy against log generalization score, a point a generation, with Pearson r."""
+    """Training-set entropy against log generalization score, a point a generation, with Pearson r.
+
+    None where nothing is measured or entropies are of different numbers of images.
+    """
+    if len(entropy_sizes([run for arm in groups for run in arm.runs])) > 1:
+        return None
     with matplotlib.rc_context(_STYLE):
         columns = _columns([arm.label for arm in groups], 4.6)
         room = _legend_height(len(groups), columns)
@@ -205,7 +210,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
             )  # fmt: skip
         found = correlation(clusters)
         if found is not None:
-            every = np.array([pair for cluster in clusters for pair in cluster])
+            every = np.array([pair for cluster in once(clusters) for pair in cluster])  # the points that r counts
             slope, offset = np.polyfit(every[:, 0], every[:, 1], 1)
             ends = np.array([every[:, 0].min(), every[:, 0].max()])
             axes.plot(ends, slope * ends + offset, color=_BASELINE, linewidth=1, zorder=0)

@@ -207,6 +207,7 @@ def as_json(runs: Sequence[Run]) -> str:
     found = {
         name: analysis.correlation([c for arm in groups for c in analysis.entropy_and_score(arm.runs, name)])
         for name in names
+        if len(analysis.entropy_sizes(runs)) < 2
     }
     summary = {
         "headline": sentences.headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],

@@ -287,6 +287,42 @@ def test_distances_are_judged_in_an_encoder_that_did_not_select():
     assert "features that also selected" in headline.certainty(arms(runs("pixel")), "pixel", "pixel")[1]
 
 
+def paired_points(run, entropies, scores, n=64):
+    """The run with these entropies, of n images each, and scores."""
+    rows = [
+        {**row, "measures": {"pixel": {"training_entropy": e, "generalization_score": float(np.exp(s))}},
+         "context": {"encoders": {"pixel": {"entropy_n": n}}}}
+        for row, e, s in zip(run.rows, entropies, scores, strict=True)
+    ]  # fmt: skip
+    return Run(None, run.name, run.config, tuple(rows), None, ())
+
+
+def test_entropies_of_different_numbers_of_images_are_not_correlated(tmp_path):
+    points = ([1.0, 2, 3], [1.0, 3, 2])
+    equal = [paired_points(synthetic(s), *points) for s in ("random", "greedy")]
+    uneven = [equal[0], paired_points(synthetic("greedy"), *points, n=128)]
+    assert plots.entropy_scatter(arms(equal), "pixel") is not None
+    assert plots.entropy_scatter(arms(uneven), "pixel") is None
+    assert json.loads(tables.as_json(equal))["correlation"]["pixel"]["r"] == pytest.approx(0.5)
+    assert json.loads(tables.as_json(uneven))["correlation"] == {}
+    words = " ".join(headline.certainty(arms(uneven), "pixel", "pixel"))
+    assert "different numbers of images (64 in random-0 and 128 in greedy-0)" in words
+
+
+def test_the_line_through_the_points_counts_a_shared_generation_once():
+    """Generation 0 is the same in all runs; counted three times it would pull the line to (0, 0)."""
+    ends = {
+        "random": ([0.0, 1, 2], [0.0, 2, 1]),
+        "greedy": ([0.0, 3, 1], [0.0, 2, 3]),
+        "mine": ([0.0, 2, 3], [0.0, 3, 0]),
+    }
+    runs = [paired_points(synthetic(s), *points) for s, points in ends.items()]
+    figure = plots.entropy_scatter(arms(runs), "pixel")
+    line = figure.axes[0].lines[0]
+    x, y = np.array([(0, 0), (1, 2), (2, 1), (3, 2), (1, 3), (2, 3), (3, 0)]).T
+    np.testing.assert_allclose(line.get_ydata(), np.polyval(np.polyfit(x, y, 1), [0, 3]))
+
+
 def test_scores_of_training_sets_of_different_sizes_are_not_compared():
     def sized(run, sizes):
         rows = tuple({**row, "context": {"n_training": n}} for row, n in zip(run.rows, sizes, strict=True))
