@@ -25,7 +25,7 @@ from entroloop.trainer import network
 
 pytestmark = pytest.mark.slow  # starts dozens of processes: eight minutes on one core
 REPOSITORY = Path(__file__).parents[1]
-EACH_STEP = ("train.log_kimg=0.016", "generations=1")
+EACH_STEP = ("train.log_kimg=0.016", "generations=1", "train.more_emas.slow={halflife_kimg: 0.3, rampup: 9}")
 
 
 def torchrun(path, *overrides, ranks=2, wait=True, **environment):
@@ -48,8 +48,9 @@ def losses(layout):
     return torch.tensor([line["loss"] for line in lines if "loss" in line])
 
 
-def exported(layout):
-    return torch.cat([p.flatten() for p in network.load(layout.of(Step(0, "train"))).parameters()])
+def exported(layout, average=""):
+    found = network.load(layout.of(Step(0, "train")) / average)
+    return torch.cat([p.flatten() for p in found.parameters()])
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,11 @@ def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
     assert f"by {engine} on 2 ranks" in out
     assert len(losses(layout)) == len(losses(alone)) == 40
     torch.testing.assert_close(losses(layout), losses(alone), rtol=2e-3, atol=2e-3)
-    difference = (exported(layout) - exported(alone)).abs()
-    assert difference.max() < 5e-3  # a few learning rates of 1e-3
-    assert difference.mean() < 2e-5
+    for average in ("", "ema_slow"):
+        difference = (exported(layout, average) - exported(alone, average)).abs()
+        assert difference.max() < 5e-3  # a few learning rates of 1e-3
+        assert difference.mean() < 2e-5
+    assert (exported(layout, "ema_slow") - exported(layout)).abs().mean() > 1e-3
 
 
 def test_zero_in_half_precision_trains_as_float32_does_but_for_8_bits_of_mantissa(alone, tmp_path):
