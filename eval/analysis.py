@@ -136,7 +136,7 @@ def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[floa
 
 
 def entropy_sizes(runs: Sequence[Run]) -> dict[int | None, str]:
-    """Number of images in the entropy estimate -> a run that has it. The estimate depends on it: several do not compare."""
+    """Number of images in the entropy estimate -> a run that has it. Estimates of different numbers do not compare."""
     found: dict[int | None, str] = {}
     for run in runs:
         for row in run.rows:

@@ -16,7 +16,7 @@ import numpy as np
 from entroloop.eval import analysis, plots
 from entroloop.eval import headline as sentences
 from entroloop.eval.catalogue import MEASURES, title
-from entroloop.eval.runs import Arm, Run, arms, differences, row_value
+from entroloop.eval.runs import Arm, Row, Run, arms, differences, row_value
 
 
 def encoders(runs: Sequence[Run]) -> list[str]:
@@ -50,7 +50,23 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
     for measure in [*measures_of(runs, encoder), "real_share"]:
         base = analysis.number(plots.baseline_value(runs, encoder, measure))
         lines.append((measure, base, [_with_spread(arm.values(last or 0, encoder, measure)) for arm in shown]))
-    return {"encoder": encoder, "generation": last, "arms": [arm.label for arm in shown], "lines": lines}
+    rows = [row for arm in shown for run in arm.runs for row in run.rows if row["generation"] == last]
+    return {
+        "encoder": encoder, "generation": last, "arms": [arm.label for arm in shown], "lines": lines,
+        "sizes": set_sizes(rows), "base_sizes": baseline_sizes(runs),
+    }  # fmt: skip
+
+
+def set_sizes(rows: Sequence[Row]) -> str:
+    """`512 against 128`: generated images, and those that distances are taken to; empty where rows do not say."""
+    contexts = [row["context"] for row in rows if row.get("context", {}).get("n_generated")]
+    found = sorted({(one["n_generated"], one["n_reference"] or one["n_training"]) for one in contexts})
+    return " or ".join(f"{generated} against {real}" for generated, real in found)
+
+
+def baseline_sizes(runs: Sequence[Run]) -> str:
+    """The same of the real-test-vs-real-train rows: held-out images, and training images of generation 0."""
+    return set_sizes([run.baseline for run in runs if run.baseline])
 
 
 def _with_spread(values: Sequence[float]) -> str:
@@ -60,14 +76,15 @@ def _with_spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ± {analysis.number(float(np.std(values, ddof=1)))}"
 
 
-def full_table(groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
+def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
     """A line an arm and generation, over the seeds that all of the arm's compared runs have."""
     lines = []
     for arm in analysis.compared(groups).measured:
         for generation in range(min(len(run.rows) for run in arm.runs)):
             cells = [_with_spread(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
             lines.append((arm.label, generation, cells))
-    return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines}
+    base = [analysis.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]
+    return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines, "base": base}
 
 
 def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
@@ -104,29 +121,41 @@ def environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return [(key, " | ".join(values)) for key, values in sorted(found.items())]
 
 
-def context(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
-    """N, k, seed and weights behind the numbers: one line an encoder, from the last row of the first run."""
-    rows = [row for run in runs for row in run.rows[-1:]]
-    if not rows:
-        return []
-    context = rows[0].get("context", {})
-    sizes = [f"{key} {value}" for key, value in context.items() if isinstance(value, int | float)]
-    lines = [("all encoders", sizes)]
-    for name, one in context.get("encoders", {}).items():
-        lines.append((name, [f"{key} {_brief(value)}" for key, value in one.items() if key != "top_eigenvalues"]))
-    return lines
+def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
+    """N, k, seed and weights behind the numbers of the last rows: one line an encoder, by arm where arms differ.
+
+    What differs within an arm (distances of a seed, duplicates) is given as a range over all runs.
+    """
+    found: dict[str, dict[str, dict[str, list[Any]]]] = {}  # encoder -> key -> arm -> values
+    for arm in groups:
+        for row in (row for run in arm.runs for row in run.rows[-1:]):
+            whole = row.get("context", {})
+            sections = {"all encoders": {key: value for key, value in whole.items() if key != "encoders"}}
+            for name, one in {**sections, **whole.get("encoders", {})}.items():
+                for key, value in one.items():
+                    if key != "top_eigenvalues" and value is not None:
+                        found.setdefault(name, {}).setdefault(key, {}).setdefault(arm.label, []).append(value)
+    return [(name, [f"{key} {_by_arm(values)}" for key, values in keys.items()]) for name, keys in found.items()]
+
+
+def _by_arm(values: dict[str, list[Any]]) -> str:
+    """One text where all agree, else the arms of each; a range where runs of one arm differ in a number."""
+    every = [value for arm in values.values() for value in arm]
+    texts = {label: list(dict.fromkeys(map(_brief, arm))) for label, arm in values.items()}
+    if max(map(len, texts.values())) > 1 and all(isinstance(value, int | float) for value in every):
+        return f"{_brief(min(every))} … {_brief(max(every))}"
+    labels: dict[str, list[str]] = {}
+    for label, arm in texts.items():
+        labels.setdefault(" or ".join(arm), []).append(label)
+    return next(iter(labels)) if len(labels) == 1 else "; ".join(f"{t} ({', '.join(of)})" for t, of in labels.items())
 
 
 def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items())
-    return (
-        str(value)[:16]
-        if isinstance(value, str)
-        else analysis.number(value)
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, float):
+        return analysis.number(value)
+    return value[:16] if isinstance(value, str) else str(value)
 
 
 def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -> dict[str, Any]:
@@ -185,15 +214,26 @@ def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
         for row in [*run.rows, *([run.baseline] if run.baseline else [])]:
             kind = "baseline" if row is run.baseline else "generated"
             for encoder, values in row["measures"].items():
+                context = row.get("context", {})
+                one = context.get("encoders", {}).get(encoder, {})
+                ks = {**one.get("k", {}), "training_entropy": one.get("entropy_k")}
+                behind = {
+                    **{key: context.get(key) for key in ("n_generated", "n_training", "n_reference")},
+                    "entropy_n": one.get("entropy_n"), "measure_seed": context.get("seed"),
+                    "encoder_digest": one.get("digest"),
+                }  # fmt: skip
                 for measure, value in {**values, "real_share": row_value(row, encoder, "real_share")}.items():
                     at = {"kind": kind, "generation": row["generation"], "encoder": encoder}
-                    records.append({**about, **at, "measure": measure, "value": value})
+                    records.append({**about, **at, "measure": measure, "value": value, "k": ks.get(measure), **behind})
     return records
 
 
 def as_csv(runs: Sequence[Run]) -> str:
-    """Long form: run, arm, strategy, paradigm, seed, kind, generation, encoder, measure, value."""
-    columns = ("run", "arm", "strategy", "paradigm", "seed", "kind", "generation", "encoder", "measure", "value")
+    """Long form: a line a value, with what it is of and the sizes, k, seed and encoder digest behind it."""
+    columns = (
+        "run", "arm", "strategy", "paradigm", "seed", "kind", "generation", "encoder", "measure", "value", "k",
+        "n_generated", "n_training", "n_reference", "entropy_n", "measure_seed", "encoder_digest",
+    )  # fmt: skip
     out = io.StringIO()
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()

@@ -219,7 +219,7 @@ def test_only_seeds_that_every_arm_has_are_compared():
     assert "In no mean, because not every arm has their seed at generation 2: random-1, random-2" in rest[-1]
     table = tables.last_table(random + greedy, groups, "pixel")
     assert [cells for m, _, cells in table["lines"] if m == "frechet_distance"] == [["2.00", "2.00"]]
-    assert all("±" not in cell for _, _, cells in tables.full_table(groups, "pixel", [])["lines"] for cell in cells)
+    assert all("±" not in cell for _, _, cells in tables.full_table([], groups, "pixel", [])["lines"] for cell in cells)
     figure = plots.measure_curves(groups, [], "pixel", "frechet_distance")
     ends = {line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_label()[0] != "_"}
     assert ends == {"random": 2, "greedy": 2}
@@ -474,6 +474,38 @@ def test_csv_has_a_line_a_value(sweep):
     assert len(match) == 1
     assert float(match[0]["value"]) == run.value(1, "pixel", "recall")
     assert {x["kind"] for x in lines} == {"generated", "baseline"}
+    behind = ("n_generated", "n_training", "n_reference", "entropy_n", "measure_seed", "k")
+    assert [match[0][key] for key in behind] == ["40", "40", str(report_runs.HELDOUT), "40", "0", "3"]
+    assert match[0]["encoder_digest"] == "0" * 64
+    assert {x["k"] for x in lines if x["measure"] == "frechet_distance"} == {""}
+
+
+def test_the_numbers_of_images_stand_beside_the_real_row(sweep, page):
+    runs = read_runs([sweep])
+    table = tables.last_table(runs, arms(runs), "pixel")
+    assert (table["base_sizes"], table["sizes"]) == ("100 against 40", "40 against 100")
+    text = page.read_text()
+    assert "real test vs real train<br><small>100 against 40</small>" in text
+    assert "40 against 100 held-out images" in text
+    assert "no floor for the others" in text
+    everything = text[text.index("Every generation in numbers") :]
+    base = plots.baseline_value(runs, "pixel", "frechet_distance")
+    line = everything[everything.index("real test vs real train") :][:100]
+    assert f"<td>{analysis.number(base)}</td>" in line
+
+
+def test_what_is_behind_the_numbers_is_said_by_arm_where_arms_differ():
+    def run(strategy, seed, n, distance):
+        one = synthetic(strategy, seed, (1,))
+        behind = {"digest": "ab", "k": {"recall": 3}, "distance": distance, "top_eigenvalues": [1]}
+        row = {**one.rows[0], "context": {"n_training": n, "encoders": {"pixel": behind}}}
+        return Run(None, one.name, one.config, (row,), None, ())
+
+    runs = [run("random", 0, 128, 1.5), run("random", 1, 128, 2.5), run("greedy", 0, 512, 1.25)]
+    assert tables.context(arms(runs)) == [
+        ("all encoders", ["n_training 128 (random); 512 (greedy)"]),
+        ("pixel", ["digest ab", "k recall 3", "distance 1.25 … 2.50"]),
+    ]
 
 
 def test_json_holds_the_rows(sweep):
