@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,7 @@ class Arm:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Every run in the given run and sweep folders, each once, in the order given.
 
+    Runs of equal name get as much of their paths as tells them apart: `strategies/seed0-random`.
     Raises UserError for a folder that holds no run and for a damaged row or configuration, naming the file.
     """
     found: dict[Path, Run] = {}
@@ -103,7 +104,19 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it); give a folder that `run` made")
         for path in inside:
             found.setdefault(path.resolve(), read_run(path))
-    return list(found.values())
+    return _told_apart(found)
+
+
+def _told_apart(found: Mapping[Path, Run]) -> list[Run]:
+    out = []
+    for path, run in found.items():
+        twins = [other.parts for other, one in found.items() if one.name == run.name and other != path]
+        if twins:
+            lengths = range(1, len(path.parts) + 1)
+            length = next(n for n in lengths if all(parts[-n:] != path.parts[-n:] for parts in twins))
+            run = replace(run, name="/".join(path.parts[-length:]))
+        out.append(run)
+    return out
 
 
 def run_folders(folder: Path) -> list[Path]:

@@ -56,6 +56,20 @@ def test_a_sweep_is_all_of_its_runs_and_each_run_counts_once(sweep):
     assert all(run.finished for run in runs)
 
 
+def test_runs_of_equal_name_are_told_apart_by_their_folders(tmp_path):
+    for sweep in ("a", "b"):
+        for seed in (0, 1):
+            report_runs.make_run(tmp_path / sweep / f"greedy-{seed}", "greedy", seed, generations=1, n=20)
+    report_runs.make_run(tmp_path / "b" / "random-0", generations=1, n=20)
+    runs = read_runs([tmp_path / "a", tmp_path / "b"])
+    names = ["a/greedy-0", "a/greedy-1", "b/greedy-0", "b/greedy-1", "random-0"]
+    assert [run.name for run in runs] == names
+    assert {line["run"] for line in csv.DictReader(io.StringIO(tables.as_csv(runs)))} == set(names)
+    figure = plots.costs(runs)
+    bars = [patch for patch in figure.axes[0].patches if patch.get_width() == 12.5]
+    assert len({round(bar.get_y(), 3) for bar in bars}) == 5
+
+
 def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp_path):
     run = report_runs.make_run(tmp_path / "run", generations=2, n=20, planned=4)
     (run / "generation_0001" / "metrics" / "manifest.json").unlink()
