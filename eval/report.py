@@ -69,7 +69,7 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
 def state(folders: Sequence[Path]) -> Any:
     """Changes whenever a report of these folders would: which generations are measured and what was sampled."""
     runs = read_runs(folders)
-    return [(run.folder, len(run.rows), len(run.stats), sorted(_sampled([run]))) for run in runs]
+    return [(run.folder, len(run.rows), len(run.stats), run.failed, sorted(_sampled([run]))) for run in runs]
 
 
 def main_figures(runs: Sequence[Run]) -> list[Picture]:

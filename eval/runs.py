@@ -33,6 +33,7 @@ class Run:
     rows: tuple[Row, ...]  # one a finished generation, in order
     baseline: Row | None
     stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
+    failed: bool = False  # its last attempt did, as state.json says
 
     @property
     def seed(self) -> int:
@@ -144,13 +145,22 @@ def read_run(folder: Path) -> Run:
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no configuration (expected keys such as seed and loop)")
     rows: list[Row] = []
-    stats: list[dict[str, Any]] = []
+    stats = [{**line, "generation": "real"} for line in _json_lines(folder / "real" / "stats.jsonl")]
     for generation in sorted(folder.glob("generation_*")):
         rows += _rows(generation / "metrics")
-        stats += [{**line, "generation": generation.name} for line in _stats(generation / "stats.jsonl")]
+        stats += [{**line, "generation": generation.name} for line in _json_lines(generation / "stats.jsonl")]
     rows.sort(key=lambda row: int(row["generation"]))
     baseline = next((row["baseline"] for row in rows if row.get("baseline")), None)
-    return Run(folder, str(config.get("name") or folder.name), flat(config), tuple(rows), baseline, tuple(stats))
+    name = str(config.get("name") or folder.name)
+    failed = _status(folder / "state.json") == "failed"
+    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed)
+
+
+def _status(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _rows(folder: Path) -> list[Row]:
@@ -166,7 +176,7 @@ def _rows(folder: Path) -> list[Row]:
     return rows
 
 
-def _stats(path: Path) -> list[dict[str, Any]]:
+def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Unsealed and appended to while a run works: a last line cut short is left out."""
     if not path.exists():
         return []

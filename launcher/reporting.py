@@ -9,11 +9,16 @@ from __future__ import annotations
 import time
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from entroloop.data.errors import UserError
+
+if TYPE_CHECKING:
+    from entroloop.eval.runs import Run
+
+QUIET = 60.0  # seconds without a change after which a watched sweep that has nothing unfinished is taken to be over
 
 
 class Format(StrEnum):
@@ -32,32 +37,57 @@ def report_command(
         Format, typer.Option("--format", help="One page, or the numbers and plots for a paper.")
     ] = Format.html,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write it again as runs go on, until all are finished.")
+        bool, typer.Option("--watch", help="Write it again as runs go on, until all are finished or have failed.")
     ] = False,
     interval: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 15.0,
 ) -> None:
     """Curves, samples and tables of one or many runs, as one page that opens offline."""
-    from entroloop.eval import report
-
     target = out or Path("report" if form is Format.png else f"report.{form}")
     if form is not Format.png and target.is_dir():
         raise UserError(f"--out {target}: is a folder; give a file name such as {target / f'report.{form}'}")
     if form is Format.png and target.is_file():
         raise UserError(f"--out {target}: is a file; plots go into a folder")
+    if watch:
+        _watch(runs, target, form, interval)
+    else:
+        _write(runs, target, form)
+
+
+def _write(runs: list[Path], target: Path, form: str, refresh: int | None = None) -> list[Run]:
+    from entroloop.eval import report
+
+    found = report.write(runs, target, form, refresh=refresh)
+    unfinished = sum(not run.finished for run in found)
+    going = f", {unfinished} not finished" if unfinished else ""
+    typer.echo(f"{target}: {len(found)} run{'s' if len(found) != 1 else ''}{going}")
+    return found
+
+
+def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
+    """Writes at every change. Ends at once when every folder is a finished run; else, as a sweep may have runs still to
+    begin and a failed run may be run again, when all are finished or failed and QUIET seconds brought nothing new.
+    """
+    from entroloop.eval import report
+    from entroloop.eval.runs import is_run, run_folders
+
     seen: object = None
+    found: list[Run] = []
+    quiet = 0.0
     while True:
-        now = report.state(runs)
+        there = [folder for folder in runs if run_folders(folder)]
+        now = report.state(there) if there else None
         if now != seen:
-            found = report.write(runs, target, form, refresh=round(interval) if watch else None)
-            seen = now
-            unfinished = sum(not run.finished for run in found)
-            going = f", {unfinished} not finished" if unfinished else ""
-            typer.echo(f"{target}: {len(found)} run{'s' if len(found) != 1 else ''}{going}")
-            if not watch or not unfinished:
+            found, seen, quiet = _write(there, target, form, round(interval)), now, 0.0
+        elif not there and not quiet:
+            typer.echo(f"waiting for the first run in {', '.join(map(str, runs))}", err=True)
+        if len(there) == len(runs):
+            if all(run.finished for run in found) and all(map(is_run, runs)):
+                break
+            if quiet >= QUIET and all(run.finished or run.failed for run in found):
                 break
         time.sleep(interval)
-    if watch:
-        report.write(runs, target, form)  # once more, without the page reloading itself
+        quiet += interval
+    report.write(runs, target, form)  # once more, without the page reloading itself
 
 
 def measure_command(

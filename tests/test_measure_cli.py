@@ -202,6 +202,29 @@ def test_watch_writes_again_when_a_run_goes_on(tmp_path, monkeypatch):
     assert "Not finished" not in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.usefixtures("few_plots")
+def test_watch_waits_for_a_sweeps_runs_one_after_another(tmp_path, monkeypatch):
+    """Before the first exists, between the end of one and the start of the next, and past one that failed."""
+    sweep, looks = tmp_path / "sweep", []
+
+    def go_on(seconds):
+        looks.append(sorted(path.name for path in sweep.glob("*")))
+        if len(looks) == 2:
+            report_runs.make_run(sweep / "greedy-0", generations=1, n=20)
+        if len(looks) == 4:
+            report_runs.make_run(sweep / "random-0", generations=1, n=20, planned=2)
+        if len(looks) == 9:
+            (sweep / "random-0" / "state.json").write_text('{"status": "failed", "exit": 1, "reason": ""}')
+        assert len(looks) < 20
+
+    monkeypatch.setattr("time.sleep", go_on)
+    done = run("report", sweep, "--out", tmp_path / "r.html", "--watch", "--interval", 20)
+    assert done.exit_code == 0, done.output
+    assert f"waiting for the first run in {sweep}" in done.output
+    assert len(looks) == 9 + 3
+    assert "random-0 (1 of 2 generations; failed)" in (tmp_path / "r.html").read_text()
+
+
 def test_report_refuses_a_folder_as_file(tmp_path):
     report_runs.make_run(tmp_path / "run", generations=1, n=20)
     done = run("report", tmp_path / "run", "--out", tmp_path)
