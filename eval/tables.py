@@ -90,7 +90,8 @@ def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: 
 def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
     """Seconds of each phase, and images through the network in training and in sampling: one line a run.
 
-    Work shared between runs of a sweep counts where it was done.
+    Work shared between runs of a sweep counts where it was done; attempts that were interrupted count too, and are
+    given once more by themselves.
     """
     phases = list(dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds")))
     calling = [phase for phase in phases if any(plots.spent(run, phase, "nfe") for run in runs)]
@@ -99,7 +100,9 @@ def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
         seconds = [plots.spent(run, phase, "seconds") for phase in phases]
         calls = [f"{plots.spent(run, phase, 'nfe'):,.0f}" for phase in calling]
         lines.append((run.name, [f"{s:,.1f}" for s in [*seconds, sum(seconds)]], calls))
-    return {"phases": phases, "calling": calling, "lines": lines if phases else []}
+    broken = [line["seconds"] for run in runs for line in run.stats if line.get("interrupted") and line.get("seconds")]
+    interrupted = f"{sum(broken):,.1f}" if broken else ""
+    return {"phases": phases, "calling": calling, "lines": lines if phases else [], "interrupted": interrupted}
 
 
 def difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:

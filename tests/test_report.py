@@ -439,6 +439,26 @@ def test_the_page_has_the_baseline_and_every_arm(page):
         assert words in text
 
 
+def test_time_counts_preparation_and_interrupted_attempts_and_the_environment_says_all_it_knows(tmp_path):
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    (run / "real").mkdir()
+    facts = {"entroloop": "1.2.3", "processor": "Some CPU"}
+    (run / "real" / "stats.jsonl").write_text(
+        json.dumps({"phase": "prepare", "seconds": 7.25, "numerics": facts}) + "\n"
+    )
+    with (run / "generation_0000" / "stats.jsonl").open("a") as file:
+        file.write('{"phase": "train", "seconds": 4.5, "interrupted": true}\n')
+    runs = read_runs([run])
+    costs = tables.cost_table(runs)
+    assert costs["phases"] == ["prepare", "train", "sample"]
+    assert costs["lines"][0][1] == ["7.2", "17.0", "3.0", "27.2"]
+    text = report.html(runs)
+    assert "4.5 s were spent in attempts that were interrupted" in text
+    assert "Seconds depend on what else ran on the machine." in text
+    assert "<dt>entroloop</dt><dd>1.2.3</dd>" in text
+    assert "<dt>processor</dt><dd>Some CPU</dd>" in text
+
+
 def test_text_from_configurations_cannot_break_out_of_the_page(tmp_path):
     run = report_runs.make_run(tmp_path / "run", strategy="</script><script>alert(1)</script>", generations=1, n=20)
     text = report.html(read_runs([run]))
