@@ -198,17 +198,17 @@ def last_common(groups: Sequence[Arm]) -> int | None:
     return min(reached) if reached else None
 
 
-def number(value: float | None) -> str:
+def number(value: float | None, significant: int = 3) -> str:
     """Three significant digits; a dash for nothing."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     if value == 0:
         return "0"
     if not 1e-4 <= abs(value) < 1e6:
-        return f"{value:.2e}".replace("-", "\N{MINUS SIGN}")
+        return f"{value:.{significant - 1}e}".replace("-", "\N{MINUS SIGN}")
     if abs(value) >= 1000:
         return f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
-    digits = max(0, 2 - math.floor(math.log10(abs(value))))
+    digits = max(0, significant - 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

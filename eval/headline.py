@@ -133,7 +133,8 @@ def _sizes(even: Compared) -> list[str]:
         by_size: dict[str, list[str]] = {}
         for arm in even.measured:
             by_size.setdefault(_listed([str(n) for n in sorted(training_sizes(arm, last))]), []).append(arm.label)
-        sizes = "; ".join(f"{size} with {', '.join(labels)}" for size, labels in by_size.items())
+        named = {n: ", ".join(of) if len(of) <= NAMED else f"{len(of)} arms" for n, of in by_size.items()}
+        sizes = "; ".join(f"{size} with {labels}" for size, labels in named.items())
         return [
             f"Training sets differ in size at generation {last} ({sizes}). A larger one lowers the generalization "
             "score by itself, so scores are not compared between these arms; the score relative to real is."

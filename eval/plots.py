@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ _MORE = ("#56B4E9", "#332288", "#882255", "#999933", "#000000")
 _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _BASELINE = "#555555"
+_ACROSS = 7  # panels side by side
+_LETTER = 0.065  # inches that a letter of a legend takes
+_BANDED = 5  # seeds from which an interval is drawn: that of three is 2.5 deviations wide on either side
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "entroloop",
@@ -80,24 +84,43 @@ def styles(groups: Sequence[Arm]) -> dict[str, Style]:
 
 
 def new_figure(
-    width: float, height: float, columns: int = 1, *, left: float = 0.7, right: float = 0.15, bottom: float = 0.5
+    width: float, height: float, panels: int = 1, *, left: float = 0.7, right: float = 0.15, bottom: float = 0.5
 ) -> tuple[Figure, list[Axes]]:
-    """Margins in inches, set by hand: matplotlib's own layout would draw every figure twice."""
+    """Panels in rows of `_ACROSS`, each row `height` inches high.
+
+    Margins in inches, set by hand: matplotlib's own layout would draw every figure twice.
+    """
+    rows, columns = -(-panels // _ACROSS), min(panels, _ACROSS)
+    inner, height = height - 0.35 - bottom, height * rows
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(width, height))
-        margins = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - 0.3 / height}
-        axes = figure.subplots(1, columns, squeeze=False, gridspec_kw={**margins, "wspace": 0.22})[0]
-    return figure, list(axes)
+        margins = {
+            "left": left / width,
+            "right": 1 - right / width,
+            "bottom": bottom / height,
+            "top": 1 - 0.35 / height,
+        }
+        spaces = {"wspace": 0.22, "hspace": (0.35 + bottom) / inner}
+        axes = list(figure.subplots(rows, columns, squeeze=False, gridspec_kw={**margins, **spaces}).flat)
+        for empty in axes[panels:]:
+            empty.set_visible(False)
+    return figure, axes[:panels]
 
 
-def _legend_height(entries: int, columns: int = 3) -> float:
+def _legend_height(labels: Sequence[str], columns: int, width: float) -> float:
     """Height in inches that a legend below the plot takes."""
-    return 0.1 + 0.17 * -(-entries // columns)
+    lines = max(_wrapped(label, width).count("\n") + 1 for label in [*labels, ""])
+    return 0.1 + 0.17 * lines * -(-len(labels) // columns)
+
+
+def _wrapped(label: str, width: float) -> str:
+    """The label in lines that fit a legend of this width in inches."""
+    return textwrap.fill(label, int((width - 0.7) / _LETTER))
 
 
 def _columns(labels: Sequence[str], width: float) -> int:
     """How many columns of a legend fit side by side into a width in inches: at most three."""
-    entry = 0.5 + 0.065 * max(map(len, labels), default=0)
+    entry = 0.5 + _LETTER * max(map(len, labels), default=0)
     return max(1, min(3, len(labels), int(width / entry)))
 
 
@@ -128,8 +151,9 @@ def _saved(figure: Figure, form: str, **options: Any) -> bytes:
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
     """Mean over equal seeds with its band, every run thinly, and held-out against training data as a dashed line."""
     with matplotlib.rc_context(_STYLE):
-        columns = _columns([*(arm.label for arm in groups), "real test vs real train"], 4.4)
-        room = _legend_height(len(groups) + 1, columns)
+        names = [*(arm.label for arm in groups), "real test vs real train"]
+        columns = _columns(names, 4.4)
+        room = _legend_height(names, columns, 4.4)
         figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
         looks = styles(groups)
         shown: list[float] = []
@@ -138,14 +162,14 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             look = looks[arm.label]
             if not line.generations:
                 continue
-            if max(line.n) > 1:
+            if min(line.n) >= _BANDED:
                 axes.fill_between(line.generations, line.low, line.high, color=look.colour, alpha=0.14, linewidth=0)
             if len(arm.runs) > 1:
                 shown += _seeds(axes, arm, encoder, measure, look.colour)
             shown += line.mean
             axes.plot(
                 line.generations, line.mean, color=look.colour, marker=look.marker, linestyle=look.dash,
-                markersize=4.5, linewidth=1.8, label=arm.label,
+                markersize=4.5, linewidth=1.8, label=_wrapped(arm.label, 4.4),
             )  # fmt: skip
         if not shown:
             return None
@@ -194,8 +218,9 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
     if len(entropy_sizes([run for arm in groups for run in arm.runs])) > 1:
         return None
     with matplotlib.rc_context(_STYLE):
-        columns = _columns([arm.label for arm in groups], 4.6)
-        room = _legend_height(len(groups), columns)
+        names = [arm.label for arm in groups]
+        columns = _columns(names, 4.6)
+        room = _legend_height(names, columns, 4.6)
         figure, (axes,) = new_figure(4.6, 3.3 + room, bottom=0.45 + room)
         looks = styles(groups)
         clusters = [cluster for arm in groups for cluster in entropy_and_score(arm.runs, encoder)]
@@ -206,7 +231,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
             look = looks[arm.label]
             axes.scatter(
                 [x for x, _ in points], [y for _, y in points], s=22, color=look.colour, marker=look.marker,
-                alpha=0.85, linewidth=0, label=arm.label,
+                alpha=0.85, linewidth=0, label=_wrapped(arm.label, 4.6),
             )  # fmt: skip
         found = correlation(clusters)
         if found is not None:
@@ -235,7 +260,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
     if not filled:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, panels = new_figure(2.2 * len(filled) + 2, 2.7, len(filled), right=1.3)
+        figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 2, 2.7, len(filled), right=1.3)
         last = max(max(arm.generations) for arm in filled)
         colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, last))]
         origins = ["real", *map(str, range(last))]
@@ -246,14 +271,21 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
                 label = "real" if origin == "real" else f"generation {origin}"
                 axes.bar(arm.generations, share, 0.9, bottom=bottom, color=colour, label=label)
                 bottom += share
-            axes.set_title(arm.label)
+            _panel_title(axes, arm.label)
             axes.set_ylim(0, 1)
             axes.set_xlabel("generation")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panels[0].set_ylabel("share of the training set")
+        for axes in panels[::_ACROSS]:
+            axes.set_ylabel("share of the training set")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles[::-1], labels[::-1], loc="center right")
     return figure
+
+
+def _panel_title(axes: Axes, label: str) -> None:
+    """Small enough for a panel of two inches."""
+    lines = textwrap.wrap(label, 30)
+    axes.set_title("\n".join(lines[:2]) + (" …" if len(lines) > 2 else ""), fontsize=8 if len(label) > 20 else 9)
 
 
 def _share(arm: Arm, generation: int, origin: str) -> float:
@@ -272,20 +304,21 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
     if not filled:
         return None
     with matplotlib.rc_context(_STYLE):
-        figure, panels = new_figure(2.2 * len(filled) + 1.7, 2.8, len(filled), right=1)
+        figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 1.7, 2.8, len(filled), right=1)
         last = max(g for arm in filled for g in lines[arm.label])
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
         positive = [v for arm in filled for values in lines[arm.label].values() for v in values if v > 0]
         for axes, arm in zip(panels, filled, strict=True):
             for generation, values in lines[arm.label].items():
                 axes.plot(range(1, len(values) + 1), values, color=scale.cmap(generation / max(last, 1)), linewidth=1.3)
-            axes.set_title(arm.label)
+            _panel_title(axes, arm.label)
             axes.set_yscale("log")
             axes.set_ylim(max(min(positive), max(positive) * 1e-6) / 1.5, max(positive) * 1.5)
             axes.set_xlabel("eigenvalue number")
-            if axes is not panels[0]:
+            if axes not in panels[::_ACROSS]:
                 axes.tick_params(labelleft=False)
-        panels[0].set_ylabel(f"eigenvalue · {encoder}")
+        for axes in panels[::_ACROSS]:
+            axes.set_ylabel(f"eigenvalue · {encoder}")
         bar = figure.add_axes((1 - 0.85 / figure.get_figwidth(), 0.2, 0.12 / figure.get_figwidth(), 0.68))
         figure.colorbar(scale, cax=bar, label="generation", ticks=MaxNLocator(integer=True))
     return figure
@@ -298,9 +331,15 @@ def _eigenvalues(arm: Arm, encoder: str) -> dict[int, list[float]]:
     return {g: context["top_eigenvalues"] for g, context in found.items() if context.get("top_eigenvalues")}
 
 
+def phases_of(runs: Sequence[Run]) -> list[str]:
+    """Phases that took time, in their order."""
+    found = dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds"))
+    return sorted(found, key=lambda phase: phase != "prepare")
+
+
 def costs(runs: Sequence[Run]) -> Figure | None:
     """Seconds by phase, stacked, one bar a run."""
-    phases = list(dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds")))
+    phases = phases_of(runs)
     if not phases:
         return None
     with matplotlib.rc_context(_STYLE):

@@ -235,12 +235,11 @@ def for_vectors(page: str) -> str:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """The run's name, or the folder that all runs lie in."""
+    """The run's name, or the folders that the runs lie in."""
     if len(runs) == 1:
         return f"{runs[0].name} · entroloop"
-    parents = {run.folder.resolve().parent.name for run in runs}
-    names = parents if len(parents) == 1 else {run.name for run in runs}
-    return f"{', '.join(sorted(names)[:3])} · {len(runs)} runs · entroloop"
+    parents = sorted({run.folder.resolve().parent.name for run in runs})
+    return f"{', '.join(parents[:3])}{', …' if len(parents) > 3 else ''} · {len(runs)} runs · entroloop"
 
 
 def _sampled(runs: Sequence[Run]) -> set[int]:

@@ -220,6 +220,7 @@ def _aside(key: str) -> bool:
 def arms(runs: Sequence[Run]) -> list[Arm]:
     """Groups runs that differ in the seed only; each label names the fewest keys that tell the arms apart.
 
+    Where that takes more than two keys, a value that more than half of the arms have goes without saying.
     Arms come in the order of their first run, `random` first, since the others are compared with it.
     """
     differing = differences(runs)
@@ -228,10 +229,15 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
         signature = json.dumps([differing[key][i] for key in differing], default=str)
         groups.setdefault(signature, []).append(i)
     naming = _telling_keys(differing, [members[0] for members in groups.values()])
+    usual = {}
+    for key in naming if len(naming) > 2 else ():
+        values = [json.dumps(differing[key][members[0]], default=str) for members in groups.values()]
+        usual[key] = next((value for value in values if values.count(value) > len(values) / 2), None)
     out = []
     for members in groups.values():
         first = members[0]
-        rest = ", ".join(_short(key, differing[key][first]) for key in naming)
+        told = [key for key in naming if json.dumps(differing[key][first], default=str) != usual.get(key)]
+        rest = ", ".join(_short(key, differing[key][first]) for key in told)
         strategy = runs[first].strategy
         label = f"{strategy} ({rest})" if rest else strategy
         out.append(Arm(label, strategy, rest, tuple(sorted((runs[i] for i in members), key=lambda run: run.seed))))

@@ -73,7 +73,7 @@ def _with_spread(values: Sequence[float]) -> str:
     if not values:
         return analysis.number(None)
     mean = analysis.number(float(np.mean(values)))
-    return mean if len(values) < 2 else f"{mean} ± {analysis.number(float(np.std(values, ddof=1)))}"
+    return mean if len(values) < 2 else f"{mean} ± {analysis.number(float(np.std(values, ddof=1)), 2)}"
 
 
 def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
     Work shared between runs of a sweep counts where it was done; attempts that were interrupted count too, and are
     given once more by themselves.
     """
-    phases = list(dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds")))
+    phases = plots.phases_of(runs)
     calling = [phase for phase in phases if any(plots.spent(run, phase, "nfe") for run in runs)]
     lines = []
     for run in runs:

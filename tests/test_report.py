@@ -136,6 +136,14 @@ def test_labels_name_no_more_than_is_needed():
     assert list(differences(runs)) == ["loop.candidates", "selection.strategy", "selection.tau"]
 
 
+def test_what_most_arms_have_goes_without_saying_where_labels_would_be_long():
+    usual = {"loop.paradigm": "replace", "train.steps": 9, "selection.metric": "euclidean"}
+    others = [{"loop.paradigm": "fresh"}, {"train.steps": 5}, {"selection.metric": "cosine", "train.steps": 5}]
+    runs = [synthetic("random", **usual), *(synthetic("greedy", **{**usual, **other}) for other in [{}, *others])]
+    labels = [arm.label for arm in arms(runs)]
+    assert labels == ["random", "greedy", "greedy (fresh)", "greedy (steps=5)", "greedy (metric=cosine, steps=5)"]
+
+
 def test_flat_names_nested_keys():
     assert flat({"a": 1, "b": {"c": {"d": [2]}}}) == {"a": 1, "b.c.d": [2]}
 
@@ -169,6 +177,14 @@ def test_the_band_is_a_student_interval_from_three_seeds_on():
     assert line.high[0] - 2 == pytest.approx(4.303 / 3**0.5, rel=1e-3)
     two = analysis.curve(arm(*three.runs[:2]), "pixel", "frechet_distance")
     assert (two.low, two.high, two.n) == ([1.0], [2.0], [2])
+
+
+@pytest.mark.parametrize(("seeds", "bands"), [(3, 0), (5, 1)])
+def test_a_band_is_drawn_where_it_says_something(seeds, bands):
+    runs = [synthetic(seed=s, distances=(1 + s, 2 + s)) for s in range(seeds)]
+    axes = plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance").axes[0]
+    assert len(axes.collections) == bands
+    assert len(axes.lines) == 1 + seeds
 
 
 def test_correlation_agrees_with_numpy_and_its_interval_holds_the_runs_together():
@@ -575,6 +591,12 @@ def test_a_browser_shows_every_plot_without_errors(page, tmp_path):
       document.title = JSON.stringify({
         broken: images.filter(i => !i.complete || !i.naturalWidth).length, images: images.length,
         dots: document.querySelectorAll("#any circle").length, wide: document.documentElement.scrollWidth > innerWidth,
+        cut: [...document.querySelectorAll("#samples .wide, #table .wide")]
+          .filter(w => w.scrollWidth > w.clientWidth).length,
+        closed: ["beforeprint", "afterprint"].map(name => {
+          dispatchEvent(new Event(name));
+          return document.querySelectorAll("details:not([open])").length;
+        }),
       });
     });</script></body>"""
     copy = tmp_path / "probe.html"
@@ -593,3 +615,6 @@ def test_a_browser_shows_every_plot_without_errors(page, tmp_path):
     assert seen["images"] > 20
     assert seen["dots"] == 8
     assert not seen["wide"]
+    assert seen["cut"] == 0
+    assert seen["closed"][0] == 0
+    assert seen["closed"][1] > 2
