@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from entroloop.eval.analysis import compared, correlation, curve, entropy_and_score, entropy_sizes, number, once
@@ -264,12 +265,16 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
         last = max(max(arm.generations) for arm in filled)
         colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, last))]
         origins = ["real", *map(str, range(last))]
+        keys: dict[str, Patch] = {}
         for axes, arm in zip(panels, filled, strict=True):
             shares = np.array([[_share(arm, g, origin) for g in arm.generations] for origin in origins])
             bottom = np.zeros(len(arm.generations))
             for origin, share, colour in zip(origins, shares, colours, strict=True):
                 label = "real" if origin == "real" else f"generation {origin}"
-                axes.bar(arm.generations, share, 0.9, bottom=bottom, color=colour, label=label)
+                some = share > 0
+                at = np.array(arm.generations)[some]
+                axes.bar(at, share[some], 0.9, bottom=bottom[some], color=colour)
+                keys[label] = Patch(color=colour)
                 bottom += share
             _panel_title(axes, arm.label)
             axes.set_ylim(0, 1)
@@ -277,8 +282,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[::_ACROSS]:
             axes.set_ylabel("share of the training set")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="center right")
+        figure.legend(list(keys.values())[::-1], list(keys)[::-1], loc="center right")
     return figure
 
 
@@ -297,7 +301,8 @@ def _share(arm: Arm, generation: int, origin: str) -> float:
 
 
 def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
-    """Leading eigenvalues of the generated features' covariance, one line a generation, one panel an arm."""
+    """Leading eigenvalues of the generated features' covariance: a line for each of at most five generations, evenly
+    spread, and a panel an arm."""
     groups = compared(groups).measured
     lines = {arm.label: _eigenvalues(arm, encoder) for arm in groups}
     filled = [arm for arm in groups if lines[arm.label]]
@@ -307,9 +312,12 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
         figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 1.7, 2.8, len(filled), right=1)
         last = max(g for arm in filled for g in lines[arm.label])
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
+        shown = set(np.linspace(0, last, 5).round().astype(int).tolist())
         positive = [v for arm in filled for values in lines[arm.label].values() for v in values if v > 0]
         for axes, arm in zip(panels, filled, strict=True):
             for generation, values in lines[arm.label].items():
+                if generation not in shown:
+                    continue
                 axes.plot(range(1, len(values) + 1), values, color=scale.cmap(generation / max(last, 1)), linewidth=1.3)
             _panel_title(axes, arm.label)
             axes.set_yscale("log")

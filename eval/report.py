@@ -110,7 +110,7 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
     for name in names:
         spectrum = plots.spectra(groups, name)
         if spectrum is not None:
-            alt = f"Line charts of the leading covariance eigenvalues in {name} features, one line a generation."
+            alt = f"Line charts of the leading covariance eigenvalues in {name} features, up to five generations."
             yield Picture(f"spectra-{_slug(name)}", spectrum, alt)
     yield from _points(groups)
     areas = plots.provenance_areas(groups)
@@ -171,11 +171,14 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     score, distance = (tables.score_encoder(names), tables.distance_encoder(runs, names)) if names else ("", "")
     first = main_figures(runs)
     shown = {picture.name for picture in first}
+    full = _drawn_in_full(runs, names)
+    wanted = {name: tables.measures_of(runs, name) if name in full else HEADLINE for name in names}
     others = {
-        name: [p for p in _curves(runs, [(name, m) for m in tables.measures_of(runs, name)]) if p.name not in shown]
-        for name in names
+        name: [p for p in _curves(runs, [(name, m) for m in wanted[name]]) if p.name not in shown] for name in names
     }
-    overview = list(_overview(runs, names))
+    overview = [
+        p for p in _overview(runs, names) if p.name not in {f"spectra-{_slug(n)}" for n in names if n not in full}
+    ]
     by_kind = {
         kind: [p for p in overview if p.name.startswith(kind)]
         for kind in ("points", "entropy-score", "spectra", "provenance", "time")
@@ -201,6 +204,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         swatches=plots.styles(groups),
         main=first,
         others=others,
+        in_part=[name for name in names if name not in full],
         by_kind=by_kind,
         generations=generations,
         strips=strips,
@@ -208,6 +212,8 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         common_seed=pictures.common_seed(analysis.compared(groups).groups),
         pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
         tables=[tables.last_table(runs, groups, name) for name in names],
+        changes=tables.changes(groups, distance),
+        distance_encoder=distance,
         everything=[tables.full_table(runs, groups, name, tables.measures_of(runs, name)) for name in names],
         costs=tables.cost_table(runs),
         differences=tables.difference_table(runs),
@@ -219,6 +225,14 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
     )
     return for_vectors(page) if by_kind["points"] and not strips else page
+
+
+def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """At most two encoders, those of the headline first: a page of all plots of four would be too large to mail."""
+    if not names:
+        return []
+    order = [tables.score_encoder(names), tables.distance_encoder(runs, names), *names]
+    return list(dict.fromkeys(order))[:2]
 
 
 def for_vectors(page: str) -> str:

@@ -57,6 +57,19 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
     }  # fmt: skip
 
 
+def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
+    """Arm, its baseline, and the change of its Fréchet distance, where there are too many arms for the headline."""
+    even = analysis.compared(groups)
+    bases = [(arm, analysis.baseline_arm(arm, even.measured)) for arm in even.measured]
+    if len(bases) <= sentences.NAMED + 1 or not even.generation:
+        return []
+    return [
+        (arm.label, base.label, sentences.difference(arm, base, even.generation, encoder, "frechet_distance"))
+        for arm, base in bases
+        if base
+    ]
+
+
 def set_sizes(rows: Sequence[Row]) -> str:
     """`512 against 128`: generated images, and those that distances are taken to; empty where rows do not say."""
     contexts = [row["context"] for row in rows if row.get("context", {}).get("n_generated")]

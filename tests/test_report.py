@@ -286,6 +286,10 @@ def test_many_arms_are_not_all_named():
     assert "of the 13 others the lowest and the highest are 5.00 with strategy0" in second
     assert "17.0 with strategy12" in second
     assert "strategy6" not in second
+    changes = tables.changes(arms(runs), "pixel")
+    assert len(changes) == 13
+    assert changes[7] == ("strategy7", "random", "+20%")
+    assert tables.changes(arms(runs[:4]), "pixel") == []
 
 
 def test_without_an_arm_that_selects_at_random_none_is_the_baseline():
@@ -495,9 +499,9 @@ def test_a_moved_run_gives_the_same_page(sweep, page, tmp_path):
 
 @pytest.mark.slow
 def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
-    """Colour images of 32 x 32, which compress badly, and two encoders."""
+    """Colour images of 32 x 32, which compress badly, and four encoders."""
     one = report_runs.make_run(
-        tmp_path / "model", generations=1, n=24, encoders=("pixel", "classifier"),
+        tmp_path / "model", generations=1, n=24, encoders=("pixel", "classifier", "inception", "dinov2-small"),
         images=np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8),
     )  # fmt: skip
     row = json.loads((one / "generation_0000" / "metrics" / "metrics.jsonl").read_text())
@@ -514,6 +518,11 @@ def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
             report_runs.write_row(place, {**row, "generation": g})
     report.write([tmp_path / "sweep"], tmp_path / "big.html")
     assert (tmp_path / "big.html").stat().st_size < 5_000_000
+    text = (tmp_path / "big.html").read_text()
+    for name in ("recall-pixel", "recall-classifier", "training_entropy-inception", "spectra-classifier"):
+        assert f'<figure id="{name}">' in text
+    assert '<figure id="recall-inception">' not in text
+    assert "In inception and dinov2-small features, other curves and the spectra are left out here" in text
 
 
 def test_csv_has_a_line_a_value(sweep):
