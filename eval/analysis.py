@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from entroloop.eval.runs import Arm, Run, row_value
+from entroloop.eval.runs import Arm, Run, differences, row_value
 
 DRAWS = 2000
 
@@ -65,12 +65,18 @@ def _reached(run: Run) -> int:
 
 
 def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
-    """The arm without selection that this one is compared with: the only random one, or the one that is like it in
-    everything else; None where there is no such arm."""
-    random = [other for other in groups if other.strategy == "random"]
-    if len(random) > 1:
-        random = [other for other in random if other.rest == arm.rest]
-    return random[0] if random and random[0].label != arm.label and arm.strategy != "random" else None
+    """The arm that selects at random and differs from this one in the selection only; None where there is none."""
+    if arm.strategy == "random":
+        return None
+    alike = [
+        other for other in groups if other.strategy == "random" and _differ_in_selection(arm.runs[0], other.runs[0])
+    ]
+    return min(alike, key=lambda other: other.rest != arm.rest, default=None)
+
+
+def _differ_in_selection(a: Run, b: Run) -> bool:
+    """Selecting takes more candidates; what is kept on disk changes no number."""
+    return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
 
 
 @dataclass(frozen=True)

@@ -307,6 +307,8 @@ def test_each_arm_is_compared_with_the_random_one_that_is_like_it():
     assert "4.00 with greedy (replace) (-50%)" in second
     assert "3.00 with greedy (fresh) (-25% against random (fresh))" in second
     assert "4.00 with random (fresh)," in second
+    other = [synthetic("random"), synthetic("greedy", **{"loop.candidates": 2, "data.source": "other"})]
+    assert "%" not in headline.headline(arms(other), "pixel", "pixel")[1]
 
 
 def test_distances_are_judged_in_an_encoder_that_did_not_select():
