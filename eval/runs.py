@@ -21,6 +21,7 @@ from entroloop.data.manifest import MANIFEST
 Row = dict[str, Any]
 # May differ between runs of one arm: what the run is called, where it runs, how far it went.
 _ASIDE = ("name", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep")
+_OPEN = ("selection.options.", "train.more_emas.")  # keys of these are there only where somebody set them
 
 
 @dataclass(frozen=True)
@@ -203,12 +204,16 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent."""
+    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent.
+
+    A key that an older version did not know is no difference where all runs that have it agree.
+    """
     keys = sorted({key for run in runs for key in run.config})
     differing = {}
     for key in keys:
         values = [run.config.get(key) for run in runs]
-        if not _aside(key) and any(value != values[0] for value in values):
+        told = values if key.startswith(_OPEN) else [run.config[key] for run in runs if key in run.config]
+        if not _aside(key) and any(value != told[0] for value in told):
             differing[key] = values
     return differing
 

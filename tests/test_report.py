@@ -122,6 +122,15 @@ def test_arms_are_runs_that_differ_in_the_seed_only():
     assert [[run.seed for run in arm.runs] for arm in groups] == [[0, 1], [0, 1]]
 
 
+def test_a_key_that_older_runs_did_not_know_parts_no_arm():
+    old, new = synthetic("greedy", 0), synthetic("greedy", 1, **{"data.selected": "shards"})
+    assert [arm.label for arm in arms([old, new])] == ["greedy"]
+    other = synthetic("greedy", 1, **{"data.selected": "index"})
+    assert len(arms([old, new, other])) == 3
+    option = synthetic("greedy", 1, **{"selection.options.parts": 4})
+    assert [arm.label for arm in arms([old, option])] == ["greedy (parts=none)", "greedy (parts=4)"]
+
+
 def test_labels_name_no_more_than_is_needed():
     """Candidates follow from the strategy here; tau tells two arms apart."""
     runs = [
