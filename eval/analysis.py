@@ -170,11 +170,11 @@ def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlatio
 
 
 def once(clusters: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
-    """The clusters without the points that an earlier one has too."""
+    """The clusters without the points that came before, in the same or an earlier one."""
     seen: set[tuple[float, float]] = set()
     out = []
     for cluster in clusters:
-        new = [pair for pair in cluster if pair not in seen]
+        new = [pair for pair in dict.fromkeys(cluster) if pair not in seen]
         seen.update(new)
         out.append(new)
     return out

@@ -107,7 +107,8 @@ def test_correlation_counts_a_shared_generation_once_and_draws_whole_clusters():
 
 
 def test_points_that_runs_share_are_dropped_after_the_first():
-    assert analysis.once([[(1, 2), (3, 4)], [(1, 2), (5, 6)]]) == [[(1, 2), (3, 4)], [(5, 6)]]
+    """Also within a cluster: the runs of a seed, taken together, have generation 0 once."""
+    assert analysis.once([[(1, 2), (3, 4), (1, 2)], [(1, 2), (5, 6), (5, 6)]]) == [[(1, 2), (3, 4)], [(5, 6)]]
 
 
 @pytest.fixture(scope="module")
