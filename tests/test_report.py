@@ -316,7 +316,8 @@ def test_each_arm_is_compared_with_the_random_one_that_is_like_it():
     assert "4.00 with greedy (replace) (-50%)" in second
     assert "3.00 with greedy (fresh) (-25% against random (fresh))" in second
     assert "4.00 with random (fresh)," in second
-    other = [synthetic("random"), synthetic("greedy", **{"loop.candidates": 2, "data.source": "other"})]
+    sources = [{"data.source": "digits"}, {"data.source": "other", "loop.candidates": 2}]
+    other = [synthetic(s, **config) for s, config in zip(("random", "greedy"), sources, strict=True)]
     assert "%" not in headline.headline(arms(other), "pixel", "pixel")[1]
 
 
