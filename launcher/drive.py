@@ -7,11 +7,8 @@ ended, for scripts that decide whether to start it again.
 from __future__ import annotations
 
 import contextlib
-import functools
-import importlib.metadata
 import json
 import logging
-import platform
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -31,6 +28,7 @@ from entroloop.launcher import retention
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
 from entroloop.launcher.guide import guide_of
 from entroloop.launcher.lease import Lease
+from entroloop.launcher.numerics import numerics
 from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, next_phase, steps
 from entroloop.launcher.work import Work
 from entroloop.trainer.engine import check_launch
@@ -224,38 +222,6 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(value, sort_keys=True) + "\n")
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-@functools.cache
-def _processor() -> str:
-    """The CPU's name where the system tells it."""
-    try:
-        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.machine()
-
-
-def numerics(world: World) -> dict[str, Any]:
-    """What the exact bytes of a result, and its speed, depend on beside the configuration."""
-    cuda = world.device.type == "cuda"
-    return {
-        **{name: _version(name) for name in ("entroloop", "torch", "diffusers", "numpy")},
-        "processor": torch.cuda.get_device_name(world.device) if cuda else _processor(),
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "device": str(world.device),
-        "threads": torch.get_num_threads(),
-        "world_size": world.size,
-    }
 
 
 def _agreed_next(layout: Layout, config: Config, world: World) -> Step | None:

@@ -1,0 +1,46 @@
+"""What a phase was computed with: World -> facts for its line of the unsealed stats.jsonl."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from entroloop.data.world import World
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def _processor() -> str:
+    """The CPU's name where the system tells it."""
+    try:
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.machine()
+
+
+def numerics(world: World) -> dict[str, Any]:
+    """What the exact bytes of a result, and its speed, depend on beside the configuration."""
+    cuda = world.device.type == "cuda"
+    return {
+        **{name: _version(name) for name in ("entroloop", "torch", "diffusers", "numpy")},
+        "processor": torch.cuda.get_device_name(world.device) if cuda else _processor(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "device": str(world.device),
+        "threads": torch.get_num_threads(),
+        "world_size": world.size,
+    }
