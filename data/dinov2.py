@@ -12,6 +12,8 @@ B batch, C channels, H height, W width, D features (384 or 1024).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +28,6 @@ from entroloop.data.errors import UserError
 SIDE = 224
 PAPER_SIDE = 256
 PATCH = 14
-PAPER = "dinov2-paper"
-DIMS = {"dinov2-small": 384, "dinov2-large": 1024, PAPER: 384}
-FOLDERS = {PAPER: "dinov2-small"}  # of the weights, where the name is another
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PARTS = ("config.json", "model.safetensors")
 
@@ -39,30 +38,31 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
     Raises UserError when there are no weights, they are damaged or of another network, or transformers is missing.
     """
     frozen.check_images(name, shape)
-    folder = _folder(name)
-    model = _model(folder, DIMS[name])
-    if name != PAPER:
+    variant = VARIANTS[name]
+    folder = _folder(name, variant.weights)
+    model = _model(folder, variant.dim)
+    if variant.published_positions:
         embeddings = model.embeddings
         embeddings.position_embeddings = torch.nn.Parameter(resample_positions(embeddings.position_embeddings.detach()))
     model = model.eval().requires_grad_(False).to(device)
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
 
     def forward(images: Tensor) -> Tensor:
-        resized = _middle(images) if name == PAPER else _whole(images)
-        pixels = resized.to(device).float() / 255
+        pixels = variant.resize(images).to(device).float() / 255
         tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
         return tokens[:, 0]
 
     weights = {part: files.sha256(folder / part) for part in PARTS}
-    return frozen.Frozen(name, DIMS[name], shape, forward, weights=weights, version=1, device=device)
+    return frozen.Frozen(name, variant.dim, shape, forward, weights=weights, version=1, device=device)
 
 
-def _whole(images: Tensor) -> Tensor:
+def whole(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, SIDE, SIDE]."""
     return frozen.pil_resize(images, (SIDE, SIDE), Image.Resampling.BICUBIC)
 
 
-def _middle(images: Tensor) -> Tensor:
-    """The middle of images whose shorter side is brought to PAPER_SIDE."""
+def middle(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, SIDE, SIDE], the middle of images whose shorter side is brought to 256."""
     height, width = images.shape[2:]
     shorter = min(height, width)
     size = (PAPER_SIDE * height // shorter, PAPER_SIDE * width // shorter)
@@ -71,8 +71,30 @@ def _middle(images: Tensor) -> Tensor:
     return resized[:, :, top : top + SIDE, left : left + SIDE]
 
 
-def _folder(encoder: str) -> Path:
-    name = FOLDERS.get(encoder, encoder)
+@dataclass(frozen=True)
+class Variant:
+    """One encoder.
+
+    weights              the folder of its weights, and their name on the hub
+    dim                  D
+    resize               how images come to SIDE x SIDE
+    published_positions  position embeddings by `resample_positions`; else by transformers
+    """
+
+    weights: str
+    dim: int
+    resize: Callable[[Tensor], Tensor]
+    published_positions: bool
+
+
+VARIANTS = {
+    "dinov2-small": Variant("dinov2-small", 384, whole, published_positions=True),
+    "dinov2-large": Variant("dinov2-large", 1024, whole, published_positions=True),
+    "dinov2-paper": Variant("dinov2-small", 384, middle, published_positions=False),
+}
+
+
+def _folder(encoder: str, name: str) -> Path:
     local = frozen.weights_folder() / name
     if local.exists():
         for part in PARTS:
