@@ -8,7 +8,7 @@ Every rank of the World calls it, with its share of the rows of each set; rank 0
 from __future__ import annotations
 
 import json
-from typing import TypeVar, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from entroloop.data import files, manifest
 from entroloop.data.features import encoder_digest
 from entroloop.data.shards import REAL, Dataset, Samples
-from entroloop.data.world import World
 from entroloop.eval.evaluate import FeatureSets, Row, baseline_row, evaluate_generation
-from entroloop.launcher.inputs import Inputs
+from entroloop.launcher.inputs import Inputs, share
 from entroloop.launcher.phases import PREPARE, Step
 
-Number = TypeVar("Number", np.float32, np.int64)
 BLOCK = 1024  # images that are flipped and encoded at a time
 
 
@@ -33,9 +31,9 @@ def evaluate(inputs: Inputs, step: Step) -> Row:
     sets = {}
     for name in config.evaluation.encoders:
         sets[name] = FeatureSets(
-            generated=_share(inputs.features(generation, name)[:n], world),
-            training=_share(inputs.training_features(selected, name), world),
-            heldout=_share(inputs.features(REAL, name)[inputs.split.heldout], world),
+            generated=share(inputs.features(generation, name)[:n], world),
+            training=share(inputs.training_features(selected, name), world),
+            heldout=share(inputs.features(REAL, name)[inputs.split.heldout], world),
             digest=encoder_digest(inputs.layout.of(PREPARE), name),
             mirrored=_mirrored(inputs, selected, name),
         )
@@ -56,15 +54,10 @@ def _mirrored(inputs: Inputs, selected: Dataset, encoder: str) -> NDArray[np.flo
     """Features of this rank's training images flipped, where the model was trained with flips: float32 [n_r, D]."""
     if not inputs.config.train.flip or len(selected.shape) != 3:
         return None
-    rows = _share(np.arange(len(selected)), inputs.world)
+    rows = share(np.arange(len(selected)), inputs.world)
     blocks = [rows[start : start + BLOCK] for start in range(0, max(1, len(rows)), BLOCK)]
     return np.concatenate([inputs.encoders[encoder](_flipped(selected.take(block))) for block in blocks])
 
 
 def _flipped(images: Samples) -> Samples:
     return cast(Samples, np.ascontiguousarray(images[..., ::-1]))
-
-
-def _share(rows: NDArray[Number], world: World) -> NDArray[Number]:
-    """This rank's rows."""
-    return np.array_split(rows, world.size)[world.rank]

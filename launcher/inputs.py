@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,8 @@ from entroloop.data.world import World
 from entroloop.launcher import phases
 from entroloop.launcher.config import Config
 from entroloop.launcher.phases import PREPARE, Layout, Step
+
+Number = TypeVar("Number", np.float32, np.int64)
 
 
 @dataclass
@@ -94,3 +97,8 @@ class Inputs:
             out[rows] = found
         assert out is not None
         return out
+
+
+def share(rows: NDArray[Number], world: World) -> NDArray[Number]:
+    """This rank's rows of an array that every rank holds."""
+    return np.array_split(rows, world.size)[world.rank]

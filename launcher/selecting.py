@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from entroloop.data.plan import derive_seed
 from entroloop.data.pool import pool_of
 from entroloop.data.shards import REAL
-from entroloop.launcher.inputs import Inputs
+from entroloop.launcher.inputs import Inputs, share
 from entroloop.launcher.phases import Step
 from entroloop.selection import select as choose
 from entroloop.selection.filter import Source, index_selected, write_selected
@@ -70,7 +70,7 @@ def _choose(
     """Rows of the candidates' features that are chosen, int64 [size], and what to note of them."""
     selection, loop, world = inputs.config.selection, inputs.config.loop, inputs.world
     options: dict[str, Any] = dict(selection.options)
-    rows = np.array_split(np.arange(len(features)), world.size)[world.rank]
+    rows = share(np.arange(len(features)), world)
     generations = np.concatenate([s.provenance.generation for s in sources])[rows]
     labels = None
     if all(s.labels is not None for s in sources):
