@@ -27,14 +27,11 @@ def compared(runs: Sequence[Run]) -> list[Arm]:
     Raises UserError where no seed is finished in every arm, or entropies were taken of different numbers of images.
     """
     finished = [run for run in runs if run.finished]
-    groups = arms(finished)
-    common = set.intersection(*({run.seed for run in arm.runs} for arm in groups)) if groups else set()
-    if not common:
+    even = analysis.compared(arms(finished))
+    if not even.seeds:
         raise UserError("no seed is finished in every arm: finish the sweeps, or give fewer folders")
     check_equal_n(finished)
-    return [
-        Arm(arm.label, arm.strategy, arm.rest, tuple(run for run in arm.runs if run.seed in common)) for arm in groups
-    ]
+    return even.groups
 
 
 def check_equal_n(runs: Sequence[Run]) -> None:
