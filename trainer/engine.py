@@ -42,7 +42,7 @@ def make_engine(config: TrainConfig, network: nn.Module, world: World) -> Engine
 
 
 def check_launch(config: TrainConfig, world: World) -> int:
-    """The ZeRO stage that these processes would train by, 0 for plain training; costs nothing, changes nothing.
+    """The ZeRO stage that these processes would train by, 0 for plain training. Makes no engine.
 
     Raises UserError when what was launched is not what the configuration asks for, its library is missing, the device
     lacks the precision, or the batch does not divide over the processes.
