@@ -55,7 +55,6 @@ def run_command(
 
         print(describe(settings))
         return
-    from entroloop.data import world as worlds
     from entroloop.data.plan import parse_part
     from entroloop.launcher import drive
     from entroloop.launcher.process import StopFlag, world_from_environment
@@ -67,14 +66,11 @@ def run_command(
     world = world_from_environment()
     if not world.is_main:
         logging.getLogger("entroloop").setLevel(logging.WARNING)
-    try:
-        if single is None:
-            drive.run(settings, world, lambda: bool(stop), attempt=attempt)
-        else:
-            share = parse_part(part) if part else None
-            drive.run_single(settings, world, lambda: bool(stop), single, share, attempt)
-    finally:
-        worlds.leave()
+    if single is None:
+        drive.run(settings, world, lambda: bool(stop), attempt=attempt)
+    else:
+        share = parse_part(part) if part else None
+        drive.run_single(settings, world, lambda: bool(stop), single, share, attempt)
 
 
 def _step(generation: int | None, phase: str | None) -> Any:

@@ -66,22 +66,18 @@ def arm_command(
     scratch: Annotated[Path | None, typer.Option(help="Node-local folder for training shards.")] = None,
 ) -> None:
     """Run one arm of a sweep, with what it shares taken from its leader (called by the jobs)."""
-    from entroloop.data import world as worlds
     from entroloop.launcher import drive, sweep
     from entroloop.launcher.process import StopFlag, world_from_environment
 
     _, arms = sweep.arms_of(config, [])
     arm, stop, world = arms[index], StopFlag(), world_from_environment()
-    try:
-        if world.is_main:
-            sweep.link_shared(arm)  # what the leader lacks this arm makes itself, with the same bytes
-        world.barrier()
-        until = sweep.furthest_shared(arm, arms) if shared else None
-        attempt = drive.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
-        settings = sweep.while_shared(arm, arms)
-        drive.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
-    finally:
-        worlds.leave()
+    if world.is_main:
+        sweep.link_shared(arm)  # what the leader lacks this arm makes itself, with the same bytes
+    world.barrier()
+    until = sweep.furthest_shared(arm, arms) if shared else None
+    attempt = drive.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
+    settings = sweep.while_shared(arm, arms)
+    drive.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
 
 
 @app.command("conclude", hidden=True)
