@@ -256,33 +256,36 @@ def _pearson_words(clusters: Sequence[Sequence[tuple[float, float]]]) -> str:
 
 
 def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
-    """Stacked shares of every training set by origin, the mean over equal seeds, one panel an arm."""
+    """Stacked areas: shares of every training set by origin, the mean over equal seeds, one panel an arm.
+
+    An area has the width of a generation on both sides of it, level, since no set lies between two generations.
+    """
     filled = compared(groups).measured
     if not filled:
         return None
     with matplotlib.rc_context(_STYLE):
         figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 2, 2.7, len(filled), right=1.3)
         last = max(max(arm.generations) for arm in filled)
-        colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, last))]
         origins = ["real", *map(str, range(last))]
-        keys: dict[str, Patch] = {}
+        colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, last))]
+        used = np.zeros(len(origins), bool)
         for axes, arm in zip(panels, filled, strict=True):
             shares = np.array([[_share(arm, g, origin) for g in arm.generations] for origin in origins])
-            bottom = np.zeros(len(arm.generations))
-            for origin, share, colour in zip(origins, shares, colours, strict=True):
-                label = "real" if origin == "real" else f"generation {origin}"
-                some = share > 0
-                at = np.array(arm.generations)[some]
-                axes.bar(at, share[some], 0.9, bottom=bottom[some], color=colour)
-                keys[label] = Patch(color=colour)
-                bottom += share
+            edges = np.add.outer(arm.generations, (-0.5, 0.5)).ravel()
+            axes.stackplot(edges, shares.repeat(2, 1), colors=colours, linewidth=0)
+            used |= shares.any(1)
             _panel_title(axes, arm.label)
             axes.set_ylim(0, 1)
+            axes.set_xlim(edges[0], edges[-1])
             axes.set_xlabel("generation")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[::_ACROSS]:
             axes.set_ylabel("share of the training set")
-        figure.legend(list(keys.values())[::-1], list(keys)[::-1], loc="center right")
+        keys = [
+            Patch(color=colour, label=origin if origin == "real" else f"generation {origin}")
+            for origin, colour, some in zip(origins, colours, used, strict=True) if some
+        ]  # fmt: skip
+        figure.legend(handles=keys[::-1], loc="center right")
     return figure
 
 

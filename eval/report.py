@@ -162,7 +162,7 @@ def _provenance_words(groups: Sequence[Arm]) -> str:
     for arm in analysis.compared(groups).measured:
         share = np.mean(arm.values(arm.generations[-1], "", "real_share"))
         parts.append(f"{arm.label} has {share:.0%} real images at generation {arm.generations[-1]}")
-    return f"Stacked bars of where each training set's images come from: {'; '.join(parts)}."
+    return f"Stacked areas of where each training set's images come from: {'; '.join(parts)}."
 
 
 def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:

@@ -70,6 +70,22 @@ def test_runs_of_equal_name_are_told_apart_by_their_folders(tmp_path):
     assert len({round(bar.get_y(), 3) for bar in bars}) == 5
 
 
+def test_origins_are_stacked_areas_level_over_a_generation(tmp_path):
+    report_runs.make_run(tmp_path / "run", generations=3, n=20)
+    (run,) = read_runs([tmp_path / "run"])
+    for row, shares in zip(run.rows, [{"real": 1.0}, {"real": 0.25, "0": 0.75}, {"0": 0.5, "1": 0.5}], strict=True):
+        row["provenance"].clear()
+        row["provenance"].update(shares)
+    figure = plots.provenance_areas(arms([run]))
+    heights = (np.arange(20) + 0.5) / 20
+    for at, shares in [(-0.4, [1, 0, 0]), (0.4, [1, 0, 0]), (0.6, [0.25, 0.75, 0]), (2.4, [0, 0.5, 0.5])]:
+        areas = [area.get_paths()[0] for area in figure.axes[0].collections]
+        seen = [np.mean([area.contains_point((at, y)) for y in heights]) for area in areas]
+        assert seen == pytest.approx(shares), at
+    keys = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert keys == ["generation 1", "generation 0", "real"]
+
+
 def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp_path):
     run = report_runs.make_run(tmp_path / "run", generations=2, n=20, planned=4)
     (run / "generation_0001" / "metrics" / "manifest.json").unlink()
