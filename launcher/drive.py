@@ -32,7 +32,7 @@ from entroloop.launcher.numerics import numerics
 from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, next_phase, steps
 from entroloop.launcher.work import Work
 from entroloop.trainer.engine import check_launch
-from entroloop.trainer.generate import check_precision
+from entroloop.trainer.network import check_precision
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ def check_fits(config: Config, world: World, phases: Collection[str]) -> None:
     if "train" in phases:
         check_launch(config.train, world)
     if "sample" in phases:
-        check_precision(config.sample, world.device)
+        check_precision("sample", config.sample.precision, world.device)
         guide_of(config, Layout(config.run_folder), 0)
 
 

@@ -79,9 +79,9 @@ def test_other_engines_of_accelerate(monkeypatch, name):
     ("override", "line"),
     [
         ("train.engine=ddp", r"train\.engine=ddp: this was launched as single with 1 process"),
-        ("train.precision=fp16", r"train\.precision=fp16: a CPU cannot"),
+        ("train.precision=fp16", r"train\.precision=fp16: a CPU computes"),
         ("train.micro_batch=3", r"train\.micro_batch=3 does not divide"),
-        ("sample.precision=fp16", r"sample\.precision=fp16: a CPU does not"),
+        ("sample.precision=fp16", r"sample\.precision=fp16: a CPU computes"),
         ("sample.guide=nowhere", r"sample\.guide=nowhere: "),
     ],
 )
@@ -101,7 +101,7 @@ def test_accelerate_that_starts_one_process_for_many_is_refused():
 
 
 def test_precisions_that_a_device_lacks(monkeypatch):
-    with pytest.raises(UserError, match=r"train\.precision=fp16: a CPU cannot train in fp16; use no or bf16"):
+    with pytest.raises(UserError, match=r"train\.precision=fp16: a CPU computes no network in fp16; use no or bf16"):
         make(precision="fp16")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     with pytest.raises(UserError, match=r"train\.precision=bf16: this GPU has no bf16; use fp16 or no"):

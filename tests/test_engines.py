@@ -171,7 +171,7 @@ def test_launches_that_would_run_something_else_are_refused(tmp_path):
         (("train.engine=ddp",), {}, "train.engine=ddp: this was launched as single with 1 process(es)"),
         (("train.engine=zero2",), {}, "train.engine=zero2: DeepSpeed needs a launcher"),
         (("train.engine=zero2",), {"ACCELERATE_USE_CPU": "true"}, "ACCELERATE_USE_CPU is set"),
-        (("train.precision=fp16",), {}, "train.precision=fp16: a CPU cannot train in fp16"),
+        (("train.precision=fp16",), {}, "train.precision=fp16: a CPU computes no network in fp16"),
         (("train.micro_batch=5",), {}, "train.micro_batch=5 does not divide"),
     ]:
         name = f"name=n{abs(hash(overrides + tuple(environment)))}"

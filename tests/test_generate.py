@@ -146,7 +146,7 @@ def test_bf16_calls_the_network_in_bf16_and_keeps_the_state(edm):
 
 
 def test_a_precision_the_device_lacks_is_refused(edm, monkeypatch):
-    with pytest.raises(UserError, match=r"sample\.precision=fp16: a CPU does not sample in fp16; use no or bf16"):
+    with pytest.raises(UserError, match=r"sample\.precision=fp16: a CPU computes no network in fp16; use no or bf16"):
         Generator(edm, SampleConfig(precision="fp16"), PLAN, CPU)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     with pytest.raises(UserError, match=r"sample\.precision=bf16: this GPU has no bf16"):

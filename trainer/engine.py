@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
+from entroloop.trainer.network import check_precision
 from entroloop.trainer.schedule import TrainConfig, micro_batches
 
 Named = dict[str, Tensor]
@@ -47,7 +48,7 @@ def check_launch(config: TrainConfig, world: World) -> int:
     Raises UserError when what was launched is not what the configuration asks for, its library is missing, the device
     lacks the precision, or the batch does not divide over the processes.
     """
-    _check_precision(config, world)
+    check_precision("train", config.precision, world.device)
     micro_batches(config, world.size)
     for name in ("FSDP", "MEGATRON_LM"):
         if _is_set(f"ACCELERATE_USE_{name}"):
@@ -62,14 +63,6 @@ def check_launch(config: TrainConfig, world: World) -> int:
             "with torchrun or accelerate launch on as many processes as you want, or set train.engine=auto"
         )
     return stage
-
-
-def _check_precision(config: TrainConfig, world: World) -> None:
-    if config.precision == "fp16" and world.device.type == "cpu":
-        raise UserError("train.precision=fp16: a CPU cannot train in fp16; use no or bf16")
-    cuda = world.device.type == "cuda"
-    if config.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("train.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
 def _is_set(variable: str) -> bool:

@@ -60,15 +60,6 @@ def sample_labels(
     return np.searchsorted(edges, np.array(seeds) / 2.0**63, side="right").clip(max=num_classes - 1)
 
 
-def check_precision(config: SampleConfig, device: torch.device) -> None:
-    """Raises UserError when the device cannot call the network in the configuration's precision."""
-    if config.precision == "fp16" and device.type == "cpu":
-        raise UserError("sample.precision=fp16: a CPU does not sample in fp16; use no or bf16")
-    cuda = device.type == "cuda"
-    if config.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise UserError("sample.precision=bf16: this GPU has no bf16; use fp16 or no")
-
-
 class Generator:
     """Draws any samples of a plan from one set of exported weights.
 
@@ -86,7 +77,7 @@ class Generator:
         histogram: NDArray[np.int64] | None = None,
         guide: Path | None = None,
     ) -> None:
-        check_precision(config, device)
+        networks.check_precision("sample", config.precision, device)
         about: dict[str, Any] = manifest.read(weights).about
         self.config, self.plan, self.device, self.histogram = config, plan, device, histogram
         self.shape = tuple(about["shape"])

@@ -141,6 +141,14 @@ def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
     return config.fold
 
 
+def check_precision(section: str, precision: str, device: torch.device) -> None:
+    """Raises UserError, naming `section`.precision, where the device cannot call a network in that precision."""
+    if precision == "fp16" and device.type == "cpu":
+        raise UserError(f"{section}.precision=fp16: a CPU computes no network in fp16; use no or bf16")
+    if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"{section}.precision=bf16: this GPU has no bf16; use fp16 or no")
+
+
 def use_best_attention(network: DenoiserNetwork, device: torch.device) -> str:
     """Switches a UNet's attention to xformers where it is installed and runs on `device`; returns which one is used."""
     if not isinstance(network, ImageNetwork):
