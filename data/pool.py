@@ -11,11 +11,14 @@ real images that were never used before, and chooses `choose` images from `pool`
 With a share alpha of fresh images, round(alpha N) of the N are fresh and the others are chosen as above. Fresh images
 of earlier generations are candidates of no later pool: accumulate keeps them, the other paradigms drop them.
 
+With `all_candidates` nothing is chosen: all candidates are taken, with round(alpha N) fresh images beside them.
+
 N images of generation 0, c candidates factor, alpha share of fresh real images.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,11 +58,13 @@ class FreshConfig(BaseModel):
 class LoopConfig(BaseModel):
     """How generations feed each other.
 
-    paradigm    `replace`, `accumulate` or `accumulate-subsample`
-    candidates  c: each generation samples c N images, so that there is something to choose from
-    fresh       the share of real images never used before
-    draw        of the strategy `random`: `uniform`, or `stratified`: as equal a number as possible from each source
-    balanced    choose as equal a number as possible from each class, by the strategy within it
+    paradigm        `replace`, `accumulate` or `accumulate-subsample`
+    candidates      c: each generation samples c N images, so that there is something to choose from
+    fresh           the share of real images never used before
+    draw            of the strategy `random`: `uniform`, or `stratified`: as equal a number as possible from each source
+    balanced        choose as equal a number as possible from each class, by the strategy within it
+    all_candidates  take all candidates instead of choosing: a control of every selection, since the number of images
+                    seen in training is that of `train.kimg` either way
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,6 +73,7 @@ class LoopConfig(BaseModel):
     fresh: FreshConfig = FreshConfig()
     draw: Literal["uniform", "stratified"] = "uniform"
     balanced: bool = False
+    all_candidates: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,14 +97,24 @@ def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
     assert generation >= 1
     counts = [round(config.fresh.at(g) * size) for g in range(1, generation + 1)]
     fresh = range(sum(counts[:-1]), sum(counts))
-    if config.paradigm == "accumulate-subsample":
-        return Pool((REAL, *range(generation)), size - len(fresh), keep=False, fresh=fresh)
-    return Pool((generation - 1,), size - len(fresh), keep=config.paradigm == "accumulate", fresh=fresh)
+    subsample = config.paradigm == "accumulate-subsample"
+    pool = (REAL, *range(generation)) if subsample else (generation - 1,)
+    choose = pool_size(config, pool, size) if config.all_candidates else size - len(fresh)
+    return Pool(pool, choose, keep=config.paradigm == "accumulate", fresh=fresh)
+
+
+def pool_size(config: LoopConfig, pool: Iterable[int], size: int) -> int:
+    """How many candidates the samples of these generations are, with N real images for REAL, where `size` is N."""
+    return sum(size if generation == REAL else config.candidates * size for generation in pool)
 
 
 def training_size(config: LoopConfig, generation: int, size: int) -> int:
-    """Images that generation trains on; grows under `accumulate` only."""
-    return size * (generation + 1) if config.paradigm == "accumulate" else size
+    """Images that generation trains on, where `size` is N; grows under `accumulate` and with `all_candidates`."""
+    if generation == 0:
+        return size
+    pool = pool_of(config, generation, size)
+    kept = training_size(config, generation - 1, size) if pool.keep else 0
+    return kept + pool.choose + len(pool.fresh)
 
 
 def check_fresh(config: LoopConfig, generations: int, size: int, available: int) -> None:

@@ -96,6 +96,16 @@ class Config(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _all_are_not_chosen(self) -> Config:
+        loop, strategy = self.loop, self.selection.strategy
+        if loop.all_candidates and (strategy != "random" or loop.draw != "uniform" or loop.balanced):
+            raise ValueError(
+                "loop.all_candidates=true: nothing is chosen: leave loop.draw and loop.balanced out and set "
+                f"selection.strategy=random (is {strategy})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _neon_has_finetuned_weights(self) -> Config:
         inside = self.sample.guide_generation(1) is not None
         if self.sample.guide_kind == "neon" and inside and not self.train.warm_start:

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from entroloop.data.pool import pool_of, training_size
-from entroloop.data.shards import REAL
+from entroloop.data.pool import pool_of, pool_size, training_size
 from entroloop.launcher.config import Config
 from entroloop.launcher.disk import describe_disk
 from entroloop.launcher.footprint import describe_network
@@ -34,10 +33,10 @@ def describe(config: Config) -> str:
             what = f"{n} real images"
         else:
             pool = pool_of(config.loop, g, n)
-            candidates = sum(n if source == REAL else c * n for source in pool.pool)
-            kept = f", beside the {size - n} of generation {g - 1}" if pool.keep else ""
+            candidates = pool_size(config.loop, pool.pool, n)
+            kept = f", beside the {training_size(config.loop, g - 1, n)} of generation {g - 1}" if pool.keep else ""
             fresh = f", {len(pool.fresh)} fresh real images" if pool.fresh else ""
-            what = f"{pool.choose} of {candidates} candidates{fresh}{kept}"
+            what = f"{'all' if config.loop.all_candidates else pool.choose} of {candidates} candidates{fresh}{kept}"
         trained += config.train.images
         calls = config.sample.calls(is_guided(config, g))
         sampled += config.samples * calls

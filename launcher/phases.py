@@ -151,7 +151,7 @@ def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]
             encoded = [Step(g, "encode") for g in pool.pool if g != REAL]
             section = {key: dump[key] for key in ("seed", "selection")} | _if_changed("selected", config.data)
             section["loop"] = {key: dump["loop"][key] for key in ("paradigm", "candidates")}
-            for key in ("fresh", "draw", "balanced"):
+            for key in ("fresh", "draw", "balanced", "all_candidates"):
                 section["loop"] |= _if_changed(key, config.loop)
             return section, [PREPARE, *encoded, Step(generation - 1, "select")]
         case "train":

@@ -45,9 +45,11 @@ def select_training_set(inputs: Inputs, step: Step) -> tuple[str, dict[str, Any]
             blocks.append(features[:count])
     ids = np.empty(0, np.int64)
     facts: dict[str, Any] = {}
-    if pool.choose:
-        ids, facts = _choose(inputs, np.concatenate(blocks), pool.choose, sources, generation)
     candidates = sum(len(block) for block in blocks)
+    if config.loop.all_candidates:
+        ids = np.arange(candidates)
+    elif pool.choose:
+        ids, facts = _choose(inputs, np.concatenate(blocks), pool.choose, sources, generation)
     if pool.fresh:
         inputs.check_sizes()  # there may be more generations than at first
         sources.append(Source(inputs.real, np.sort(inputs.split.fresh[pool.fresh]), real=True))
@@ -61,6 +63,8 @@ def select_training_set(inputs: Inputs, step: Step) -> tuple[str, dict[str, Any]
         _write(inputs, step, sources, ids, inputs.made_from(step, *read))
     fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
     chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
+    if config.loop.all_candidates:
+        chosen = f"all {candidates} candidates"
     return f"{chosen}{fresh}, {len(ids)} in all -> {folder.name}", facts
 
 

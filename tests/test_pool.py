@@ -8,7 +8,7 @@ from loops import tiny
 
 from entroloop.data import manifest
 from entroloop.data.errors import UserError
-from entroloop.data.pool import FreshConfig, LoopConfig, check_fresh, pool_of
+from entroloop.data.pool import FreshConfig, LoopConfig, check_fresh, pool_of, training_size
 from entroloop.data.shards import REAL, Dataset
 from entroloop.data.world import World
 from entroloop.launcher import drive
@@ -116,3 +116,33 @@ def test_recipes_of_runs_without_the_new_keys_are_what_they_were(tmp_path):
     other = recipes(tiny(tmp_path, "loop.fresh.share=0.5"))
     assert other[Step(0, "evaluate")] == recipes(plain)[Step(0, "evaluate")]
     assert other[Step(1, "select")] != recipes(plain)[Step(1, "select")]
+
+
+@pytest.mark.parametrize(
+    ("paradigm", "sizes", "candidates"),
+    [("replace", [48, 96, 96], 96), ("accumulate", [48, 144, 240], 96), ("accumulate-subsample", [48, 144, 240], 240)],
+)
+def test_all_candidates_are_the_control_without_a_choice(tmp_path, paradigm, sizes, candidates):
+    overrides = ("generations=3", "selection.strategy=random", f"loop.paradigm={paradigm}", "loop.all_candidates=true")
+    layout = run(tmp_path, *overrides, until=Step(2, "select"))
+    sets = [Dataset(layout.of(Step(g, "select"))) for g in range(3)]
+    assert [len(one) for one in sets] == sizes
+    config = tiny(tmp_path, *overrides)
+    assert [training_size(config.loop, g, 48) for g in range(3)] == sizes
+    origins = list(zip(sets[2].provenance.generation.tolist(), sets[2].provenance.index.tolist(), strict=True))
+    assert len(set(origins)) == sizes[2], "none twice"
+    assert {g for g, _ in origins} == ({1} if paradigm == "replace" else {REAL, 0, 1})
+    assert f"all of {candidates} candidates" in describe(config)
+
+
+def test_all_candidates_with_fresh_images_beside_them(tmp_path):
+    overrides = ("selection.strategy=random", "loop.all_candidates=true", "loop.fresh.share=0.25")
+    layout = run(tmp_path, *overrides, until=Step(1, "select"))
+    generations = Dataset(layout.of(Step(1, "select"))).provenance.generation
+    assert np.unique(generations, return_counts=True)[1].tolist() == [12, 96]
+
+
+@pytest.mark.parametrize("other", ["selection.strategy=greedy", "loop.draw=stratified", "loop.balanced=true"])
+def test_all_candidates_leave_nothing_to_choose(tmp_path, other):
+    with pytest.raises(UserError, match=r"loop\.all_candidates=true: nothing is chosen: .*selection\.strategy=random"):
+        tiny(tmp_path, "selection.strategy=random", "loop.all_candidates=true", other)
