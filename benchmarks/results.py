@@ -47,7 +47,8 @@ def table(options: argparse.Namespace) -> str:
         return claims.correlations(groups, names)
     if options.table == "threshold":
         return sensitivity.threshold_table([run for arm in groups for run in arm.runs])
-    columns = [(encoder, m) for m in options.measures or MEASURES[options.table] for encoder in names]
+    measures = options.measures or MEASURES[options.table]
+    columns = [(encoder, m) for m in measures for encoder in (names if m != "real_share" else [""])]
     if options.table == "course":
         return claims.course(groups, columns)
     return claims.comparison(groups, claims.against(groups, options.against), columns)

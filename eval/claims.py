@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from entroloop.data.errors import UserError
-from entroloop.eval import analysis
+from entroloop.eval import analysis, tables
 from entroloop.eval.catalogue import title
-from entroloop.eval.runs import Arm, Run, arms
+from entroloop.eval.runs import Arm, Run, arms, row_value
 
-Column = tuple[str, str]  # encoder and measure
+Column = tuple[str, str]  # encoder, "" where a measure has none, and measure
 
 
 def compared(runs: Sequence[Run]) -> list[Arm]:
@@ -53,13 +53,13 @@ def against(groups: Sequence[Arm], label: str | None) -> Arm:
 def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> str:
     """The last generation: for each measure its mean, and the mean change against `base`, paired by seed.
 
-    Changes are in percent of the base's mean over seeds.
+    Changes are in percent of the base's mean over seeds. The last line is the measuring stick.
     """
     last = analysis.last_common(groups)
     assert last is not None
     heads = ["arm", "seeds", "real images"]
     for encoder, measure in columns:
-        heads += [f"{title(measure, encoder)}, {encoder}", f"against {base.label}"]
+        heads += [_head(encoder, measure), f"against {base.label}"]
     lines = []
     for arm in groups:
         cells = [arm.label, str(len(arm.runs)), mean_and_interval(arm.values(last, "", "real_share"), "{:.0%}".format)]
@@ -67,7 +67,31 @@ def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> s
             cells.append(mean_and_interval(arm.values(last, encoder, measure)))
             cells.append("" if arm is base else _change(arm, base, last, encoder, measure))
         lines.append(cells)
+    stick = measuring_stick(groups, columns)
+    if stick is not None:
+        name, values = stick
+        lines.append([name, "", "", *(cell for value in values for cell in (value, ""))])
     return f"Generation {last}:\n\n{markdown(heads, lines)}"
+
+
+def measuring_stick(groups: Sequence[Arm], columns: Sequence[Column]) -> tuple[str, list[str]] | None:
+    """The row that every table ends with, real test against real train, and its mean over seeds for each column.
+
+    Its name says how many images of each there are. None where no run has it.
+    """
+    by_seed = {run.seed: run for arm in groups for run in arm.runs if run.baseline is not None}
+    if not by_seed:
+        return None
+    values = []
+    for encoder, measure in columns:
+        found = [row_value(run.baseline, encoder, measure) for run in by_seed.values() if run.baseline is not None]
+        values.append(mean_and_interval([value for value in found if value is not None]))
+    sizes = tables.baseline_sizes(list(by_seed.values()))
+    return f"real test vs real train ({sizes})" if sizes else "real test vs real train", values
+
+
+def _head(encoder: str, measure: str) -> str:
+    return f"{title(measure, encoder)}, {encoder}" if encoder else title(measure, encoder)
 
 
 def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) -> str:
@@ -79,7 +103,7 @@ def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) ->
 
 
 def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
-    """Every generation, and the change from the first to the last, paired by seed.
+    """Every generation, and the change from the first to the last, paired by seed; at the end the measuring stick.
 
     Positive measures also have a rate: the slope of the logarithm, in percent a generation (entropy has no such scale).
     """
@@ -92,11 +116,15 @@ def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
             series = [[run.value(g, encoder, measure) for g in range(last + 1)] for run in arm.runs]
             whole = [[v for v in values if v is not None] for values in series]
             whole = [values for values in whole if len(values) == last + 1]
-            cells = [arm.label, f"{title(measure, encoder)}, {encoder}"]
+            cells = [arm.label, _head(encoder, measure)]
             cells += [analysis.number(float(np.mean(column))) for column in zip(*whole, strict=True)]
             cells.append(mean_and_interval([values[-1] - values[0] for values in whole]))
             cells.append("" if measure == "training_entropy" else _rate(whole))
             lines.append(cells)
+    stick = measuring_stick(groups, columns)
+    if stick is not None:
+        for (encoder, measure), value in zip(columns, stick[1], strict=True):
+            lines.append([stick[0], _head(encoder, measure), value, *[""] * (last + 2)])
     return f"{len(groups[0].runs)} seeds:\n\n{markdown(heads, lines)}"
 
 

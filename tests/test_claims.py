@@ -1,5 +1,6 @@
 """Tables of results: known differences, intervals, rates and correlations, from runs whose numbers are given."""
 
+import dataclasses
 import importlib.util
 import math
 from pathlib import Path
@@ -50,6 +51,28 @@ def test_differences_are_paired_by_seed_and_only_seeds_of_every_finished_arm_cou
     half = stats.t.ppf(0.975, 2) / math.sqrt(3) / 150
     low, high = (f"{100 * (-16 / 150 + sign * half):.0f}%" for sign in (-1, 1))
     assert greedy[4] == f"-11% [{low}, {high}]"
+
+
+def test_every_table_ends_with_real_test_against_real_train_once_a_seed():
+    runs = [made(strategy, seed, [5.0, 9.0 + seed]) for strategy in ("random", "greedy") for seed in range(3)]
+    context = {"n_generated": 512, "n_reference": None, "n_training": 128}
+    runs = [
+        dataclasses.replace(run, baseline={
+            "measures": {"pixel": {"frechet_distance": 1.0 + run.seed}},
+            "provenance": {"real": 1.0},
+            "context": context,
+        })
+        for run in runs
+    ]  # fmt: skip
+    groups, columns = claims.compared(runs), [("pixel", "frechet_distance"), ("", "real_share")]
+    low, high = analysis.interval([1.0, 2.0, 3.0])
+    known = f"2.00 [{low:.3g}, {high:.3g}]"
+    table = cells(claims.comparison(groups, groups[0], columns))
+    assert table[0][3:] == ["Fréchet distance, pixel", "against random", "Share of real images", "against random"]
+    assert table[-1] == ["real test vs real train (512 against 128)", "", "", known, "", "1.00 [1.00, 1.00]", ""]
+    table = cells(claims.course(groups, columns))
+    assert [row[2:] for row in table[-2:]] == [[known, "", "", ""], ["1.00 [1.00, 1.00]", "", "", ""]]
+    assert "real test" not in claims.course(claims.compared([made("random", 0, [1.0])]), columns)
 
 
 def test_rate_of_an_exponential_is_its_factor():
