@@ -8,12 +8,14 @@ Reads what `launcher` writes: `config.yaml`, `generation_*/metrics/metrics.jsonl
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from entroloop.data.errors import UserError
 from entroloop.data.manifest import MANIFEST
@@ -22,6 +24,49 @@ Row = dict[str, Any]
 # May differ between runs of one arm: what the run is called, where it runs, how far it went.
 _ASIDE = ("name", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep")
 _OPEN = ("selection.options.", "train.more_emas.")  # keys of these are there only where somebody set them
+
+
+class _Config(BaseModel, strict=True):
+    seed: NonNegativeInt = 0
+    generations: PositiveInt = 1
+
+
+class _Encoder(BaseModel, strict=True):
+    k: dict[str, int] = {}
+    digest: str | None = None
+    entropy_n: int | None = None
+    entropy_k: int | None = None
+    top_eigenvalues: list[FiniteFloat] | None = None
+
+
+class _Context(BaseModel, strict=True):
+    encoders: dict[str, _Encoder] = {}
+    n_generated: int | None = None
+    n_training: int | None = None
+    n_reference: int | None = None
+    seed: int | None = None
+
+
+class _Measured(BaseModel, strict=True):
+    measures: dict[str, dict[str, FiniteFloat | None]]
+    provenance: dict[Annotated[str, Field(pattern="^(real|[0-9]+)$")], Annotated[FiniteFloat, Field(ge=0, le=1)]]
+    context: _Context = _Context()
+
+
+class _Baseline(_Measured):
+    generation: None
+
+
+class _Row(_Measured):
+    generation: NonNegativeInt
+    baseline: _Baseline | None = None
+
+
+class _Spent(BaseModel, strict=True):
+    phase: str
+    seconds: FiniteFloat | None = None
+    nfe: FiniteFloat | None = None
+    numerics: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +150,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         if not inside:
             raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it); give a folder that `run` made")
         for path in inside:
-            found.setdefault(path.resolve(), read_run(path))
+            try:
+                found.setdefault(path.resolve(), read_run(path))
+            except OSError as error:
+                raise UserError(f"{error.filename}: not readable ({error.strerror})") from error
     return _told_apart(found)
 
 
@@ -137,7 +185,10 @@ def is_run(folder: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """Reads one run. Rows count once their folder is sealed."""
+    """Reads one run. Rows count once their folder is sealed.
+
+    Raises UserError naming file, line and key where a value is not what it should be.
+    """
     path = folder / "config.yaml"
     try:
         config = yaml.safe_load(path.read_text())
@@ -145,6 +196,8 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no configuration (expected keys such as seed and loop)")
+    if wrong := _wrong(_Config, config):
+        raise UserError(f"{path}: {wrong}")
     rows: list[Row] = []
     stats = [{**line, "generation": "real"} for line in _json_lines(folder / "real" / "stats.jsonl")]
     for generation in sorted(folder.glob("generation_*")):
@@ -168,12 +221,17 @@ def _rows(folder: Path) -> list[Row]:
     path = folder / "metrics.jsonl"
     if not (folder / MANIFEST).exists() or not path.exists():
         return []
-    try:
-        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-        for row in rows:
-            row["generation"], row["measures"], row["provenance"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged row of measures ({error}); delete the folder and run again") from error
+    rows = []
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+            wrong = _wrong(_Row, row) or _not_finite(row)
+        except ValueError:
+            row, wrong = {}, "not JSON"
+        if wrong:
+            what = f"damaged row of measures in line {number} ({wrong})"
+            raise UserError(f"{path}: {what}; delete the folder and run again")
+        rows.append(row)
     return rows
 
 
@@ -182,14 +240,41 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for line in path.read_text(errors="replace").splitlines():
+    for number, line in _lines(path):
         try:
             value = json.loads(line)
         except ValueError:
             continue
-        if isinstance(value, dict):
-            lines.append(value)
+        if wrong := _wrong(_Spent, value):
+            raise UserError(f"{path}: damaged line {number} ({wrong}); delete the line")
+        lines.append(value)
     return lines
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not empty, numbered from one."""
+    return ((number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip())
+
+
+def _wrong(model: type[BaseModel], value: Any) -> str:
+    """What does not fit: key, value and what would be right, in one line; empty where all fits."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            return "expected keys and values"
+        key = ".".join(map(str, first["loc"]))
+        return f"{key} is missing" if first["type"] == "missing" else f"{key} is {first['input']!r:.60}: {first['msg']}"
+    return ""
+
+
+def _not_finite(value: Any, key: str = "") -> str:
+    """The first number in nested values that is nan or infinite, with its key; empty where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key} is {value}: expected a finite number"
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next(filter(None, (_not_finite(one, f"{key}.{name}".lstrip(".")) for name, one in inside)), "")
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

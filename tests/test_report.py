@@ -128,6 +128,61 @@ def test_a_damaged_row_is_named(tmp_path):
         read_runs([run])
 
 
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("measures", "pixel", "frechet_distance"), float("nan"), "measures.pixel.frechet_distance is nan"),
+        (("measures", "pixel", "frechet_distance"), "abc", "measures.pixel.frechet_distance is 'abc'"),
+        (("measures", "pixel"), 3, "measures.pixel is 3"),
+        (("provenance", "real"), 2, "provenance.real is 2"),
+        (("generation",), "1", "generation is '1'"),
+        (("baseline", "measures", "pixel", "recall"), float("inf"), "baseline.measures.pixel.recall is inf"),
+        (("context", "encoders", "pixel", "top_eigenvalues"), ["x"], "context.encoders.pixel.top_eigenvalues.0 is 'x'"),
+        (("context", "encoders", "pixel", "ct"), {"cells": float("nan")}, "context.encoders.pixel.ct.cells is nan"),
+    ],
+)
+def test_a_value_that_is_no_measure_is_named_by_file_line_and_key(tmp_path, keys, value, words):
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    path = run / "generation_0000" / "metrics" / "metrics.jsonl"
+    row = inside = json.loads(path.read_text())
+    for key in keys[:-1]:
+        inside = inside[key]
+    inside[keys[-1]] = value
+    path.write_text(json.dumps(row))
+    with pytest.raises(UserError) as caught:
+        read_runs([run])
+    assert f"{path}: damaged row of measures in line 1 ({words}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("seed: abc", "seed is 'abc'"), ("seed: null", "seed is None"), ("generations: 1.5", "generations is 1.5")],
+)
+def test_a_value_of_the_configuration_that_cannot_be_is_named(tmp_path, text, words):
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_runs([tmp_path])
+    assert str(caught.value).startswith(f"{tmp_path / 'config.yaml'}: {words}: Input should be ")
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"phase": "train", "seconds": "abc"}', "seconds is 'abc'"),
+        ('{"phase": "train", "nfe": NaN}', "nfe is nan"),
+        ('{"seconds": 1}', "phase is missing"),
+        ("[1]", "expected keys and values"),
+    ],
+)
+def test_seconds_that_are_no_number_are_named(tmp_path, line, words):
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20)
+    path = run / "generation_0000" / "stats.jsonl"
+    path.write_text(f'{{"phase": "train", "loss": NaN}}\n{line}\n')
+    with pytest.raises(UserError, match=re.escape(f"{path}: damaged line 2 ({words}")):
+        read_runs([run])
+
+
 # --- arms ----------------------------------------------------------------------------------------------------------
 
 
