@@ -216,8 +216,11 @@ def _short(value: float | None) -> float | None:
 
 
 def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One record a run, generation, encoder and measure; baselines have no generation."""
-    labels = {id(run): arm.label for arm in arms(runs) for run in arm.runs}
+    """One record a run, generation, encoder and measure; baselines have no generation.
+
+    Shares of the training set by origin, such as `provenance.real` and `provenance.0`, are of no encoder.
+    """
+    labels = _labels(runs)
     records = []
     for run in runs:
         about = {
@@ -229,19 +232,26 @@ def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
         }
         for row in [*run.rows, *([run.baseline] if run.baseline else [])]:
             kind = "baseline" if row is run.baseline else "generated"
+            context = row.get("context", {})
+            at = {"kind": kind, "generation": row["generation"]}
+            sizes = {key: context.get(key) for key in ("n_generated", "n_training", "n_reference")}
+            for origin, share in row["provenance"].items():
+                records.append({**about, **at, "measure": f"provenance.{origin}", "value": share, **sizes})
             for encoder, values in row["measures"].items():
-                context = row.get("context", {})
                 one = context.get("encoders", {}).get(encoder, {})
                 ks = {**one.get("k", {}), "training_entropy": one.get("entropy_k")}
                 behind = {
-                    **{key: context.get(key) for key in ("n_generated", "n_training", "n_reference")},
-                    "entropy_n": one.get("entropy_n"), "measure_seed": context.get("seed"),
+                    **sizes, "entropy_n": one.get("entropy_n"), "measure_seed": context.get("seed"),
                     "encoder_digest": one.get("digest"),
                 }  # fmt: skip
                 for measure, value in {**values, "real_share": row_value(row, encoder, "real_share")}.items():
-                    at = {"kind": kind, "generation": row["generation"], "encoder": encoder}
-                    records.append({**about, **at, "measure": measure, "value": value, "k": ks.get(measure), **behind})
+                    of = {"encoder": encoder, "measure": measure, "value": value, "k": ks.get(measure)}
+                    records.append({**about, **at, **of, **behind})
     return records
+
+
+def _labels(runs: Sequence[Run]) -> dict[int, str]:
+    return {id(run): arm.label for arm in arms(runs) for run in arm.runs}
 
 
 def as_csv(runs: Sequence[Run]) -> str:
@@ -258,8 +268,8 @@ def as_csv(runs: Sequence[Run]) -> str:
 
 
 def as_json(runs: Sequence[Run]) -> str:
-    """The headline, correlations, and every row of every run with its context."""
-    names, groups = encoders(runs), arms(runs)
+    """The headline, correlations, and every row of every run with its context and the label of its arm."""
+    names, groups, labels = encoders(runs), arms(runs), _labels(runs)
     found = {
         name: analysis.correlation([c for arm in groups for c in analysis.entropy_and_score(arm.runs, name)])
         for name in names
@@ -268,6 +278,15 @@ def as_json(runs: Sequence[Run]) -> str:
     summary = {
         "headline": sentences.headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],
         "correlation": {name: vars(one) if one else None for name, one in found.items()},
-        "runs": [{"name": run.name, "config": run.config, "rows": run.rows, "finished": run.finished} for run in runs],
+        "runs": [
+            {
+                "name": run.name,
+                "arm": labels[id(run)],
+                "config": json.loads(json.dumps(run.config, default=str), parse_constant=str),  # infinity as text
+                "rows": run.rows,
+                "finished": run.finished,
+            }
+            for run in runs
+        ],
     }
     return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"

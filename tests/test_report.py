@@ -622,6 +622,13 @@ def test_csv_has_a_line_a_value(sweep):
     assert {x["k"] for x in lines if x["measure"] == "frechet_distance"} == {""}
 
 
+def test_csv_has_every_origin_of_a_training_set_once(sweep):
+    lines = list(csv.DictReader(io.StringIO(tables.as_csv(read_runs([sweep / "greedy-1"])))))
+    shares = [x for x in lines if x["measure"].startswith("provenance.") and x["kind"] == "generated"]
+    found = [(x["generation"], x["measure"], x["value"], x["encoder"], x["n_training"]) for x in shares]
+    assert found == [("0", "provenance.real", "1.0", "", "40"), ("1", "provenance.0", "1.0", "", "40")]
+
+
 def test_the_numbers_of_images_stand_beside_the_real_row(sweep, page):
     runs = read_runs([sweep])
     table = tables.last_table(runs, arms(runs), "pixel")
@@ -656,6 +663,13 @@ def test_json_holds_the_rows(sweep):
     assert len(summary["runs"]) == 4
     assert summary["runs"][0]["rows"][1]["measures"]["pixel"]["frechet_distance"] > 0
     assert -1 <= summary["correlation"]["pixel"]["r"] <= 1
+    arm_of = {run["name"]: run["arm"] for run in summary["runs"]}
+    assert arm_of == {"greedy-0": "greedy", "greedy-1": "greedy", "random-0": "random", "random-1": "random"}
+
+
+def test_json_takes_a_setting_that_is_infinite():
+    run = synthetic(**{"sample.s_max": float("inf")})
+    assert json.loads(tables.as_json([run]))["runs"][0]["config"]["sample.s_max"] == "Infinity"
 
 
 def test_png_writes_one_file_a_figure(sweep, monkeypatch):
