@@ -31,11 +31,12 @@ from entroloop.data.world import World
 from entroloop.eval.frechet import Moments, merge, moments
 from entroloop.eval.frechet import frechet_distance as distance_of_moments
 from entroloop.eval.measures import measure
-from entroloop.eval.sets import combined
+from entroloop.eval.sets import check_finite, check_type, check_width, combined
 
 Role = Literal["generated", "training", "reference"]
 ROLES: tuple[Role, ...] = ("generated", "training", "reference")
 Encode = Callable[[Any], Any]
+KID_SUBSET = 1000
 
 
 class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without checked types
@@ -55,12 +56,42 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
         return worlds.current(self.device) if self._world is None else self._world
 
     def _features(self, samples: Any, role: str) -> Tensor:
+        """Features [n, D]. Raises UserError unless they are finite real numbers, D the same as before in this role."""
         if role not in ROLES:
             raise UserError(f"role {role!r} does not exist: give one of {', '.join(ROLES)}")
-        features = torch.as_tensor(samples if self.encoder is None else self.encoder(samples))
+        features = torch.as_tensor(self._encoded(samples))
         if features.ndim != 2:
             raise UserError(f"{role}: features have shape {tuple(features.shape)}; expected [samples, features]")
+        check_type(role, features)
+        check_finite(role, features)
+        for kept in getattr(self, role)[:1]:
+            _check_equal(role, {kept.shape[1], features.shape[1]})
         return features.to(self.device)
+
+    def _encoded(self, samples: Any) -> Any:
+        """What the encoder makes of them; our encoders take arrays, others whatever they are given."""
+        if self.encoder is None:
+            return samples
+        if isinstance(self.encoder, Encoder) and isinstance(samples, Tensor):
+            samples = samples.detach().cpu().numpy()
+        return self.encoder(samples)
+
+    def _widths(self) -> dict[str, int]:
+        """D of each set that any rank has seen. Raises UserError, on every rank, where it differs."""
+        own = {role: {x.shape[1] for x in getattr(self, role)} for role in ROLES}
+        known = self.world.gather_objects(own)  # a rank that saw nothing of a set learns its width from others
+        every = {role: set().union(*(rank[role] for rank in known)) for role in ROLES}
+        for role, found in every.items():
+            _check_equal(role, found)
+        widths: dict[str, int] = {role: found.pop() for role, found in every.items() if found}
+        for name, width in widths.items():
+            check_width(name, width, widths.get("generated", width))
+        return widths
+
+
+def _check_equal(role: str, widths: set[int]) -> None:
+    if len(widths) > 1:
+        raise UserError(f"{role}: features of different widths: {', '.join(map(str, sorted(widths)))}")
 
 
 class FeatureMetric(_SetMetric):
@@ -92,20 +123,13 @@ class FeatureMetric(_SetMetric):
         return torch.tensor(self._measured((self.name,))[self.name], dtype=torch.float64, device=self.device)
 
     def _measured(self, only: tuple[str, ...] | None) -> dict[str, float]:
-        sets = {role: getattr(self, role) for role in ROLES}
-        widths = {role: [x.shape[1] for x in parts] for role, parts in sets.items()}
-        known = self.world.gather_objects(widths)  # a rank that saw nothing of a set learns its width from others
-        every = {role: {width for rank in known for width in rank[role]} for role in ROLES}
-        for role, found in every.items():
-            if len(found) > 1:
-                raise UserError(f"{role}: features of different widths: {', '.join(map(str, sorted(found)))}")
-        absent = [role for role in ("generated", "training") if not every[role]]
+        widths = self._widths()
+        absent = [role for role in ("generated", "training") if role not in widths]
         if absent:
             raise UserError(f"{absent[0]}: holds 0 points; measures need at least 2")
         full = {
-            role: torch.cat([*parts, torch.empty(0, *every[role], device=self.device)])
-            for role, parts in sets.items()
-            if every[role]
+            role: torch.cat([*getattr(self, role), torch.empty(0, width, device=self.device)])
+            for role, width in widths.items()
         }
         measured = measure(
             full["generated"], full["training"], full.get("reference"),
@@ -241,14 +265,11 @@ class FrechetDistance(_SetMetric):
         setattr(self, role, [_pack(new)])
 
     def compute(self) -> Tensor:
-        own = {role: [_unpack(x) for x in getattr(self, role)] for role in ROLES}
-        widths = self.world.gather_objects({role: [len(m.mean) for m in found] for role, found in own.items()})
         sums = {}
-        for role in ROLES:
-            width = next((rank[role][0] for rank in widths if rank[role]), None)
-            if width is not None:
-                mine = own[role][0] if own[role] else moments(torch.empty(0, width, device=self.device))
-                sums[role] = combined(Moments(mine.n, mine.mean, mine.scatter), self.world)
+        for role, width in self._widths().items():
+            kept: list[Tensor] = getattr(self, role)
+            mine = _unpack(kept[0]) if kept else moments(torch.empty(0, width, device=self.device))
+            sums[role] = combined(Moments(mine.n, mine.mean, mine.scatter), self.world)
         for role in ("generated", "reference" if "reference" in sums else "training"):
             if role not in sums or sums[role].n < 2:
                 raise UserError(f"{role}: holds too few points; the Frechet distance needs at least 2")
@@ -298,13 +319,40 @@ class EncoderModule(nn.Module):
         return torch.from_numpy(np.asarray(self.encoder(images.cpu().numpy()))).to(images.device)
 
 
+class _Kid(KernelInceptionDistance):  # type: ignore[misc]
+    """KID whose subsets, where no size is asked for, are no larger than the smaller set."""
+
+    def __init__(self, feature: nn.Module, subset_size: int | None, **options: Any) -> None:
+        largest = KID_SUBSET if subset_size is None else subset_size
+        super().__init__(feature=feature, subset_size=largest, **options)
+        self._largest, self._may_shrink = largest, subset_size is None
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        smaller = min(sum(map(len, parts)) for parts in map(_as_list, (self.real_features, self.fake_features)))
+        if smaller < 2:
+            raise UserError("KID: needs at least 2 images of both kinds, real and not")
+        if smaller < self._largest and not self._may_shrink:
+            raise UserError(f"KID: subset_size {self._largest}, but the smaller set holds {smaller} images")
+        self.subset_size = min(self._largest, smaller)
+        mean, spread = super().compute()
+        return mean, spread
+
+
+def _as_list(parts: list[Tensor] | Tensor) -> list[Tensor]:
+    return parts if isinstance(parts, list) else [parts]
+
+
 def library_metrics(
-    encoder: Encoder, shape: tuple[int, int, int], *, subsets: int = 100, subset_size: int = 1000
+    encoder: Encoder, shape: tuple[int, int, int], *, subsets: int = 100, subset_size: int | None = None
 ) -> Mapping[str, Metric]:
     """torchmetrics' own FID, KID and MiFID over our encoder: update(images, real=True | False).
 
-    shape  (C, H, W) of the images. KID draws its subsets from numpy's global generator; all three must compute on every
-    rank. FID works in float64.
+    shape        (C, H, W) of the images
+    subset_size  of KID, which draws its subsets from torch's global generator; None: 1,000, or all of the smaller set
+                 where it holds fewer
+
+    KID raises UserError on `compute` when the subset size asked for is larger than a set, or a set holds no two images.
+    All three must compute on every rank. FID works in float64.
     """
     module = EncoderModule(encoder)
     options: dict[str, Any] = {"normalize": False}
@@ -312,6 +360,6 @@ def library_metrics(
     fid.set_dtype(torch.float64)
     return {
         "fid": fid,
-        "kid": KernelInceptionDistance(feature=module, subsets=subsets, subset_size=subset_size, **options),
+        "kid": _Kid(module, subset_size, subsets=subsets, **options),
         "mifid": MemorizationInformedFrechetInceptionDistance(feature=module, **options),
     }

@@ -28,6 +28,7 @@ Features = NDArray[Any] | Tensor
 
 K_MANIFOLD = 3  # precision and recall
 K_DENSITY = 5  #  density and coverage
+LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
 
 
 class Sets:
@@ -35,7 +36,8 @@ class Sets:
 
     mirrored  the training set with every image flipped, [N, D] in the same order, where the model was trained with
               flips: a mirrored copy then counts as a copy
-    Raises UserError, naming the set, when shapes do not fit, it has fewer than two points or a value is not finite.
+    Raises UserError, naming the set, when shapes do not fit, it has fewer than two points or a value is not finite; and
+    for a seed below 0 or above 2**32 - 1.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Sets:
         seed: int = 0,
         mirrored: Features | None = None,
     ) -> None:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seed {seed}: must be from 0 to {LARGEST_SEED}")
         self.world = World() if world is None else world
         self.entropy_size, self.seed = entropy_size, seed
         given = {"generated": generated, "training": training, "reference": reference, "mirrored": mirrored}
@@ -66,19 +70,13 @@ class Sets:
         x = torch.as_tensor(features)
         if x.ndim != 2:
             raise UserError(f"{name}: features have shape {tuple(x.shape)}; expected [points, features]")
-        if x.dtype == torch.bool or x.is_complex():
-            raise UserError(f"{name}: features of type {x.dtype}; expected float32")
+        check_type(name, x)
         x = x.to(device=self.world.device, dtype=torch.float32)
-        if not bool(torch.isfinite(x).all()):
-            raise UserError(f"{name}: features hold values that are not finite (inf or nan)")
+        check_finite(name, x)
         return x
 
     def _check(self, name: str, x: Tensor) -> None:
-        if x.shape[1] != self.dimensions:
-            raise UserError(
-                f"{name}: has {x.shape[1]} features a point, but generated has {self.dimensions}; "
-                "use the same encoder and image size for both"
-            )
+        check_width(name, x.shape[1], self.dimensions)
         if name == "mirrored" and self.n[name] != self.n["training"]:
             raise UserError(f"mirrored: holds {self.n[name]} points, the training set {self.n['training']}")
         if self.n[name] < 2:
@@ -198,6 +196,27 @@ class Sets:
             mine = chosen[(chosen >= start) & (chosen < start + len(training))] - start
             training = training[torch.from_numpy(mine).to(training.device)]
         return kl_entropy(training, 1, world=self.world)
+
+
+def check_type(name: str, features: Tensor) -> None:
+    """Raises UserError, naming the set, unless they are real numbers."""
+    if features.dtype == torch.bool or features.is_complex():
+        raise UserError(f"{name}: features of type {features.dtype}; expected float32")
+
+
+def check_finite(name: str, features: Tensor) -> None:
+    """Raises UserError, naming the set, when a value is inf or nan."""
+    if not bool(torch.isfinite(features).all()):
+        raise UserError(f"{name}: features hold values that are not finite (inf or nan)")
+
+
+def check_width(name: str, width: int, generated: int) -> None:
+    """Raises UserError, naming the set, unless it has as many features a point as the generated one."""
+    if width != generated:
+        raise UserError(
+            f"{name}: has {width} features a point, but generated has {generated}; "
+            "use the same encoder and image size for both"
+        )
 
 
 def _two_smallest(distances: Tensor, ids: Tensor) -> Tensor:

@@ -103,6 +103,47 @@ def test_wrong_use_is_one_clear_line(act, message):
         act(metrics.Precision())
 
 
+@pytest.mark.parametrize("kind", [metrics.FrechetDistance, metrics.Precision, metrics.AllMeasures])
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m: m.update(cloud(9, 0) / 0, role="training"), "^training: features hold values that are not finite"),
+        (lambda m: m.update(cloud(9, 0) * np.nan), "^generated: features hold values that are not finite"),
+        (lambda m: m.update(cloud(9, 0).to(torch.complex64)), "^generated: features of type torch.complex64"),
+        (lambda m: m.update(cloud(9, 0) > 0), "^generated: features of type torch.bool; expected float32"),
+        (lambda m: (m.update(cloud(9, 0)), m.update(cloud(9, 0, d=4))), "^generated: features of different widths: 4,"),
+        (
+            lambda m: (m.update(cloud(9, 0, d=5)), m.update(cloud(9, 1, d=3), role="training"), m.compute()),
+            "^training: has 3 features a point, but generated has 5",
+        ),
+        (
+            lambda m: (fill(m, {"generated": cloud(9, 0), "training": cloud(9, 1), "reference": cloud(9, 2, d=2)}),
+                       m.compute()),
+            "^reference: has 2 features a point, but generated has 6",
+        ),
+    ],
+)  # fmt: skip
+def test_features_that_no_measure_takes_are_one_clear_line_in_every_metric(kind, act, message):
+    with pytest.raises(UserError, match=message) as caught:
+        act(kind())
+    assert "\n" not in str(caught.value)
+
+
+def rank_widths(world, kind):
+    metric = kind()
+    fill(metric, {"generated": cloud(9, 0, d=4 + world.rank), "training": cloud(9, 1)})
+    try:
+        metric.compute()
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("kind", [metrics.FrechetDistance, metrics.Precision])
+def test_widths_that_differ_between_ranks_are_refused_on_all_of_them(kind):
+    assert on_ranks(2, rank_widths, kind) == ["generated: features of different widths: 4, 5"] * 2
+
+
 def rank_metrics(world, sets):
     """Samples of the three sets fall unevenly on the ranks; the last rank of several sees nothing at all."""
     cuts = {1: (0, 1.0), 2: (0, 1.0, 1.0), 3: (0, 0.4, 1.0, 1.0)}[world.size]
@@ -133,12 +174,15 @@ def images(n, seed, shape=(1, 4, 4)):
 
 def rank_library(world, real, fake):
     mine = slice(world.rank, None, world.size)
-    found = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4), subsets=3, subset_size=20)
+    found = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4), subsets=3)
     out = {}
     for name in ("fid", "mifid"):
         found[name].update(real[mine], real=True)
         found[name].update(fake[mine], real=False)
         out[name] = float(found[name].compute())
+    found["kid"].update(real[:50][mine], real=True)  # of equal sizes, so that every subset is all of both
+    found["kid"].update(fake[mine], real=False)
+    out["kid"], out["spread"] = map(float, found["kid"].compute())
     return out
 
 
@@ -146,16 +190,19 @@ def rank_library(world, real, fake):
 def test_the_librarys_own_metrics_take_our_encoder_at_any_number_of_ranks(size):
     real, fake = images(60, 0), images(50, 1)
     expected = measure(fake.flatten(1).float(), real.flatten(1).float(), only=["frechet_distance"]).values
+    kernel = measure(fake.flatten(1).float(), real[:50].flatten(1).float(), only=["kernel_distance"]).values
     alone = rank_library(World(), real, fake)
     for found in on_ranks(size, rank_library, real, fake) if size > 1 else [alone]:
         assert found["fid"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
         assert found["mifid"] == pytest.approx(alone["mifid"], rel=1e-3)
+        assert found["kid"] == pytest.approx(kernel["kernel_distance"], rel=1e-3)
+        assert found["spread"] < 1e-3 * abs(found["kid"])
 
 
 def test_the_librarys_kid_draws_subsets_around_ours():
     real, fake = images(60, 0), images(60, 1) // 2
     kid = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4), subsets=50, subset_size=40)["kid"]
-    np.random.seed(0)
+    torch.manual_seed(0)
     kid.update(real, real=True)
     kid.update(fake, real=False)
     mean, spread = (float(x) for x in kid.compute())
@@ -163,11 +210,30 @@ def test_the_librarys_kid_draws_subsets_around_ours():
     assert abs(mean - ours) < spread
 
 
-def test_the_encoder_is_applied_to_what_is_given():
+def test_kid_of_fewer_images_than_its_subsets():
+    kid = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4), subsets=2, subset_size=40)["kid"]
+    kid.update(images(60, 0), real=True)
+    kid.update(images(39, 1), real=False)
+    with pytest.raises(UserError, match=r"^KID: subset_size 40, but the smaller set holds 39 images"):
+        kid.compute()
+    small = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4))["kid"]
+    small.update(images(60, 0), real=True)
+    small.update(images(1, 1), real=False)
+    with pytest.raises(UserError, match=r"^KID: needs at least 2 images of both kinds"):
+        small.compute()
+    small.update(images(1, 2), real=False)
+    assert torch.isfinite(small.compute()[0])
+    small.update(images(58, 3), real=False)
+    mean, spread = small.compute()
+    assert spread < 1e-3 * mean.abs()  # all of both sets, not the two images of before
+
+
+@pytest.mark.parametrize("given", [lambda x: x, lambda x: x.numpy()])
+def test_the_encoder_is_applied_to_what_is_given(given):
     real, fake = images(60, 0), images(50, 1)
-    metric = metrics.FrechetDistance(lambda x: Pixel((1, 4, 4))(x.numpy()))
-    metric.update(real, role="training")
-    metric.update(fake)
+    metric = metrics.FrechetDistance(Pixel((1, 4, 4)))
+    metric.update(given(real), role="training")
+    metric.update(given(fake))
     library = FrechetInceptionDistance(
         feature=metrics.EncoderModule(Pixel((1, 4, 4))), input_img_size=(1, 4, 4), antialias=False
     )
