@@ -13,6 +13,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,8 +31,19 @@ FROZEN_DIMS = {
     "inception": 2048, "inception-paper": 2048, "dinov2-small": 384, "dinov2-large": 1024, "dinov2-paper": 384,
 }  # fmt: skip
 NAMES = ("pixel", "classifier", *FROZEN_DIMS)
+RESIZES = {
+    "pixel": "none",
+    "classifier": f"images above {classifiers.LARGEST} pixels averaged to {classifiers.LARGEST}",
+    "inception": "TF1 bilinear to 299 x 299",
+    "inception-paper": "Pillow bilinear to 299 x 299",
+    "dinov2-small": "Pillow bicubic to 224 x 224",
+    "dinov2-large": "Pillow bicubic to 224 x 224",
+    "dinov2-paper": "Pillow bicubic, shorter side to 256, middle 224 x 224",
+}
 BATCH = 64
 CPU = torch.device("cpu")
+REQUIRED = ("name", "dim", "digest", "__call__")
+WHAT_IT_IS = f"it must be, or return for (shape, device), an object with {', '.join(REQUIRED[:-1])} and __call__"
 
 
 @runtime_checkable
@@ -40,6 +53,9 @@ class Encoder(Protocol):
     name    as given in a configuration
     dim     features a row
     digest  SHA-256 that identifies weights and preprocessing: equal digests give equal features
+
+    Optional: `resize`, a line of text about what becomes of the size of images (see `resize_of`), and `weights_sha256`,
+    the SHA-256 of each weights file by the file's name (see `weights_of`).
     """
 
     name: str
@@ -56,9 +72,10 @@ class Pixel:
         self.name = "pixel"
         self.dim = math.prod(shape)
         self.digest = files.digest({"encoder": "pixel", "version": 1})
+        self.weights_sha256: dict[str, str] = {}
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        return samples.reshape(len(samples), -1).astype(np.float32)
+        return samples.reshape(len(samples), math.prod(samples.shape[1:])).astype(np.float32)
 
 
 class ClassifierFeatures:
@@ -71,8 +88,8 @@ class ClassifierFeatures:
         self._device = device
         if self._model.shape != shape:
             raise UserError(f"{folder}: this classifier takes samples of shape {self._model.shape}, not {shape}")
-        weights = {entry.name: entry.sha256 for entry in manifest.read(folder).files}
-        self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": weights})
+        self.weights_sha256 = {entry.name: entry.sha256 for entry in manifest.read(folder).files}
+        self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": self.weights_sha256})
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
         return frozen.in_batches(samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH)
@@ -80,8 +97,11 @@ class ClassifierFeatures:
 
 def check_name(name: str) -> None:
     """Raises UserError, with the nearest known name, unless `name` is an encoder or has the form `module:attribute`."""
-    if name in NAMES or ":" in name:
+    module, colon, attribute = name.partition(":")
+    if name in NAMES or (module and attribute):
         return
+    if colon:
+        raise UserError(f"encoder {name!r} does not exist: give module:attribute, as in my_module:MyEncoder")
     near = difflib.get_close_matches(name, NAMES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}"
     raise UserError(f"encoder {name!r} does not exist: {hint} (your own: module:attribute)")
@@ -123,23 +143,79 @@ def _frozen(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
     return dinov2.load_dinov2(name, shape, device)
 
 
-def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
-    module_name, _, attribute = name.partition(":")
+def resize_of(name: str, encoder: Encoder | None = None) -> str:
+    """What becomes of the size of images before the encoder of that name takes features of them, in a few words.
+
+    encoder  of that name, where it is at hand. One of the user's own says it in an attribute `resize`, which may also
+             be that of what `module:attribute` names; where there is none: "its own"
+    """
+    if name in RESIZES:
+        return RESIZES[name]
+    said = getattr(encoder, "resize", None)
+    if said is None and encoder is None and ":" in name:
+        try:
+            said = getattr(_named(name), "resize", None)
+        except UserError:  # it was there when the features were made; the description alone is no reason to stop
+            said = None
+    return said if isinstance(said, str) else "its own"
+
+
+def weights_of(encoder: Encoder) -> dict[str, str] | None:
+    """SHA-256 of each of its weights files, by file name, as `sha256sum` prints it; None where it does not say."""
+    found = getattr(encoder, "weights_sha256", None)
+    return dict(found) if isinstance(found, Mapping) else None
+
+
+def _named(name: str) -> Any:
+    """What `module:attribute` names. Raises UserError when it cannot be imported."""
+    module, _, attribute = name.partition(":")
     try:
-        found: Any = getattr(importlib.import_module(module_name), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
-        raise UserError(f"encoder {name}: cannot import {module_name} ({error}): is it on PYTHONPATH?") from error
+        raise UserError(f"encoder {name}: cannot import {module} ({error}): is it on PYTHONPATH?") from error
     except AttributeError as error:
-        raise UserError(f"encoder {name}: module {module_name} has no {attribute!r}") from error
-    if (isinstance(found, type) or not isinstance(found, Encoder)) and callable(found):
-        found = found(shape, device)
-    if not isinstance(found, Encoder):
-        raise UserError(
-            f"encoder {name}: must be, or return for (shape, device), an object with name, dim, digest and __call__"
-        )
+        if module in sys.modules:
+            raise UserError(f"encoder {name}: module {module} has no {attribute!r}") from error
+        raise UserError(f"encoder {name}: importing {module} raised {_said(error)}") from error
+    except Exception as error:  # whatever the module does
+        raise UserError(f"encoder {name}: importing {module} raised {_said(error)}") from error
+
+
+def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
+    found = _made(name, shape, device)
     zeros: Samples = np.zeros((2, *shape), np.uint8) if len(shape) == 3 else np.zeros((2, *shape), np.float32)
-    trial: Any = found(zeros)
+    wanted = f"it must return float32 [2, {found.dim}]"
+    try:
+        trial: Any = found(zeros)
+    except Exception as error:  # whatever the encoder does
+        raise UserError(f"encoder {name}: for 2 samples it raised {_said(error)}: {wanted}") from error
     if not isinstance(trial, np.ndarray) or trial.shape != (2, found.dim) or trial.dtype != np.float32:
         got = f"{trial.dtype} {list(trial.shape)}" if isinstance(trial, np.ndarray) else type(trial).__name__
-        raise UserError(f"encoder {name}: for 2 samples it must return float32 [2, {found.dim}], got {got}")
+        raise UserError(f"encoder {name}: for 2 samples {wanted}, got {got}")
     return found
+
+
+def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
+    """The encoder that `module:attribute` names or makes. What has a `dim` and is no class is meant to be one."""
+    found = _named(name)
+    if callable(found) and (isinstance(found, type) or not hasattr(found, "dim")):
+        try:
+            found = found(shape, device)
+        except Exception as error:  # whatever the factory does
+            raise UserError(
+                f"encoder {name}: called with (shape, device) it raised {_said(error)}: {WHAT_IT_IS}"
+            ) from error
+    lacking = [attribute for attribute in REQUIRED if not hasattr(found, attribute)]
+    if lacking:
+        raise UserError(f"encoder {name}: {type(found).__name__} lacks {', '.join(lacking)}: {WHAT_IT_IS}")
+    for attribute, kind in (("name", str), ("dim", int), ("digest", str)):
+        if not isinstance(getattr(found, attribute), kind):
+            is_a = type(getattr(found, attribute)).__name__
+            raise UserError(f"encoder {name}: its {attribute} is {is_a}, not {kind.__name__}: {WHAT_IT_IS}")
+    made: Encoder = found
+    return made
+
+
+def _said(error: Exception) -> str:
+    """Type and message in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

@@ -31,8 +31,11 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def weights_folder() -> Path:
-    """Where weights are looked for."""
-    return Path(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights").expanduser()
+    """Where weights are looked for. Raises UserError when the variable names a file."""
+    folder = Path(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights").expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{VARIABLE}={folder}: is no folder: name the folder that holds the weights")
+    return folder
 
 
 def find(encoder: str, names: Sequence[str], published: str) -> Path:
@@ -116,17 +119,20 @@ class Frozen:
     """A pretrained network as an encoder of images: grey ones are repeated to three channels.
 
     forward  uint8 [B, 3, H, W] on the CPU -> features [B, D]; moves them to the device itself
-    weights  SHA-256 of each file; with `version`, of the preprocessing, it makes the digest
+    weights  SHA-256 of each file by its name; with `version`, of the preprocessing, it makes the digest
+    part     what stands in the digest for the file's name, where one file is published under several
     """
 
     def __init__(
         self, name: str, dim: int, shape: tuple[int, ...], forward: Forward, *,
-        weights: Mapping[str, str], version: int, device: torch.device,
+        weights: Mapping[str, str], version: int, device: torch.device, part: str | None = None,
     ) -> None:  # fmt: skip
         check_images(name, shape)
         self.name = name
         self.dim = dim
-        self.digest = files.digest({"encoder": name, "version": version, "weights": dict(weights)})
+        self.weights_sha256 = dict(weights)
+        named = {part or file: sha256 for file, sha256 in weights.items()}
+        self.digest = files.digest({"encoder": name, "version": version, "weights": named})
         self._forward = forward
         # GPUs want larger batches; on the CPU the last batch's padding would cost more than they gain.
         self._batch = 64 if device.type == "cuda" else 8

@@ -78,8 +78,8 @@ def load_inception(shape: tuple[int, ...], device: torch.device) -> frozen.Froze
     frozen.check_images(name, shape)
     path = frozen.find(name, (SCRIPT, *STATES), PUBLISHED)
     forward = _scripted(path, device) if path.name == SCRIPT else _fid_forward(path, device)
-    weights = {"inception": files.sha256(path)}
-    return frozen.Frozen(name, DIM, shape, forward, weights=weights, version=1, device=device)
+    weights = {path.name: files.sha256(path)}
+    return frozen.Frozen(name, DIM, shape, forward, weights=weights, version=1, device=device, part="inception")
 
 
 def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
@@ -133,5 +133,5 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
         features: Tensor = net(_laid_out(pixels))
         return features
 
-    weights = {"inception-paper": files.sha256(path)}
-    return frozen.Frozen(name, DIM, shape, forward, weights=weights, version=1, device=device)
+    weights = {path.name: files.sha256(path)}
+    return frozen.Frozen(name, DIM, shape, forward, weights=weights, version=1, device=device, part="inception-paper")

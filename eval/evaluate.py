@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from entroloop.data.encoders import resize_of
 from entroloop.data.shards import REAL, Provenance
 from entroloop.data.world import World
 from entroloop.eval.measures import Measured, measure
@@ -75,7 +76,8 @@ def evaluate_generation(
     provenance    of the whole training set
     entropy_size  the number of training images that the entropy estimate of every generation uses
     ->            {"generation", "measures": {encoder: {name: value or None}}, "provenance": {"real" or generation:
-                  share}, "context": {…, "encoders": {encoder: {"digest", "k", …}}}}; None stands for an undefined value
+                  share}, "context": {…, "encoders": {encoder: {"digest", "resize", "k", …}}}}; None stands for an
+                  undefined value
     """
     measured = {
         name: measure(s.generated, s.training, s.heldout, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
@@ -117,7 +119,11 @@ def _row(
     first = next(iter(measured.values()))
     counts = {key: first.context[key] for key in ("n_generated", "n_training", "n_reference", "seed")}
     encoders = {
-        name: {"digest": sets[name].digest, **{k: v for k, v in m.context.items() if k not in counts}}
+        name: {
+            "digest": sets[name].digest,
+            "resize": resize_of(name),
+            **{k: v for k, v in m.context.items() if k not in counts},
+        }
         for name, m in measured.items()
     }
     return {

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from entroloop.data import classifier, encoders
+from entroloop.data import classifier, encoders, files
 from entroloop.data.errors import UserError
 from entroloop.data.shards import Samples
 
@@ -24,6 +25,7 @@ def test_pixel_flattens_images_and_passes_vectors():
     encoder = encoders.load_encoder("pixel", (1, 8, 8))
     assert encoder.dim == 64
     assert np.array_equal(encoder(IMAGES), IMAGES.reshape(150, 64).astype(np.float32))
+    assert encoder(IMAGES[:0]).shape == (0, 64)
     vectors = rng.normal(size=(4, 3)).astype(np.float32)
     assert np.array_equal(encoders.load_encoder("pixel", (3,))(vectors), vectors)
 
@@ -48,6 +50,27 @@ def test_digest_follows_the_weights(folder, tmp_path):
     assert one == same != other
 
 
+def test_the_weights_hash_is_that_of_the_file(folder):
+    encoder = encoders.load_encoder("classifier", (1, 8, 8), classifier=folder)
+    file = hashlib.sha256((folder / classifier.WEIGHTS).read_bytes()).hexdigest()
+    assert encoders.weights_of(encoder) == {classifier.WEIGHTS: file}
+    assert encoder.digest == files.digest(
+        {"encoder": "classifier", "version": 1, "weights": {classifier.WEIGHTS: file}}
+    )
+    assert encoders.weights_of(encoders.load_encoder("pixel", (1, 8, 8))) == {}
+    assert encoders.weights_of(mean) is None
+
+
+def test_every_encoder_says_how_it_resizes():
+    assert set(encoders.RESIZES) == set(encoders.NAMES)
+    assert encoders.resize_of("pixel") == "none"
+    assert encoders.resize_of("inception") == "TF1 bilinear to 299 x 299"
+    for name in ("test_encoders:mean", "test_encoders:Mean", "no_such_module_x:f", "unknown"):
+        assert encoders.resize_of(name) == "its own", name
+    assert encoders.resize_of("test_encoders:Halved") == "halved"
+    assert encoders.resize_of("test_encoders:halved", halved((1, 8, 8), None)) == "halved"
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -58,9 +81,19 @@ def test_digest_follows_the_weights(folder, tmp_path):
         ("test_encoders:missing", "has no 'missing'"),
         ("test_encoders:wrong", r"float32 \[2, 7\], got float64 \[2, 1\]"),
         ("test_encoders:IMAGES", "must be, or return"),
+        ("os:getcwd", "os:getcwd: called with \\(shape, device\\) it raised TypeError.*must be, or return"),
+        (":x", "give module:attribute"),
+        ("os:", "give module:attribute"),
+        ("own_encoder_that_raises:x", "importing own_encoder_that_raises raised RuntimeError: no such luck$"),
+        ("test_encoders:failing_factory", "raised ZeroDivisionError: division by zero.*must be, or return"),
+        ("test_encoders:failing", "for 2 samples it raised ValueError: two lines: it must return float32 \\[2, 1\\]"),
+        ("test_encoders:nameless", "lacks digest.*must be, or return"),
+        ("test_encoders:Odd", "digest is int.*must be, or return"),
     ],
 )
-def test_bad_names_give_one_line(name, message):
+def test_bad_names_give_one_line(name, message, tmp_path, monkeypatch):
+    (tmp_path / "own_encoder_that_raises.py").write_text("raise RuntimeError('no such luck')")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         encoders.load_encoder(name, (1, 8, 8))
     assert "\n" not in str(caught.value)
@@ -88,8 +121,38 @@ class Wrong(Mean):
         return samples.reshape(len(samples), -1).mean(1, keepdims=True)
 
 
+class Failing(Mean):
+    def __call__(self, samples: Samples) -> np.ndarray:
+        raise ValueError("two\nlines")
+
+
+class Nameless:
+    name, dim = "nameless", 1
+
+    def __call__(self, samples: Samples) -> np.ndarray:
+        return samples.reshape(len(samples), -1).mean(1, keepdims=True).astype(np.float32)
+
+
+class Odd(Mean):
+    digest = 7
+
+
+class Halved(Mean):
+    resize = "halved"
+
+
+def halved(shape, device):
+    return Halved(shape, device)
+
+
+def failing_factory(shape, device):
+    return 1 / 0
+
+
 mean = Mean((1, 8, 8), None)
 wrong = Wrong((1, 8, 8), None)
+failing = Failing((1, 8, 8), None)
+nameless = Nameless()
 
 
 @pytest.mark.parametrize("name", ["test_encoders:mean", "test_encoders:Mean"])

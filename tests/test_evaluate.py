@@ -179,6 +179,12 @@ def test_unusable_features_are_refused_in_one_line(generated, message):
         measure_features(generated, cloud(10))
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_numpy_does_not_take_is_refused_in_one_line(seed):
+    with pytest.raises(UserError, match=rf"^seed {seed}: must be from 0 to 4294967295$"):
+        measure(cloud(5), cloud(5), seed=seed)
+
+
 def rank_measure(world, generated, training, reference):
     """Every rank takes its own rows, deliberately unevenly; the last one of three holds no generated point."""
     cuts = {2: ([0, 97, 150], [0, 10, 120], [0, 65, 130]), 3: ([0, 40, 150, 150], [0, 50, 60, 120], [0, 1, 2, 130])}
@@ -209,6 +215,8 @@ def test_rows_are_json_and_carry_what_is_needed_to_read_them(sets):
     assert row["context"]["n_training"] == 120
     assert row["context"]["encoders"]["pixel"]["digest"] == "pixel"
     assert row["context"]["encoders"]["pixel"]["entropy_n"] == 100
+    assert row["context"]["encoders"]["pixel"]["resize"] == "none"
+    assert row["context"]["encoders"]["classifier"]["resize"] == "images above 32 pixels averaged to 32"
     assert row == evaluate_generation(3, both, provenance, entropy_size=100)
 
 
