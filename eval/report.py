@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entroloop.data import files
+from entroloop.data.errors import UserError
 from entroloop.eval import analysis, headline, pictures, plots, points, tables
 from entroloop.eval.catalogue import HEADLINE, MEASURES, title
 from entroloop.eval.runs import Arm, Run, arms, read_runs
@@ -48,22 +50,50 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
 
     out      the file, for `png` a folder
     refresh  seconds after which the page loads itself again (html only)
-    Raises UserError when a folder holds no run or something in it is damaged.
+    Raises UserError when a folder holds no run, something in it is damaged, or `out` cannot be written.
     """
     runs = read_runs(folders)
+    make_room(out, form)
     if form == "png":
         for picture in figures(runs):
-            content = plots.png(picture.figure)
-            files.replace(out / f"{picture.name}.png", lambda file, c=content: file.write(c))  # type: ignore[misc]
+            _replace(out / f"{picture.name}.png", plots.png(picture.figure))
         return runs
     text = {
         "html": lambda: html(runs, refresh=refresh),
         "csv": lambda: tables.as_csv(runs),
         "json": lambda: tables.as_json(runs),
     }
-    content = text[form]().encode()
-    files.replace(out, lambda file: file.write(content))
+    _replace(out, text[form]().encode())
     return runs
+
+
+def make_room(out: Path, form: str) -> None:
+    """Makes the folder that a report is written into. Raises UserError where none can be written to `out`."""
+    folder = out if form == "png" else out.parent
+    try:
+        if form != "png" and out.is_dir():
+            raise UserError(f"{out}: is a folder; give a file name such as {out / f'report.{form}'}")
+        if form != "png" and out.exists() and not out.is_file():  # it would be replaced by a file
+            raise UserError(f"{out}: is a device or pipe; give a file name such as report.{form}")
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+        if not above.is_dir():
+            raise UserError(f"{out}: {'' if above == out else f'{above} '}is a file; give a path in a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(_unwritable(out, error)) from error
+
+
+def _replace(out: Path, content: bytes) -> None:
+    try:
+        files.replace(out, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(_unwritable(out, error)) from error
+
+
+def _unwritable(out: Path, error: OSError) -> str:
+    return f"{out}: cannot be written ({error.strerror}); give a path in a folder that files can be made in"
 
 
 def state(folders: Sequence[Path]) -> Any:

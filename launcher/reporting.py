@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from entroloop.data.errors import UserError
+from entroloop.launcher import lease
 
 if TYPE_CHECKING:
     from entroloop.eval.runs import Run
@@ -37,16 +38,19 @@ def report_command(
         Format, typer.Option("--format", help="One page, or the numbers and plots for a paper.")
     ] = Format.html,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Write it again as runs go on, until all are finished or have failed.")
+        bool,
+        typer.Option(
+            "--watch",
+            help="Write it again as runs go on. Ends when all RUNs are finished runs, or for sweeps when nothing has "
+            f"come for {QUIET:.0f} s and all runs in them are finished or have failed. A run whose process was "
+            "killed is waited for, as it may go on: one line says when no run shows signs of life. Ctrl-C ends it and "
+            "leaves the report as it is.",
+        ),
     ] = False,
     interval: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 15.0,
 ) -> None:
     """Curves, samples and tables of one or many runs, as one page that opens offline."""
     target = out or Path("report" if form is Format.png else f"report.{form}")
-    if form is not Format.png and target.is_dir():
-        raise UserError(f"--out {target}: is a folder; give a file name such as {target / f'report.{form}'}")
-    if form is Format.png and target.is_file():
-        raise UserError(f"--out {target}: is a file; plots go into a folder")
     if watch:
         _watch(runs, target, form, interval)
     else:
@@ -66,18 +70,26 @@ def _write(runs: list[Path], target: Path, form: str, refresh: int | None = None
 def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
     """Writes at every change. Ends at once when every folder is a finished run; else, as a sweep may have runs still to
     begin and a failed run may be run again, when all are finished or failed and QUIET seconds brought nothing new.
+    Says once when others have shown no sign of life for QUIET seconds. Raises UserError for a folder that cannot come.
     """
     from entroloop.eval import report
     from entroloop.eval.runs import is_run, run_folders
 
+    for folder in runs:
+        if folder.is_file():
+            raise UserError(f"{folder}: is a file; give the folder of a run or sweep")
+        if not folder.parent.is_dir():
+            raise UserError(f"{folder}: not there, and {folder.parent} is no folder to wait for it in; check the name")
+    report.make_room(target, form)
     seen: object = None
+    beats: object = None
     found: list[Run] = []
-    quiet = 0.0
+    quiet = silent = 0.0
     while True:
         there = [folder for folder in runs if run_folders(folder)]
         now = report.state(there) if there else None
         if now != seen:
-            found, seen, quiet = _write(there, target, form, round(interval)), now, 0.0
+            found, seen, quiet, silent = _write(there, target, form, round(interval)), now, 0.0, 0.0
         elif not there and not quiet:
             typer.echo(f"waiting for the first run in {', '.join(map(str, runs))}", err=True)
         if len(there) == len(runs):
@@ -85,9 +97,21 @@ def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
                 break
             if quiet >= QUIET and all(run.finished or run.failed for run in found):
                 break
+        beats, before = _heartbeats(found), beats
+        silent = silent if beats == before else 0.0
+        waiting = [run.name for run in found if not (run.finished or run.failed)]
+        if waiting and silent >= QUIET > silent - interval:
+            names = ", ".join(waiting)
+            typer.echo(f"no sign of life for {QUIET:.0f} s, still waiting for {names}; Ctrl-C ends this", err=True)
         time.sleep(interval)
         quiet += interval
+        silent += interval
     report.write(runs, target, form)  # once more, without the page reloading itself
+
+
+def _heartbeats(runs: list[Run]) -> list[object]:
+    """What processes at work on these runs say in their leases: changes every second while one lives."""
+    return [lease.read(path) for run in runs for path in sorted(run.folder.glob("*/.lease-*"))]
 
 
 def measure_command(

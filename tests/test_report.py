@@ -6,16 +6,21 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import report_runs
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
 from entroloop.eval import analysis, headline, pictures, plots, report, tables
 from entroloop.eval.runs import Arm, Run, arms, differences, flat, read_run, read_runs
+from entroloop.launcher import reporting
 
 
 @pytest.fixture(scope="module")
@@ -684,6 +689,94 @@ def test_png_writes_one_file_a_figure(sweep, monkeypatch):
         "time.png",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (sweep.parent / "figures").iterdir())
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(sweep):
+    app = typer.Typer()
+    app.command()(reporting.report_command)
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(a) for a in arguments])
+
+    return run
+
+
+@pytest.mark.parametrize("form", report.FORMATS)
+@pytest.mark.parametrize("out", ["{}/plain.txt/x", "{}/plain.txt/new/x", "/proc/x", "/dev/null"])
+def test_a_path_that_cannot_be_written_is_refused_before_anything_is_drawn(sweep, tmp_path, monkeypatch, form, out):
+    (tmp_path / "plain.txt").write_text("kept")
+    for module, name in ((report, "html"), (report, "figures"), (tables, "as_csv"), (tables, "as_json")):
+        monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("drawn"))
+    out = out.format(tmp_path)
+    with pytest.raises(UserError) as caught:
+        report.write([sweep], Path(out), form)
+    assert str(caught.value).startswith(f"{out}: ")
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "plain.txt").read_text() == "kept"
+
+
+def test_a_folder_that_goes_away_meanwhile_is_no_traceback(sweep, tmp_path, monkeypatch):
+    def takes_its_place(runs):
+        (tmp_path / "out").rmdir()
+        (tmp_path / "out").write_text("a file now")
+        return ""
+
+    monkeypatch.setattr(tables, "as_csv", takes_its_place)
+    with pytest.raises(UserError, match=r"x\.csv: cannot be written"):
+        report.write([sweep], tmp_path / "out" / "x.csv", "csv")
+
+
+def test_a_refused_path_is_exit_status_two(sweep, tmp_path):
+    (tmp_path / "plain.txt").write_text("")
+    words = ["report", sweep, "--format", "csv", "--out", tmp_path / "plain.txt" / "x.csv"]
+    done = subprocess.run(
+        [sys.executable, "-m", "entroloop.launcher", *words], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"entroloop: {words[-1]}: {tmp_path / 'plain.txt'} is a file; give a path in a folder\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"), [("nowhere/sweep", "nowhere is no folder to wait for it in"), ("file", "is a file")]
+)
+def test_watching_refuses_what_will_never_be_a_run(command, tmp_path, monkeypatch, given, words):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    (tmp_path / "file").write_text("")
+    done = command(tmp_path / given, "--watch", "--out", tmp_path / "r.html")
+    assert isinstance(done.exception, UserError)
+    assert words in str(done.exception)
+
+
+def test_watching_refuses_a_path_that_cannot_be_written_before_the_first_run_is_there(command, tmp_path, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited"))
+    (tmp_path / "plain.txt").write_text("")
+    done = command(tmp_path / "later", "--watch", "--out", tmp_path / "plain.txt" / "r.html")
+    assert isinstance(done.exception, UserError)
+
+
+@pytest.mark.parametrize(("beating", "said"), [(True, 0), (False, 1)])
+def test_watching_says_once_when_no_process_shows_signs_of_life(command, tmp_path, monkeypatch, beating, said):
+    """A killed process leaves its lease, and a state.json of no attempt; a live one rewrites the lease."""
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20, planned=2)
+    lease = run / "generation_0000" / ".lease-train-0"
+    lease.write_text('{"counter": 0}')
+    looks = []
+
+    def go_on(seconds):
+        looks.append(seconds)
+        if beating:
+            lease.write_text(json.dumps({"counter": len(looks)}))
+        if len(looks) == 12:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("time.sleep", go_on)
+    done = command(run, "--watch", "--format", "csv", "--out", tmp_path / "r.csv")
+    assert len(looks) == 12
+    assert done.output.count("no sign of life for 60 s, still waiting for run; Ctrl-C ends this") == said
 
 
 def browser():
