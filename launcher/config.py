@@ -123,6 +123,9 @@ class Config(BaseModel):
 MAY_CHANGE = ("threads", "folder", "name", "slurm", "tracking", "keep", *(f"data.{key}" for key in READING))
 
 
+_GRID = "sweep.grid."
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration. Raises UserError, in one line naming the file or key, when anything is wrong with it."""
     return compose(read_yaml(path), overrides, str(path))
@@ -167,8 +170,14 @@ def _copy(value: Any) -> Any:
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """values["a"]["b"] = value for the key `a.b`. Raises UserError when `a` is not a section."""
-    *sections, last = key.split(".")
+    """values["a"]["b"] = value for the key `a.b`; what follows `sweep.grid.` is one key, which may have dots.
+
+    Raises UserError when `a` is not a section.
+    """
+    if key.startswith(_GRID):
+        *sections, last = "sweep", "grid", key.removeprefix(_GRID)
+    else:
+        *sections, last = key.split(".")
     for section in sections:
         inner = values.get(section)
         if inner is None:

@@ -51,6 +51,12 @@ def test_settings_that_go_together_are_one_value_of_the_grid(tmp_path):
     assert [arm.config.selection.options for arm in arms[:2]] == [{}, {"threshold": 60, "decay": 0.8}]
 
 
+def test_a_key_of_the_grid_can_be_overridden_though_it_has_dots(tmp_path):
+    path = grid_file(tmp_path, {"selection.strategy": ["random", "greedy"], "seed": [0, 1]})
+    _, arms = sweep.arms_of(path, ["sweep.grid.selection.strategy=[threshold-decay]", "sweep.grid.seed=[7]"])
+    assert [(arm.config.name, arm.config.seed) for arm in arms] == [("threshold-decay-seed7", 7)]
+
+
 @pytest.mark.parametrize(
     ("grid", "line"),
     [
