@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from entroloop.data.encoders import load_encoder
+from entroloop.data.encoders import Encoder, load_encoder, resize_of, weights_of
 from entroloop.data.errors import UserError
 from entroloop.data.images import Channels, convert, from_array
 from entroloop.data.indexed import open_set
@@ -25,10 +26,13 @@ from entroloop.data.manifest import MANIFEST
 from entroloop.data.recognise import open_source
 from entroloop.eval.analysis import number
 from entroloop.eval.catalogue import title
-from entroloop.eval.measures import measure
+from entroloop.eval.measures import Measured, measure
 
 Samples = NDArray[Any]
 RESIZE = "central square; block means where the factor is whole, else Lanczos"  # `entroloop.data.images.square`
+NAMES = ("images", "samples", "features", "x", "x_train")  # of the samples in an .npz of several arrays; the first
+GENERATION = "generation_"  # how the folders of a run's generations begin
+SHOWN = 16  # digits of a hash
 
 
 def compare(
@@ -43,6 +47,7 @@ def compare(
     resamples: int = 0,
     seed: int = 0,
     device: str | None = None,
+    flip: bool = False,
 ) -> dict[str, Any]:
     """The measures at the top level (None where undefined), everything else under "context".
 
@@ -50,6 +55,7 @@ def compare(
     resamples  times that half of every set is drawn and measured again: 2.5 % and 97.5 % quantiles of each measure
                under context["resampled"]. They show the spread at half the size, not an interval of the full number.
     device     of the encoder's network: cpu, cuda, cuda:1, …; None: CUDA if there is any, else the CPU
+    flip       mirrored copies of training images count as copies too, for models trained with flips
     Raises UserError when a set cannot be read, the sets do not fit together or there is no such device.
     """
     where = find_device(device)
@@ -57,23 +63,41 @@ def compare(
     sets = {name: read_set(path, resolution) for name, path in paths.items()}
     _check_fit(sets, paths)
     shape = sets["generated"].shape[1:]
+    if flip and len(shape) == 1:
+        raise UserError(f"--flip: {training} holds vectors, which have no mirror images")
     net = load_encoder(encoder, tuple(shape), classifier=classifier, device=where)
-    features = {name: net(samples) for name, samples in sets.items()}
-    found = measure(
-        features["generated"], features["training"], features.get("reference"), entropy_size=entropy_size, seed=seed
-    )
+    features = {name: _encoded(samples, net, paths[name]) for name, samples in sets.items()}
+    if flip:
+        features["mirrored"] = _encoded(np.ascontiguousarray(sets["training"][..., ::-1]), net, training)
+    found = _measured(features, entropy_size, seed)
     context = {
         "encoder": net.name,
         "encoder_digest": net.digest,
+        "encoder_weights": weights_of(net),
+        "encoder_resize": "none" if len(shape) == 1 else resize_of(encoder, net),
         "sample_shape": list(shape),
         "resolution": resolution,
-        "resize": RESIZE if resolution is not None and len(shape) == 3 else None,
+        "resize": RESIZE if resolution is not None else None,
         **{name: str(path) for name, path in paths.items()},
         **found.context,
     }
     if resamples:
         context["resampled"] = _resampled(features, entropy_size, resamples, seed)
     return {**{name: _finite(value) for name, value in found.values.items()}, "context": context}
+
+
+def _encoded(samples: Samples, net: Encoder, path: Path) -> NDArray[np.float32]:
+    features = net(samples)
+    if not np.isfinite(features).all():
+        raise UserError(f"{path}: its features by {net.name} hold values that are not finite (inf or nan)")
+    return features
+
+
+def _measured(features: Mapping[str, NDArray[np.float32]], entropy_size: int | None, seed: int) -> Measured:
+    return measure(
+        features["generated"], features["training"], features.get("reference"), entropy_size=entropy_size, seed=seed,
+        mirrored=features.get("mirrored"),
+    )  # fmt: skip
 
 
 def find_device(name: str | None) -> torch.device:
@@ -92,15 +116,18 @@ def find_device(name: str | None) -> torch.device:
 
 
 def _resampled(
-    features: dict[str, NDArray[np.float32]], entropy_size: int | None, times: int, seed: int
+    features: Mapping[str, NDArray[np.float32]], entropy_size: int | None, times: int, seed: int
 ) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {}
     for _ in range(times):
-        halves = {name: x[np.sort(rng.permutation(len(x))[: max(len(x) // 2, 2)])] for name, x in features.items()}
-        half = measure(
-            halves["generated"], halves["training"], halves.get("reference"), entropy_size=entropy_size, seed=seed
-        )
+        rows = {
+            name: np.sort(rng.permutation(len(x))[: max(len(x) // 2, 2)])
+            for name, x in features.items()
+            if name != "mirrored"
+        }
+        halves = {name: x[rows["training" if name == "mirrored" else name]] for name, x in features.items()}
+        half = _measured(halves, entropy_size, seed)
         for name, value in half.values.items():
             drawn.setdefault(name, []).append(value)
     ranges = {name: [_finite(float(q)) for q in np.quantile(v, [0.025, 0.975])] for name, v in drawn.items()}
@@ -124,10 +151,25 @@ def _shape(samples: Samples) -> str:
 
 
 def read_set(path: Path, resolution: int | None = None) -> Samples:
-    """A set of images, uint8 [N, C, H, W], or vectors, float32 [N, D].
+    """A set of images, uint8 [N, C, H, W], or vectors, float32 [N, D], of at least two samples.
 
-    Raises UserError naming the path when it is missing, empty, damaged or neither of the two.
+    Raises UserError naming the path when it is missing, damaged, neither of the two or a run's folder, holds fewer
+    samples or values that are not finite, or is of vectors and has a resolution asked of it.
     """
+    samples = _read(path, resolution)
+    if samples.ndim == 2 and resolution is not None:
+        raise UserError(f"--resolution {resolution}: {path} holds vectors, which have none")
+    if len(samples) < 2:
+        some = "1 sample" if len(samples) else "0 samples"
+        raise UserError(f"{path}: holds {some}; measures need at least 2")
+    if not samples.size:
+        raise UserError(f"{path}: holds {_shape(samples)}")
+    if samples.dtype == np.float32 and not np.isfinite(samples).all():
+        raise UserError(f"{path}: holds values that are not finite (inf or nan)")
+    return samples
+
+
+def _read(path: Path, resolution: int | None) -> Samples:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     if path.suffix in (".npy", ".npz") and path.is_file():
@@ -136,7 +178,21 @@ def read_set(path: Path, resolution: int | None = None) -> Samples:
         return resized(open_set(path).all(), resolution)
     if any(path.glob("shard-*.tar")):
         raise UserError(f"{path}: shards without {MANIFEST}: unfinished, or seal them with `entroloop seal`")
+    _check_no_run(path)
     return _read_source(path, resolution)
+
+
+def _check_no_run(path: Path) -> None:
+    """A run, a generation or a sweep would be read as one folder with the images of all their sets."""
+    inside = [path] if path.name.startswith(GENERATION) else []
+    inside += [found for pattern in ("", "*/") for found in sorted(path.glob(f"{pattern}{GENERATION}*"))]
+    samples = [generation / "samples" for generation in inside]
+    sealed = [folder for folder in samples if (folder / MANIFEST).exists()]
+    if sealed or (inside and (path / "config.yaml").exists()):
+        raise UserError(
+            f"{path}: holds the sets of a run, real, generated and selected: give one of them, "
+            f"such as {(sealed or samples)[-1]}"
+        )
 
 
 def _load_array(path: Path) -> Samples:
@@ -144,10 +200,13 @@ def _load_array(path: Path) -> Samples:
         loaded = np.load(path, allow_pickle=False)
         if path.suffix == ".npy":
             return np.asarray(loaded)
-        arrays = [key for key in ("arr_0", "images", "samples", "features", "x", "x_train") if key in loaded]
-        keys = arrays or [key for key in loaded if loaded[key].ndim in (2, 3, 4)]
+        named = [key for key in NAMES if key in loaded]
+        keys = named[:1] or [key for key in loaded if loaded[key].ndim in (2, 3, 4)]
         if not keys:
             raise UserError(f"{path}: holds no array of images or vectors (has: {', '.join(loaded) or 'nothing'})")
+        if len(keys) > 1:
+            names = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
+            raise UserError(f"{path}: holds several arrays ({', '.join(keys)}): call the samples {names}")
         return np.asarray(loaded[keys[0]])
     except (OSError, ValueError, EOFError) as error:
         if isinstance(error, UserError):
@@ -158,9 +217,16 @@ def _load_array(path: Path) -> Samples:
 
 
 def as_samples(array: Samples, path: Path) -> Samples:
-    """[N, D] numbers -> float32 vectors; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]."""
+    """[N, D] numbers -> float32 vectors; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W].
+
+    Raises UserError naming the path for any other array, and for numbers beyond the range of float32.
+    """
     if array.ndim == 2 and array.dtype.kind in "fiu":
-        return array.astype(np.float32)
+        with np.errstate(over="ignore"):
+            vectors = array.astype(np.float32)
+        if (np.isinf(vectors) & np.isfinite(array)).any():
+            raise UserError(f"{path}: holds numbers beyond the range of float32 (±3.4e38)")
+        return vectors
     if array.ndim in (3, 4) and array.dtype == np.uint8:
         if array.ndim == 3:
             return array[:, None]
@@ -218,10 +284,7 @@ def as_text(row: dict[str, Any]) -> str:
         low, high = ranges.get(name, (None, None))
         spread = f"   {number(low)} … {number(high)}" if name in ranges else ""
         lines.append(f"{titles[name]:<{width}}  {number(row[name]):>10}{spread}")
-    sizes = [f"{context['n_generated']} generated", f"{context['n_training']} training"]
-    if context["n_reference"]:
-        sizes.append(f"{context['n_reference']} reference")
-    lines.append(f"{', '.join(sizes)}; {context['encoder']} features")
+    lines.append(_in_one_line(context))
     if context["n_reference"]:
         lines.append(
             "Distances, precision, recall, density and coverage compare with the reference set, "
@@ -229,9 +292,28 @@ def as_text(row: dict[str, Any]) -> str:
         )
     else:
         lines.append("Everything compares with the training set.")
+    if context["mirrored_copies_count"]:
+        lines.append("Mirrored copies of training images count as copies.")
     if context["resize"]:
         lines.append(f"Resized to {context['resolution']} pixels a side: {context['resize']}.")
     return "\n".join(lines)
+
+
+def _in_one_line(context: dict[str, Any]) -> str:
+    """What every number depends on: sizes, encoder, weights, resize, k and seed; hashes by their first SHOWN digits."""
+    sizes = [f"{context[f'n_{name}']} {name}" for name in ("generated", "training", "reference")]
+    hashes = [f"{name} SHA-256 {sha256[:SHOWN]}…" for name, sha256 in (context["encoder_weights"] or {}).items()]
+    none = "no weights" if context["encoder_weights"] is not None else "weights in the digest only"
+    ks = {**context["k"], "entropy": context["entropy_k"]}
+    parts = [
+        ", ".join(sizes if context["n_reference"] else sizes[:2]),
+        f"{context['encoder']} features, digest {context['encoder_digest'][:SHOWN]}…",
+        f"weights {', '.join(hashes)}" if hashes else none,
+        f"resize {context['encoder_resize']}",
+        f"k {', '.join(f'{name} {k}' for name, k in ks.items())}",
+        f"seed {context['seed']}",
+    ]
+    return "; ".join(parts)
 
 
 def _finite(value: float) -> float | None:

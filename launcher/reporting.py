@@ -129,10 +129,13 @@ def measure_command(
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
     entropy_size: Annotated[int | None, typer.Option(min=2, help="Training points in the entropy estimate.")] = None,
     resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95% ranges; 0: none.")] = 0,
-    seed: Annotated[int, typer.Option(help="Of subsamples.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of subsamples and of C_T's cells.")] = 0,
     device: Annotated[
         str | None, typer.Option(help="Of the encoder: cpu, cuda, cuda:1, …; CUDA if there is any, else the CPU.")
     ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirrored copies of training images count as copies: trained with flips.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
 ) -> None:
     """How good, how varied and how copied GENERATED is: every measure, between any two or three sets."""
@@ -140,6 +143,6 @@ def measure_command(
 
     row = compare.compare(
         generated, training, reference, encoder=encoder, classifier=classifier, resolution=resolution,
-        entropy_size=entropy_size, resamples=resamples, seed=seed, device=device,
+        entropy_size=entropy_size, resamples=resamples, seed=seed, device=device, flip=flip,
     )  # fmt: skip
     typer.echo(compare.as_json(row) if as_json else compare.as_text(row))

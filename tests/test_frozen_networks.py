@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from entroloop.data import dinov2, encoders, frozen, inception
+from entroloop.data import dinov2, encoders, files, frozen, inception
 from entroloop.data.errors import UserError
 from entroloop.data.features import load_features
 from entroloop.data.inception_network import FID, TORCHVISION, Form, network
@@ -306,6 +306,18 @@ def _all(weights: Path, elsewhere: Path) -> tuple[str, ...]:
     return tuple(encoders.FROZEN_DIMS)
 
 
+@pytest.mark.parametrize("name", list(encoders.FROZEN_DIMS))
+def test_the_weights_hashes_are_those_of_the_files_and_the_digest_stays(name, weights):
+    """Sealed features are found by their digest, whose form must not change."""
+    names = {"inception": [inception.STATES[0]], "inception-paper": [inception.PAPER_STATE]}.get(name, dinov2.PARTS)
+    folder = weights if name.startswith("inception") else weights / name.replace("paper", "small")
+    found = {part: files.sha256(folder / part) for part in names}
+    encoder = encoders.load_encoder(name, (3, 8, 8))
+    assert encoders.weights_of(encoder) == found
+    in_digest = {name: next(iter(found.values()))} if name.startswith("inception") else found
+    assert encoder.digest == files.digest({"encoder": name, "version": 1, "weights": in_digest})
+
+
 def status(arguments: list[str]) -> object:
     with pytest.raises(SystemExit) as caught:
         launcher.main(arguments)
@@ -330,6 +342,13 @@ def test_missing_weights_say_what_to_put_where(name, elsewhere):
     assert wanted in message
     assert str(elsewhere) in message
     assert "https://" in message
+
+
+@pytest.mark.parametrize("name", ["inception", "dinov2-small"])
+def test_a_file_in_the_place_of_the_weights_folder_is_named(name, weights, monkeypatch):
+    file = weights / inception.STATES[0]
+    monkeypatch.setenv(frozen.VARIABLE, str(file))
+    assert refusal(name) == f"{frozen.VARIABLE}={file}: is no folder: name the folder that holds the weights"
 
 
 def test_damaged_and_foreign_inception_files_are_named(weights, elsewhere):
@@ -412,16 +431,23 @@ def test_importing_the_encoders_imports_no_library_of_networks():
     assert done.stdout == "set()\n"
 
 
-def test_measure_calls_the_distance_by_its_name(tmp_path, capsys):
+def test_measure_calls_the_distance_by_its_name(weights, tmp_path, capsys):
     rng = np.random.default_rng(3)
     for name in ("generated", "training"):
         np.save(tmp_path / f"{name}.npy", rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8))
     paths = [str(tmp_path / f"{name}.npy") for name in ("generated", "training")]
     assert status(["measure", *paths, "--encoder", "inception"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].startswith("FID ")
+    text = capsys.readouterr().out
+    assert text.splitlines()[0].startswith("FID ")
+    sha256 = files.sha256(weights / inception.STATES[0])
+    assert f"; weights {inception.STATES[0]} SHA-256 {sha256[:16]}…; resize TF1 bilinear to 299 x 299; k " in text
     assert status(["measure", *paths, "--encoder", "dinov2-large", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["context"]["encoder_digest"] == encoders.load_encoder("dinov2-large", (3, 16, 16)).digest
+    assert row["context"]["encoder_resize"] == "Pillow bicubic to 224 x 224"
+    assert row["context"]["encoder_weights"] == {
+        part: files.sha256(weights / "dinov2-large" / part) for part in dinov2.PARTS
+    }
 
 
 def test_a_loop_selects_and_measures_in_their_features(tmp_path):
@@ -433,4 +459,5 @@ def test_a_loop_selects_and_measures_in_their_features(tmp_path):
     assert np.isfinite(rows[-1]["measures"]["dinov2-small"]["frechet_distance"])
     digest = encoders.load_encoder("dinov2-small", (1, 8, 8)).digest
     assert rows[-1]["context"]["encoders"]["dinov2-small"]["digest"] == digest
+    assert rows[-1]["context"]["encoders"]["dinov2-small"]["resize"] == "Pillow bicubic to 224 x 224"
     assert load_features(run / "generation_0001" / "features", "dinov2-small").shape[1] == 384

@@ -13,10 +13,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
+from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
 from entroloop.data.shards import REAL, Provenance
 from entroloop.eval import compare
 from entroloop.eval.measures import measure
+from entroloop.launcher import __main__ as launcher
 from entroloop.launcher import reporting
 
 app = typer.Typer()
@@ -77,15 +79,20 @@ def test_json_is_one_object_with_plain_numbers_and_everything_else_under_context
     assert context["seed"] == 3
     assert context["k"]["precision"] == 3
     assert len(context["encoder_digest"]) == 64
+    assert context["encoder_resize"] == "none"
+    assert context["encoder_weights"] == {}
 
 
 def test_without_json_a_table_for_people(kinds):
     done = run("measure", kinds["images"], kinds["shards"])
     assert done.exit_code == 0, done.output
     assert "Fréchet distance" in done.stdout
-    assert "30 generated, 30 training; pixel features\nEverything compares with the training set." in done.stdout
+    digest = load_encoder("pixel", (1, 8, 8)).digest
+    ks = "k precision 3, recall 3, density 5, coverage 5, entropy 1"
+    line = f"pixel features, digest {digest[:16]}…; no weights; resize none; {ks}; seed 0\n"
+    assert f"30 generated, 30 training; {line}Everything compares with the training set." in done.stdout
     done = run("measure", kinds["images"], kinds["shards"], kinds["images.npy"])
-    assert "30 generated, 30 training, 30 reference; pixel features\n" in done.stdout
+    assert f"30 generated, 30 training, 30 reference; {line}" in done.stdout
     assert "density and coverage compare with the reference set, the scores of memorization" in done.stdout
 
 
@@ -121,6 +128,11 @@ def broken(tmp_path):
     np.save(tmp_path / "line.npy", np.zeros(5))
     np.save(tmp_path / "one.npy", np.zeros((1, 64), dtype=np.float32))
     np.save(tmp_path / "nan.npy", np.full((9, 64), np.nan, dtype=np.float32))
+    np.save(tmp_path / "large.npy", np.full((9, 64), -1e39))
+    np.save(tmp_path / "rowless.npy", np.zeros((0, 64), dtype=np.float32))
+    np.save(tmp_path / "narrow.npy", np.zeros((9, 0), dtype=np.float32))
+    np.savez(tmp_path / "unnamed.npz", np.zeros((9, 64)), np.zeros((8, 64)))
+    np.savez(tmp_path / "several.npz", a=np.zeros((9, 64)), b=np.zeros((8, 64)), c=np.zeros(9))
 
 
 @pytest.mark.parametrize(
@@ -134,18 +146,101 @@ def broken(tmp_path):
         ("unsealed", "manifest.json"),
         ("floats.npy", "expected vectors"),
         ("line.npy", "expected vectors"),
-        ("one.npy", "holds 1 point"),
+        ("one.npy", "holds 1 sample; measures need at least 2"),
         ("nan.npy", "not finite"),
+        ("large.npy", "beyond the range of float32"),
+        ("rowless.npy", "holds 0 samples; measures need at least 2"),
+        ("narrow.npy", "holds vectors of 0 numbers"),
+        (
+            "unnamed.npz",
+            "holds several arrays (arr_0, arr_1): call the samples images, samples, features, x or x_train",
+        ),
+        ("several.npz", "holds several arrays (a, b): call the samples images,"),
     ],
 )
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, name, message):
     broken(tmp_path)
     np.save(tmp_path / "good.npy", vectors(digits(20)))
+    good = tmp_path / "good.npy"
+    for paths in ((tmp_path / name, good), (good, tmp_path / name), (good, good, tmp_path / name)):
+        with pytest.raises(UserError) as caught:
+            compare.compare(*paths)
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
+
+
+def test_labels_beside_unnamed_samples_are_no_second_set(tmp_path):
+    np.savez(tmp_path / "labelled.npz", digits(20)[:, 0], np.arange(20))
+    assert compare.read_set(tmp_path / "labelled.npz").shape == (20, 1, 8, 8)
+
+
+class Broken:
+    name, dim, digest = "broken", 1, "0" * 64
+
+    def __init__(self, shape, device):
+        pass
+
+    def __call__(self, samples):
+        return np.where(samples.any((1, 2, 3)), np.nan, 0)[:, None].astype(np.float32)
+
+
+def test_features_that_are_not_finite_name_the_set_and_the_encoder(kinds):
+    with pytest.raises(UserError, match=r"images: its features by broken hold values that are not finite"):
+        compare.compare(kinds["images"], kinds["shards"], encoder="test_measure_cli:Broken")
+
+
+@pytest.mark.parametrize("name", ["run", "run/generation_0001", "sweep"])
+def test_a_run_is_no_set(tmp_path, name):
+    run_folder = report_runs.make_run(tmp_path / "run", generations=2, n=20)
+    samples = run_folder / "generation_0001" / "samples"
+    if name == "sweep":
+        (tmp_path / "sweep").mkdir()
+        run_folder = run_folder.rename(tmp_path / "sweep" / "run")
+        samples = run_folder / "generation_0001" / "samples"
+    np.save(tmp_path / "good.npy", digits(20))
     with pytest.raises(UserError) as caught:
         compare.compare(tmp_path / name, tmp_path / "good.npy")
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert name in str(caught.value) or "generated" in str(caught.value)
+    assert str(caught.value) == (
+        f"{tmp_path / name}: holds the sets of a run, real, generated and selected: give one of them, such as {samples}"
+    )
+    assert compare.compare(samples, samples)["generalization_score"] == 0
+
+
+def test_a_resolution_of_vectors_is_refused(kinds):
+    with pytest.raises(UserError, match=r"^--resolution 4: .*vectors.npy holds vectors, which have none$"):
+        compare.compare(kinds["vectors.npy"], kinds["vectors.npy"], resolution=4)
+
+
+def test_flip_counts_mirrored_copies(kinds, tmp_path):
+    """As after training with flips: see `mirrored` of `measure`."""
+    mirrored = digits(30)[..., ::-1]
+    np.save(tmp_path / "mirrored.npy", mirrored)
+    arguments = ("measure", tmp_path / "mirrored.npy", kinds["shards"], "--json", "--resamples", 3)
+    plain, found = (json.loads(run(*arguments, *more).stdout) for more in ((), ("--flip",)))
+    assert (plain["context"]["mirrored_copies_count"], found["context"]["mirrored_copies_count"]) == (False, True)
+    assert plain["memorized_fraction"] < 0.5
+    assert found["memorized_fraction"] == 1
+    same = ("frechet_distance", "generalization_score")
+    assert [found[name] for name in same] == [plain[name] for name in same]
+    ranges = [row["context"]["resampled"]["ranges"] for row in (plain, found)]
+    assert ranges[0]["frechet_distance"] == ranges[1]["frechet_distance"]
+    assert ranges[0]["memorized_fraction"][1] < ranges[1]["memorized_fraction"][0]
+    text = run("measure", tmp_path / "mirrored.npy", kinds["shards"], "--flip").stdout
+    assert "\nMirrored copies of training images count as copies." in text
+    with pytest.raises(UserError, match=r"^--flip: .*vectors.npy holds vectors, which have no mirror images$"):
+        compare.compare(kinds["vectors.npy"], kinds["vectors.npy"], flip=True)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_one_line(kinds, capsys, seed):
+    with pytest.raises(SystemExit) as caught:
+        launcher.main(["measure", *(str(kinds["images.npy"]),) * 2, "--seed", str(seed)])
+    assert caught.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "'--seed': Input should be " in said
 
 
 def test_exit_status_two_without_traceback(tmp_path):
