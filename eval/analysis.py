@@ -117,6 +117,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
+def mean_and_interval(values: Sequence[float]) -> str:
+    """`mean [low, high]`; of fewer than three values the mean alone, of none a dash."""
+    if not values:
+        return number(None)
+    mean = number(float(np.mean(values)))
+    if len(values) < 3:
+        return mean
+    low, high = interval(values)
+    return f"{mean} [{number(low)}, {number(high)}]"
+
+
 @dataclass(frozen=True)
 class Correlation:
     """Pearson r over `n` generations of `runs` runs, with a 95% interval (None where too few runs allow one)."""

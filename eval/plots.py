@@ -20,8 +20,11 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
+from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.transforms import Affine2D
 
 from entroloop.eval.analysis import compared, correlation, curve, entropy_and_score, entropy_sizes, number, once
 from entroloop.eval.catalogue import title
@@ -40,7 +43,7 @@ _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _BASELINE = "#555555"
 _ACROSS = 7  # panels side by side
 _LETTER = 0.065  # inches that a letter of a legend takes
-_BANDED = 5  # seeds from which an interval is drawn: that of three is 2.5 deviations wide on either side
+_BARRED, _BANDED = 3, 5  # seeds from which intervals are drawn, first as bars: wide bands would cover each other
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "entroloop",
@@ -62,9 +65,27 @@ _STYLE: Any = {
 
 @dataclass(frozen=True)
 class Style:
+    """How an arm is drawn, in matplotlib's words and as attributes of the page's own SVG."""
+
     colour: str
     marker: str
     dash: str | tuple[int, tuple[float, ...]]
+
+    @property
+    def dasharray(self) -> str:
+        """Of a line 2 px wide."""
+        return "none" if isinstance(self.dash, str) else " ".join(f"{2 * length:g}" for length in self.dash[1])
+
+    @property
+    def outline(self) -> str:
+        """The marker as the `d` of an SVG path, about 9 px wide around the origin."""
+        shape = MarkerStyle(self.marker)
+        path = shape.get_path().transformed(shape.get_transform() + Affine2D().scale(9, -9))
+        letters = {Path.MOVETO: "M", Path.LINETO: "L", Path.CURVE3: "Q", Path.CURVE4: "C"}
+        return "".join(
+            "Z" if code == Path.CLOSEPOLY else letters[code] + " ".join(f"{value:.2f}" for value in points)
+            for points, code in path.iter_segments()
+        )
 
 
 def styles(groups: Sequence[Arm]) -> dict[str, Style]:
@@ -150,7 +171,7 @@ def _saved(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
-    """Mean over equal seeds with its band, every run thinly, and held-out against training data as a dashed line."""
+    """Mean over equal seeds with its interval, every run thinly, held-out against training data as a dashed line."""
     with matplotlib.rc_context(_STYLE):
         names = [*(arm.label for arm in groups), "real test vs real train"]
         columns = _columns(names, 4.4)
@@ -158,13 +179,17 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
         figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
         looks = styles(groups)
         shown: list[float] = []
-        for arm, even in zip(groups, compared(groups).groups, strict=True):
+        for i, (arm, even) in enumerate(zip(groups, compared(groups).groups, strict=True)):
             line = curve(even, encoder, measure)
             look = looks[arm.label]
             if not line.generations:
                 continue
             if min(line.n) >= _BANDED:
                 axes.fill_between(line.generations, line.low, line.high, color=look.colour, alpha=0.14, linewidth=0)
+            elif min(line.n) >= _BARRED:
+                aside = min(0.06, 0.6 / len(groups)) * (i - (len(groups) - 1) / 2)
+                at = [g + aside for g in line.generations]
+                axes.vlines(at, line.low, line.high, color=look.colour, linestyle=look.dash, linewidth=1.2, alpha=0.7)
             if len(arm.runs) > 1:
                 shown += _seeds(axes, arm, encoder, measure, look.colour)
             shown += line.mean

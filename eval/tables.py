@@ -11,8 +11,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from entroloop.eval import analysis, plots
 from entroloop.eval import headline as sentences
 from entroloop.eval.catalogue import MEASURES, title
@@ -49,7 +47,7 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
     lines = []
     for measure in [*measures_of(runs, encoder), "real_share"]:
         base = analysis.number(plots.baseline_value(runs, encoder, measure))
-        lines.append((measure, base, [_with_spread(arm.values(last or 0, encoder, measure)) for arm in shown]))
+        lines.append((measure, base, [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]))
     rows = [row for arm in shown for run in arm.runs for row in run.rows if row["generation"] == last]
     return {
         "encoder": encoder, "generation": last, "arms": [arm.label for arm in shown], "lines": lines,
@@ -82,11 +80,9 @@ def baseline_sizes(runs: Sequence[Run]) -> str:
     return set_sizes([run.baseline for run in runs if run.baseline])
 
 
-def _with_spread(values: Sequence[float]) -> str:
-    if not values:
-        return analysis.number(None)
-    mean = analysis.number(float(np.mean(values)))
-    return mean if len(values) < 2 else f"{mean} ± {analysis.number(float(np.std(values, ddof=1)), 2)}"
+def _cell(values: Sequence[float]) -> str:
+    """Mean and interval; a line may break between the two, not within."""
+    return analysis.mean_and_interval(values).replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
@@ -94,7 +90,7 @@ def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: 
     lines = []
     for arm in analysis.compared(groups).measured:
         for generation in range(min(len(run.rows) for run in arm.runs)):
-            cells = [_with_spread(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
+            cells = [_cell(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
             lines.append((arm.label, generation, cells))
     base = [analysis.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]
     return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines, "base": base}
@@ -189,6 +185,8 @@ def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -
             {
                 "label": arm.label,
                 "colour": looks[arm.label].colour,
+                "dash": looks[arm.label].dasharray,
+                "marker": looks[arm.label].outline,
                 "runs": [
                     [
                         [

@@ -15,6 +15,7 @@ import pytest
 import report_runs
 import typer
 import yaml
+from matplotlib.collections import LineCollection
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
@@ -239,6 +240,19 @@ def test_colours_stay_with_strategies_and_no_two_arms_look_alike():
     assert looks["greedy (replace)"].colour == plots.COLOURS["greedy"]
     assert looks["greedy (replace)"].colour == looks["greedy (fresh)"].colour
     assert len({(look.colour, look.dash) for look in looks.values()}) == 6
+    assert len({look.marker for look in looks.values()}) == 6
+
+
+def test_the_page_draws_arms_of_one_colour_with_different_markers_and_dashes():
+    groups = arms([synthetic(**{"loop.paradigm": p}) for p in ("replace", "fresh")] + [synthetic("greedy")])
+    one, other = (arm for arm in tables.explorer([], groups, ["pixel"])["arms"] if arm["label"].startswith("random"))
+    assert one["colour"] == other["colour"]
+    assert one["dash"] != other["dash"]
+    assert one["marker"] != other["marker"]
+    square = plots.Style("#000", "s", (0, (5, 2)))
+    assert square.dasharray == "10 4"
+    assert square.outline == "M-4.50 4.50L4.50 4.50L4.50 -4.50L-4.50 -4.50Z"
+    assert plots.Style("#000", "o", "-").dasharray == "none"
 
 
 def test_shrinking_a_plot_leaves_its_words_and_draws_to_a_hundredth():
@@ -264,12 +278,34 @@ def test_the_band_is_a_student_interval_from_three_seeds_on():
     assert (two.low, two.high, two.n) == ([1.0], [2.0], [2])
 
 
-@pytest.mark.parametrize(("seeds", "bands"), [(3, 0), (5, 1)])
-def test_a_band_is_drawn_where_it_says_something(seeds, bands):
+@pytest.mark.parametrize(("seeds", "drawn"), [(1, []), (2, []), (3, ["bars"]), (4, ["bars"]), (5, ["band"])])
+def test_intervals_are_bars_from_three_seeds_on_and_bands_from_five(seeds, drawn):
     runs = [synthetic(seed=s, distances=(1 + s, 2 + s)) for s in range(seeds)]
     axes = plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance").axes[0]
-    assert len(axes.collections) == bands
-    assert len(axes.lines) == 1 + seeds
+    assert ["bars" if isinstance(one, LineCollection) else "band" for one in axes.collections] == drawn
+    assert len(axes.lines) == 1 + seeds * (seeds > 1)
+    assert axes.get_ylim() == pytest.approx((1 - 0.08 * seeds, 1 + seeds * 1.08))
+
+
+def test_bars_are_the_intervals_and_those_of_two_arms_stand_side_by_side():
+    runs = [synthetic(strategy, s, (1 + s, 2 + s)) for strategy in ("random", "greedy") for s in range(3)]
+    axes = plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance").axes[0]
+    half = 4.303 / 3**0.5
+    for bars, at in zip(axes.collections, (-0.03, 0.03), strict=True):
+        found = np.array(bars.get_segments())
+        expected = [[(g + at, g + 2 - half), (g + at, g + 2 + half)] for g in (0, 1)]
+        np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "cell"), [(1, "1.00"), (2, "1.50"), (3, "2.00 [\N{MINUS SIGN}0.484,\N{NO-BREAK SPACE}4.48]")]
+)
+def test_tables_give_the_mean_and_from_three_seeds_on_its_interval(seeds, cell):
+    runs = [synthetic(seed=s, distances=(1 + s,)) for s in range(seeds)]
+    (line,) = (line for line in tables.last_table(runs, arms(runs), "pixel")["lines"] if line[0] == "frechet_distance")
+    assert line[2] == [cell]
+    everything = tables.full_table(runs, arms(runs), "pixel", ["frechet_distance"])
+    assert everything["lines"][0][2][0] == cell
 
 
 def test_correlation_agrees_with_numpy_and_its_interval_holds_the_runs_together():
@@ -334,7 +370,7 @@ def test_only_seeds_that_every_arm_has_are_compared():
     assert "In no mean, because not every arm has their seed at generation 2: random-1, random-2" in rest[-1]
     table = tables.last_table(random + greedy, groups, "pixel")
     assert [cells for m, _, cells in table["lines"] if m == "frechet_distance"] == [["2.00", "2.00"]]
-    assert all("±" not in cell for _, _, cells in tables.full_table([], groups, "pixel", [])["lines"] for cell in cells)
+    assert all("[" not in cell for _, _, cells in tables.full_table([], groups, "pixel", [])["lines"] for cell in cells)
     figure = plots.measure_curves(groups, [], "pixel", "frechet_distance")
     ends = {line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_label()[0] != "_"}
     assert ends == {"random": 2, "greedy": 2}
@@ -531,6 +567,15 @@ def test_the_page_is_self_contained_and_every_picture_has_words(page):
     ids = [a["id"] for _, a in found.tags if "id" in a]
     assert len(ids) == len(set(ids))
     assert all("aria-label" in region for _, region in found.tags if region.get("tabindex") == "0")
+
+
+def test_keys_show_the_marker_and_dash_of_an_arm(sweep, page):
+    found = _Page(page.read_text())
+    drawn = [tag.get("d") for tag in found.all("path")]
+    for look in plots.styles(arms(read_runs([sweep]))).values():
+        assert look.outline in drawn
+    symbols = {"#" + tag["id"] for tag in found.all("symbol")}
+    assert {tag["href"] for tag in found.all("use")} == symbols == {"#key-0", "#key-1"}
 
 
 def test_the_page_has_the_baseline_and_every_arm(page):
@@ -789,7 +834,7 @@ def test_a_browser_shows_every_plot_without_errors(page, tmp_path):
       const images = [...document.images];
       document.title = JSON.stringify({
         broken: images.filter(i => !i.complete || !i.naturalWidth).length, images: images.length,
-        dots: document.querySelectorAll("#any circle").length, wide: document.documentElement.scrollWidth > innerWidth,
+        dots: document.querySelectorAll("#any .dot").length, wide: document.documentElement.scrollWidth > innerWidth,
         cut: [...document.querySelectorAll("#samples .wide, #table .wide")]
           .filter(w => w.scrollWidth > w.clientWidth).length,
         closed: ["beforeprint", "afterprint"].map(name => {
