@@ -7,7 +7,7 @@ Arms  ->  correlation
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,17 +117,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean - half, mean + half
 
 
-def mean_and_interval(values: Sequence[float]) -> str:
-    """`mean [low, high]`; of fewer than three values the mean alone, of none a dash."""
-    if not values:
-        return number(None)
-    mean = number(float(np.mean(values)))
-    if len(values) < 3:
-        return mean
-    low, high = interval(values)
-    return f"{mean} [{number(low)}, {number(high)}]"
-
-
 @dataclass(frozen=True)
 class Correlation:
     """Pearson r over `n` generations of `runs` runs, with a 95% interval (None where too few runs allow one)."""
@@ -227,6 +216,17 @@ def number(value: float | None, significant: int = 3) -> str:
         return f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
     digits = max(0, significant - 1 - math.floor(math.log10(abs(value))))
     return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def mean_and_interval(values: Sequence[float], form: Callable[[float], str] = number) -> str:
+    """`mean [low, high]`; of fewer than three values the mean alone, of none a dash."""
+    if not values:
+        return number(None)
+    text = form(float(np.mean(values)))
+    if len(values) >= 3:
+        low, high = interval(values)
+        text += f" [{form(low)}, {form(high)}]"
+    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def mean_value(arm: Arm, generation: int, encoder: str, measure: str) -> float | None:

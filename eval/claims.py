@@ -9,12 +9,13 @@ before they are averaged, so that what a seed brings to all arms cancels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from entroloop.data.errors import UserError
 from entroloop.eval import analysis, tables
+from entroloop.eval.analysis import mean_and_interval
 from entroloop.eval.catalogue import title
 from entroloop.eval.runs import Arm, Run, arms, row_value
 
@@ -168,21 +169,6 @@ def _span(found: analysis.Correlation) -> str:
     if found.low is None or found.high is None:
         return analysis.number(None)
     return f"[{analysis.number(found.low)}, {analysis.number(found.high)}]"
-
-
-def mean_and_interval(values: Sequence[float], form: Callable[[float], str] = analysis.number) -> str:
-    """`mean [low, high]`; below three values no interval."""
-    if not values:
-        return analysis.number(None)
-    mean = _signed(form(float(np.mean(values))))
-    if len(values) < 3:
-        return mean
-    low, high = analysis.interval(values)
-    return f"{mean} [{_signed(form(low))}, {_signed(form(high))}]"
-
-
-def _signed(text: str) -> str:
-    return text.replace("-", "\N{MINUS SIGN}")
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.shards import Dataset
-from entroloop.eval.claims import markdown, mean_and_interval
+from entroloop.eval.analysis import mean_and_interval
+from entroloop.eval.claims import markdown
 from entroloop.eval.runs import Run
 from entroloop.selection.entropy import kl_entropy
 from entroloop.selection.problem import Selection
