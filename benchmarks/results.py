@@ -1,6 +1,6 @@
 """The tables of docs/results.md from sealed runs: `python benchmarks/results.py TABLE FOLDER…`.
 
-FOLDER is a run or a sweep; only runs that are finished count, with the seeds that all arms have.
+FOLDER is a run or a sweep; only runs that are finished count, with the seeds that all arms shown have.
 
     comparison   the last generation of every arm, and its change against one of them, paired by seed
     course       the measures of every generation, and their change
@@ -39,9 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def table(options: argparse.Namespace) -> str:
     runs = read_runs(options.folders)
-    groups = claims.compared(runs)
-    if options.arms:
-        groups = [claims.against(groups, label) for label in options.arms]
+    groups = claims.compared(runs, options.arms or ())
     names = tables.encoders(runs)
     if options.table == "correlation":
         return claims.correlations(groups, names)
@@ -51,7 +49,8 @@ def table(options: argparse.Namespace) -> str:
     columns = [(encoder, m) for m in measures for encoder in (names if m != "real_share" else [""])]
     if options.table == "course":
         return claims.course(groups, columns)
-    return claims.comparison(groups, claims.against(groups, options.against), columns)
+    base = claims.named(groups, options.against) if options.against else groups[0]
+    return claims.comparison(groups, base, columns)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,17 @@ from entroloop.eval.runs import Arm, Run, arms, row_value
 Column = tuple[str, str]  # encoder, "" where a measure has none, and measure
 
 
-def compared(runs: Sequence[Run]) -> list[Arm]:
-    """The arms of the finished runs, each with the seeds that all of them have.
+def compared(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Arm]:
+    """The arms of the finished runs, or those of them that are named, each with the seeds that all of these have.
 
-    Raises UserError where no seed is finished in every arm, or entropies were taken of different numbers of images.
+    Raises UserError for an unknown label, where no seed is finished in every arm, and where entropies were taken of
+    different numbers of images.
     """
-    finished = [run for run in runs if run.finished]
-    even = analysis.compared(arms(finished))
+    groups = arms([run for run in runs if run.finished])
+    if labels:
+        groups = [named(groups, label) for label in labels]
+    finished = [run for arm in groups for run in arm.runs]
+    even = analysis.compared(groups)
     if not even.seeds:
         raise UserError("no seed is finished in every arm: finish the sweeps, or give fewer folders")
     check_equal_n(finished)
@@ -43,11 +47,11 @@ def check_equal_n(runs: Sequence[Run]) -> None:
         raise UserError(f"training_entropy is of different numbers of images ({sizes}): set evaluation.entropy_size")
 
 
-def against(groups: Sequence[Arm], label: str | None) -> Arm:
-    """The arm that others are compared with: the first where no label is given. Raises UserError for an unknown one."""
-    found = groups[0] if label is None else next((arm for arm in groups if arm.label == label), None)
+def named(groups: Sequence[Arm], label: str) -> Arm:
+    """The arm of that label. Raises UserError where there is none."""
+    found = next((arm for arm in groups if arm.label == label), None)
     if found is None:
-        raise UserError(f"--against {label}: is no arm; these are: {'; '.join(arm.label for arm in groups)}")
+        raise UserError(f"{label}: is no arm; these are: {'; '.join(arm.label for arm in groups)}")
     return found
 
 

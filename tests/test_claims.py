@@ -53,6 +53,16 @@ def test_differences_are_paired_by_seed_and_only_seeds_of_every_finished_arm_cou
     assert greedy[4] == f"-11% [{low}, {high}]"
 
 
+def test_only_the_arms_that_are_named_decide_which_seeds_count():
+    runs = [made(strategy, seed, [1.0]) for strategy in ("random", "greedy") for seed in range(4)]
+    runs.append(made("threshold-decay", 2, [1.0]))
+    assert [len(arm.runs) for arm in claims.compared(runs)] == [1, 1, 1]
+    assert [(arm.label, len(arm.runs)) for arm in claims.compared(runs, ["greedy", "random"])] == [
+        ("greedy", 4),
+        ("random", 4),
+    ]
+
+
 def test_every_table_ends_with_real_test_against_real_train_once_a_seed():
     runs = [made(strategy, seed, [5.0, 9.0 + seed]) for strategy in ("random", "greedy") for seed in range(3)]
     context = {"n_generated": 512, "n_reference": None, "n_training": 128}
@@ -100,8 +110,8 @@ def test_entropies_of_different_numbers_of_images_are_refused():
 def test_arms_without_a_common_seed_and_unknown_arms_are_refused():
     with pytest.raises(UserError, match="no seed is finished in every arm"):
         claims.compared([made("random", 0, [1.0]), made("greedy", 1, [1.0])])
-    with pytest.raises(UserError, match="--against best: is no arm; these are: random"):
-        claims.against(claims.compared([made("random", 0, [1.0])]), "best")
+    with pytest.raises(UserError, match="best: is no arm; these are: random"):
+        claims.named(claims.compared([made("random", 0, [1.0])]), "best")
 
 
 def test_correlation_counts_a_shared_generation_once_and_draws_whole_clusters():
