@@ -41,6 +41,15 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert config.loop.candidates == 2
 
 
+def test_precision_no_is_the_text_though_yaml_reads_it_as_false(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\ndata: {source: digits}\ntrain: {precision: no}\nsample: {precision: bf16}\n")
+    config = configuration.load(path, ["sample.precision=no"])
+    assert (config.train.precision, config.sample.precision) == ("no", "no")
+    with pytest.raises(UserError, match=r"train\.precision=True: must be one of no, fp16, bf16"):
+        configuration.load(path, ["train.precision=yes"])
+
+
 def test_what_is_saved_reads_back_as_the_same(tmp_path):
     config = tiny(tmp_path, "selection.options.threshold=3.5", "data.limit=500")
     path = tmp_path / "saved.yaml"

@@ -10,17 +10,20 @@ import importlib.util
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from diffusers import UNet2DModel
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from entroloop.data.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# Of the network's calls. YAML reads a bare `no` as false.
+Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 
 class NetworkConfig(BaseModel):
@@ -141,7 +144,7 @@ def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
     return config.fold
 
 
-def check_precision(section: str, precision: str, device: torch.device) -> None:
+def check_precision(section: str, precision: Precision, device: torch.device) -> None:
     """Raises UserError, naming `section`.precision, where the device cannot call a network in that precision."""
     if precision == "fp16" and device.type == "cpu":
         raise UserError(f"{section}.precision=fp16: a CPU computes no network in fp16; use no or bf16")

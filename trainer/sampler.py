@@ -30,6 +30,7 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.trainer.diffusion import DDPM_STEPS, Denoiser, Objective, ddpm_sampling_sigmas, karras_sigmas
+from entroloop.trainer.network import Precision
 
 FreshNoise = Callable[[int], Tensor]  # step -> standard normal [B, ...]
 SamplerName = Literal["heun", "euler", "ddim", "ddpm", "dpm-solver++"]
@@ -73,7 +74,7 @@ class SampleConfig(BaseModel):
     guide_kind: GuideKind = "autoguidance"
     guide_weight: float | None = Field(None, ge=0)
     labels: Literal["balanced", "real", "training"] = "balanced"
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    precision: Precision = "no"
     compile: bool = False
     batch: int = Field(256, ge=1)
     shard_size: int = Field(1024, ge=1)

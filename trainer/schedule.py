@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from entroloop.data.errors import UserError
 from entroloop.trainer.diffusion import Objective
 from entroloop.trainer.ema import EmaConfig
+from entroloop.trainer.network import Precision
 
 EngineName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"]
 
@@ -54,7 +55,7 @@ class TrainConfig(BaseModel):
     labels: bool = False
     label_dropout: float = Field(0.1, ge=0, lt=1)
     flip: bool = False
-    precision: Literal["no", "fp16", "bf16"] = "no"
+    precision: Precision = "no"
     compile: bool = False
     channels_last: bool = False
     warm_start: bool = False
