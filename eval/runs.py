@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt,
 
 from entroloop.data.errors import UserError
 from entroloop.data.manifest import MANIFEST
+from entroloop.data.pool import LoopConfig
 
 Row = dict[str, Any]
 # May differ between runs of one arm: what the run is called, where it runs, how far it went.
@@ -207,7 +208,7 @@ def read_run(folder: Path) -> Run:
     baseline = next((row["baseline"] for row in rows if row.get("baseline")), None)
     name = str(config.get("name") or folder.name)
     failed = _status(folder / "state.json") == "failed"
-    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed)
+    return Run(folder, name, _LOOP | flat(config), tuple(rows), baseline, tuple(stats), failed)
 
 
 def _status(path: Path) -> str:
@@ -286,6 +287,10 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
+
+
+# How a run loops whose configuration was written before a key of it came.
+_LOOP = flat({"loop": LoopConfig().model_dump(mode="json")})
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

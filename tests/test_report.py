@@ -199,6 +199,19 @@ def test_arms_are_runs_that_differ_in_the_seed_only():
     assert [[run.seed for run in arm.runs] for arm in groups] == [[0, 1], [0, 1]]
 
 
+def test_a_run_made_before_a_key_of_the_loop_came_has_its_default(tmp_path):
+    for name, loop in [("old", {}), ("new", {"all_candidates": False}), ("all", {"all_candidates": True})]:
+        folder = report_runs.make_run(tmp_path / name, "random", seed=len(name), generations=1, n=20)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["loop"] |= loop
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    groups = arms(read_runs([tmp_path]))
+    assert {arm.label: sorted(run.folder.name for run in arm.runs) for arm in groups} == {
+        "random (all_candidates=True)": ["all"],
+        "random (all_candidates=False)": ["new", "old"],
+    }
+
+
 def test_a_key_that_older_runs_did_not_know_parts_no_arm():
     old, new = synthetic("greedy", 0), synthetic("greedy", 1, **{"data.selected": "shards"})
     assert [arm.label for arm in arms([old, new])] == ["greedy"]
