@@ -25,7 +25,9 @@ def sample_command(
     generation: Annotated[
         int | None, typer.Option(help="Which generation; by default the first that is not sampled.")
     ] = None,
-    part: Annotated[str | None, typer.Option(help="i::n, only the shards i, i + n, …; seals nothing.")] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", "--shard", help="i::n, only the shards i, i + n, …; seals nothing.")
+    ] = None,
 ) -> None:
     """Make the missing sample shards of a run, without a process group."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -73,9 +73,10 @@ def test_parts_make_their_shards_and_the_whole_seals(run, expected, monkeypatch)
     assert samples_of(run) == expected
 
 
-def test_the_command_line_in_an_array(run, expected, monkeypatch):
+@pytest.mark.parametrize("option", ["--part", "--shard"])
+def test_the_command_line_in_an_array(run, expected, monkeypatch, option):
     """A task as a job array would start it; the run has moved since it was trained."""
-    done = command("sample", run, "--generation", 0, "--part", "0::2", SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1")
+    done = command("sample", run, "--generation", 0, option, "0::2", SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1")
     assert done.returncode == 0, done.stderr
     assert "96 images, 5 NFE, part 0::2" in done.stdout
     numbers = {name[6:12] for name in samples_of(run)}
