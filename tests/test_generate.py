@@ -13,6 +13,7 @@ from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.shards import Dataset, seal_dataset
 from entroloop.data.world import World
+from entroloop.trainer import diffusion
 from entroloop.trainer import generate as generating
 from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels, wait_for_shards
 from entroloop.trainer.sampler import SampleConfig
@@ -247,3 +248,21 @@ def test_worlds_of_one_two_and_three_give_the_same_ids_and_bytes(edm, tmp_path, 
         assert Dataset(folder).provenance.index.tolist() == list(range(50))
         found[size] = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert found[1] == found[2] == found[3]
+
+
+def gaussian_epsilon(x, t, labels):
+    """The exact noise estimate where samples are normal with deviation 0.5 on the model's scale."""
+    sigma = diffusion.ddpm_sigmas()[t].float()[:, None]
+    return x * sigma * (1 + sigma.square()).sqrt() / (0.25 + sigma.square())
+
+
+def test_a_ddpm_of_vectors_keeps_their_variance_and_their_tails(tmp_path, monkeypatch):
+    """Estimates of images stay within [-1, 1]; of vectors, where one value in 23 lies beyond, they must not."""
+    export(tmp_path, config=MLP, shape=(4,), num_classes=0, objective="ddpm")
+    monkeypatch.setattr(generating, "denoiser_of", lambda *_: diffusion.denoiser("ddpm", gaussian_epsilon))
+    config = SampleConfig(sampler="ddpm", steps=250, batch=2000)
+    samples, _ = Generator(tmp_path, config, SamplePlan(5, 0, 2000, 2000), CPU).samples(0, 2000)
+    assert samples.std() == pytest.approx(0.5, abs=0.03)  # at 250 steps ancestral sampling itself falls short a little
+    assert abs(samples).max() > 1.5
+    # 3 for a normal distribution; 2.4 where estimates are kept within [-1, 1]
+    assert ((samples / samples.std()) ** 4).mean() == pytest.approx(3, abs=0.3)

@@ -302,6 +302,7 @@ def test_network_calls_of_guided_sampling():
     ("values", "message"),
     [
         ({"sampler": "ddim", "s_churn": 1.0}, "s_churn=1 goes with sampler=heun"),
+        ({"s_noise": 1.01}, "s_min, s_max and s_noise say how s_churn adds noise"),
         ({"sigma_min": 80.0}, "sigma_min=80 must be below sigma_max=80"),
         ({"guide": "previous"}, "guide and guide_weight go together"),
         ({"guide_weight": 1.0}, "guide and guide_weight go together"),

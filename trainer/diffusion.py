@@ -88,14 +88,14 @@ def ddpm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) 
 
 
 def ddpm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    """y = x - sigma * epsilon, clamped to [-1, 1] as the paper's sampler does; t is the step nearest to sigma."""
+    """y = x - sigma * epsilon; t is the step nearest to sigma."""
     levels = ddpm_sigmas().log().to(x.device)
     log_sigma = sigma.double().log()
     t = torch.searchsorted(levels, log_sigma).clamp(1, DDPM_STEPS - 1)
     t = torch.where(log_sigma - levels[t - 1] < levels[t] - log_sigma, t - 1, t)
     s = _like(sigma, x)
     epsilon = network(x / (1 + s.square()).sqrt(), t, labels).to(x.dtype)
-    return (x - s * epsilon).clamp(-1, 1)
+    return x - s * epsilon
 
 
 def training_loss(

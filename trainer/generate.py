@@ -28,7 +28,7 @@ from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork
-from entroloop.trainer.sampler import SampleConfig, draw, guided, noise_levels
+from entroloop.trainer.sampler import SampleConfig, clipped, draw, guided, noise_levels
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 POLL = 0.5  # seconds between two looks at the shards of other ranks, at most
@@ -89,6 +89,8 @@ class Generator:
         self.denoise: Denoiser = denoiser_of(weights, config, guide, self._prepare)
         if config.guidance != 1:  # of the guided denoiser: guiding each network by labels first comes to the same
             self.denoise = guided(self.denoise, config.guidance, self.num_classes)
+        if about["objective"] == "ddpm" and self.scale.image:
+            self.denoise = clipped(self.denoise)
 
     def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
         network = network.to(self.device).requires_grad_(False)

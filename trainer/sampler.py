@@ -83,6 +83,8 @@ class SampleConfig(BaseModel):
     def _fits_together(self) -> SampleConfig:
         if self.s_churn and self.sampler != "heun":
             raise ValueError(f"s_churn={self.s_churn:g} goes with sampler=heun, not with {self.sampler}")
+        if not self.s_churn and (self.s_min or self.s_max is not None or self.s_noise != 1):
+            raise ValueError("s_min, s_max and s_noise say how s_churn adds noise, which is 0: set s_churn too")
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}")
         if (self.guide is None) != (self.guide_weight is None):
@@ -138,6 +140,18 @@ def noise_levels(config: SampleConfig, objective: Objective) -> Tensor:
             raise UserError(f"sample.steps={config.steps}: a ddpm model has {DDPM_STEPS} noise levels: give no more")
         return ddpm_sampling_sigmas(config.steps)
     return karras_sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho)
+
+
+def clipped(denoise: Denoiser) -> Denoiser:
+    """Estimates kept within [-1, 1], as diffusers' DDPM schedulers and so the paper's sampler keep those of images.
+
+    Of guided estimates it comes last. Vectors have no such bounds: clipping would take from their variance.
+    """
+
+    def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return denoise(x, sigma, labels).clamp(-1, 1)
+
+    return call
 
 
 def guided(denoise: Denoiser, weight: float, null_label: int) -> Denoiser:
