@@ -9,12 +9,15 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.optimization import get_scheduler
+from loops import tiny
 
 from entroloop.data import manifest
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
 from entroloop.data.stream import Resident
 from entroloop.data.world import World
+from entroloop.launcher import drive
+from entroloop.trainer import checkpoint
 from entroloop.trainer.loop import Job, Trainer, train
 from entroloop.trainer.network import NetworkConfig, load
 from entroloop.trainer.schedule import TrainConfig, learning_rate
@@ -221,3 +224,22 @@ def test_ways_of_computing_change_losses_by_rounding_only(data, tmp_path, change
         found.append(torch.tensor([json.loads(line)["loss"] for line in lines]))
     assert len(found[0]) == 25
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
+
+
+def test_a_changed_bit_in_a_checkpoint_is_found_and_it_does_not_outlast_better_ones(tmp_path, caplog):
+    state = {"seen": 8, "weights": torch.arange(5000.0)}
+    checkpoint.save(tmp_path, 8, state, keep=1)
+    path = checkpoint.save(tmp_path, 16, {**state, "seen": 16}, keep=2)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert checkpoint.newest(tmp_path)["seen"] == 8
+    assert "images-000000000016.pt: damaged checkpoint" in caplog.text
+    kept = checkpoint.save(tmp_path, 12, {**state, "seen": 12}, keep=1)
+    assert list(tmp_path.iterdir()) == [kept]
+    assert checkpoint.newest(tmp_path)["seen"] == 12
+
+
+def test_flips_of_vectors_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"train\.flip=true: vectors, and latents among them, have no mirror images"):
+        drive.run(tiny(tmp_path, "data.source=mixture", "train.flip=true", "network.kind=mlp"), World(), lambda: False)

@@ -33,15 +33,25 @@ def path_of(folder: Path, images_seen: int) -> Path:
 
 
 def save(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int) -> Path:
-    """Writes a checkpoint, then removes all but the newest `keep`. Raises UserError when the disk is full."""
+    """Writes a checkpoint, then removes all but the newest `keep`. Raises UserError when the disk is full.
+
+    One of more images seen was damaged, since training went on from fewer: it is removed too.
+    """
     path = path_of(folder, images_seen)
     files.replace(path, lambda file: torch.save(dict(state), file))
-    for old in sorted(folder.glob("images-*.pt"))[:-keep]:
-        old.unlink()
+    there = sorted(folder.glob("images-*.pt"))
+    upto = there.index(path) + 1
+    for other in [*there[: max(0, upto - keep)], *there[upto:]]:
+        other.unlink()
     return path
 
 
 def read(path: Path) -> dict[str, Any]:
+    """A checkpoint, on the CPU. Raises zipfile.BadZipFile where its content is not what was written (CRC-32)."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"{damaged} is not what was written")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

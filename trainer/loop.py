@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entroloop.data.errors import Failed, Interrupted
+from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.plan import derive_seed
 from entroloop.data.progress import Progress
 from entroloop.data.stream import Batch, Resident, training_noise
@@ -30,7 +30,7 @@ from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
 from entroloop.trainer.engine import make_engine
-from entroloop.trainer.network import DenoiserNetwork, NetworkConfig, build, use_best_attention
+from entroloop.trainer.network import DenoiserNetwork, ImageNetwork, NetworkConfig, build, use_best_attention
 from entroloop.trainer.schedule import TrainConfig, learning_rate
 from entroloop.trainer.stats import Window
 
@@ -77,11 +77,13 @@ class Trainer:
         self.scale = Scale.of_images() if len(data.shape) == 3 else _scale_of_vectors(data, world)
         self.num_classes = job.num_classes if config.labels else 0
         self.shape = data.shape
+        if config.flip and len(self.shape) != 3:
+            raise UserError("train.flip=true: vectors, and latents among them, have no mirror images: set it to false")
         network = self._fresh_network()
         state = _newest_checkpoint(job.checkpoints, world)
         if state is not None:
             checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
-        if config.channels_last and len(self.shape) == 3:
+        if config.channels_last and isinstance(network, ImageNetwork):
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         attention = use_best_attention(network, world.device)
         self.engine = make_engine(config, network.train(), world)
@@ -175,7 +177,7 @@ class Trainer:
         generator.manual_seed(derive_seed(self.job.seed, 0, "dropout", position))
         y = self.scale.to_model(batch.samples[start : start + count].to(device))
         uniform = uniform.to(device)
-        if config.flip and y.ndim == 4:
+        if config.flip:
             y = torch.where((uniform[:, 1] < 0.5)[:, None, None, None], y.flip(-1), y)
         labels = None
         if self.num_classes:
