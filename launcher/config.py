@@ -22,6 +22,7 @@ from entroloop.data.retention import KeepConfig
 from entroloop.eval.evaluate import EvaluationConfig
 from entroloop.selection.strategies import SelectionConfig
 from entroloop.slurm.config import SlurmConfig
+from entroloop.trainer.diffusion import DDPM_STEPS
 from entroloop.trainer.network import NetworkConfig
 from entroloop.trainer.sampler import SampleConfig
 from entroloop.trainer.schedule import TrainConfig
@@ -103,6 +104,20 @@ class Config(BaseModel):
                 "loop.all_candidates=true: nothing is chosen: leave loop.draw and loop.balanced out and set "
                 f"selection.strategy=random (is {strategy})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _samples_as_it_was_trained(self) -> Config:
+        guidance, steps = self.sample.guidance, self.sample.steps
+        if guidance != 1 and not self.train.labels:
+            raise ValueError(f"sample.guidance={guidance:g}: the model is unconditional: set train.labels=true")
+        if guidance != 1 and not self.train.label_dropout:
+            raise ValueError(
+                f"sample.guidance={guidance:g}: with train.label_dropout=0 the network never learns what is without a "
+                "label: set it to 0.1"
+            )
+        if self.train.objective == "ddpm" and steps > DDPM_STEPS:
+            raise ValueError(f"sample.steps={steps}: a ddpm model has {DDPM_STEPS} noise levels: give no more")
         return self
 
     @model_validator(mode="after")

@@ -10,8 +10,9 @@ import logging
 from entroloop.data.pool import pool_of, pool_size, training_size
 from entroloop.launcher.config import Config
 from entroloop.launcher.disk import describe_disk
-from entroloop.launcher.footprint import describe_network
+from entroloop.launcher.footprint import describe_network, processes
 from entroloop.launcher.guide import is_guided
+from entroloop.trainer.schedule import micro_batches
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ def describe(config: Config) -> str:
         "real data      prepare   "
         f"{config.data.source} -> {n} training, {config.data.heldout} held-out, {config.data.labelled} labelled images",
     ]
+    micro_batches(config.train, processes(config))
     lines += describe_network(config)
     trained = sampled = 0
     for g in range(config.generations):

@@ -23,10 +23,10 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
     elif "MASTER_ADDR" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     else:
-        if environment.get("ACCELERATE_USE_CPU", "").lower() == "true" and "MASTER_ADDR" in environment:
+        if "MASTER_ADDR" in environment and any(name.startswith("ACCELERATE_") for name in environment):
             raise UserError(
-                "accelerate launch --cpu starts one process, however many are asked for: use torchrun, or "
-                "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+                "accelerate launch was asked for several processes and started one, as it does with --cpu and where "
+                "there is no GPU: use torchrun, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
             )
         return join(0, 1)
     try:
@@ -35,6 +35,8 @@ def world_from_environment(environment: Mapping[str, str] = os.environ) -> World
         raise UserError(f"environment: {', '.join(names)} must be integers ({error})") from error
     if not 0 <= rank < size:
         raise UserError(f"environment: {names[0]}={rank} is not below {names[1]}={size}")
+    if size > 1 and "MASTER_ADDR" not in environment:
+        raise UserError(f"environment: {names[1]}={size} without MASTER_ADDR: start with torchrun or accelerate launch")
     return join(rank, size, local_rank)
 
 

@@ -18,6 +18,7 @@ BAD = [
     ("name=a/b", "name=a/b: must be a plain folder name"),
     ("train", "train: give overrides as section.key=value"),
     ("seed.inner=1", "seed.inner"),
+    ("sample.guidance=2", "sample.guidance=2: the model is unconditional: set train.labels=true"),
 ]
 
 
@@ -73,3 +74,15 @@ def test_differences_name_every_key():
     before = {"a": {"b": 1, "c": 2}, "d": [1]}
     after = {"a": {"b": 1, "c": 3}, "d": [2], "e": None}
     assert configuration.differences(before, after) == ["a.c is 2 there, 3 here", "d is [1] there, [2] here"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["train.labels=true", "train.label_dropout=0", "sample.guidance=2"], "with train.label_dropout=0 the network"),
+        (["train.objective=ddpm", "sample.sampler=ddpm", "sample.steps=1001"], "a ddpm model has 1000 noise levels"),
+    ],
+)
+def test_what_sampling_could_not_do_is_refused_before_training(overrides, line):
+    with pytest.raises(UserError, match=line):
+        configuration.compose({**TINY, "seed": 0}, overrides, "tiny.yaml")

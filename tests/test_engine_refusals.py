@@ -41,6 +41,9 @@ def test_deepspeed_that_is_not_installed(launched, name):
         ("{", "not a DeepSpeed configuration in JSON"),
         ('["a"]', "not a DeepSpeed configuration in JSON"),
         ('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}', "keeps weights and moments on"),
+        ('{"zero_optimization": {"stage": 0}}', "stage=0: must be 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 3}}', "launched for ZeRO stage 3"),
+        ('{"optimizer": {"type": "Adam"}}', "optimizer: this trainer brings its own"),
     ],
 )
 def test_a_deepspeed_file_that_does_not_fit(launched, tmp_path, content, line):
@@ -94,10 +97,45 @@ def test_what_cannot_be_done_is_refused_before_anything_is_begun(tmp_path, overr
 
 
 def test_accelerate_that_starts_one_process_for_many_is_refused():
-    """`accelerate launch --cpu --num_processes 2` sets this and no rank."""
-    with pytest.raises(UserError, match=r"accelerate launch --cpu starts one process, .* use torchrun"):
-        world_from_environment({"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
-    assert world_from_environment({"ACCELERATE_USE_CPU": "True"}).size == 1
+    """`accelerate launch --num_processes 2` sets these and no rank, with --cpu and without a GPU."""
+    for cpu in ("True", "False"):
+        alone = {"ACCELERATE_USE_CPU": cpu, "ACCELERATE_MIXED_PRECISION": "no"}
+        with pytest.raises(UserError, match=r"asked for several processes and started one, .* use torchrun"):
+            world_from_environment({**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
+        assert world_from_environment(alone).size == 1
+
+
+def test_ranks_without_an_address_to_meet_at():
+    with pytest.raises(UserError, match=r"WORLD_SIZE=2 without MASTER_ADDR: start with torchrun"):
+        world_from_environment({"RANK": "0", "WORLD_SIZE": "2"})
+
+
+def test_a_compiler_that_accelerate_was_asked_for(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    make()
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    with pytest.raises(UserError, match=r"ACCELERATE_DYNAMO_BACKEND=EAGER: .* train\.compile=true"):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("stage", "engine", "line"),
+    [
+        ("3", "zero2", r"train\.engine=zero2: this was launched for ZeRO stage 3"),
+        ("0", "auto", r"zero_optimization\.stage=0: must be 1, 2 or 3"),
+        ("0", "zero2", r"zero_optimization\.stage=0: must be 1, 2 or 3"),
+    ],
+)
+def test_stages_that_are_launched_and_not_those_of_the_configuration(launched, stage, engine, line):
+    launched.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", stage)
+    with pytest.raises(UserError, match=line):
+        make(engine=engine)
+
+
+def test_offload_that_the_launcher_asks_for(launched):
+    launched.setenv("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu")
+    with pytest.raises(UserError, match="keeps weights and moments on the device"):
+        make(engine="zero2")
 
 
 def test_precisions_that_a_device_lacks(monkeypatch):

@@ -50,6 +50,11 @@ def check_launch(config: TrainConfig, world: World) -> int:
     """
     check_precision("train", config.precision, world.device)
     micro_batches(config, world.size)
+    compiler = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no")
+    if compiler.lower() != "no":
+        raise UserError(
+            f"ACCELERATE_DYNAMO_BACKEND={compiler}: launch without --dynamo_backend, set train.compile=true"
+        )
     for name in ("FSDP", "MEGATRON_LM"):
         if _is_set(f"ACCELERATE_USE_{name}"):
             raise UserError(f"ACCELERATE_USE_{name}: this trainer has DDP and DeepSpeed's ZeRO: launch without {name}")
@@ -71,16 +76,28 @@ def _is_set(variable: str) -> bool:
 
 def _zero_stage(config: TrainConfig) -> int:
     """1, 2 or 3 where DeepSpeed is asked for, by configuration or `accelerate launch --use_deepspeed`; else 0."""
-    launched = _is_set("ACCELERATE_USE_DEEPSPEED")
-    if config.engine.startswith("zero"):
-        return int(config.engine[-1])
-    if launched and config.engine != "auto":
+    configured = int(config.engine[-1]) if config.engine.startswith("zero") else 0
+    if not _is_set("ACCELERATE_USE_DEEPSPEED"):
+        return configured
+    if not configured and config.engine != "auto":
         raise UserError(
             f"train.engine={config.engine}: this was launched with --use_deepspeed: launch without, or set "
             "train.engine=zero2, or auto"
         )
-    asked = _deepspeed_file().get("zero_optimization", {}).get("stage")
-    return int(asked or os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if launched else 0
+    asked = _launched_stage()
+    if configured and asked is not None and asked != configured:
+        raise UserError(f"train.engine={config.engine}: this was launched for ZeRO stage {asked}: set one of them")
+    return configured or asked or 2
+
+
+def _launched_stage() -> int | None:
+    """The stage that DeepSpeed's file or the launcher asks for, None where they leave it open."""
+    stage = _deepspeed_file().get("zero_optimization", {}).get("stage")
+    if stage in (None, "auto"):
+        stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if stage is not None and str(stage) not in ("1", "2", "3"):
+        raise UserError(f"DeepSpeed's zero_optimization.stage={stage}: must be 1, 2 or 3, or launch without DeepSpeed")
+    return None if stage is None else int(stage)
 
 
 def _check_deepspeed(stage: int, world: World) -> None:
@@ -113,6 +130,9 @@ def _deepspeed_file() -> dict[str, Any]:
         assert isinstance(found.get("zero_optimization", {}), dict)
     except (OSError, ValueError, AttributeError, AssertionError) as error:
         raise UserError(f"{path}: not a DeepSpeed configuration in JSON ({error})") from error
+    for section in ("optimizer", "scheduler"):
+        if section in found:
+            raise UserError(f"{path}: {section}: this trainer brings its own (train.lr, …): leave the section out")
     return dict(found)
 
 
@@ -260,7 +280,11 @@ class ZeroEngine(Engine):
             state._reset_state()
         given = _deepspeed_file()
         zero = {"stage3_param_persistence_threshold": 0, **given.get("zero_optimization", {}), "stage": self.stage}
-        if any(zero.get(f"offload_{what}", {}).get("device", "none") != "none" for what in ("optimizer", "param")):
+        asked = [
+            os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")
+        ]
+        asked += [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
+        if any(device != "none" for device in asked):
             raise UserError("zero_optimization.offload_…: this trainer keeps weights and moments on the device")
         plugin = DeepSpeedPlugin(
             hf_ds_config={
