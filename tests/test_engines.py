@@ -193,8 +193,11 @@ def accelerate_launch(name, *arguments, **environment):
     )  # fmt: skip
 
 
-def test_accelerate_launch_that_starts_one_process_for_two_is_refused(tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+@pytest.mark.parametrize("cpu", [["--cpu"], []])
+def test_accelerate_launch_that_starts_one_process_for_two_is_refused(tmp_path, cpu):
+    if not cpu and torch.cuda.is_available():
+        pytest.skip("accelerate starts all processes where there is a GPU")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *cpu, "--num_processes", "2"]
     done = subprocess.run(
         [*launch, "-m", "entroloop.launcher", "run", str(tiny_file(tmp_path))], capture_output=True, text=True,
         timeout=120, check=False,
