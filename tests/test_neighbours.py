@@ -252,6 +252,7 @@ import resource, sys
 import numpy as np
 from entroloop.selection import nearest, neighbours
 x = np.load(sys.argv[1], mmap_mode="r")
+neighbours._BLOCK_BYTES = (1 << 24, 1 << 27)  # else a block may take more than is allowed here
 nearest(x[:64], x[:2048])  # libraries allocate their own once
 free = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (free + (200 << 20),) * 2)

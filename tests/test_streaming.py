@@ -197,8 +197,16 @@ class Deadly(Dataset):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch says it once more when it tidies
 def test_a_worker_that_dies_stops_the_run(folder):
-    with pytest.raises(RuntimeError, match="worker"):
-        drain(Streaming(Deadly(folder), workers=2))
+    said = []
+    try:
+        try:
+            drain(Streaming(Deadly(folder), workers=2))
+        except RuntimeError as error:
+            said.append(str(error))
+    except RuntimeError as late:  # torch's handler of the dead child speaks when the signal comes, also after ours
+        said.append(str(late))
+    assert said
+    assert all("worker" in line for line in said)
 
 
 # --- choice -------------------------------------------------------------------------------------------------------
