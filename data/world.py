@@ -143,7 +143,7 @@ def join(
     """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's World.
 
     A device is chosen by `local_rank` when none is given: CUDA if there is any, else the CPU. The group is left when
-    the process ends: of those that end within it about one in twenty are aborted, while gloo's thread still runs.
+    the process ends: of those that end within it a few in a hundred are aborted, while gloo's thread still runs.
     """
     if device is None:
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
