@@ -22,9 +22,8 @@ from entroloop.data.retention import KeepConfig
 from entroloop.eval.evaluate import EvaluationConfig
 from entroloop.selection.strategies import SelectionConfig
 from entroloop.slurm.config import SlurmConfig
-from entroloop.trainer.diffusion import DDPM_STEPS
 from entroloop.trainer.network import NetworkConfig
-from entroloop.trainer.sampler import SampleConfig
+from entroloop.trainer.sampler import SampleConfig, check_fits_model
 from entroloop.trainer.schedule import TrainConfig
 from entroloop.trainer.tracking import TrackingConfig
 
@@ -108,16 +107,12 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _samples_as_it_was_trained(self) -> Config:
-        guidance, steps = self.sample.guidance, self.sample.steps
-        if guidance != 1 and not self.train.labels:
-            raise ValueError(f"sample.guidance={guidance:g}: the model is unconditional: set train.labels=true")
-        if guidance != 1 and not self.train.label_dropout:
+        check_fits_model(self.sample, self.train.objective, self.train.labels)
+        if self.sample.guidance != 1 and not self.train.label_dropout:
             raise ValueError(
-                f"sample.guidance={guidance:g}: with train.label_dropout=0 the network never learns what is without a "
-                "label: set it to 0.1"
+                f"sample.guidance={self.sample.guidance:g}: with train.label_dropout=0 the network never learns what "
+                "is without a label: set it to 0.1"
             )
-        if self.train.objective == "ddpm" and steps > DDPM_STEPS:
-            raise ValueError(f"sample.steps={steps}: a ddpm model has {DDPM_STEPS} noise levels: give no more")
         return self
 
     @model_validator(mode="after")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data import manifest
-from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.errors import Interrupted
 from entroloop.data.plan import Part, bounds, derive_seed, generator
 from entroloop.data.progress import Progress
 from entroloop.data.shards import Provenance, shard_name, write_shard
@@ -28,7 +28,7 @@ from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork
-from entroloop.trainer.sampler import SampleConfig, clipped, draw, guided, noise_levels
+from entroloop.trainer.sampler import SampleConfig, check_fits_model, clipped, draw, guided, noise_levels
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 POLL = 0.5  # seconds between two looks at the shards of other ranks, at most
@@ -83,9 +83,8 @@ class Generator:
         self.shape = tuple(about["shape"])
         self.num_classes = int(about["num_classes"])
         self.scale = Scale(**about["scale"])
+        check_fits_model(config, about["objective"], self.num_classes > 0)
         self.sigmas = noise_levels(config, about["objective"])
-        if config.guidance != 1 and not self.num_classes:
-            raise UserError(f"sample.guidance={config.guidance}: the model is unconditional; set train.labels=true")
         self.denoise: Denoiser = denoiser_of(weights, config, guide, self._prepare)
         if config.guidance != 1:  # of the guided denoiser: guiding each network by labels first comes to the same
             self.denoise = guided(self.denoise, config.guidance, self.num_classes)

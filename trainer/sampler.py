@@ -130,6 +130,13 @@ class Churn:
         return min(self.amount / steps, math.sqrt(2) - 1) if self.low <= sigma <= self.high else 0.0
 
 
+def check_fits_model(config: SampleConfig, objective: Objective, labelled: bool) -> None:
+    """Raises UserError where a model of that objective, trained with or without labels, cannot be sampled so."""
+    if config.guidance != 1 and not labelled:
+        raise UserError(f"sample.guidance={config.guidance:g}: the model is unconditional: set train.labels=true")
+    noise_levels(config, objective)
+
+
 def noise_levels(config: SampleConfig, objective: Objective) -> Tensor:
     """The sampler's sigmas: DDPM models are sampled at the levels they were trained on, EDM models at EDM's.
 
