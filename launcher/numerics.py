@@ -13,6 +13,8 @@ import torch
 
 from entroloop.data.world import World
 
+PACKAGES = ("entroloop", "torch", "diffusers", "accelerate", "deepspeed", "numpy")
+
 
 def _version(name: str) -> str:
     try:
@@ -35,7 +37,7 @@ def numerics(world: World) -> dict[str, Any]:
     """What the exact bytes of a result, and its speed, depend on beside the configuration."""
     cuda = world.device.type == "cuda"
     return {
-        **{name: _version(name) for name in ("entroloop", "torch", "diffusers", "numpy")},
+        **{name: _version(name) for name in PACKAGES},
         "processor": torch.cuda.get_device_name(world.device) if cuda else _processor(),
         "python": platform.python_version(),
         "machine": platform.machine(),

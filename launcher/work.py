@@ -44,6 +44,7 @@ from entroloop.selection.filter import write_as_shards
 from entroloop.trainer import network as networks
 from entroloop.trainer.engine import start_tracker
 from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
+from entroloop.trainer.guidance import check_guide
 from entroloop.trainer.loop import Job, train
 from entroloop.trainer.tracking import Tracking, check_installed
 
@@ -168,6 +169,9 @@ class Work(Inputs):
         )  # fmt: skip
         if config.train.labels and data.labels is None:
             raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
+        guide = guide_of(config, self.layout, 0).folder  # generation 0 has one only if it is from outside the run
+        if guide is not None:
+            check_guide(guide, data.shape, self.real.num_classes if config.train.labels else 0)
         warm = None
         if config.train.warm_start and generation:
             warm = networks.load(self.layout.of(Step(generation - 1, "train")))

@@ -239,6 +239,14 @@ def test_another_runs_weights_guide(tmp_path, plain):
     assert not np.array_equal(pixels(layout, 0), pixels(plain, 0))
 
 
+def test_another_runs_guide_that_does_not_fit_is_refused_before_training(tmp_path, plain):
+    guide = f"sample.guide={plain.of(TRAIN)}", "sample.guide_weight=1.5"
+    config = tiny(tmp_path, "train.labels=true", *guide)
+    with pytest.raises(UserError, match=r"sample\.guide=\S+: a network with 0 classes, not 10: give one"):
+        drive.run(config, World(), lambda: False, until=TRAIN)
+    assert not Layout(config.run_folder).checkpoints(0).exists()
+
+
 def test_neon_needs_a_warm_start(tmp_path, plain):
     neon = (RANDOM, "sample.guide=previous", "sample.guide_kind=neon", "sample.guide_weight=0.5")
     with pytest.raises(UserError, match=r"sample\.guide=previous: neon .* train\.warm_start=true"):

@@ -11,7 +11,7 @@ that trained on the base's samples thus samples from what corrects the base.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,42 +78,44 @@ def denoiser_of(weights: Path, config: SampleConfig, guide: Path | None, prepare
     own = networks.load(weights)
     if guide is None:
         return denoiser(about["objective"], prepare(own))
-    theirs = _read_guide(guide)
-    check_guide(guide, theirs, about)
+    theirs = check_guide(guide, about["shape"], about["num_classes"])
+    if theirs["scale"] != about["scale"]:
+        raise _unlike(guide, "its training set, which decides the scale of vectors, had another mean or deviation")
     second = networks.load(guide)
     assert config.guide_weight is not None
     if config.guide_kind == "neon":
-        if theirs.about["objective"] != about["objective"]:
-            raise UserError(f"sample.guide={guide}: trained as {theirs.about['objective']}, not {about['objective']}")
+        if theirs["objective"] != about["objective"]:
+            raise UserError(f"sample.guide={guide}: trained as {theirs['objective']}, not {about['objective']}")
         extrapolate_weights(config.guide_weight, second, own, guide)
         return denoiser(about["objective"], prepare(own))
     return combined(
         config.guide_kind,
         config.guide_weight,
         denoiser(about["objective"], prepare(own)),
-        denoiser(theirs.about["objective"], prepare(second)),
+        denoiser(theirs["objective"], prepare(second)),
     )
 
 
-def _read_guide(folder: Path) -> manifest.Manifest:
+def check_guide(folder: Path, shape: Sequence[int], num_classes: int) -> dict[str, Any]:
+    """What the seal of a guide's weights says of its network.
+
+    shape, num_classes  of the sampled network; 0 classes for one that learns no labels
+
+    Raises UserError, naming what differs, when the guide's samples are not of that kind.
+    """
     try:
         found = manifest.read(folder)
     except UserError as error:
         raise UserError(f"sample.guide={folder}: {error}") from error
     if found.kind != "weights":
         raise UserError(f"sample.guide={folder}: holds {found.kind}: give a sealed folder of weights")
-    return found
+    theirs = found.about
+    if theirs["shape"] != list(shape):
+        raise _unlike(folder, f"a network for samples of shape {theirs['shape']}, not {list(shape)}")
+    if theirs["num_classes"] != num_classes:
+        raise _unlike(folder, f"a network with {theirs['num_classes']} classes, not {num_classes}")
+    return theirs
 
 
-def check_guide(folder: Path, guide: manifest.Manifest, about: dict[str, Any]) -> None:
-    """Raises UserError, naming what differs, when a guide's samples are not what the sampled network's are."""
-    theirs = guide.about
-    if theirs["shape"] != about["shape"]:
-        wrong = f"a network for samples of shape {theirs['shape']}, not {about['shape']}"
-    elif theirs["num_classes"] != about["num_classes"]:
-        wrong = f"a network with {theirs['num_classes']} classes, not {about['num_classes']}"
-    elif theirs["scale"] != about["scale"]:
-        wrong = "its training set, which decides the scale of vectors, had another mean or deviation"
-    else:
-        return
-    raise UserError(f"sample.guide={folder}: {wrong}: give one that was trained on such samples")
+def _unlike(folder: Path, difference: str) -> UserError:
+    return UserError(f"sample.guide={folder}: {difference}: give one that was trained on such samples")
