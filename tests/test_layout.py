@@ -2,9 +2,13 @@
 
 import ast
 import configparser
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import entroloop
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("data", "trainer", "selection", "eval", "launcher", "slurm")
@@ -74,5 +78,16 @@ def test_setup_lists_every_package():
         for room in ROOMS
         for path in (ROOT / room).rglob("__init__.py")
     }
-    assert listed == tree
+    assert listed == tree | {"entroloop"}
     assert not (ROOT / "__init__.py").exists()
+
+
+def test_importing_entroloop_imports_no_room_and_names_them_all():
+    """In a process of its own, since this one has imported everything."""
+    code = (
+        "import sys, entroloop; before = set(sys.modules);"
+        "assert not any(m.startswith('entroloop.') or m in ('torch', 'numpy', 'typer') for m in before);"
+        "assert entroloop.__version__; assert entroloop.slurm.__name__ == 'entroloop.slurm'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert {*entroloop.__all__} == {"__version__", *ROOMS}

@@ -1,0 +1,1 @@
+../../entroloop/__init__.py

@@ -1,0 +1,1 @@
+../../entroloop/__main__.py
