@@ -11,9 +11,14 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 .PHONY: help demo test test-fast lint format bench clean
 
 help:
-	@echo "make demo   the main job on embedded data: a few minutes, then runs/digits/report.html"
-	@echo "make test   all tests       make test-fast   without those of many processes and of SLURM"
-	@echo "make lint   ruff and mypy   make bench       the benchmarks"
+	@echo "make demo        run the main job on embedded data: a few minutes, then open runs/digits/report.html"
+	@echo "make test        run all tests (ENTROLOOP_LONG=1 make test: the long ones as well)"
+	@echo "make test-fast   run the tests without those that start many processes or a SLURM cluster"
+	@echo "make lint        check with ruff, ruff format and mypy"
+	@echo "make format      fix what ruff can fix"
+	@echo "make docs        write the generated pages again: docs/modules.md"
+	@echo "make bench       run the benchmarks"
+	@echo "make clean       remove .venv, builds and caches"
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "entroloop needs Python 3.11 or newer")'

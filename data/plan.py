@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from entroloop.data.config import HOW, Section
 from entroloop.data.errors import UserError
 
 
@@ -68,51 +69,41 @@ def parse_part(text: str) -> Part:
     return Part(int(match[1]), int(match[2]))
 
 
-class DataConfig(BaseModel):
-    """The real data of a run.
+class DataConfig(Section):
+    """The real data of a run, and how training sets are read."""
 
-    source      a sealed data set, or anything that `entroloop import` takes (it is then imported into the run)
-    resolution  images are brought to this height and width; None keeps theirs
-    split       of the source, where it has several: `train`, `test`
-    limit       import at most so many
-    size        N: real images that train generation 0
-    heldout     real images kept for the measures
-    labelled    real images for the classifier whose features are measured; 0 where no classifier is used
-    split_seed  decides which are held out and labelled, for all runs alike
-    shard_size  images a shard
-    buffer      shards of a training set whose images are shuffled together
-    selected    training sets are written as `shards`, or as an `index` of images that stay where they are
-
-    How a training set is read; these may change when a run is resumed, since they do not change its batches:
-
-    mode          `resident`: decoded once into memory; `streaming`: read from the shards while training; `auto`:
-                  resident where it takes at most `memory_share` of the memory that is free
-    workers       processes a rank that read ahead when streaming; 0: none
-    memory_share  see mode
-    skip_damaged  go on without samples that cannot be read, which are counted and reported, instead of stopping (the
-                  only way in which a run's training images may differ; it streams)
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     source: str
+    """A sealed data set, or anything that `entroloop import` takes (it is then imported into the run)."""
     resolution: int | None = Field(None, ge=1)
+    """Height and width to which images are brought; null keeps theirs."""
     split: str | None = None
+    """Split of a source that has several: `train` or `test`."""
     limit: int | None = Field(None, ge=1)
+    """Import at most this many samples; null imports all."""
     size: int = Field(256, ge=2)
+    """N: the number of real samples that train generation 0."""
     heldout: int = Field(512, ge=2)
+    """Number of real samples kept for the measures."""
     labelled: int = Field(768, ge=0)
+    """Number of real images that train the classifier whose features are measured; 0 where no classifier is used."""
     split_seed: int = 0
+    """Decides which samples are held out and labelled; runs with the same value are measured alike."""
     shard_size: int = Field(1024, ge=1)
+    """Samples per shard of the imported set and of training sets."""
     buffer: int = Field(16, ge=1)
+    """Number of shards of a training set whose samples are shuffled together."""
     selected: Literal["shards", "index"] = "shards"
-    mode: Literal["auto", "resident", "streaming"] = "auto"
-    workers: int = Field(1, ge=0)
-    memory_share: float = Field(0.25, gt=0, le=1)
-    skip_damaged: bool = False
-
-
-# Keys of DataConfig that decide how a training set is read, not what is read.
-READING = ("mode", "workers", "memory_share", "skip_damaged")
+    """Training sets are written as `shards`, or as an `index` of samples that stay where they are."""
+    mode: Annotated[Literal["auto", "resident", "streaming"], HOW] = "auto"
+    """`resident` decodes a training set once into memory; `streaming` reads the shards while training; `auto` is
+    resident where the set takes at most `memory_share` of the free memory."""
+    workers: Annotated[int, HOW] = Field(1, ge=0)
+    """Processes per rank that read ahead when streaming; 0 reads in the training process."""
+    memory_share: Annotated[float, HOW] = Field(0.25, gt=0, le=1)
+    """Share of the free memory that a resident training set may take (`mode: auto`)."""
+    skip_damaged: Annotated[bool, HOW] = False
+    """Leave out samples that cannot be read, count and report them, instead of stopping. It streams. Only here may a
+    run's training samples differ from those its recipe names."""
 
 
 @dataclass(frozen=True)

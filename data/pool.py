@@ -22,27 +22,27 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from entroloop.data.config import Section
 from entroloop.data.errors import UserError
 from entroloop.data.shards import REAL
 
 Paradigm = Literal["replace", "accumulate", "accumulate-subsample"]
 
 
-class FreshConfig(BaseModel):
-    """Real images never used before, in every training set but the first.
+class FreshConfig(Section):
+    """Real samples never used before, in every training set but the first."""
 
-    share     alpha of generation 1
-    schedule  of the later ones: `constant`; `linear`, down to none in `over` generations; `decaying`, multiplied by
-              `decay` from one to the next
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     share: float = Field(0.0, ge=0, le=1)
+    """alpha: the share of the N training samples of generation 1 that are fresh."""
     schedule: Literal["constant", "linear", "decaying"] = "constant"
+    """The share of later generations: `constant`; `linear` falls to none in `over` generations; `decaying` is
+    multiplied by `decay` from one generation to the next."""
     over: int = Field(10, ge=1)
+    """Number of generations after which the linear schedule reaches none."""
     decay: float = Field(0.5, gt=0, lt=1)
+    """Factor of the decaying schedule, per generation."""
 
     def at(self, generation: int) -> float:
         """alpha of generation >= 1."""
@@ -55,25 +55,23 @@ class FreshConfig(BaseModel):
                 return self.share * self.decay ** (generation - 1)
 
 
-class LoopConfig(BaseModel):
-    """How generations feed each other.
+class LoopConfig(Section):
+    """How generations feed each other."""
 
-    paradigm        `replace`, `accumulate` or `accumulate-subsample`
-    candidates      c: each generation samples c N images, so that there is something to choose from
-    fresh           the share of real images never used before
-    draw            of the strategy `random`: `uniform`, or `stratified`: as equal a number as possible from each source
-    balanced        choose as equal a number as possible from each class, by the strategy within it
-    all_candidates  take all candidates instead of choosing: a control of every selection, since the number of images
-                    seen in training is that of `train.kimg` either way
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     paradigm: Paradigm = "replace"
+    """The pool a generation is chosen from: `replace` (the samples of the generation before), `accumulate` (the same,
+    beside everything trained on before) or `accumulate-subsample` (N of all samples and the real training samples)."""
     candidates: int = Field(2, ge=1)
+    """c: each generation samples c N candidates, so that there is something to choose from."""
     fresh: FreshConfig = FreshConfig()
+    """Real samples never used before."""
     draw: Literal["uniform", "stratified"] = "uniform"
+    """How the strategy `random` draws: `uniform`, or `stratified`, as equal a number as possible from each source."""
     balanced: bool = False
+    """Choose as equal a number as possible from each class, by the strategy within it."""
     all_candidates: bool = False
+    """Train on all candidates instead of choosing: a control of every selection, since `train.kimg` fixes the number of
+    images seen either way."""
 
 
 @dataclass(frozen=True)

@@ -10,25 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from entroloop.data import files, manifest
+from entroloop.data.config import Section
 
 
-class KeepConfig(BaseModel):
-    """What stays on disk. `needed`: what no later selection or evaluation can read goes, also those of further
-    generations, which a finished run may be given. Training sets, weights and measures always stay.
+class KeepConfig(Section):
+    """What stays on disk. `needed` deletes a file once no later phase can read it, counting the phases of generations
+    that may still be added to a finished run. Training sets, weights and measures always stay."""
 
-    samples      `all` or `needed`; the first shard of each generation stays for the report, and with
-                 `data.selected=index` all that training sets refer to
-    features     `all` or `needed`
-    checkpoints  resume states of finished trainings: `none`, or `all` that `train.keep` left
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     samples: Literal["all", "needed"] = "all"
+    """Shards of samples. The first shard of each generation stays for the report, and with `data.selected=index` all
+    that training sets refer to."""
     features: Literal["all", "needed"] = "all"
+    """Features of samples."""
     checkpoints: Literal["none", "all"] = "none"
+    """Resume states of finished trainings: `none`, or `all` that `train.keep` left."""
 
 
 def remove(folder: Path, names: list[str]) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from entroloop.data.config import HOW
 from entroloop.data.encoders import check_name
 from entroloop.data.errors import UserError
-from entroloop.data.plan import READING, DataConfig
+from entroloop.data.plan import DataConfig
 from entroloop.data.pool import LoopConfig
 from entroloop.data.retention import KeepConfig
 from entroloop.eval.evaluate import EvaluationConfig
@@ -130,7 +131,8 @@ class Config(BaseModel):
 
 
 # Keys that may differ when a run is resumed: they decide how it is computed, not what.
-MAY_CHANGE = ("threads", "folder", "name", "slurm", "tracking", "keep", *(f"data.{key}" for key in READING))
+_HOW_DATA_IS_READ = [f"data.{name}" for name, field in DataConfig.model_fields.items() if HOW in field.metadata]
+MAY_CHANGE = ("threads", "folder", "name", "slurm", "tracking", "keep", *_HOW_DATA_IS_READ)
 
 
 _GRID = "sweep.grid."

@@ -16,7 +16,6 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from entroloop.data import files
-from entroloop.data.plan import READING
 from entroloop.data.pool import pool_of
 from entroloop.data.shards import REAL
 from entroloop.launcher.config import Config
@@ -141,8 +140,8 @@ def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]
     generation, dump = step.generation, config.settled()
     match step.phase:
         case "prepare":
-            others = ("size", "buffer", "selected", *READING)
-            data = {key: value for key, value in dump["data"].items() if key not in others}
+            others = ("size", "buffer", "selected")
+            data = {key: value for key, value in config.data.deciding().items() if key not in others}
             return {"data": data, "encoders": config.encoders}, []
         case "select" if generation == 0:
             return {"seed": config.seed, "size": config.data.size, **_if_changed("selected", config.data)}, [PREPARE]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from entroloop.data.config import Section
 
 KINDS = ("run", "import", "prepare", "train", "sample", "encode", "select", "evaluate", "seal", "arm", "report")
 Kind = Literal["run", "import", "prepare", "train", "sample", "encode", "select", "evaluate", "seal", "arm", "report"]
@@ -33,33 +35,33 @@ def seconds(time: str) -> int:
     raise ValueError(f"{time}: give a time limit such as 90m, 12h, 2d, 12:00:00 or 1-12:00:00")
 
 
-class Resources(BaseModel):
-    """What a job asks for; None leaves it to the section above, and there to the cluster.
+class Resources(Section):
+    """What a job asks for. null leaves it to the section above, and there to the cluster."""
 
-    partition, account, qos, constraint  as in sbatch
-    nodes          of one job
-    gpus_per_node  asked for as generic resources; 0 for CPU jobs
-    gpu_type       `a100`, where the cluster wants the type named
-    processes      of one node; one a GPU, or one, when not given
-    cpus_per_node  for all processes of a node together
-    memory         of a node, as in sbatch: `64G`; `0` is all of it
-    time           limit: `12h`, `90m`, `2d`, or sbatch's own `"12:00:00"` in quotes
-    lines          more `#SBATCH` options, for example `--exclusive`
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     partition: str | None = None
+    """As `sbatch --partition`."""
     account: str | None = None
+    """As `sbatch --account`."""
     qos: str | None = None
+    """As `sbatch --qos`."""
     constraint: str | None = None
+    """As `sbatch --constraint`."""
     nodes: int | None = Field(None, ge=1)
+    """Nodes of one job."""
     gpus_per_node: int | None = Field(None, ge=0)
+    """GPUs per node, asked for as generic resources; 0 for jobs on CPUs."""
     gpu_type: str | None = None
+    """For example `a100`, where the cluster wants the type named."""
     processes: int | None = Field(None, ge=1)
+    """Processes per node; null: one per GPU, or one."""
     cpus_per_node: int | None = Field(None, ge=1)
+    """Processor cores per node, for all its processes together."""
     memory: str | None = None
+    """Memory per node, as in sbatch: `64G`; `0` is all of it."""
     time: str | None = None
+    """Time limit: `12h`, `90m`, `2d`, or sbatch's own form in quotes, `"12:00:00"`."""
     lines: tuple[str, ...] | None = None
+    """Further `#SBATCH` options, for example `--exclusive`."""
 
     @field_validator("time", mode="before")
     @classmethod
@@ -96,42 +98,43 @@ BY_KIND: dict[str, Resources] = {
 
 
 class SlurmConfig(Resources):
-    """How a run uses a SLURM cluster. All of it may change while the run is under way.
-
-    shape      `generations`: one job does whole generations on all its nodes; `phases`: a chain of a job a phase
-    phases     what single kinds of job ask for instead: run, import, prepare, train, sample, encode, select,
-               evaluate, seal, arm (one run of a sweep), report
-    array      tasks of an array: sampling, encoding
-    at_once    tasks of an array that may run at the same time; None: no limit
-    import_array  tasks that import the source and encode the real images; 1: a single job does
-    window     at most so many of the run's jobs and array tasks are queued at once; the chain continues itself
-    retries    failures of one job, or array task, after which it and the chain stop; time limits do not count
-    lead       seconds before the time limit at which a job saves its state and queues itself again
-    seal_wait  seconds that a job waits for its predecessor's seal to show on its node
-    overlap    encode every shard as soon as it is sampled (`generations`)
-    setup      shell lines that make `python` the one with entroloop: modules, conda, virtual environments
-    prefix     put before every python command: `apptainer exec --nv image.sif`
-    python     the command itself
-    scratch    folder on a node's own disk to which training shards are copied first; may use shell variables
-    """
+    """How a run uses a SLURM cluster. All of it may change while the run is under way."""
 
     nodes: int = Field(1, ge=1)
+    """Nodes of one job."""
     gpus_per_node: int = Field(1, ge=0)
+    """GPUs per node, asked for as generic resources; 0 for jobs on CPUs."""
     time: str = "24h"
+    """Time limit: `12h`, `90m`, `2d`, or sbatch's own form in quotes, `"12:00:00"`."""
     shape: Literal["generations", "phases"] = "generations"
-    phases: dict[Kind, Resources] = {}
+    """`generations`: one job does whole generations on all its nodes; `phases`: a chain with one job per phase."""
+    phases: dict[Kind, Resources] = Field({})
+    """What single kinds of job ask for instead: run, import, prepare, train, sample, encode, select, evaluate, seal,
+    arm (one run of a sweep), report."""
     array: int = Field(8, ge=1)
+    """Tasks of an array: sampling, encoding."""
     at_once: int | None = Field(None, ge=1)
+    """Tasks of an array that may run at the same time; null sets no limit."""
     import_array: int = Field(1, ge=1)
+    """Tasks that import the source and encode the real images; 1: a single job does."""
     window: int = Field(64, ge=1)
+    """The largest number of the run's jobs and array tasks that are queued at once; the chain continues itself."""
     retries: int = Field(2, ge=0)
+    """Failures of one job or array task after which it and the chain stop; reaching a time limit is no failure."""
     lead: int = Field(300, ge=1)
+    """Seconds before the time limit at which a job saves its state and queues itself again."""
     seal_wait: int = Field(120, ge=0)
+    """Seconds that a job waits for its predecessor's seal to show on its node."""
     overlap: bool = True
+    """Encode every shard as soon as it is sampled (shape `generations`)."""
     setup: tuple[str, ...] = ()
+    """Shell lines that make `python` the one with entroloop: modules, conda, virtual environments."""
     prefix: str = ""
+    """Put before every python command: `apptainer exec --nv image.sif`."""
     python: str = "python"
+    """The python command itself."""
     scratch: str | None = None
+    """Folder on a node's own disk to which training shards are copied first; may use shell variables."""
 
     @model_validator(mode="after")
     def _fits(self) -> SlurmConfig:
