@@ -101,6 +101,15 @@ def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
     return Pool(pool, choose, keep=config.paradigm == "accumulate", fresh=fresh)
 
 
+def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:
+    """The generations (REAL: the real data) from which a generation's training set may have images."""
+    if generation == 0:
+        return frozenset({REAL})
+    pool = pool_of(config, generation, size)
+    kept = origins(config, generation - 1, size) if pool.keep else frozenset()
+    return kept | {*pool.pool, *([REAL] if pool.fresh else [])}
+
+
 def pool_size(config: LoopConfig, pool: Iterable[int], size: int) -> int:
     """How many candidates the samples of these generations are, with N real images for REAL, where `size` is N."""
     return sum(size if generation == REAL else config.candidates * size for generation in pool)

@@ -45,8 +45,7 @@ def evaluate(inputs: Inputs, step: Step) -> Row:
         folder = inputs.layout.of(step)
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
         files.create(folder / "metrics.jsonl", lambda file: file.write(line))
-        made_from = inputs.made_from(step, Step(generation, "encode"), Step(generation, "select"))
-        manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=made_from)
+        manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs.made_from(step))
     return row
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -34,9 +33,10 @@ class Inputs:
     layout: Layout
     world: World
 
-    def made_from(self, step: Step, *inputs: Step) -> dict[str, str]:
-        read = {str(s): manifest.read(self.layout.of(s)).digest for s in inputs}
-        return {"recipe": self.recipes[step], **read}
+    def made_from(self, step: Step) -> dict[str, str]:
+        """For the step's seal: its recipe, and the digest of every sealed folder that it reads."""
+        read = phases.parents(self.config, self.layout, step)
+        return {"recipe": self.recipes[step]} | {name: manifest.read(folder).digest for name, folder in read.items()}
 
     @functools.cached_property
     def recipes(self) -> dict[Step, str]:
@@ -44,9 +44,8 @@ class Inputs:
 
     @functools.cached_property
     def real(self) -> Dataset:
-        """The real data set: the run's own import, or the sealed folder that the configuration names."""
-        images = self.layout.images
-        return Dataset(images if manifest.is_sealed(images) else Path(self.config.data.source))
+        """The real data set (see `phases.real_folder`)."""
+        return Dataset(phases.real_folder(self.config, self.layout))
 
     @property
     def kind(self) -> str:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from entroloop.data import files
-from entroloop.data.pool import pool_of
+from entroloop.data import files, manifest
+from entroloop.data.pool import origins, pool_of
 from entroloop.data.shards import REAL
 from entroloop.launcher.config import Config
 
@@ -111,21 +111,78 @@ def recipes(config: Config) -> dict[Step, str]:
     """
     found: dict[Step, str] = {}
     for step in steps(config.generations):
-        section, inputs = _decided_by(config, step)
         found[step] = files.digest(
             {
                 "step": str(step),
-                "section": section,
+                "section": _decided_by(config, step),
                 "threads": config.threads,
-                "inputs": [found[s] for s in inputs],
+                "inputs": [found[s] for s in inputs(config, step)],
             }
         )
     return found
 
 
 def inputs(config: Config, step: Step) -> list[Step]:
-    """The earlier steps that a step reads."""
-    return _decided_by(config, step)[1]
+    """Every earlier step whose sealed folders a step reads, in order.
+
+    All but the preparation read its folders: the classes of the real data decide the shape of a network.
+    """
+    generation = step.generation
+    found: set[Step] = set()
+    match step.phase:
+        case "prepare":
+            return []
+        case "select" if generation > 0:
+            pool = pool_of(config.loop, generation, config.data.size)
+            found = {Step(g, phase) for g in pool.pool if g != REAL for phase in ("sample", "encode")}
+            found |= {Step(generation - 1, "select"), *_behind(config, generation - 1)} if pool.keep else set()
+        case "train":
+            found = {Step(generation, "select"), *_behind(config, generation)}
+            found |= {Step(generation - 1, "train")} if config.train.warm_start and generation else set()
+        case "sample":
+            guide = guide_step(config, generation)
+            found = {Step(generation, "train"), *([guide] if guide else [])}
+            found |= {Step(generation, "select")} if config.sample.labels == "training" else set()
+        case "encode":
+            found = {Step(generation, "sample")}
+        case "evaluate":
+            trained_on = {Step(g, "encode") for g in origins(config.loop, generation, config.data.size) if g != REAL}
+            found = {Step(generation, "encode"), Step(generation, "select"), *trained_on}
+            found |= _behind(config, generation) if config.train.flip else set()
+    return sorted({PREPARE, *found})
+
+
+def _behind(config: Config, generation: int) -> set[Step]:
+    """The steps that hold the images of a training set which is only an index of them."""
+    if config.data.selected != "index":
+        return set()
+    return {Step(g, "sample") for g in origins(config.loop, generation, config.data.size) if g != REAL}
+
+
+def guide_step(config: Config, generation: int) -> Step | None:
+    """The training whose weights guide the sampling of a generation; None where no earlier one of this run does."""
+    number = config.sample.guide_generation(generation)
+    return Step(number, "train") if number is not None and 0 <= number < generation else None
+
+
+def parents(config: Config, layout: Layout, step: Step) -> dict[str, Path]:
+    """Every sealed folder that a step reads, by its name in the seal's `made_from`.
+
+    `real` is the real data set, `classifier` the one fitted to it, `guide` weights from outside the run; the others
+    have the name of their step. The seal of the classifier names `real` alone.
+    """
+    found = {"real": real_folder(config, layout)}
+    if "classifier" in config.encoders:
+        found["classifier"] = layout.classifier
+    found |= {str(s): layout.of(s) for s in inputs(config, step)}
+    if step.phase == "sample" and config.sample.guide and config.sample.guide_generation(step.generation) is None:
+        found["guide"] = Path(config.sample.guide)
+    return found
+
+
+def real_folder(config: Config, layout: Layout) -> Path:
+    """Where the real data are: the run's own import, or the sealed folder that the configuration names."""
+    return layout.images if manifest.is_sealed(layout.images) else Path(config.data.source)
 
 
 def _if_changed(key: str, section: BaseModel) -> dict[str, Any]:
@@ -135,36 +192,27 @@ def _if_changed(key: str, section: BaseModel) -> dict[str, Any]:
     return {} if same else {key: section.model_dump(mode="json")[key]}
 
 
-def _decided_by(config: Config, step: Step) -> tuple[dict[str, Any], list[Step]]:
-    """The configuration values and the earlier steps that a step reads."""
-    generation, dump = step.generation, config.settled()
+def _decided_by(config: Config, step: Step) -> dict[str, Any]:
+    """The configuration values that decide a step's result, beside those that decide what it reads."""
+    dump = config.settled()
     match step.phase:
         case "prepare":
             others = ("size", "buffer", "selected")
             data = {key: value for key, value in config.data.deciding().items() if key not in others}
-            return {"data": data, "encoders": config.encoders}, []
-        case "select" if generation == 0:
-            return {"seed": config.seed, "size": config.data.size, **_if_changed("selected", config.data)}, [PREPARE]
+            return {"data": data, "encoders": config.encoders}
+        case "select" if step.generation == 0:
+            return {"seed": config.seed, "size": config.data.size, **_if_changed("selected", config.data)}
         case "select":
-            pool = pool_of(config.loop, generation, config.data.size)
-            encoded = [Step(g, "encode") for g in pool.pool if g != REAL]
             section = {key: dump[key] for key in ("seed", "selection")} | _if_changed("selected", config.data)
             section["loop"] = {key: dump["loop"][key] for key in ("paradigm", "candidates")}
             for key in ("fresh", "draw", "balanced", "all_candidates"):
                 section["loop"] |= _if_changed(key, config.loop)
-            return section, [PREPARE, *encoded, Step(generation - 1, "select")]
+            return section
         case "train":
-            warm = [Step(generation - 1, "train")] if config.train.warm_start and generation else []
-            section = {key: dump[key] for key in ("seed", "train", "network")}
-            section |= _if_changed("buffer", config.data)
-            read = []  # beside the training set: where an index refers to
-            if config.data.selected == "index":
-                read = [PREPARE, *(Step(g, "sample") for g in range(generation))]
-            return section, [Step(generation, "select"), *warm, *read]
+            return {key: dump[key] for key in ("seed", "train", "network")} | _if_changed("buffer", config.data)
         case "sample":
-            return {"sample": dump["sample"], "count": config.samples, "seed": config.seed}, [Step(generation, "train")]
+            return {"sample": dump["sample"], "count": config.samples, "seed": config.seed}
         case "encode":
-            return {"encoders": config.encoders}, [PREPARE, Step(generation, "sample")]
+            return {"encoders": config.encoders}
         case "evaluate":
-            section = {"evaluation": dump["evaluation"], "size": config.data.size}
-            return section, [PREPARE, Step(generation, "encode"), Step(generation, "select")]
+            return {"evaluation": dump["evaluation"], "size": config.data.size}

@@ -9,27 +9,15 @@ import logging
 from collections.abc import Callable
 
 from entroloop.data import manifest, retention
-from entroloop.data.pool import pool_of
-from entroloop.data.shards import REAL
 from entroloop.launcher.config import Config
-from entroloop.launcher.phases import Layout, Step, steps
+from entroloop.launcher.phases import Layout, Step, inputs, steps
 
 log = logging.getLogger(__name__)
 
 
 def contents_read(config: Config, step: Step) -> set[Step]:
     """The sample and encode steps whose large files a step reads."""
-    generation = step.generation
-    match step.phase:
-        case "encode":
-            return {Step(generation, "sample")}
-        case "select" if generation > 0:
-            pool = [g for g in pool_of(config.loop, generation, config.data.size).pool if g != REAL]
-            return {Step(g, phase) for g in pool for phase in ("sample", "encode")}
-        case "evaluate":  # also the features of every image it was trained on
-            first = max(0, generation - 1) if config.loop.paradigm == "replace" else 0
-            return {Step(g, "encode") for g in range(first, generation + 1)}
-    return set()
+    return {read for read in inputs(config, step) if read.phase in ("sample", "encode")}
 
 
 def removable(config: Config, sealed: Callable[[Step], bool]) -> list[Step]:

@@ -7,7 +7,6 @@ Every rank of the World calls it; rank 0 writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ def select_training_set(inputs: Inputs, step: Step) -> tuple[str, dict[str, Any]
         if inputs.world.is_main:
             source = Source(inputs.real, inputs.split.training, real=True)
             ids = np.arange(config.data.size)
-            _write(inputs, step, [source], ids, {"real": inputs.real.manifest.digest})
+            _write(inputs, step, [source], ids)
         return f"{config.data.size} real {inputs.kind}", {}
     pool = pool_of(config.loop, generation, config.data.size)
     sources, blocks = [], []
@@ -59,8 +58,7 @@ def select_training_set(inputs: Inputs, step: Step) -> tuple[str, dict[str, Any]
         ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
         sources.insert(0, before)
     if inputs.world.is_main:
-        read = [Step(g, "sample") for g in pool.pool if g != REAL]
-        _write(inputs, step, sources, ids, inputs.made_from(step, *read))
+        _write(inputs, step, sources, ids)
     fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
     chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
     if config.loop.all_candidates:
@@ -94,9 +92,7 @@ def _choose(
     return ids, {"radius_median": float(np.median(finite)) if len(finite) else None, **chosen.info}
 
 
-def _write(
-    inputs: Inputs, step: Step, sources: list[Source], ids: NDArray[np.int64], made_from: Mapping[str, str]
-) -> None:
+def _write(inputs: Inputs, step: Step, sources: list[Source], ids: NDArray[np.int64]) -> None:
     data, folder = inputs.config.data, inputs.layout.of(step)
     about: dict[str, Any] = {}
     if inputs.real.labelled:
@@ -107,7 +103,7 @@ def _write(
             "label_histogram": histogram.tolist(),
             "unlabelled": int((labels < 0).sum()),
         }
-    made_from = {"recipe": inputs.recipes[step], **made_from}
+    made_from = inputs.made_from(step)
     if data.selected == "index":
         index_selected(
             sources, ids, folder, run=inputs.layout.run, shard_size=data.shard_size, about=about, made_from=made_from

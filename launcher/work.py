@@ -99,7 +99,7 @@ class Work(Inputs):
         self._encode_into(self.real, folder, Part().split(self.world.rank, self.world.size))
         self.world.barrier()
         if self.world.is_main:
-            seal_features(self.real, self.encoders, folder, {"recipe": self.recipes[step]})
+            seal_features(self.real, self.encoders, folder, self.made_from(step))
         return f"{len(self.real)} real {self.kind} of {'x'.join(map(str, self.real.shape))}"
 
     def _prepare_part(self, step: Step, part: Part) -> str:
@@ -169,7 +169,7 @@ class Work(Inputs):
         )  # fmt: skip
         if config.train.labels and data.labels is None:
             raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
-        guide = guide_of(config, self.layout, 0).folder  # generation 0 has one only if it is from outside the run
+        guide = guide_of(config, self.layout, 0)  # generation 0 has one only if it is from outside the run
         if guide is not None:
             check_guide(guide, data.shape, self.real.num_classes if config.train.labels else 0)
         warm = None
@@ -179,7 +179,7 @@ class Work(Inputs):
             config=config.train, network=config.network, seed=derive_seed(config.seed, generation, "train"),
             num_classes=self.real.num_classes, checkpoints=self.layout.checkpoints(generation),
             weights=self.layout.of(step), stats=self.layout.stats(generation),
-            made_from=self.made_from(step, Step(generation, "select")), title=str(step), warm=warm,
+            made_from=self.made_from(step), title=str(step), warm=warm,
         )  # fmt: skip
         self.facts["nfe"] = config.train.images
         self.facts["engine"] = train(
@@ -217,20 +217,19 @@ class Work(Inputs):
         weights, folder = self.layout.of(Step(generation, "train")), self.layout.of(step)
         plan = SamplePlan(config.seed, generation, config.samples, config.sample.shard_size)
         guide = guide_of(config, self.layout, generation)
-        sample = config.sample if guide.folder else config.sample.model_copy(update={"guide": None})
+        sample = config.sample if guide else config.sample.model_copy(update={"guide": None})
         all_of_it = part or Part()
         self._say_who_idles(len(all_of_it.of(len(plan.shards))))
         drawn = generate(
             weights, folder, sample, plan, all_of_it.split(self.world.rank, self.world.size), self.world.device,
-            histogram=self._label_histogram(step), guide=guide.folder, title=str(step), show=self.world.is_main,
+            histogram=self._label_histogram(step), guide=guide, title=str(step), show=self.world.is_main,
             should_stop=self.should_stop, on_progress=self.on_progress, on_shard=self._encode_early(step),
         )  # fmt: skip
         wait_for_shards(folder, plan, all_of_it, self.should_stop)
         self.facts["nfe"] = sample.nfe * sum(self.world.gather_counts(drawn))  # also makes ranks wait for each other
         if part is None and self.world.is_main:
             about = {"num_classes": self.real.num_classes} if config.train.labels else {}
-            made_from = {**self.made_from(step, Step(generation, "train")), **guide.made_from}
-            seal_dataset(folder, about=about, made_from=made_from)
+            seal_dataset(folder, about=about, made_from=self.made_from(step))
         return f"{plan.count} {self.kind}, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
 
     def _encode_early(self, step: Step) -> Callable[[int], None]:
@@ -266,7 +265,7 @@ class Work(Inputs):
         self._encode_into(dataset, folder, (part or Part()).split(self.world.rank, self.world.size))
         self.world.barrier()
         if part is None and self.world.is_main:
-            seal_features(dataset, self.encoders, folder, self.made_from(step, Step(step.generation, "sample")))
+            seal_features(dataset, self.encoders, folder, self.made_from(step))
         return f"{len(dataset)} {self.kind} by {', '.join(self.encoders)}"
 
     def _encode_into(self, dataset: Dataset, folder: Path, part: Part) -> None:
