@@ -18,10 +18,10 @@ from entroloop.data.config import HOW
 from entroloop.data.encoders import check_name
 from entroloop.data.errors import UserError
 from entroloop.data.plan import DataConfig
-from entroloop.data.pool import LoopConfig
+from entroloop.data.pool import LoopConfig, pool_of, pool_size
 from entroloop.data.retention import KeepConfig
 from entroloop.eval.evaluate import EvaluationConfig
-from entroloop.selection.strategies import SelectionConfig
+from entroloop.selection.strategies import SelectionConfig, check_fit, needs_labels
 from entroloop.slurm.config import SlurmConfig
 from entroloop.trainer.network import NetworkConfig
 from entroloop.trainer.sampler import SampleConfig, check_fits_model
@@ -99,12 +99,43 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _all_are_not_chosen(self) -> Config:
         loop, strategy = self.loop, self.selection.strategy
-        if loop.all_candidates and (strategy != "random" or loop.draw != "uniform" or loop.balanced):
+        chosen_how = loop.draw != "uniform" or loop.balanced or self.selection.options
+        if loop.all_candidates and (strategy != "random" or chosen_how):
             raise ValueError(
-                "loop.all_candidates=true: nothing is chosen: leave loop.draw and loop.balanced out and set "
-                f"selection.strategy=random (is {strategy})"
+                "loop.all_candidates=true: nothing is chosen: leave loop.draw, loop.balanced and selection.options out "
+                f"and set selection.strategy=random (is {strategy})"
             )
         return self
+
+    @model_validator(mode="after")
+    def _a_classifier_has_something_to_learn_from(self) -> Config:
+        if "classifier" in self.encoders and not self.data.labelled:
+            raise ValueError("data.labelled=0: the encoder classifier needs labelled real images: give it some hundred")
+        return self
+
+    @model_validator(mode="after")
+    def _every_choice_is_possible(self) -> Config:
+        selection, loop, n = self.selection, self.loop, self.data.size
+        if self.generations > 1 and self.chooses_by_class and not self.train.labels:
+            raise ValueError(f"{self.chooses_by_class}: only a model with train.labels=true samples known classes")
+        for generation in range(1, self.generations if selection.options else 1):
+            pool = pool_of(loop, generation, n)
+            if pool.choose:
+                try:
+                    check_fit(selection.strategy, selection.options, pool.choose, pool_size(loop, pool.pool, n))
+                except UserError as error:
+                    raise ValueError(f"selection.options of generation {generation}: {error}") from error
+        return self
+
+    @property
+    def chooses_by_class(self) -> str:
+        """The key because of which candidates are chosen by their class; empty where they are not."""
+        if self.loop.balanced:
+            return "loop.balanced=true"
+        if self.selection.options.get("per_class"):
+            return "selection.options.per_class=true"
+        by_label = needs_labels(self.selection.strategy, self.selection.options)
+        return f"selection.strategy={self.selection.strategy}" if by_label else ""
 
     @model_validator(mode="after")
     def _samples_as_it_was_trained(self) -> Config:

@@ -15,9 +15,12 @@ Shapes: N rows chosen, R rows of a reference, D features.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from entroloop.data.errors import UserError
@@ -34,10 +37,8 @@ _STEPS = 10  # of the bisection: a thousandth of the range
 _TOLERANCE = 0.002  # of the mean log distance
 
 
-def adaptive_threshold(problem: Problem, *, strength: float = 0.5) -> Selection:
+def adaptive_threshold(problem: Problem, *, strength: Annotated[float, Field(ge=0, le=1)] = 0.5) -> Selection:
     """Between random (strength 0) and greedy (strength 1), reaching exactly the size asked for."""
-    if not 0 <= strength <= 1:
-        raise UserError(f"strength: must be between 0 and 1, is {strength}")
     order = problem.order()
     low, high = _scale(problem, order)
     return _filtered(problem, order, low + strength * (high - low), strength=strength)

@@ -12,18 +12,20 @@ Shapes: N candidates, Q directions, W rows of the window, M chosen.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
+from pydantic import Field
 
-from entroloop.data.errors import UserError
 from entroloop.selection.metrics import fit_metric
 from entroloop.selection.problem import Problem, Selection
 
+Count = Annotated[int, Field(ge=1)]
 
-def covariance_matching(problem: Problem, *, directions: int = 32, window: int = 64) -> Selection:
+
+def covariance_matching(problem: Problem, *, directions: Count = 32, window: Count = 64) -> Selection:
     """directions: how many principal directions of the reference count; window: candidates looked at for each pick."""
-    if directions < 1 or window < 1:
-        raise UserError(f"covariance-matching: directions and window must be at least 1, are {directions} and {window}")
     reference = problem.reference or problem.shard
     whiten = fit_metric("whitened", reference).rows
     rows = whiten(problem.shard.rows)[:, -directions:].contiguous()

@@ -2,8 +2,9 @@
 
     Problem (this rank's rows, a size, a seed, ...)  ->  strategy  ->  Selection, the same on every rank
 
-A strategy is a function `strategy(problem, *, option=default, ...) -> Selection`. Third parties name theirs in the
-entry-point group `entroloop.strategies`.
+A strategy is a function `strategy(problem, *, option: Annotated[float, Field(ge=0)] = default, ...) -> Selection`.
+`select` checks options against these annotations. Third parties name theirs in the entry-point group
+`entroloop.strategies`.
 
 Shapes: n_r rows of this rank, N rows of all ranks, D features, M chosen.
 """

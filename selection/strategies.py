@@ -8,15 +8,14 @@ Shapes: n_r rows of this rank, N rows of all ranks, D features.
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import BaseModel, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from entroloop.data.errors import UserError
@@ -66,7 +65,10 @@ def _balanced(problem: Problem, groups: Tensor) -> Tensor:
     return order[taken[order]]
 
 
-def greedy_selection(problem: Problem, *, start: int = -1, parts: int = 0, oversample: float = 1.25) -> Selection:
+def greedy_selection(
+    problem: Problem, *, start: int = -1, parts: Annotated[int, Field(ge=0)] = 0,
+    oversample: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.25,
+) -> Selection:  # fmt: skip
     """Farthest-point sampling.
 
     start       id of the first pick; negative: a random row
@@ -74,24 +76,24 @@ def greedy_selection(problem: Problem, *, start: int = -1, parts: int = 0, overs
                 exact greedy chooses among the chosen (an approximation for sizes beyond exact reach)
     oversample  how many times its share each part chooses
     """
-    total = problem.shard.total
-    if start >= total:
-        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")
+    _check_start(start, problem.shard.total)
     first = start if start >= 0 else int(problem.order()[0])
     if parts == 0:
         return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
-    if parts < 0 or not oversample >= 1:
-        raise UserError(f"parts must be at least 0 and oversample at least 1, are {parts} and {oversample}")
     ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
     return problem.selection(ids, radii, cover=cover)
 
 
-def threshold_selection(problem: Problem, *, threshold: float = 0.0, decay: float = 0.95) -> Selection:
+def _check_start(start: int, total: int) -> None:
+    if start >= total:
+        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")
+
+
+def threshold_selection(
+    problem: Problem, *, threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95,
+) -> Selection:  # fmt: skip
     """The published filter. threshold 0: the 95 % quantile of the distances of random pairs."""
-    if not (math.isfinite(threshold) and threshold >= 0):
-        raise UserError(f"threshold: must be a positive number (0: found from the data), is {threshold}")
-    if not 0 < decay < 1:
-        raise UserError(f"decay: must be between 0 and 1, is {decay}")
     if threshold == 0:
         threshold = _high_quantile(problem)
     ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
@@ -133,21 +135,69 @@ def find(name: str) -> Strategy:
     return known[name]
 
 
-def check_options(name: str, options: dict[str, Any]) -> None:
-    """Raises UserError, with the nearest name, for an option that the strategy does not have."""
-    parameters = inspect.signature(find(name)).parameters.values()
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return
-    known = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            if not known:
+def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
+    """Raises UserError for an option that the strategy does not have, or a value that its annotation does not allow.
+
+    also  arguments of `select` that may be among the options
+
+    A strategy states an option's type and bounds where it declares it: `strength: Annotated[float, Field(ge=0, le=1)]`.
+    """
+    function = find(name)
+    own, every = _annotations(function), _annotations(select)
+    known = own | {option: every[option] for option in also}
+    anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    for option, value in options.items():
+        if option not in known and not anything:
+            if not own:
                 raise UserError(f"strategy {name}: has no options, {option!r} was given")
             raise nearest_name(f"option of strategy {name}", option, known)
+        plain = value.item() if isinstance(value, np.generic) else value
+        try:
+            adapter = TypeAdapter(known.get(option, Any), config=ConfigDict(arbitrary_types_allowed=True))
+            adapter.validate_python(plain, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Input should ")
+            raise UserError(f"{option}: must {said}, is {value}") from error
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a function declares, by name, with their annotations; Any where one cannot be resolved."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # a name that only type checkers import, or a callable object
+        hints = {}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_fit(name: str, options: Mapping[str, Any], size: int, total: int) -> None:
+    """Raises UserError where options do not fit a choice of `size` of `total` rows."""
+    trim, k = options.get("trim", 0.0), options.get("trim_k", 1)
+    left = total - int(trim * total)
+    if left < size:
+        raise UserError(f"trim: must be a share that leaves at least {size} of {total} rows, is {trim}")
+    if trim and k >= total:
+        raise UserError(f"trim_k: must be below the number of rows, {total}, is {k}")
+    if name == "greedy":
+        _check_start(options.get("start", -1), left)
+
+
+def needs_labels(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the classes of the candidates decide the choice."""
+    return name == "random-class-balanced" or bool(options.get("per_class"))
+
+
+OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are options of a run, too
 
 
 class SelectionConfig(BaseModel, extra="forbid", frozen=True):
-    """The section `selection` of a run's configuration."""
+    """The section `selection` of a run's configuration.
+
+    strategy  which of the candidates are chosen
+    metric    `euclidean`, `cosine` or `whitened`
+    encoder   the feature space whose distances count
+    options   of the strategy, and of every strategy `trim`, `trim_k` and `per_class` (see `select`)
+    """
 
     strategy: str = "greedy"
     metric: str = "euclidean"
@@ -166,6 +216,16 @@ class SelectionConfig(BaseModel, extra="forbid", frozen=True):
         check_metric(name)
         return name
 
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for option, key in (("metric", "selection.metric"), ("seed", "seed")):
+            if option in options:
+                raise ValueError(f"{option}: set {key}")
+        if "strategy" in info.data:  # else that is wrong
+            check_options(info.data["strategy"], options, also=OF_A_RUN)
+        return options
+
 
 def select(
     features: Any,
@@ -178,8 +238,8 @@ def select(
     labels: Any = None,
     generations: Any = None,
     reference: Any = None,
-    trim: float = 0.0,
-    trim_k: int = 1,
+    trim: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    trim_k: Annotated[int, Field(ge=1)] = 1,
     per_class: bool = False,
     on_progress: Callable[[int], None] = lambda new: None,
     **options: Any,
@@ -200,7 +260,7 @@ def select(
     """
     world = World() if world is None else world
     function = find(strategy)
-    check_options(strategy, options)
+    check_options(strategy, {**options, "trim": trim, "trim_k": trim_k, "per_class": per_class}, also=OF_A_RUN)
     check_metric(metric)
     shard = checked(features, "features", world)
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= shard.total:
@@ -226,8 +286,9 @@ def select(
         on_progress,
     )
     kept = None
+    check_fit(strategy, {**options, "trim": trim, "trim_k": trim_k}, int(size), shard.total)
     if trim != 0:
-        kept = _trimmed(shard, trim, trim_k, int(size))
+        kept = _trimmed(shard, trim, trim_k)
         problem = _subset(problem, kept)
     chosen = _per_class(problem, function, options) if per_class else function(problem, **options)
     if kept is not None:
@@ -258,15 +319,12 @@ def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
     return Problem(part, size, problem.seed, labels, generations, problem.reference, problem.on_progress)
 
 
-def _trimmed(shard: Shard, trim: float, k: int, size: int) -> Tensor:
+def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
     """The ids that stay when the share `trim` with the largest k-th neighbour distance goes (larger ids first)."""
-    drop = int(trim * shard.total) if 0 <= trim < 1 else -1
-    if drop < 0 or shard.total - drop < size:
-        raise UserError(f"trim: must be a share that leaves at least {size} of {shard.total} rows, is {trim}")
     distances, _ = nearest(shard.rows, shard.rows, k, exclude_self=True, world=shard.world)
     far = shard.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), shard.counts)
     order = torch.argsort(far, stable=True)
-    return order[: shard.total - drop].sort().values
+    return order[: shard.total - int(trim * shard.total)].sort().values
 
 
 def _per_class(problem: Problem, function: Strategy, options: dict[str, Any]) -> Selection:

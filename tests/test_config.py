@@ -14,6 +14,22 @@ BAD = [
     ("generations=0", "generations=0: input should be greater than or equal to 1"),
     ("loop.paradigm=replaced", "loop.paradigm=replaced: must be one of replace, accumulate, accumulate-subsample"),
     ("selection.strategy=gredy", "'greedy'"),
+    ("selection.options.strat=3", "option of strategy greedy: 'strat' is unknown; did you mean 'start'?"),
+    ("selection.options.oversample=0.5", "selection.options: oversample: must be greater than or equal to 1, is 0.5"),
+    ("selection.options.parts=two", "selection.options: parts: must be a valid integer, is two"),
+    ("selection.options.trim=1", "selection.options: trim: must be less than 1, is 1"),
+    ("selection.options.trim_k=0", "selection.options: trim_k: must be greater than or equal to 1, is 0"),
+    ("selection.options.metric=cosine", "selection.options: metric: set selection.metric"),
+    ("selection.options={start: 96}", "selection.options of generation 1: start: must be an id below"),
+    (
+        "selection.options={trim: 0.9}",
+        "selection.options of generation 1: trim: must be a share that leaves at least 48 of",
+    ),
+    ("selection.options={trim: 0.1, trim_k: 96}", "selection.options of generation 1: trim_k: must be below"),
+    ("selection.options.per_class=true", "selection.options.per_class=true: only a model with train.labels=true"),
+    ("loop.balanced=true", "loop.balanced=true: only a model with train.labels=true samples known classes"),
+    ("selection.strategy=random-class-balanced", "random-class-balanced: only a model with train.labels=true"),
+    ("selection.encoder=classifier", "data.labelled=0: the encoder classifier needs labelled real images"),
     ("evaluation.encoders=[pixels]", "did you mean pixel?"),
     ("name=a/b", "name=a/b: must be a plain folder name"),
     ("train", "train: give overrides as section.key=value"),
@@ -34,11 +50,11 @@ def test_bad_values_are_refused_in_one_line_that_names_the_key(tmp_path, overrid
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\ndata: {source: digits}\ntrain: {lr: 0.5, batch: 8}\n")
-    config = configuration.load(path, ["train.lr=1e-4", "sample.steps=7", "selection.options.decay=0.9"])
+    config = configuration.load(path, ["train.lr=1e-4", "sample.steps=7", "selection.options.parts=9"])
     assert config.train.lr == 1e-4
     assert config.train.batch == 8
     assert config.sample.steps == 7
-    assert config.selection.options == {"decay": 0.9}
+    assert config.selection.options == {"parts": 9}
     assert config.loop.candidates == 2
 
 
@@ -52,7 +68,7 @@ def test_precision_no_is_the_text_though_yaml_reads_it_as_false(tmp_path):
 
 
 def test_what_is_saved_reads_back_as_the_same(tmp_path):
-    config = tiny(tmp_path, "selection.options.threshold=3.5", "data.limit=500")
+    config = tiny(tmp_path, "selection.options.oversample=1.5", "data.limit=500")
     path = tmp_path / "saved.yaml"
     path.write_bytes(configuration.dump(config))
     assert configuration.load(path) == config
