@@ -14,7 +14,7 @@ import difflib
 import importlib
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -42,7 +42,7 @@ RESIZES = {
 }
 BATCH = 64
 CPU = torch.device("cpu")
-REQUIRED = ("name", "dim", "digest", "__call__")
+REQUIRED = ("dim", "digest", "__call__")
 WHAT_IT_IS = f"it must be, or return for (shape, device), an object with {', '.join(REQUIRED[:-1])} and __call__"
 
 
@@ -50,7 +50,7 @@ WHAT_IT_IS = f"it must be, or return for (shape, device), an object with {', '.j
 class Encoder(Protocol):
     """What turns samples into features.
 
-    name    as given in a configuration
+    name    as given in a configuration; an encoder of the user's own need not have one
     dim     features a row
     digest  SHA-256 that identifies weights and preprocessing: equal digests give equal features
 
@@ -181,18 +181,47 @@ def _named(name: str) -> Any:
         raise UserError(f"encoder {name}: importing {module} raised {_said(error)}") from error
 
 
+class Own:
+    """An encoder of the user's own under the name that the configuration gives it, each of its answers checked."""
+
+    def __init__(self, name: str, encoder: Encoder) -> None:
+        self.name, self.dim, self.digest = name, encoder.dim, encoder.digest
+        self.resize = getattr(encoder, "resize", None)
+        self.weights_sha256 = getattr(encoder, "weights_sha256", None)
+        self._encoder = encoder
+
+    def __call__(self, samples: Samples) -> NDArray[np.float32]:
+        """Raises UserError, naming the encoder, when it raises or does not return finite float32 [N, dim]."""
+        n = len(samples)
+        wanted = f"encoder {self.name}: for {n} samples it must return finite float32 [{n}, {self.dim}]"
+        try:
+            found: Any = self._encoder(samples)
+        except Exception as error:  # whatever the encoder does
+            raise UserError(f"{wanted}, raised {_said(error)}") from error
+        if not isinstance(found, np.ndarray) or found.shape != (n, self.dim) or found.dtype != np.float32:
+            got = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
+            raise UserError(f"{wanted}, got {got}")
+        if not np.isfinite(found).all():
+            row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+            raise UserError(f"{wanted}, row {row} holds NaN or infinity")
+        return found
+
+
 def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
-    found = _made(name, shape, device)
-    zeros: Samples = np.zeros((2, *shape), np.uint8) if len(shape) == 3 else np.zeros((2, *shape), np.float32)
-    wanted = f"it must return float32 [2, {found.dim}]"
-    try:
-        trial: Any = found(zeros)
-    except Exception as error:  # whatever the encoder does
-        raise UserError(f"encoder {name}: for 2 samples it raised {_said(error)}: {wanted}") from error
-    if not isinstance(trial, np.ndarray) or trial.shape != (2, found.dim) or trial.dtype != np.float32:
-        got = f"{trial.dtype} {list(trial.shape)}" if isinstance(trial, np.ndarray) else type(trial).__name__
-        raise UserError(f"encoder {name}: for 2 samples {wanted}, got {got}")
+    found = Own(name, _made(name, shape, device))
+    found(np.zeros((2, *shape), np.uint8) if len(shape) == 3 else np.zeros((2, *shape), np.float32))
     return found
+
+
+def check_own(names: Iterable[str], shape: tuple[int, ...] | None, device: torch.device = CPU) -> None:
+    """Imports every encoder `module:attribute` among the names, and tries it on two samples of the shape.
+
+    shape  None where it is not known yet: then they are imported only
+    Raises UserError as `load_encoder` does.
+    """
+    for name in names:
+        if ":" in name:
+            _named(name) if shape is None else _own(name, shape, device)
 
 
 def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
@@ -208,7 +237,7 @@ def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
     lacking = [attribute for attribute in REQUIRED if not hasattr(found, attribute)]
     if lacking:
         raise UserError(f"encoder {name}: {type(found).__name__} lacks {', '.join(lacking)}: {WHAT_IT_IS}")
-    for attribute, kind in (("name", str), ("dim", int), ("digest", str)):
+    for attribute, kind in (("dim", int), ("digest", str)):
         if not isinstance(getattr(found, attribute), kind):
             is_a = type(getattr(found, attribute)).__name__
             raise UserError(f"encoder {name}: its {attribute} is {is_a}, not {kind.__name__}: {WHAT_IT_IS}")

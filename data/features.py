@@ -76,7 +76,7 @@ def seal_features(
     for name in names:
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: missing feature block: encode this shard before sealing")
-    about = {"encoders": {e.name: {"dim": e.dim, "digest": e.digest} for e in encoders.values()}, "blocks": blocks}
+    about = {"encoders": {name: {"dim": e.dim, "digest": e.digest} for name, e in encoders.items()}, "blocks": blocks}
     return manifest.seal(folder, "features", len(dataset), names, about=about, made_from=made_from)
 
 

@@ -71,7 +71,7 @@ def compare(
         features["mirrored"] = _encoded(np.ascontiguousarray(sets["training"][..., ::-1]), net, training)
     found = _measured(features, entropy_size, seed)
     context = {
-        "encoder": net.name,
+        "encoder": encoder,
         "encoder_digest": net.digest,
         "encoder_weights": weights_of(net),
         "encoder_resize": "none" if len(shape) == 1 else resize_of(encoder, net),

@@ -14,12 +14,13 @@ from pathlib import Path
 from entroloop.data import classifier, manifest
 from entroloop.data.encoders import FROZEN_DIMS
 from entroloop.data.errors import UserError
-from entroloop.data.pool import check_fresh, training_size
+from entroloop.data.pool import training_size
 from entroloop.data.recognise import open_source
+from entroloop.data.shards import Dataset
 from entroloop.data.sources import ArraySource, ImageSource
 from entroloop.launcher.config import Config
 from entroloop.launcher.footprint import count_parameters
-from entroloop.launcher.phases import Step
+from entroloop.launcher.phases import Layout, Step, real_folder
 from entroloop.launcher.retention import removable, size
 
 TAR_BLOCK = 512
@@ -42,9 +43,10 @@ class Source:
 def source_of(config: Config) -> Source | None:
     """Opens the source, or its sealed set; None where it is not to be had here."""
     data = config.data
-    if manifest.is_sealed(Path(data.source)):
-        sealed = manifest.read(Path(data.source))
-        return Source(sealed.count, tuple(sealed.about["shape"]), bool(sealed.about["labelled"]))
+    folder = real_folder(config, Layout(config.run_folder))
+    if manifest.is_sealed(folder):
+        sealed = Dataset(folder)
+        return Source(len(sealed), sealed.shape, sealed.labelled)
     try:
         opened = open_source(data.source, data.split)
         count = min(len(opened.names), data.limit or len(opened.names))
@@ -97,15 +99,10 @@ def generation_bytes(config: Config, source: Source, generation: int, parameters
     }
 
 
-def describe_disk(config: Config) -> list[str]:
-    """Lines of the dry run. Raises UserError when a known source has too few images for the configuration."""
-    source = source_of(config)
+def describe_disk(config: Config, source: Source | None) -> list[str]:
+    """Lines of the dry run."""
     if source is None:
         return [f"disk           not known: {config.data.source} cannot be opened here"]
-    data = config.data
-    fresh = source.count - data.size - data.heldout - data.labelled
-    if fresh >= 0:
-        check_fresh(config.loop, config.generations, data.size, fresh)
     parameters = count_parameters(config, source.shape)
     real = generation_bytes(config, source, -1, parameters)
     each = [generation_bytes(config, source, g, parameters) for g in range(config.generations)]

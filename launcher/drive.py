@@ -26,10 +26,10 @@ from entroloop.data.plan import Part
 from entroloop.data.world import World
 from entroloop.launcher import retention
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
-from entroloop.launcher.guide import guide_of
 from entroloop.launcher.lease import Lease
 from entroloop.launcher.numerics import numerics
-from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, next_phase, steps
+from entroloop.launcher.phases import PREPARE, Layout, Phase, Step, inputs, next_phase, steps
+from entroloop.launcher.ready import check_ready
 from entroloop.launcher.work import Work
 from entroloop.trainer.engine import check_launch
 from entroloop.trainer.network import check_precision
@@ -160,13 +160,13 @@ def run_single(
             retention.apply(config, layout)
 
 
-def check_fits(config: Config, world: World, phases: Collection[str]) -> None:
+def check_fits(config: Config, world: World, phases: Collection[Phase]) -> None:
     """Raises UserError, before anything is begun, where these processes could not do one of these phases."""
+    check_ready(config, phases, world.device)
     if "train" in phases:
         check_launch(config.train, world)
     if "sample" in phases:
         check_precision("sample", config.sample.precision, world.device)
-        guide_of(config, Layout(config.run_folder), 0)
 
 
 def _await_seals(config: Config, layout: Layout, step: Step, patience: float) -> None:

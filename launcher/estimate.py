@@ -7,18 +7,26 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from entroloop.data.pool import pool_of, pool_size, training_size
 from entroloop.launcher.config import Config
 from entroloop.launcher.disk import describe_disk
 from entroloop.launcher.footprint import describe_network, processes
 from entroloop.launcher.guide import is_guided
+from entroloop.launcher.phases import FOLDERS
+from entroloop.launcher.ready import check_ready
 from entroloop.trainer.schedule import micro_batches
 
 log = logging.getLogger(__name__)
 
 
 def describe(config: Config) -> str:
-    """A text with one line a phase and the totals."""
+    """A text with one line a phase and the totals.
+
+    Raises UserError for all that the run would refuse before it begins, as far as the source can be opened here.
+    """
+    source = check_ready(config, list(FOLDERS), torch.device("cpu"), look=True)
     n, c = config.data.size, config.loop.candidates
     lines = [
         f"run {config.run_folder}: {config.loop.paradigm}, {config.selection.strategy} in {config.selection.encoder} "
@@ -54,5 +62,5 @@ def describe(config: Config) -> str:
     lines.append(
         f"in all: {trained:,} images forward and backward, {sampled:,} network calls on single images in sampling"
     )
-    lines += describe_disk(config)
+    lines += describe_disk(config, source)
     return "\n".join(lines)

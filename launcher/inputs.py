@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from entroloop.data import manifest
 from entroloop.data.encoders import Encoder, load_encoder
-from entroloop.data.errors import UserError
 from entroloop.data.features import load_features
 from entroloop.data.indexed import open_set
 from entroloop.data.plan import RealSplit, split_real
-from entroloop.data.pool import check_fresh
 from entroloop.data.shards import REAL, Dataset
 from entroloop.data.world import World
 from entroloop.launcher import phases
 from entroloop.launcher.config import Config
+from entroloop.launcher.disk import Source
 from entroloop.launcher.phases import PREPARE, Layout, Step
+from entroloop.launcher.ready import check_real
 
 Number = TypeVar("Number", np.float32, np.int64)
 
@@ -68,12 +68,9 @@ class Inputs:
             for name in self.config.encoders
         }
 
-    def check_sizes(self) -> None:
+    def check_real(self) -> None:
         """Raises UserError when the real data cannot serve all that the configuration wants of it."""
-        config = self.config
-        check_fresh(config.loop, config.generations, config.data.size, len(self.split.fresh))
-        if config.loop.balanced and not (self.real.labelled and config.train.labels):
-            raise UserError("loop.balanced=true: needs a labelled source and train.labels=true")
+        check_real(self.config, Source(len(self.real), self.real.shape, self.real.labelled))
 
     def dataset(self, step: Step) -> Dataset:
         """The samples of a generation, or its training set."""

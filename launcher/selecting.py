@@ -50,7 +50,6 @@ def select_training_set(inputs: Inputs, step: Step) -> tuple[str, dict[str, Any]
     elif pool.choose:
         ids, facts = _choose(inputs, np.concatenate(blocks), pool.choose, sources, generation)
     if pool.fresh:
-        inputs.check_sizes()  # there may be more generations than at first
         sources.append(Source(inputs.real, np.sort(inputs.split.fresh[pool.fresh]), real=True))
         ids = np.concatenate([ids, candidates + np.arange(len(pool.fresh))])
     if pool.keep:

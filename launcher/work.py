@@ -91,7 +91,7 @@ class Work(Inputs):
                     data.source, self.layout.images, resolution=data.resolution, limit=data.limit, split=data.split,
                     shard_size=data.shard_size,
                 )  # fmt: skip
-            self.check_sizes()  # before any work is done
+            self.check_real()  # before any work is done
             if "classifier" in self.config.encoders:
                 self._fit_classifier()
         self.world.barrier()
@@ -140,12 +140,7 @@ class Work(Inputs):
                 return
             shutil.rmtree(folder)  # of a configuration that was corrected before anything was made from it
         labels = self.real.labels
-        if labels is None:
-            raise UserError(
-                "encoder classifier (selection.encoder, evaluation.encoders): the data set has no labels: use pixel"
-            )
-        if not self.config.data.labelled:
-            raise UserError("data.labelled=0: the encoder classifier needs labelled real images: give it some hundred")
+        assert labels is not None  # check_real
         rows = self.split.labelled
         seed = derive_seed(self.config.data.split_seed, 0, "classifier")
         model = classifier.fit(

@@ -86,7 +86,8 @@ def test_every_encoder_says_how_it_resizes():
         ("os:", "give module:attribute"),
         ("own_encoder_that_raises:x", "importing own_encoder_that_raises raised RuntimeError: no such luck$"),
         ("test_encoders:failing_factory", "raised ZeroDivisionError: division by zero.*must be, or return"),
-        ("test_encoders:failing", "for 2 samples it raised ValueError: two lines: it must return float32 \\[2, 1\\]"),
+        ("test_encoders:failing", "must return finite float32 \\[2, 1\\], raised ValueError: two lines$"),
+        ("test_encoders:infinite", "must return finite float32 \\[2, 1\\], row 0 holds NaN or infinity$"),
         ("test_encoders:nameless", "lacks digest.*must be, or return"),
         ("test_encoders:Odd", "digest is int.*must be, or return"),
     ],
@@ -126,8 +127,20 @@ class Failing(Mean):
         raise ValueError("two\nlines")
 
 
+class Infinite(Mean):
+    def __call__(self, samples: Samples) -> np.ndarray:
+        return np.full((len(samples), 1), np.inf, np.float32)
+
+
+class Later(Mean):
+    """Answers two samples as it must, and others not."""
+
+    def __call__(self, samples: Samples) -> np.ndarray:
+        return super().__call__(samples)[: 2 if len(samples) != 3 else 1]
+
+
 class Nameless:
-    name, dim = "nameless", 1
+    dim = 1
 
     def __call__(self, samples: Samples) -> np.ndarray:
         return samples.reshape(len(samples), -1).mean(1, keepdims=True).astype(np.float32)
@@ -150,6 +163,7 @@ def failing_factory(shape, device):
 
 
 mean = Mean((1, 8, 8), None)
+infinite = Infinite((1, 8, 8), None)
 wrong = Wrong((1, 8, 8), None)
 failing = Failing((1, 8, 8), None)
 nameless = Nameless()
@@ -158,3 +172,10 @@ nameless = Nameless()
 @pytest.mark.parametrize("name", ["test_encoders:mean", "test_encoders:Mean"])
 def test_own_encoder_is_an_object_or_a_factory(name):
     assert np.allclose(encoders.load_encoder(name, (1, 8, 8))(IMAGES)[:, 0], IMAGES.mean((1, 2, 3)), rtol=1e-5)
+
+
+def test_an_own_encoder_has_the_name_it_is_configured_by_and_every_answer_is_checked():
+    encoder = encoders.load_encoder("test_encoders:Later", (1, 8, 8))
+    assert encoder.name == "test_encoders:Later"
+    with pytest.raises(UserError, match=r"Later: for 3 samples .*float32 \[3, 1\], got float32 \[1, 1\]$"):
+        encoder(IMAGES[:3])

@@ -106,7 +106,7 @@ def test_balanced_classes_and_the_histogram_in_every_training_set(tmp_path):
     assert sum(counts) == 50
     candidates = np.bincount(Dataset(layout.of(Step(0, "sample"))).labels[:100], minlength=10)
     assert max(counts) - min(counts) <= 1 or min(candidates) < 5
-    with pytest.raises(UserError, match=r"loop\.balanced=true: needs a labelled source"):
+    with pytest.raises(UserError, match=r"loop\.balanced=true: only a model with train\.labels=true"):
         run(tmp_path / "other", "loop.balanced=true", until=Step(0, "select"))
 
 

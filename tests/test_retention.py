@@ -127,9 +127,11 @@ def test_the_dry_run_foresees_the_disk_and_status_shows_it(whole, tmp_path):
     assert used["total"] == sum(path.stat().st_size for path in whole.run.rglob("*") if path.is_file())
     assert {"real", "selected", "weights", "samples", "features", "metrics", "checkpoints"} < used.keys()
     assert "on disk " in status.table(status.inspect(whole.run))
-    grown = [describe_disk(tiny(tmp_path, f"loop.paradigm={p}")) for p in ("replace", "accumulate")]
+    digits = source_of(tiny(tmp_path))
+    grown = [describe_disk(tiny(tmp_path, f"loop.paradigm={p}"), digits) for p in ("replace", "accumulate")]
     assert grown[0][-1] != grown[1][-1]
-    assert "not known" in describe_disk(tiny(tmp_path, "data.source=/nowhere"))[0]
+    nowhere = tiny(tmp_path, "data.source=/nowhere")
+    assert "not known" in describe_disk(nowhere, source_of(nowhere))[0]
 
 
 def test_a_sweeps_leader_keeps_all_until_the_others_have_it(tmp_path):
