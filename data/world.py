@@ -9,16 +9,23 @@ reads `rank` and `size` from it and uses the few exchanges below. A World of siz
 from __future__ import annotations
 
 import atexit
+import concurrent.futures
 import datetime
 import gc
+import socket
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+
+from entroloop.data.errors import Failed, Interrupted, UserError
 
 
 @dataclass
@@ -131,19 +138,109 @@ class World:
         self.traffic.bytes += sum(x.numel() * x.element_size() for x in received)
 
 
+def meet(
+    address: str,
+    port: int,
+    rank: int,
+    size: int,
+    *,
+    serves: bool,
+    name: str = "",
+    seconds: float = 300.0,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Store:
+    """The store through which `size` ranks make a process group, returned once all of them have come to it.
+
+    serves  whether this process keeps the store; exactly one process does, rank 0 or torchrun's agent
+    name    the same on every rank, and another one for ranks that meet at the same place by mistake
+
+    Looks again and again instead of waiting within torch, where no signal reaches a Python process.
+    Raises UserError when this process cannot listen at the port, Failed when the others have not come after `seconds`,
+    and Interrupted when `should_stop` says so.
+    """
+    deadline, pause = time.monotonic() + seconds, 0.01
+    store: Store | None = None
+    waits_for, reason = "rank 0", ""
+    here = [f"here/{r}" for r in range(size)]
+    while True:
+        try:
+            if store is None:
+                store = PrefixStore(f"entroloop/{name}", _reach(address, port, size, serves, deadline, should_stop))
+                store.set(here[rank], "")
+            if store.check(here):
+                return store
+            waits_for = _ranks(r for r in range(size) if not store.check([here[r]]))
+        except (OSError, RuntimeError) as error:  # rank 0 has not come, or is gone
+            store, waits_for, reason = None, "rank 0", f" ({str(error).splitlines()[0]})"
+        if should_stop():
+            raise Interrupted(f"stopped while rank {rank} waited for {waits_for}")
+        if time.monotonic() >= deadline:
+            raise Failed(
+                f"rank {rank} of {size} waited {seconds:g} s at {address}:{port} for {waits_for}{reason}: see why "
+                "that did not start, or set ENTROLOOP_JOIN_SECONDS to wait longer"
+            )
+        time.sleep(pause)
+        pause = min(1.5 * pause, 0.5)
+
+
+def _reach(address: str, port: int, size: int, serves: bool, until: float, should_stop: Callable[[], bool]) -> Store:
+    """The store at that port, made by this process where it `serves`. Raises OSError or RuntimeError without one."""
+    if not serves:
+        socket.create_connection((address, port), timeout=2).close()
+    found: Future[Store] = Future()
+
+    def connect() -> None:
+        try:
+            host = "localhost" if serves else address
+            timeout = datetime.timedelta(seconds=5)
+            found.set_result(TCPStore(host, port, size, serves, timeout, wait_for_workers=False))
+        except RuntimeError as error:
+            found.set_exception(error)
+
+    # Something else that listens there and says nothing holds torch for ever, and would keep signals from this process.
+    threading.Thread(target=connect, daemon=True).start()
+    while not found.done() and not should_stop() and time.monotonic() < until:
+        concurrent.futures.wait([found], timeout=0.1)
+    if not found.done():
+        raise OSError(f"what listens at port {port} does not answer")
+    try:
+        return found.result()
+    except RuntimeError as error:
+        if "failed to listen" not in str(error):
+            raise
+        why = "is in use" if "EADDRINUSE" in str(error) else "cannot be listened at"
+        raise UserError(
+            f"MASTER_PORT={port} {why} on {socket.gethostname()}: set MASTER_PORT to another port, or end the process "
+            "that has it"
+        ) from error
+
+
+def _ranks(numbers: Iterable[int]) -> str:
+    """`rank 3`, or `ranks 1, 2, 5` of which the first eight are named."""
+    every = list(numbers)
+    named = ", ".join(map(str, every[:8]))
+    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
+    return f"rank{'s' if len(every) > 1 else ''} {named}{more}"
+
+
 def join(
     rank: int,
     size: int,
     local_rank: int = 0,
     *,
     device: torch.device | None = None,
+    store: Store | None = None,
     init_method: str = "env://",
     timeout: datetime.timedelta = datetime.timedelta(minutes=30),
 ) -> World:
     """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's World.
 
-    A device is chosen by `local_rank` when none is given: CUDA if there is any, else the CPU. The group is left when
-    the process ends: of those that end within it a few in a hundred are aborted, while gloo's thread still runs.
+    store        where the ranks have met; without one they meet as `init_method` says
+    device       chosen by `local_rank` when None: CUDA if there is any, else the CPU
+    local_rank   which process of its machine this is
+
+    The group is left when the process ends: of those that end within it a few in a hundred are aborted, while gloo's
+    thread still runs.
     """
     if device is None:
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -151,7 +248,11 @@ def join(
         torch.cuda.set_device(device)
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=timeout)
+        if store is not None:
+            store.set_timeout(timeout)
+        dist.init_process_group(
+            backend, init_method if store is None else None, timeout, world_size=size, rank=rank, store=store
+        )
         atexit.register(leave)
     return World(rank, size, local_rank, device)
 

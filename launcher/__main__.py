@@ -63,7 +63,7 @@ def run_command(
     if part is not None and single is None:
         raise UserError("--part: goes with --generation and --phase sample or encode")
     stop, attempt = StopFlag(), drive.Attempt(state, wait, scratch, overlap)
-    world = world_from_environment()
+    world = world_from_environment(should_stop=lambda: bool(stop))
     if not world.is_main:
         logging.getLogger("entroloop").setLevel(logging.WARNING)
     if single is None:
@@ -101,8 +101,9 @@ def sweep_command(
         cluster_commands.submit_sweep(config, overrides or [])
         return
     from entroloop.launcher import sweep
-    from entroloop.launcher.process import StopFlag
+    from entroloop.launcher.process import StopFlag, check_alone
 
+    check_alone("sweep", "it starts its runs itself: start it once, or use entroloop sweep --slurm")
     stop = StopFlag()
     sweep.run(config, overrides or [], lambda: bool(stop))
 

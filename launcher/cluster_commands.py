@@ -70,7 +70,8 @@ def arm_command(
     from entroloop.launcher.process import StopFlag, world_from_environment
 
     _, arms = sweep.arms_of(config, [])
-    arm, stop, world = arms[index], StopFlag(), world_from_environment()
+    arm, stop = arms[index], StopFlag()
+    world = world_from_environment(should_stop=lambda: bool(stop))
     if world.is_main:
         sweep.link_shared(arm)  # what the leader lacks this arm makes itself, with the same bytes
     world.barrier()

@@ -22,7 +22,8 @@ def latents_command(
     from entroloop.trainer.latents import Autoencoder, convert
 
     share = None if part is None else parse_part(part)
-    stop, world = StopFlag(), world_from_environment()
+    stop = StopFlag()
+    world = world_from_environment(should_stop=lambda: bool(stop))
     autoencoder = Autoencoder(vae, world.device)
     convert(source, dest, autoencoder, back=decode, part=share, should_stop=lambda: bool(stop))
     if share is None:

@@ -1,43 +1,199 @@
-"""This process's place among others, from what torchrun, accelerate and SLURM set; and the wish to stop."""
+"""This process's place among others, from what torchrun, accelerate and srun set; and the wish to stop.
+
+One rule, in this order; docs/clusters.md shows it as a table.
+
+1. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which torchrun and accelerate set together.
+2. A step that srun started with more than one task. SLURM_NTASKS alone is the shell of an allocation.
+3. Else the process is alone.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass
 from types import FrameType
 
+import torch
+
 from entroloop.data.errors import UserError
-from entroloop.data.world import World, join
+from entroloop.data.world import World, join, meet
+
+RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+MASTER = ("MASTER_ADDR", "MASTER_PORT")
+STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH and Intel MPI; MVAPICH
+FIRST_PORT, PORTS = 12000, 8000  # of srun's steps: below the ports of outgoing connections and of the job scripts
 
 
-def world_from_environment(environment: Mapping[str, str] = os.environ) -> World:
+@dataclass(frozen=True)
+class Place:
+    """Rank `rank` of `size`, number `local_rank` on its machine; the ranks meet at `address`, port `port`.
+
+    agent   whether torchrun's agent, not rank 0, keeps the store at that port
+    name    keeps apart the worlds of two jobs, or of two attempts, that meet at the same port
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+    agent: bool = False
+    name: str = ""
+
+
+def place(environment: Mapping[str, str]) -> Place:
+    """Where these variables put this process. Raises UserError when they are empty, incomplete or contradictory."""
+    empty = [name for name in (*RANKS, *MASTER, *STEP) if environment.get(name) == ""]
+    if empty:
+        raise UserError(f"environment: {empty[0]} is set and empty: unset it")
+    if any(name in environment for name in RANKS):
+        return _by_torchrun(environment)
+    if _integer(environment, "SLURM_STEP_NUM_TASKS", 1) > 1 and not _is_shell(environment):
+        return _by_srun(environment)
+    for name in MPI:
+        if _integer(environment, name, 1) > 1:
+            raise UserError(
+                f"environment: {name}={environment[name]}: an MPI launcher makes no ranks here: start with torchrun "
+                f"or srun, or unset {name}"
+            )
+    if "MASTER_ADDR" in environment and any(name.startswith("ACCELERATE_") for name in environment):
+        raise UserError(
+            "accelerate launch was asked for several processes and started one, as it does with --cpu and where "
+            "there is no GPU: use torchrun, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
+        )
+    return Place()
+
+
+def _by_torchrun(environment: Mapping[str, str]) -> Place:
+    missing = [name for name in (*RANKS, *MASTER) if name not in environment]
+    if missing:
+        there = ", ".join(f"{name}={environment[name]}" for name in RANKS if name in environment)
+        raise UserError(
+            f"environment: {there} without {', '.join(missing)}: start with torchrun, accelerate launch or srun, or "
+            f"unset {', '.join(name for name in RANKS if name in environment)}"
+        )
+    size, local = _integer(environment, "WORLD_SIZE"), _integer(environment, "LOCAL_RANK")
+    rank, port = _below(environment, "RANK", size, "WORLD_SIZE"), _port(environment)
+    agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    again = environment.get("TORCHELASTIC_RESTART_COUNT", "0")  # the agent keeps its store when it restarts its ranks
+    if local < 0:
+        raise UserError(f"environment: LOCAL_RANK={local}: must not be negative")
+    return Place(rank, size, local, environment["MASTER_ADDR"], port, agent, name=again)
+
+
+def _is_shell(environment: Mapping[str, str]) -> bool:
+    """Whether this is no task of a step: no step has begun, or it is a shell for a person (`srun --pty`)."""
+    return "SLURM_STEP_ID" not in environment or "SLURM_PTY_PORT" in environment
+
+
+def _by_srun(environment: Mapping[str, str]) -> Place:
+    size = _integer(environment, "SLURM_STEP_NUM_TASKS")
+    if _integer(environment, "SLURM_NTASKS", size) != size:  # srun sets both
+        raise UserError(
+            f"environment: SLURM_STEP_NUM_TASKS={size} is left over from the step of another job (SLURM_NTASKS="
+            f"{environment['SLURM_NTASKS']}): unset SLURM_STEP_ID, or start with srun"
+        )
+    rank, local = (
+        _below(environment, "SLURM_PROCID", size, "SLURM_STEP_NUM_TASKS"),
+        _integer(environment, "SLURM_LOCALID"),
+    )
+    job, step = _integer(environment, "SLURM_JOB_ID"), _integer(environment, "SLURM_STEP_ID")
+    address = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", ""))
+    port = _port(environment) if "MASTER_PORT" in environment else FIRST_PORT + (8 * job + step) % PORTS
+    return Place(rank, size, local, address, port, name=f"{job}.{step}")
+
+
+def first_host(hosts: str) -> str:
+    """The first name of a list as SLURM writes it: `n[03-04,7],m1` -> `n03`. Raises UserError when there is none."""
+    first = re.match(r"(?:[^,\[\]]|\[[^\[\]]+\])+", hosts)
+    if first is None:
+        raise UserError(f"environment: SLURM_STEP_NODELIST={hosts}: names no host: set MASTER_ADDR to that of rank 0")
+    return re.sub(r"\[([^,\-\]]+)[^\]]*\]", r"\1", first[0])
+
+
+def _integer(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environment.get(name)
+    if text is None and default is not None:
+        return default
+    if text is None or not re.fullmatch(r"-?\d+", text):
+        raise UserError(f"environment: {name}{'' if text is None else f'={text}'}: must be an integer")
+    return int(text)
+
+
+def _below(environment: Mapping[str, str], name: str, size: int, of: str) -> int:
+    value = _integer(environment, name)
+    if not 0 <= value < size:
+        raise UserError(f"environment: {name}={value}: must be from 0 to below {of}={size}")
+    return value
+
+
+def _port(environment: Mapping[str, str]) -> int:
+    port = _integer(environment, "MASTER_PORT")
+    if not 0 < port < 2**16:
+        raise UserError(f"environment: MASTER_PORT={port}: must be from 1 to 65535")
+    return port
+
+
+def world_from_environment(
+    environment: MutableMapping[str, str] = os.environ, *, should_stop: Callable[[], bool] = lambda: False
+) -> World:
     """The World this process was started in; joins the process group where there is more than one rank.
 
-    torchrun and accelerate set RANK, WORLD_SIZE and LOCAL_RANK; a bare `srun` sets SLURM_PROCID, SLURM_NTASKS and
-    SLURM_LOCALID, which count only with MASTER_ADDR, since an array task or an interactive job has them too.
-    Raises UserError when the variables contradict each other.
+    Writes that place into the environment as torchrun does, for accelerate and DeepSpeed. LOCAL_RANK then names the
+    device: 0 where the process sees only one.
+
+    Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300). Raises UserError when the variables do not fit each
+    other or the port is taken, Failed when the time is over, and Interrupted when `should_stop` says so.
     """
-    if "WORLD_SIZE" in environment:
-        names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif "MASTER_ADDR" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-    else:
-        if "MASTER_ADDR" in environment and any(name.startswith("ACCELERATE_") for name in environment):
-            raise UserError(
-                "accelerate launch was asked for several processes and started one, as it does with --cpu and where "
-                "there is no GPU: use torchrun, or ACCELERATE_USE_CPU=true accelerate launch --multi_gpu"
-            )
-        return join(0, 1)
+    seconds = _patience(environment)
+    mine = place(environment)
+    device = _device(mine)
+    if mine.size == 1:
+        return join(0, 1, mine.local_rank, device=device)
+    store = meet(
+        mine.address, mine.port, mine.rank, mine.size, serves=mine.rank == 0 and not mine.agent, name=mine.name,
+        seconds=seconds, should_stop=should_stop,
+    )  # fmt: skip
+    local = mine.local_rank if device.index is None else device.index
+    environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_RANK"] = map(str, (mine.rank, mine.size, local))
+    environment["MASTER_ADDR"], environment["MASTER_PORT"] = mine.address, str(mine.port)
+    environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate chooses another number
+    return join(mine.rank, mine.size, mine.local_rank, device=device, store=store)
+
+
+def _device(mine: Place) -> torch.device:
+    """The CUDA device of this rank, the only one it sees or the one of its number; the CPU where there is none."""
+    seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if seen == 0:
+        return torch.device("cpu")
+    if seen > 1 and mine.local_rank >= seen:
+        raise UserError(
+            f"environment: rank {mine.rank} is number {mine.local_rank} on its machine and sees {seen} devices: start "
+            "at most one process per device"
+        )
+    return torch.device("cuda", mine.local_rank if seen > 1 else 0)
+
+
+def _patience(environment: Mapping[str, str]) -> float:
+    text = environment.get("ENTROLOOP_JOIN_SECONDS", "300")
     try:
-        rank, size, local_rank = (int(environment.get(name, "0")) for name in names)
-    except ValueError as error:
-        raise UserError(f"environment: {', '.join(names)} must be integers ({error})") from error
-    if not 0 <= rank < size:
-        raise UserError(f"environment: {names[0]}={rank} is not below {names[1]}={size}")
-    if size > 1 and "MASTER_ADDR" not in environment:
-        raise UserError(f"environment: {names[1]}={size} without MASTER_ADDR: start with torchrun or accelerate launch")
-    return join(rank, size, local_rank)
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise UserError(f"environment: ENTROLOOP_JOIN_SECONDS={text}: must be a number of seconds above 0")
+    return seconds
+
+
+def check_alone(command: str, instead: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises UserError, which says what to do `instead`, where this process is one of several ranks."""
+    size = place(environment).size
+    if size > 1:
+        raise UserError(f"entroloop {command} works alone and was started as {size} ranks: {instead}")
 
 
 class StopFlag:

@@ -8,7 +8,6 @@ same command without a part then finds every shard there and seals the phase.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,18 +29,17 @@ def sample_command(
     ] = None,
 ) -> None:
     """Make the missing sample shards of a run, without a process group."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            "entroloop sample works alone: start it without torchrun, once a part (--part i::n), or use "
-            "entroloop run CONFIG --generation g --phase sample"
-        )
     from entroloop.data import manifest
     from entroloop.data.plan import parse_part
     from entroloop.data.world import join
     from entroloop.launcher import drive
     from entroloop.launcher.phases import Layout, Step
-    from entroloop.launcher.process import StopFlag
+    from entroloop.launcher.process import StopFlag, check_alone
 
+    if part is None:  # the tasks of one srun may each make a part
+        check_alone(
+            "sample", "give each a part (--part i::n), or use entroloop run CONFIG --generation g --phase sample"
+        )
     config, layout = load_run(run), Layout(run)
     mine = parse_part(part) if part is not None else None
     if generation is None:

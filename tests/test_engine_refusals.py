@@ -9,7 +9,6 @@ from loops import tiny
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.launcher import drive
-from entroloop.launcher.process import world_from_environment
 from entroloop.trainer import engine
 from entroloop.trainer.network import NetworkConfig, build
 from entroloop.trainer.schedule import TrainConfig, micro_batches
@@ -94,20 +93,6 @@ def test_what_cannot_be_done_is_refused_before_anything_is_begun(tmp_path, overr
     with pytest.raises(UserError, match=line):
         drive.run(config, World(), lambda: False)
     assert not list(tmp_path.iterdir())
-
-
-def test_accelerate_that_starts_one_process_for_many_is_refused():
-    """`accelerate launch --num_processes 2` sets these and no rank, with --cpu and without a GPU."""
-    for cpu in ("True", "False"):
-        alone = {"ACCELERATE_USE_CPU": cpu, "ACCELERATE_MIXED_PRECISION": "no"}
-        with pytest.raises(UserError, match=r"asked for several processes and started one, .* use torchrun"):
-            world_from_environment({**alone, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"})
-        assert world_from_environment(alone).size == 1
-
-
-def test_ranks_without_an_address_to_meet_at():
-    with pytest.raises(UserError, match=r"WORLD_SIZE=2 without MASTER_ADDR: start with torchrun"):
-        world_from_environment({"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_a_compiler_that_accelerate_was_asked_for(monkeypatch):
