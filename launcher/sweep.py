@@ -7,6 +7,7 @@ comparisons are paired, and cheaper.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import logging
 import os
@@ -31,6 +32,7 @@ from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, recipes
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @dataclass
@@ -185,8 +187,26 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(arm.config.threads)},
             start_new_session=True,  # Ctrl-C reaches the sweep, which stops its runs in order
+            preexec_fn=_die_with(os.getpid()),
         )
     return True
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What a new process calls so that Linux kills it when `parent` ends, however that ends.
+
+    Otherwise the runs of a killed sweep would go on, and the same command would find them at work.
+    """
+    if sys.platform != "linux":
+        return lambda: None
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def ask() -> None:
+        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
+        if os.getppid() != parent:  # it has ended already
+            os._exit(1)
+
+    return ask
 
 
 def _finished(arm: Arm, start: float) -> None:

@@ -1,13 +1,19 @@
 """Sweeps: names, leaders, linked work, refusals, and the report at the end."""
 
+import json
+import multiprocessing
 import os
+import signal
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import yaml
 from loops import TINY, command, sealed_bytes, tiny_file
 
-from entroloop.data.errors import UserError
-from entroloop.launcher import sweep
+from entroloop.data.errors import Interrupted, UserError
+from entroloop.launcher import lease, sweep
 from entroloop.launcher.phases import Layout, Step
 from entroloop.launcher.status import inspect
 
@@ -98,6 +104,40 @@ def test_a_failing_arm_is_named_with_its_log(tmp_path):
     assert "1 of 2 runs did not finish" in failed.stderr
     assert "log.txt" in failed.stderr
     assert "Traceback" not in failed.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end processes with their parent")
+def test_the_runs_of_a_killed_sweep_end_with_it_and_the_same_command_goes_on(tmp_path):
+    small = {"generations": 1, "network": {"kind": "mlp"}, "data": {**TINY["data"], "source": "mixture", "limit": 200}}
+    path = grid_file(tmp_path, {"train.kimg": [400]}, **small)  # minutes, if it went on
+    layout = Layout(tmp_path / "runs" / "tiny" / "kimg400")
+    swept = multiprocessing.get_context("fork").Process(target=sweep.run, args=(path, [], lambda: False))
+    swept.start()
+    held = until(lambda: lease.read(layout.lease(Step(0, "train"))))
+    os.kill(swept.pid, signal.SIGKILL)
+    swept.join()
+    until(lambda: not is_running(held["pid"]), 5)
+    with pytest.raises(Interrupted):  # as soon as the new run of the arm trains
+        sweep.run(path, [], lambda: (lease.read(layout.lease(Step(0, "train"))) or held)["token"] != held["token"])
+    assert json.loads((layout.run / "state.json").read_text())["status"] == "interrupted"
+    assert "is in use" not in (layout.run / "log.txt").read_text()
+
+
+def is_running(pid):
+    """Not so of a zombie, which waits for whoever has adopted it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def until(condition, seconds=120):
+    """Waits for a condition and returns its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
 
 
 def test_an_arm_that_waits_for_its_turn_has_not_begun(tmp_path):
