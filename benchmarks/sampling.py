@@ -47,7 +47,7 @@ from entroloop.launcher import drive
 from entroloop.launcher.phases import Layout, Step
 from entroloop.launcher.work import Work
 from entroloop.trainer import network as networks
-from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
+from entroloop.trainer.generate import SamplePlan, generate
 from entroloop.trainer.sampler import SampleConfig
 
 CPU = torch.device("cpu")  # of the two ranks of one thread
@@ -243,8 +243,8 @@ class Ranks:
 
 def sharded(world: World, weights: Path, folder: Path, config: SampleConfig, plan: SamplePlan) -> None:
     """The sample phase as the loop runs it."""
-    generate(weights, folder, config, plan, Part().split(world.rank, world.size), CPU, show=False)
-    wait_for_shards(folder, plan, Part(), lambda: False)
+    mine = Part().split(world.rank, world.size)
+    generate(weights, folder, config, plan, mine, CPU, whole=Part(), show=False)
 
 
 def alone(world: World, weights: Path, folder: Path, config: SampleConfig, plan: SamplePlan) -> None:

@@ -43,7 +43,7 @@ from entroloop.launcher.phases import PREPARE, Step
 from entroloop.selection.filter import write_as_shards
 from entroloop.trainer import network as networks
 from entroloop.trainer.engine import start_tracker
-from entroloop.trainer.generate import SamplePlan, generate, wait_for_shards
+from entroloop.trainer.generate import SamplePlan, generate
 from entroloop.trainer.guidance import check_guide
 from entroloop.trainer.loop import Job, train
 from entroloop.trainer.tracking import Tracking, check_installed
@@ -217,10 +217,10 @@ class Work(Inputs):
         self._say_who_idles(len(all_of_it.of(len(plan.shards))))
         drawn = generate(
             weights, folder, sample, plan, all_of_it.split(self.world.rank, self.world.size), self.world.device,
-            histogram=self._label_histogram(step), guide=guide, title=str(step), show=self.world.is_main,
-            should_stop=self.should_stop, on_progress=self.on_progress, on_shard=self._encode_early(step),
+            whole=all_of_it, histogram=self._label_histogram(step), guide=guide, title=str(step),
+            show=self.world.is_main, should_stop=self.should_stop, on_progress=self.on_progress,
+            on_shard=self._encode_early(step),
         )  # fmt: skip
-        wait_for_shards(folder, plan, all_of_it, self.should_stop)
         self.facts["nfe"] = sample.nfe * sum(self.world.gather_counts(drawn))  # also makes ranks wait for each other
         if part is None and self.world.is_main:
             about = {"num_classes": self.real.num_classes} if config.train.labels else {}

@@ -1,6 +1,9 @@
 """Sampling: an image depends on its number alone; shards are made once, whoever makes them."""
 
 import errno
+import multiprocessing
+import os
+import signal
 import threading
 
 import numpy as np
@@ -9,13 +12,14 @@ import torch
 from exported import MLP, export
 from ranks import on_ranks
 
+from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
 from entroloop.data.shards import Dataset, seal_dataset
 from entroloop.data.world import World
 from entroloop.trainer import diffusion
 from entroloop.trainer import generate as generating
-from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels, wait_for_shards
+from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels
 from entroloop.trainer.sampler import SampleConfig
 
 PLAN = SamplePlan(run_seed=5, generation=2, count=50, shard_size=16)
@@ -214,7 +218,8 @@ def test_a_full_disk_ends_sampling(edm, tmp_path, monkeypatch):
 
 def test_waiting_for_other_ranks_ends_with_their_shards_or_a_signal(edm, tmp_path, monkeypatch):
     monkeypatch.setattr(generating, "POLL", 0.01)
-    looks = []
+    looks, mine = [], {"config": SampleConfig(steps=1), "plan": PLAN, "part": Part(0, 2), "device": CPU}
+    generate(edm, tmp_path, **mine)
 
     def should_stop():
         looks.append(1)
@@ -222,15 +227,59 @@ def test_waiting_for_other_ranks_ends_with_their_shards_or_a_signal(edm, tmp_pat
             generate(edm, tmp_path, SampleConfig(steps=1), PLAN, Part(1, 2), CPU)
         return len(looks) > 100
 
-    wait_for_shards(tmp_path, PLAN, Part(1, 2), should_stop)
+    assert generate(edm, tmp_path, **mine, whole=Part(), should_stop=should_stop) == 0
     assert len(looks) == 3
+    (tmp_path / "shard-000001.json").unlink()
     with pytest.raises(Interrupted, match="other ranks"):
-        wait_for_shards(tmp_path, PLAN, Part(0, 2), should_stop)
+        generate(edm, tmp_path, **mine, whole=Part(), should_stop=should_stop)
+
+
+def test_a_rank_that_is_idle_makes_the_shards_that_do_not_come(edm, tmp_path, monkeypatch, caplog):
+    config = SampleConfig(steps=1)
+    monkeypatch.setattr(generating, "POLL", 0.01)
+    monkeypatch.setattr(generating, "PATIENCE", 0.2)
+    assert generate(edm, tmp_path / "a", config, PLAN, Part(1, 3), CPU, whole=Part()) == 50
+    assert "no other rank has finished shard 0" in caplog.text
+    assert generate(edm, tmp_path / "b", config, PLAN, Part(), CPU) == 50
+    assert made(tmp_path / "a") == made(tmp_path / "b")
+
+
+def make_all_on(world, weights, folder, config):
+    generate(weights, folder, config, PLAN, Part(), world.device, show=False)
+
+
+def test_two_ranks_that_make_the_same_shards_at_once_make_one(edm, tmp_path):
+    config = SampleConfig(steps=1)
+    on_ranks(2, make_all_on, edm, tmp_path / "a", config)
+    generate(edm, tmp_path / "b", config, PLAN, Part(), CPU)
+    assert made(tmp_path / "a") == made(tmp_path / "b")
+
+
+def until_killed(weights, folder, config):
+    """A rank that makes its first shard and is killed in the second."""
+    torch.set_num_threads(1)  # libgomp's threads did not come with the fork
+    looks = iter(range(100))
+    stop = lambda: next(looks) >= 3 and os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+    generate(weights, folder, config, SamplePlan(5, 2, 80, 16), Part(1, 2), CPU, whole=Part(), should_stop=stop)
+
+
+def test_the_survivor_of_two_ranks_makes_the_shards_of_the_dead_one(edm, tmp_path, monkeypatch):
+    config, plan = SampleConfig(steps=1, batch=8), SamplePlan(5, 2, 80, 16)
+    monkeypatch.setattr(generating, "PATIENCE", 0.2)
+    dead = multiprocessing.get_context("fork").Process(target=until_killed, args=(edm, tmp_path / "a", config))
+    dead.start()
+    dead.join(120)
+    assert dead.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "a" / "shard-000003.json").exists()
+    generate(edm, tmp_path / "a", config, plan, Part(0, 2), CPU, whole=Part())
+    generate(edm, tmp_path / "b", config, plan, Part(), CPU)
+    files.sweep_temporaries(tmp_path / "a")  # as whoever takes the phase over does
+    assert made(tmp_path / "a") == made(tmp_path / "b")
 
 
 def make_on(world, weights, folder, config):
-    generate(weights, folder, config, PLAN, Part().split(world.rank, world.size), world.device, show=False)
-    wait_for_shards(folder, PLAN, Part(), lambda: False)
+    mine = Part().split(world.rank, world.size)
+    generate(weights, folder, config, PLAN, mine, world.device, whole=Part(), show=False)
     world.barrier()
     if world.is_main:
         seal_dataset(folder)

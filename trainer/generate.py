@@ -7,6 +7,8 @@ same bytes on a CPU. A thread encodes and writes a shard while the network goes 
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -30,8 +32,10 @@ from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork
 from entroloop.trainer.sampler import SampleConfig, check_fits_model, clipped, draw, guided, noise_levels
 
+log = logging.getLogger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 POLL = 0.5  # seconds between two looks at the shards of other ranks, at most
+PATIENCE = 60.0  # seconds without a new shard after which an idle rank makes the missing ones, at least
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def generate(
     part: Part,
     device: torch.device,
     *,
+    whole: Part | None = None,
     histogram: NDArray[np.int64] | None = None,
     guide: Path | None = None,
     title: str = "sample",
@@ -141,56 +146,72 @@ def generate(
 ) -> int:
     """Writes this part's shards that are not there yet; returns how many images it drew.
 
-    `on_shard` is called with the number of every shard written, by the thread that writes.
+    whole     what all ranks make together, of which `part` is this rank's share: returns once all of it is there.
+              Shards of other ranks that do not come are made here, which gives the same bytes. None waits for nobody
+    on_shard  is called with the number of every shard written, by the thread that writes
 
     Raises Interrupted between batches when `should_stop` says so; the shards finished by then stay. Raises UserError as
     `Generator` and `write_shard` do.
     """
+
+    # Ranks look at the folder instead of meeting: another one may be busy for longer than a process group waits, or be
+    # dead, and a signal must reach a rank that has nothing to do.
+    def others() -> list[int]:
+        return [] if whole is None else [i for i in whole.of(len(plan.shards)) if not _done(folder, i)]
+
     mine = [i for i in part.of(len(plan.shards)) if not _done(folder, i)]
-    if not mine:
+    if not mine and not others():
         return 0
-    source = Generator(weights, config, plan, device, histogram, guide)
-    total = sum(stop - start for start, stop in (plan.shards[i] for i in mine))
+    loaded = functools.cache(lambda: Generator(weights, config, plan, device, histogram, guide))
+    slowest = 0.0  # seconds that one shard took here
+
+    def samples_of(number: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
+        nonlocal slowest
+        start, stop = plan.shards[number]
+        begin, pieces = time.monotonic(), []
+        for first, last in bounds(start, stop, config.batch):
+            if should_stop():
+                raise Interrupted(f"sampling stopped before image {first}; finished shards are kept")
+            pieces.append(loaded().samples(first, last))
+            progress.advance(last - first)
+        slowest = max(slowest, time.monotonic() - begin)
+        labels = np.concatenate([piece[1] for piece in pieces]) if loaded().num_classes else None
+        return np.concatenate([piece[0] for piece in pieces]), labels
 
     def write(number: int, samples: NDArray[Any], labels: NDArray[np.int64] | None) -> None:
         start, stop = plan.shards[number]
         write_shard(folder, number, samples, labels, Provenance.sampled(plan.generation, start, stop), first_key=start)
         on_shard(number)
 
+    total = sum(stop - start for start, stop in (plan.shards[i] for i in mine))
     with Progress(title, total, "img", show=show) as progress, ThreadPoolExecutor(1, "write shards") as writer:
         on_progress(progress)
         writing: Future[None] | None = None
         for number in mine:
-            start, stop = plan.shards[number]
-            pieces = []
-            for first, last in bounds(start, stop, config.batch):
-                if should_stop():
-                    raise Interrupted(f"sampling stopped before image {first}; finished shards are kept")
-                pieces.append(source.samples(first, last))
-                progress.advance(last - first)
-            samples = np.concatenate([piece[0] for piece in pieces])
-            labels = np.concatenate([piece[1] for piece in pieces]) if source.num_classes else None
+            if _done(folder, number):  # by a rank that had nothing else to do
+                continue
+            made = samples_of(number)
             if writing is not None:
                 writing.result()  # at most one shard waits in memory, and a full disk ends the phase
-            writing = writer.submit(write, number, samples, labels)
-        assert writing is not None
-        writing.result()
-    return total
-
-
-def wait_for_shards(folder: Path, plan: SamplePlan, part: Part, should_stop: Callable[[], bool]) -> None:
-    """Returns once every shard of the part is there, whoever makes it.
-
-    Looks at the folder instead of meeting the other ranks: they may be busy for longer than a process group waits, and
-    a signal must reach a rank that has nothing to do. Raises Interrupted when `should_stop` says so.
-    """
-    missing, pause = [i for i in part.of(len(plan.shards)) if not _done(folder, i)], 0.02
-    while missing:
-        if should_stop():
-            raise Interrupted("stopped while other ranks were sampling; finished shards are kept")
-        time.sleep(pause)
-        pause = min(1.5 * pause, POLL)
-        missing = [i for i in missing if not _done(folder, i)]
+            writing = writer.submit(write, number, *made)
+        if writing is not None:
+            writing.result()
+        known, since, pause = others(), time.monotonic(), 0.02
+        while known:
+            if should_stop():
+                raise Interrupted("stopped while other ranks were sampling; finished shards are kept")
+            if time.monotonic() - since < max(PATIENCE, 2 * slowest):
+                time.sleep(pause)
+                pause = min(1.5 * pause, POLL)
+            else:
+                number = known.pop(part.index % len(known))  # idle ranks begin with different ones
+                log.warning("%s: no other rank has finished shard %d: it is made here", title, number)
+                write(number, *samples_of(number))
+            now = others()
+            if len(now) < len(known):  # somebody else is at work
+                since = time.monotonic()
+            known = now
+        return round(progress.done)
 
 
 def _done(folder: Path, number: int) -> bool:
