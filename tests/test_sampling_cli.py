@@ -160,7 +160,9 @@ def test_what_cannot_be_sampled_yet_is_refused(tmp_path, run, monkeypatch):
     (Layout(run).of(TRAIN) / "manifest.json").unlink()
     with pytest.raises(UserError, match="generation 0 is not trained yet"):
         sample(monkeypatch, run)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    launched = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match="works alone"):
         sample(monkeypatch, run)
 

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -12,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from loops import TINY, command, sealed_bytes, tiny, tiny_file
@@ -252,6 +254,49 @@ def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_lim
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert sealed_bytes(run) == sealed_bytes(tmp_path / "twin" / "runs" / "tiny")
+
+
+@pytest.mark.parametrize("engine", ["ddp", "zero2"])
+def test_bare_srun_starts_ranks_that_train_as_those_of_torchrun_do(tmp_path, engine):
+    values = [f"train.engine={engine}", "data.source=mixture", "data.limit=200", "network.kind=mlp", "generations=1"]
+    started, runs = {"srun": ["srun", "-N2", "-n2", sys.executable], "torchrun": [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+    ]}, []  # fmt: skip
+    for name, launcher in started.items():
+        (tmp_path / name).mkdir()
+        path = tiny_file(tmp_path / name, *values)
+        done = subprocess.run(
+            [*launcher, "-m", "entroloop.launcher", "run", path],
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"by {engine} on 2 ranks" in done.stdout
+        runs.append(tmp_path / name / "runs" / "tiny")
+    assert sealed_bytes(runs[0]) == sealed_bytes(runs[1])
+
+
+def test_a_shell_of_salloc_is_alone(tmp_path):
+    np.save(tmp_path / "f.npy", np.random.default_rng(0).normal(size=(50, 4)))
+    done = subprocess.run(
+        ["salloc", "-N1", "-n2", sys.executable, "-m", "entroloop.launcher", "entropy", tmp_path / "f.npy"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "n 50" in done.stdout
+
+
+def test_a_task_that_waits_in_vain_says_for_whom(tmp_path):
+    path = tiny_file(tmp_path)
+    script = 'test "$SLURM_PROCID" = 1 && exec sleep 300; exec "$0" -m entroloop.launcher run "$1"'
+    done = subprocess.run(
+        ["srun", "-N1", "-n2", "--kill-on-bad-exit=1", "bash", "-c", script, sys.executable, path],
+        env={**os.environ, "ENTROLOOP_JOIN_SECONDS": "2"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert re.search(r"rank 0 of 2 waited 2 s at n\d:\d+ for rank 1: see why", done.stderr), done.stderr
 
 
 def test_a_preempted_job_saves_its_state_and_goes_on_later(tmp_path):
