@@ -228,8 +228,9 @@ def test_an_earlier_generation_guides_the_next(tmp_path, plain, name):
     assert not np.array_equal(pixels(second, 1), pixels(plain, 1))
     trained = {f"generation {g} train": manifest.read(plain.of(Step(g, "train"))).digest for g in (0, 1)}
     before, after = manifest.read(first.of(SAMPLE)).made_from, manifest.read(second.of(LAST)).made_from
-    assert before == {"recipe": before["recipe"], "generation 0 train": trained["generation 0 train"]}
-    assert after == {"recipe": after["recipe"], **trained}
+    real = {name: before[name] for name in ("recipe", "prepare", "real")}
+    assert before == {**real, "generation 0 train": trained["generation 0 train"]}
+    assert after == {**real, "recipe": after["recipe"], **trained}
     lines = [json.loads(line) for line in second.stats(1).read_text().splitlines()]
     assert [line["nfe"] for line in lines if line.get("phase") == "sample"] == [2 * 5 * 96]  # both networks
 
