@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from entroloop.data import files, manifest
+from entroloop.data import manifest
 from entroloop.data.errors import UserError
 from entroloop.data.manifest import Manifest
 from entroloop.data.plan import derive_seed, permutation
@@ -167,7 +167,7 @@ def save(
         return manifest.read(folder)
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(model.state_dict().items())}
     payload = safetensors.torch.save(state)
-    files.create(folder / WEIGHTS, lambda file: file.write(payload))
+    manifest.add(folder, WEIGHTS, lambda file: file.write(payload))
     facts = {**(about or {}), "shape": list(model.shape), "num_classes": model.num_classes, "dim": FEATURES}
     return manifest.seal(folder, "classifier", 1, [WEIGHTS], about=facts, made_from=made_from)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data import files, manifest
+from entroloop.data import manifest
 from entroloop.data.encoders import Encoder
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
@@ -60,7 +60,7 @@ def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, sam
         block = io.BytesIO()
         np.save(block, encoders[name](samples), allow_pickle=False)
         content = block.getvalue()
-        files.create(folder / block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
+        manifest.add(folder, block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
 
 
 def _missing(encoders: Mapping[str, Encoder], folder: Path, shard: int) -> list[str]:

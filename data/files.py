@@ -21,6 +21,25 @@ from typing import IO, Any
 from entroloop.data.errors import UserError
 
 TEMPORARY = ".tmp-"  # every unfinished file starts with this; `sweep_temporaries` and readers of folders rely on it
+_fences: list[Callable[[], None]] = []
+
+
+@contextlib.contextmanager
+def fenced(check: Callable[[], None]) -> Iterator[None]:
+    """While the context is open, this process calls `check` before it gives any file its name.
+
+    What `check` raises leaves the file unwritten. It must be safe to call from several threads.
+    """
+    _fences.append(check)
+    try:
+        yield
+    finally:
+        _fences.remove(check)
+
+
+def _pass_fences() -> None:
+    for check in list(_fences):
+        check()
 
 
 @contextlib.contextmanager
@@ -33,6 +52,7 @@ def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]
             write(file)
             file.flush()
             os.fsync(file.fileno())
+        _pass_fences()
         yield temporary
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -72,6 +92,14 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     with _written(path, write) as temporary:
         temporary.replace(path)
     sync_folder(path.parent)
+
+
+def add_line(path: Path, value: Any) -> None:
+    """Appends a value to a file of JSON lines, which is made if it is not there."""
+    _pass_fences()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
 
 
 def sync_folder(folder: Path) -> None:

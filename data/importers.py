@@ -93,11 +93,13 @@ def import_part(
     facts = {**identity, "shards": len(pieces), "num_classes": num_classes(opened), "classes": list(opened.classes)}
     text = files.json_bytes(facts)
     try:
-        made = files.create(dest / SETTINGS, lambda file: file.write(text))
+        made = not manifest.is_sealed(dest) and files.create(dest / SETTINGS, lambda file: file.write(text))
     except OSError as error:
         raise UserError(f"{dest}: cannot be written ({error.strerror})") from error
     if not made:
         _check_dest(dest, source, identity)
+    if manifest.is_sealed(dest):  # by another process, while this one looked at the source
+        return
     _sweep_old(dest)
     done = {i for i in part.of(len(pieces)) if conversion.is_done(dest, i)}
     jobs = [Job(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]

@@ -27,7 +27,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from entroloop.data import files, manifest
+from entroloop.data import manifest
 from entroloop.data.errors import UserError
 from entroloop.data.manifest import Manifest
 from entroloop.data.plan import bounds
@@ -76,7 +76,7 @@ def write_index(
         if labels is not None:
             columns["label"] = labels[start:stop].tolist()
         text = json.dumps({"count": stop - start, "columns": columns}, sort_keys=True).encode() + b"\n"
-        files.create(folder / name, lambda file, t=text: file.write(t))  # type: ignore[misc]
+        manifest.add(folder, name, lambda file, t=text: file.write(t))  # type: ignore[misc]
         shards.append({"name": name, "count": stop - start})
     facts = {
         "shape": list(sets[0].shape),

@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -90,6 +90,26 @@ def seal(
     )
     text = files.json_bytes(manifest.model_dump(mode="json"))
     return manifest if files.create(folder / MANIFEST, lambda file: file.write(text)) else read(folder)
+
+
+def add(folder: Path, name: str, write: Callable[[IO[bytes]], object]) -> bool:
+    """Writes a file of a folder that will be sealed. A file that is there already is left as it is.
+
+    name  relative to the folder
+
+    Returns whether this call made the file. Raises UserError when the folder is sealed without such a file, and when
+    the disk is full.
+    """
+    if (folder / name).exists():
+        return False
+    check_unsealed(folder)
+    return files.create(folder / name, write)
+
+
+def check_unsealed(folder: Path) -> None:
+    """Raises UserError when the folder is sealed: no file is added to it or changed."""
+    if is_sealed(folder):
+        raise UserError(f"{folder}: is sealed and must stay as it is: choose another folder")
 
 
 def is_sealed(folder: Path) -> bool:

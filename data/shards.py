@@ -99,7 +99,9 @@ def write_shard(
     tar_path = folder / shard_name(number)
     if tar_path.with_suffix(".json").exists():
         return
-    made = files.create(tar_path, lambda file: tar.write(file, _members(samples, labels, first_key, encoding)))
+    made = manifest.add(
+        folder, tar_path.name, lambda file: tar.write(file, _members(samples, labels, first_key, encoding))
+    )
     if not made:  # left by a killed process, or by another one at work on the same shard: what stands there counts
         samples, labels = read_shard(tar_path)
     places = [place for place in tar.places(tar_path.read_bytes()) if not place[0].endswith(".cls")]
@@ -124,7 +126,7 @@ def write_shard(
         "columns": columns,
     }
     text = json.dumps(side, sort_keys=True).encode() + b"\n"
-    files.create(tar_path.with_suffix(".json"), lambda file: file.write(text))
+    manifest.add(folder, tar_path.with_suffix(".json").name, lambda file: file.write(text))
 
 
 def _members(

@@ -13,7 +13,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data import files, manifest
+from entroloop.data import manifest
 from entroloop.data.features import encoder_digest
 from entroloop.data.shards import REAL, Dataset, Samples
 from entroloop.eval.evaluate import FeatureSets, Row, baseline_row, evaluate_generation
@@ -44,7 +44,7 @@ def evaluate(inputs: Inputs, step: Step) -> Row:
     if world.is_main:
         folder = inputs.layout.of(step)
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
-        files.create(folder / "metrics.jsonl", lambda file: file.write(line))
+        manifest.add(folder, "metrics.jsonl", lambda file: file.write(line))
         manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs.made_from(step))
     return row
 

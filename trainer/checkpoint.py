@@ -95,7 +95,10 @@ def export(
     """Writes averaged weights as a sealed folder that generation, and diffusers for a UNet, can load.
 
     averages  by name; "" is the one to sample from, others go to sub-folders `ema_<name>`
+
+    Raises UserError when the folder is sealed already.
     """
+    manifest.check_unsealed(folder)
     attempt = folder / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
     names = []
     try:
@@ -103,7 +106,7 @@ def export(
             inner = f"ema_{average}/" if average else ""
             for name in networks.save(network, attempt / inner):
                 content = (attempt / inner / name).read_bytes()
-                files.replace(folder / inner / name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+                manifest.add(folder, inner + name, lambda file, content=content: file.write(content))  # type: ignore[misc]
                 names.append(inner + name)
     finally:
         shutil.rmtree(attempt, ignore_errors=True)

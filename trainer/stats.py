@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import resource
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from entroloop.data import files
 from entroloop.data.world import World
 from entroloop.trainer.schedule import TrainConfig, learning_rate
 
@@ -47,9 +47,7 @@ class Window:
         loss, sigma = (self.world.gather_rows(torch.cat(values)).cpu() for values in (self.losses, self.sigmas))
         line = self._line(loss, sigma, seen) if self.world.is_main else None
         if line is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            files.add_line(self.path, line)
         self._reset()
         return line
 
