@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from entroloop.data.errors import Failed, Interrupted, UserError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -132,6 +134,25 @@ class World:
         dist.all_gather_object(values, value)
         self.traffic.exchanges += 1
         return values
+
+    def on_main(self, function: Callable[[], T]) -> T:
+        """Calls `function` on rank 0 alone. Every rank returns its result, or raises its exception.
+
+        The result is small and picklable.
+        """
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = function()
+            except Exception as caught:
+                if self.size == 1:
+                    raise
+                error = caught
+        found, raised = self.gather_objects((result, error))[0]
+        if raised is not None:
+            raise raised
+        returned: T = found
+        return returned
 
     def _count(self, *received: Tensor) -> None:
         self.traffic.exchanges += 1

@@ -7,8 +7,8 @@ ended, for scripts that decide whether to start it again.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -23,10 +23,11 @@ from pydantic import ValidationError
 from entroloop.data import files, manifest
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
+from entroloop.data.shards import REAL
 from entroloop.data.world import World
-from entroloop.launcher import retention
+from entroloop.launcher import lease, retention
 from entroloop.launcher.config import MAY_CHANGE, Config, differences, dump, explain
-from entroloop.launcher.lease import Lease
+from entroloop.launcher.lease import InUse, Lease, LeaseLost
 from entroloop.launcher.numerics import numerics
 from entroloop.launcher.phases import PREPARE, Layout, Phase, Step, inputs, next_phase, steps
 from entroloop.launcher.ready import check_ready
@@ -71,8 +72,11 @@ def open_run(config: Config) -> Layout:
         files.create(layout.config, lambda file: file.write(dump(config)))
     saved = _with_defaults(layout)
     if saved != mine and not _begun(layout):
-        files.replace(layout.config, lambda file: file.write(dump(config)))
-        return layout
+        with Lease(layout.lease(PREPARE), "saving the configuration"):  # whoever prepares compares it under this lease
+            if not is_sealed(layout)(PREPARE):
+                files.replace(layout.config, lambda file: file.write(dump(config)))
+                return layout
+        saved = _with_defaults(layout)
     found = [d for d in differences(saved, mine) if not re.match(rf"({'|'.join(MAY_CHANGE)})[ .]", d)]
     if mine["generations"] > saved["generations"]:
         found = [d for d in found if not d.startswith("generations ")]
@@ -96,7 +100,8 @@ def _with_defaults(layout: Layout) -> dict[str, Any]:
 
 def _begun(layout: Layout) -> bool:
     """Whether anything is sealed, or being made, that depends on the configuration."""
-    return is_sealed(layout)(PREPARE) or layout.lease(PREPARE).exists()
+    leases = layout.generation(REAL).glob(f"{layout.lease(PREPARE, '').name}*")
+    return is_sealed(layout)(PREPARE) or any(leases)
 
 
 def read_config(layout: Layout) -> dict[str, Any]:
@@ -125,7 +130,7 @@ def run(
     order = list(steps(config.generations))
     sealed = is_sealed(Layout(config.run_folder))
     check_fits(config, world, {step.phase for step in order if not sealed(step)})
-    layout = _on_main(world, lambda: open_run(config))
+    layout = world.on_main(lambda: open_run(config))
     work = Work(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     with _state(layout, world, attempt.state):
         if world.is_main:
@@ -149,7 +154,7 @@ def run_single(
     if step not in set(steps(config.generations)):
         raise UserError(f"--generation {step.generation}: the run has generations 0 … {config.generations - 1}")
     check_fits(config, world, {step.phase})
-    layout = _on_main(world, lambda: open_run(config))
+    layout = world.on_main(lambda: open_run(config))
     with _state(layout, world, attempt.state):
         if manifest.is_sealed(layout.of(step)):
             _say(world, step, "already sealed", 0.0)
@@ -181,47 +186,82 @@ def _await_seals(config: Config, layout: Layout, step: Step, patience: float) ->
 
 
 def run_step(work: Work, step: Step, part: Part | None = None) -> None:
-    """Does one step under its lease; writes its line of stats.jsonl and of the log."""
+    """Does one step under its lease, unless another process has sealed it; writes its line of stats.jsonl and the log.
+
+    Raises InUse when another process is at work on the step, LeaseLost when one took over from this process.
+    """
     start = time.monotonic()
     world, layout = work.world, work.layout
-    lease = Lease(layout.lease(step, str(part or Part())), str(step))
+    held = Lease(layout.lease(step, str(part or Part())), str(step))
     with contextlib.ExitStack() as stack:
 
-        def begin() -> None:
-            stack.enter_context(lease)
+        def begin() -> str | None:
+            """Takes the lease and returns its token; None when there is nothing left to do."""
+            stack.enter_context(held)
+            stack.enter_context(files.fenced(held.check))
+            if step == PREPARE:
+                open_run(work.config)  # another first start may have saved its own configuration
+            if _is_sealed_now(layout.of(step)):
+                return None
             if part is None:  # other parts may be at work in the same folder
                 files.sweep_temporaries(layout.of(step))
                 if step.phase == "train":
                     files.sweep_temporaries(layout.checkpoints(step.generation))
+            return held.token
 
-        _on_main(world, begin)
-        work.on_progress = lambda progress: setattr(lease, "progress", progress)
+        token = world.on_main(begin)
+        if token is None:
+            _say(world, step, "sealed by another process", time.monotonic() - start)
+            return
+        stack.enter_context(_attached(work, held))
         try:
             said = work.run(step, part)
-        except Interrupted:
-            _note(work, step, part, time.monotonic() - start, interrupted=True)
+        except Exception as error:
+            if _taken_over(work, step, held, token):
+                raise LeaseLost(f"{layout.run}: another process took over {step} while this one was frozen") from error
+            if isinstance(error, Interrupted):
+                _note(work, step, part, time.monotonic() - start, interrupted=True)
             raise
     seconds = time.monotonic() - start
     _note(work, step, part, seconds)
     _say(world, step, said, seconds)
 
 
+def _is_sealed_now(folder: Path) -> bool:
+    """`manifest.is_sealed` from a fresh listing: caches of a shared file system may remember an absent file."""
+    return folder.is_dir() and manifest.MANIFEST in os.listdir(folder)
+
+
+def _taken_over(work: Work, step: Step, held: Lease, token: str) -> bool:
+    """Whether another process has taken rank 0's lease. The other ranks learn it when rank 0 has left them."""
+    if work.world.is_main:
+        return not held.held()
+    now = lease.read(held.path)
+    return is_sealed(work.layout)(step) if now is None else now.get("token") != token
+
+
+@contextlib.contextmanager
+def _attached(work: Work, held: Lease) -> Iterator[None]:
+    """The work reports its progress to the lease and stops when the lease is lost."""
+    told_to_stop = work.should_stop
+    work.should_stop = lambda: told_to_stop() or held.lost
+    work.on_progress = lambda progress: setattr(held, "progress", progress)
+    try:
+        yield
+    finally:
+        work.should_stop = told_to_stop
+
+
 def _note(work: Work, step: Step, part: Part | None, seconds: float, **facts: Any) -> None:
     if work.world.is_main:
         line = {"phase": step.phase, "part": str(part or Part()), "seconds": round(seconds, 3), **work.facts, **facts}
-        append_line(work.layout.stats(step.generation), {**line, "numerics": numerics(work.world)})
+        files.add_line(work.layout.stats(step.generation), {**line, "numerics": numerics(work.world)})
 
 
 def _say(world: World, step: Step, said: str, seconds: float) -> None:
     if world.is_main:
         where = "real data" if step.phase == "prepare" else f"generation {step.generation}"
         log.info("%-13s  %-8s  %8.1f s  %s", where, step.phase, seconds, said)
-
-
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(value, sort_keys=True) + "\n")
 
 
 def _agreed_next(layout: Layout, config: Config, world: World) -> Step | None:
@@ -233,22 +273,6 @@ def _agreed_next(layout: Layout, config: Config, world: World) -> Step | None:
 
 def _any(world: World, flag: bool) -> bool:
     return bool(world.all_reduce(torch.tensor([float(flag)]), "max").item())
-
-
-def _on_main(world: World, function: Callable[[], Any]) -> Any:
-    """The result of rank 0's call on every rank; what it raised is raised everywhere."""
-    result, error = None, None
-    if world.is_main:
-        try:
-            result = function()
-        except Exception as caught:
-            if world.size == 1:
-                raise
-            error = caught
-    shared = world.gather_objects((result, error))[0]
-    if shared[1] is not None:
-        raise shared[1]
-    return shared[0]
 
 
 @contextlib.contextmanager
@@ -263,12 +287,13 @@ def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator
 
     try:
         yield
+    except (InUse, LeaseLost):  # the state is for the other process to tell
+        raise
     except Interrupted as stop:
         write("interrupted", 75, str(stop))
         raise
     except UserError as error:
-        if "is in use by process" not in str(error):  # then the state is the other process's to tell
-            write("failed", 2, str(error))
+        write("failed", 2, str(error))
         raise
     except Exception as error:
         write("failed", 1, f"{type(error).__name__}: {error}")

@@ -2,12 +2,13 @@
 
 A lease is a file that is created exclusively. Its owner rewrites it every second with a rising counter and the phase's
 progress, so that others can tell a live owner from a dead one, and `entroloop status` can show how far it is. Nobody's
-clock counts: an observer times the counter itself. Should two processes hold a lease at once all the same, seals (the
-first one wins) keep the run sound.
+clock counts: an observer times the counter itself. An owner that was frozen for longer than observers wait loses the
+lease to one of them. It notices at its next heartbeat, or earlier, before it writes a file.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.progress import Progress
 
 BEAT = 1.0  # seconds between heartbeats
@@ -27,6 +28,14 @@ WATCH = 5.0  # seconds after which a silent owner counts as dead
 SIZE = 1024  # bytes; a fixed size makes every rewrite a single small write in place
 
 log = logging.getLogger(__name__)
+
+
+class InUse(UserError):  # noqa: N818 - a state
+    """Another live process holds the lease. The run's state is for that process to tell."""
+
+
+class LeaseLost(Interrupted):
+    """Another process took over the lease while its owner was frozen. The run's state is for that process to tell."""
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -52,12 +61,16 @@ def _dead_here(lease: dict[str, Any]) -> bool:
 
 
 class Lease:
-    """Holds `path` while the context is open. Raises UserError when a live process holds it for `patience` seconds."""
+    """Holds `path` while the context is open. Raises InUse when a live process holds it for `patience` seconds.
+
+    lost  whether another process has taken it over, as far as the last heartbeat or `check` saw
+    """
 
     def __init__(self, path: Path, what: str, patience: float = 0) -> None:
         self.path, self.what, self.patience = path, what, patience
         self.progress: Progress | None = None
-        self._token = uuid.uuid4().hex
+        self.lost = False
+        self.token = uuid.uuid4().hex
         self._counter = 0
         self._closed = threading.Event()
 
@@ -88,7 +101,7 @@ class Lease:
                 if time.monotonic() < self._deadline:
                     seen, start = now, time.monotonic()
                     continue
-                raise UserError(
+                raise InUse(
                     f"{self.path.parent}: {self.what} is in use by process {now.get('pid')} on {now.get('host')}: "
                     "wait for it, or stop it and run the same command again"
                 )
@@ -96,14 +109,15 @@ class Lease:
             if time.monotonic() - start > WATCH:
                 break
         log.info("%s: taking over from a process that is gone", self.what)
-        aside = self.path.with_name(f"{self.path.name}-{self._token}")
+        aside = self.path.with_name(f"{self.path.name}-{self.token}")
         try:
             self.path.rename(aside)
         except FileNotFoundError:
             return  # another observer was faster
         moved = read(aside)
         if moved is not None and seen is not None and moved.get("token") != seen.get("token"):
-            os.link(aside, self.path)  # it was the fresh lease of that other observer
+            with contextlib.suppress(FileExistsError):  # a third one has it by now: the other observer will notice
+                os.link(aside, self.path)  # it was the fresh lease of that other observer
         aside.unlink()
 
     def _write(self) -> None:
@@ -111,7 +125,7 @@ class Lease:
         value = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "token": self._token,
+            "token": self.token,
             "counter": self._counter,
             "what": self.what,
             "progress": self.progress.state if self.progress else None,
@@ -119,8 +133,24 @@ class Lease:
         os.pwrite(self._file, json.dumps(value).encode().ljust(SIZE), 0)
 
     def _beat(self) -> None:
-        while not self._closed.wait(BEAT):
-            self._write()
+        while not self._closed.wait(BEAT) and self.held():
+            with contextlib.suppress(OSError):  # of a file system that is away for a while
+                self._write()
+
+    def held(self) -> bool:
+        """Whether the lease on disk is this one still."""
+        for _ in range(3):  # an observer that took it by mistake puts it back at once
+            now = read(self.path)
+            if now is not None:
+                break
+            time.sleep(BEAT / 10)
+        self.lost = self.lost or now is None or now.get("token") != self.token
+        return not self.lost
+
+    def check(self) -> None:
+        """Raises LeaseLost when another process has taken over the lease."""
+        if not self.held():
+            raise LeaseLost(f"{self.path.parent}: another process took over {self.what} while this one was frozen")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -128,6 +158,6 @@ class Lease:
         self._closed.set()
         self._thread.join()
         now = read(self.path)
-        if now is not None and now.get("token") == self._token:
+        if now is not None and now.get("token") == self.token:
             self.path.unlink(missing_ok=True)
         os.close(self._file)

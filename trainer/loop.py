@@ -125,9 +125,7 @@ class Trainer:
             "seen": self.seen,
             "world": {"engine": self.engine.kind, "size": self.world.size},
         }
-        if self.world.is_main:
-            checkpoint.save(self.job.checkpoints, self.seen, state, self.job.config.keep)
-        self.world.barrier()
+        self.world.on_main(lambda: checkpoint.save(self.job.checkpoints, self.seen, state, self.job.config.keep))
 
     def step(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
         """One optimizer step over this rank's share of the global batch. Returns (loss [b], sigma [b], norm).
@@ -195,12 +193,12 @@ class Trainer:
             if self.world.is_main:
                 found[name] = self._fresh_network()
                 found[name].load_state_dict(whole, strict=False)  # all but the buffers
-        if self.world.is_main:
-            checkpoint.export(
+        self.world.on_main(
+            lambda: checkpoint.export(
                 self.job.weights, found, objective=self.job.config.objective, scale=self.scale,
                 num_classes=self.num_classes, shape=self.shape, images_seen=self.seen, made_from=self.job.made_from,
-            )  # fmt: skip
-        self.world.barrier()
+            )
+        )  # fmt: skip
 
 
 def train(
