@@ -151,9 +151,12 @@ def _run(arguments: list[str] | None) -> int:
         status = app(args=arguments, standalone_mode=False)
     except UserError as error:
         return _refuse(" ".join(str(error).split()))
-    except (Interrupted, KeyboardInterrupt, typer.Abort) as stop:
-        print(f"entroloop: {stop or 'stopped'}; run the same command again to go on", file=sys.stderr)
-        return RESUMABLE
+    except typer.Abort as stop:  # what typer makes of a KeyboardInterrupt, and of an EOFError, which nobody typed here
+        if isinstance(stop.__cause__, EOFError):
+            raise stop.__cause__ from None
+        return _stopped("stopped")
+    except (Interrupted, KeyboardInterrupt) as stop:
+        return _stopped(str(stop) or "stopped")
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -165,6 +168,11 @@ def _run(arguments: list[str] | None) -> int:
             return 0
         return _refuse(" ".join(error.format_message().split()))
     return int(status or 0)
+
+
+def _stopped(why: str) -> int:
+    print(f"entroloop: {why}; run the same command again to go on", file=sys.stderr)
+    return RESUMABLE
 
 
 def _refuse(line: str) -> int:
