@@ -181,9 +181,7 @@ def load(folder: Path) -> Classifier:
     if sealed.kind != "classifier":
         raise UserError(f"{folder}: holds {sealed.kind}, not a classifier")
     model = Classifier(tuple(sealed.about["shape"]), int(sealed.about["num_classes"]))
-    damaged = manifest.problems(folder)
-    if damaged:
-        raise UserError(damaged[0])
+    manifest.check(folder, [WEIGHTS])
     try:
         model.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
     except (SafetensorError, RuntimeError) as error:

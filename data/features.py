@@ -84,17 +84,20 @@ def load_features(folder: Path, encoder: str | None = None) -> NDArray[np.float3
     """The features of a sealed folder: float32 [N, D], memory-mapped where it is a single block.
 
     encoder  may be left out where the folder holds one encoder's features only
-    Raises UserError when the folder is not sealed, holds no features, or not that encoder's.
+    Every block is checked against the manifest. Raises UserError when the folder is not sealed, holds no features, or
+    not that encoder's, and, naming the block, when one is not what was sealed.
     """
     sealed = manifest.read(folder)
     if sealed.kind != "features":
         raise UserError(f"{folder}: holds {sealed.kind}, not features")
-    names = list(sealed.about["encoders"])
-    if encoder is None and len(names) == 1:
-        encoder = names[0]
-    if encoder is None or encoder not in names:
-        raise UserError(f"{folder}: name one of its encoders: {', '.join(names)}")
-    blocks = [load_block(folder / block_name(encoder, i)) for i in range(sealed.about["blocks"])]
+    encoders = list(sealed.about["encoders"])
+    if encoder is None and len(encoders) == 1:
+        encoder = encoders[0]
+    if encoder is None or encoder not in encoders:
+        raise UserError(f"{folder}: name one of its encoders: {', '.join(encoders)}")
+    names = [block_name(encoder, i) for i in range(sealed.about["blocks"])]
+    manifest.check(folder, names)
+    blocks = [load_block(folder / name) for name in names]
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
@@ -102,7 +105,7 @@ def load_block(path: Path) -> NDArray[np.float32]:
     """One block, memory-mapped copy-on-write (torch warns about read-only arrays). Raises UserError when damaged."""
     try:
         block: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: damaged feature block ({error})") from error
     return block
 

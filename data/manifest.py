@@ -2,7 +2,7 @@
 
 A folder without `manifest.json` is unfinished. A sealed one is never changed again: the manifest holds the size and
 SHA-256 of every file, what the folder was made from, and nothing that differs between two equal runs (no time, no host
-name, no absolute path), so that runs can be moved and compared byte by byte.
+name, no absolute path), so that runs can be moved and compared byte by byte. The manifest holds its own digest as well.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def seal(
         made_from=dict(made_from or {}),
         files=tuple(sorted(entries, key=lambda e: e.name)),
     )
-    text = files.json_bytes(manifest.model_dump(mode="json"))
+    text = files.json_bytes({**manifest.model_dump(mode="json"), "digest": manifest.digest})
     return manifest if files.create(folder / MANIFEST, lambda file: file.write(text)) else read(folder)
 
 
@@ -130,6 +130,9 @@ def read(folder: Path) -> Manifest:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and raw.get("format", FORMAT) != FORMAT:
             raise UserError(f"{path}: format {raw['format']} is not the {FORMAT} this version of entroloop reads")
+        sealed = raw.pop("digest", None) if isinstance(raw, dict) else None
+        if sealed not in (None, files.digest(raw)):
+            raise UserError(f"{path}: damaged manifest (content changed since it was sealed)")
         return Manifest.model_validate(raw)
     except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
@@ -170,13 +173,31 @@ def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -
     gone = removed(folder)
     for e in read(folder).files:
         path = folder / e.name
-        if not path.is_file() and e.name in gone:
-            pass
-        elif not path.is_file():
-            found.append(f"{path}: missing")
-        elif path.stat().st_size != e.bytes:
-            found.append(f"{path}: {path.stat().st_size} bytes instead of the sealed {e.bytes}")
-        elif files.sha256(path) != e.sha256:
-            found.append(f"{path}: content changed since it was sealed (SHA-256 differs)")
+        if path.is_file() or e.name not in gone:
+            found += _problem(path, e)
         advance(e.bytes)
     return found
+
+
+def check(folder: Path, names: Iterable[str]) -> None:
+    """Raises UserError, naming the file, when one of these files of a sealed folder is not what was sealed."""
+    sealed = {e.name: e for e in read(folder).files}
+    for name in names:
+        path = folder / name
+        if name not in sealed:
+            raise UserError(f"{path}: not among the files that {MANIFEST} names")
+        if not path.is_file() and name in removed(folder):
+            raise UserError(f"{path}: removed by retention (keep)")
+        for line in _problem(path, sealed[name]):
+            raise UserError(line)
+
+
+def _problem(path: Path, sealed: FileEntry) -> list[str]:
+    """One line when the file is missing, resized or changed; none when it is intact."""
+    if not path.is_file():
+        return [f"{path}: missing"]
+    if path.stat().st_size != sealed.bytes:
+        return [f"{path}: {path.stat().st_size} bytes instead of the sealed {sealed.bytes}"]
+    if files.sha256(path) != sealed.sha256:
+        return [f"{path}: content changed since it was sealed (SHA-256 differs)"]
+    return []

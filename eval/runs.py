@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
+from entroloop.data import manifest
 from entroloop.data.errors import UserError
-from entroloop.data.manifest import MANIFEST
 from entroloop.data.pool import LoopConfig
 
 Row = dict[str, Any]
@@ -220,7 +220,7 @@ def _status(path: Path) -> str:
 
 def _rows(folder: Path) -> list[Row]:
     path = folder / "metrics.jsonl"
-    if not (folder / MANIFEST).exists() or not path.exists():
+    if not (folder / manifest.MANIFEST).exists() or not path.exists():
         return []
     rows = []
     for number, line in _lines(path):
@@ -233,6 +233,7 @@ def _rows(folder: Path) -> list[Row]:
             what = f"damaged row of measures in line {number} ({wrong})"
             raise UserError(f"{path}: {what}; delete the folder and run again")
         rows.append(row)
+    manifest.check(folder, [path.name])
     return rows
 
 

@@ -69,7 +69,10 @@ def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="a sealed folder, or a run that holds some")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Re-check every sealed file below a folder and name what is missing or changed. Exit status 2 if anything is."""
+    """Re-check every sealed file below a folder, and what it was made from, and name what is missing or changed.
+
+    Exit status 2 if anything is.
+    """
     from entroloop.data import indexed, manifest
     from entroloop.data.errors import UserError
     from entroloop.data.progress import Progress
@@ -100,7 +103,7 @@ def verify_command(
             damaged = manifest.problems(path, bar.advance)
             if not damaged and manifest.read(path).kind == indexed.KIND:
                 damaged = indexed.problems(path)
-            problems += damaged
+            problems += damaged + _other_inputs(path)
     if as_json:
         facts = {
             "folder": str(folder), "sealed": len(sealed), "files": count, "bytes": size, "removed": removed,
@@ -117,6 +120,31 @@ def verify_command(
         )
     if problems:
         raise typer.Exit(2)
+
+
+def _other_inputs(path: Path) -> list[str]:
+    """One line for each input of a run's sealed folder that is not the one that the folder was made from."""
+    from entroloop.data import manifest
+    from entroloop.launcher.drive import read_config
+    from entroloop.launcher.phases import Layout, steps
+
+    layout = Layout(path.absolute().parent.parent)
+    if not layout.config.is_file():
+        return []
+    config = read_config(layout)
+    inside = {str(step): layout.of(step) for step in steps(config["generations"])}
+    real = layout.images if manifest.is_sealed(layout.images) else Path(config["data"]["source"])
+    outside = {"real": real, "guide": Path(config.get("sample", {}).get("guide") or "")}  # may be on another machine
+    found = []
+    for name, digest in manifest.read(path).made_from.items():
+        folder = {**inside, **outside}.get(name)
+        if folder is None or (name in outside and not manifest.is_sealed(folder)):
+            continue
+        if not manifest.is_sealed(folder):
+            found.append(f"{folder}: not sealed, but {path} was made from it")
+        elif manifest.read(folder).digest != digest:
+            found.append(f"{folder / manifest.MANIFEST}: changed since {path} was made from it")
+    return found
 
 
 def seal_command(folder: Annotated[Path, typer.Argument(help="an import whose parts are all done")]) -> None:

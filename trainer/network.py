@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from entroloop.data import manifest
 from entroloop.data.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -193,6 +194,12 @@ def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UN
     )
 
 
+FILES = {  # of an exported network
+    "unet": ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"],
+    "mlp": ["mlp.json", "mlp.safetensors"],
+}
+
+
 def save(network: DenoiserNetwork, folder: Path) -> list[str]:
     """Writes the network in safetensors; an ImageNetwork in the form of diffusers' `from_pretrained`.
 
@@ -201,19 +208,30 @@ def save(network: DenoiserNetwork, folder: Path) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(network, ImageNetwork):
         network.unet.save_pretrained(folder / "unet")
-        return ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+        return FILES["unet"]
     save_file(network.state_dict(), folder / "mlp.safetensors")
     (folder / "mlp.json").write_text(json.dumps(network.config, sort_keys=True) + "\n")
-    return ["mlp.json", "mlp.safetensors"]
+    return FILES["mlp"]
 
 
-def load(folder: Path) -> DenoiserNetwork:
-    """The network that `save` wrote, in evaluation mode. Raises UserError when there is none."""
-    if (folder / "unet").is_dir():
-        return ImageNetwork(UNet2DModel.from_pretrained(folder / "unet", local_files_only=True)).eval()
-    if not (folder / "mlp.json").is_file():
-        raise UserError(f"{folder}: holds no exported network (neither unet/ nor mlp.json)")
-    config: dict[str, Any] = json.loads((folder / "mlp.json").read_text())
+def load(folder: Path, average: str = "") -> DenoiserNetwork:
+    """The network of a sealed folder of weights, in evaluation mode.
+
+    average  name of one of `train.more_emas`; "" for the network that is sampled from
+
+    Raises UserError, naming the folder or file, when there is no such network or a file is not what was sealed.
+    """
+    sealed = manifest.read(folder)
+    inner = f"ema_{average}/" if average else ""
+    names = next(
+        (files for files in FILES.values() if {inner + name for name in files} <= {e.name for e in sealed.files}), None
+    )
+    if sealed.kind != "weights" or names is None:
+        raise UserError(f"{folder / inner}: holds no exported network: give a folder of weights that a run sealed")
+    manifest.check(folder, [inner + name for name in names])
+    if names == FILES["unet"]:
+        return ImageNetwork(UNet2DModel.from_pretrained(folder / inner / "unet", local_files_only=True)).eval()
+    config: dict[str, Any] = json.loads((folder / inner / "mlp.json").read_text())
     network = VectorNetwork(**config)
-    network.load_state_dict(load_file(folder / "mlp.safetensors"))
+    network.load_state_dict(load_file(folder / inner / "mlp.safetensors"))
     return network.eval()
