@@ -133,6 +133,7 @@ def _other_inputs(path: Path) -> list[str]:
         return []
     config = read_config(layout)
     inside = {str(step): layout.of(step) for step in steps(config["generations"])}
+    inside["classifier"] = layout.classifier
     real = layout.images if manifest.is_sealed(layout.images) else Path(config["data"]["source"])
     outside = {"real": real, "guide": Path(config.get("sample", {}).get("guide") or "")}  # may be on another machine
     found = []
