@@ -28,11 +28,12 @@ import webdataset
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from entroloop.data import importers, png, shards
-from entroloop.data.manifest import FileEntry, entry, seal
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
-from entroloop.data.stream import Order, Resident
-from entroloop.data.streaming import Streaming
+from entroloop.data.sources import importer as importers
+from entroloop.data.store import png, shards
+from entroloop.data.store.manifest import FileEntry, entry, seal
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.streams.resident import Order, Resident
+from entroloop.data.streams.streaming import Streaming
 
 
 def photographs(count: int, side: int) -> np.ndarray:

@@ -23,10 +23,10 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from entroloop.data import classifier, inception
-from entroloop.data.encoders import Encoder, load_encoder
-from entroloop.data.frozen import VARIABLE
-from entroloop.data.inception_network import FID, network
+from entroloop.data.features import classifier, inception
+from entroloop.data.features.encoder import Encoder, load_encoder
+from entroloop.data.features.inception_network import FID, network
+from entroloop.data.features.weights import VARIABLE
 
 SHAPE = (3, 32, 32)
 BATCH = 64  # images counted and warmed up with: a multiple of every encoder's own batch

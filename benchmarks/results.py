@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 
 from entroloop.data.errors import UserError
-from entroloop.eval import claims, sensitivity, tables
-from entroloop.eval.runs import read_runs
+from entroloop.eval import claims, sensitivity
+from entroloop.eval.report import tables
+from entroloop.eval.report.runs import read_runs
 
 MEASURES = {"comparison": ["frechet_distance"], "course": ["generalization_score", "training_entropy"]}
 

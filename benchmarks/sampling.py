@@ -39,13 +39,13 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from entroloop.data import world as worlds
 from entroloop.data.plan import Part, bounds
-from entroloop.data.shards import Dataset, seal_dataset
+from entroloop.data.store.shards import Dataset, seal_dataset
 from entroloop.data.world import World
-from entroloop.eval.frechet import frechet_distance, moments
+from entroloop.eval.measures.frechet import frechet_distance, moments
 from entroloop.launcher import config as configuration
-from entroloop.launcher import drive
-from entroloop.launcher.phases import Layout, Step
-from entroloop.launcher.work import Work
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step
+from entroloop.launcher.run.work import Work
 from entroloop.trainer import network as networks
 from entroloop.trainer.generate import SamplePlan, generate
 from entroloop.trainer.sampler import SampleConfig

@@ -28,15 +28,15 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
-from entroloop.data.stream import Resident
-from entroloop.data.streaming import Streaming
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.streams.resident import Resident
+from entroloop.data.streams.streaming import Streaming
 from entroloop.data.world import World, join, leave
 from entroloop.trainer import ema
 from entroloop.trainer.diffusion import Noise, training_loss
-from entroloop.trainer.loop import Job, Trainer, train
 from entroloop.trainer.network import NetworkConfig, use_best_attention
-from entroloop.trainer.schedule import TrainConfig
+from entroloop.trainer.train import Job, Trainer, train
+from entroloop.trainer.train_config import TrainConfig
 
 REPEAT = 20  # updates in one measurement
 

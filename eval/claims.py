@@ -14,10 +14,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from entroloop.data.errors import UserError
-from entroloop.eval import analysis, tables
-from entroloop.eval.analysis import mean_and_interval
 from entroloop.eval.catalogue import title
-from entroloop.eval.runs import Arm, Run, arms, row_value
+from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report import tables
+from entroloop.eval.report.runs import Arm, Run, arms, row_value
+from entroloop.eval.report.statistics import mean_and_interval
 
 Column = tuple[str, str]  # encoder, "" where a measure has none, and measure
 

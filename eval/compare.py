@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from entroloop.data.encoders import Encoder, load_encoder, resize_of, weights_of
 from entroloop.data.errors import UserError
-from entroloop.data.images import Channels, convert, from_array
-from entroloop.data.indexed import open_set
-from entroloop.data.layout import Settings, find_layout
-from entroloop.data.manifest import MANIFEST
-from entroloop.data.recognise import open_source
-from entroloop.eval.analysis import number
+from entroloop.data.features.encoder import Encoder, load_encoder, resize_of, weights_of
+from entroloop.data.sources.images import Channels, convert, from_array
+from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.settings import Settings, find_layout
+from entroloop.data.store.index import open_set
+from entroloop.data.store.manifest import MANIFEST
 from entroloop.eval.catalogue import title
-from entroloop.eval.measures import Measured, measure
+from entroloop.eval.measures.registry import Measured, measure
+from entroloop.eval.report.statistics import number
 
 Samples = NDArray[Any]
-RESIZE = "central square; block means where the factor is whole, else Lanczos"  # `entroloop.data.images.square`
+RESIZE = "central square; block means where the factor is whole, else Lanczos"  # `entroloop.data.sources.images.square`
 NAMES = ("images", "samples", "features", "x", "x_train")  # of the samples in an .npz of several arrays; the first
 GENERATION = "generation_"  # how the folders of a run's generations begin
 SHOWN = 16  # digits of a hash

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
-from entroloop.data.shards import Dataset
-from entroloop.eval.analysis import mean_and_interval
+from entroloop.data.store.shards import Dataset
 from entroloop.eval.claims import markdown
-from entroloop.eval.runs import Run
+from entroloop.eval.report.runs import Run
+from entroloop.eval.report.statistics import mean_and_interval
+from entroloop.selection.choose import select
 from entroloop.selection.entropy import kl_entropy
-from entroloop.selection.problem import Selection
-from entroloop.selection.strategies import select
+from entroloop.selection.rules.problem import Selection
 
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the default threshold, the 95 % quantile of random pairs
 DECAYS = (0.5, 0.8, 0.95, 0.99)

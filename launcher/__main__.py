@@ -51,13 +51,13 @@ def run_command(
 
     settings = configuration.load(config, overrides or [])
     if dry_run:
-        from entroloop.launcher.estimate import describe
+        from entroloop.launcher.preview.dry_run import describe
 
         print(describe(settings))
         return
     from entroloop.data.plan import parse_part
-    from entroloop.launcher import drive
     from entroloop.launcher.process import StopFlag, world_from_environment
+    from entroloop.launcher.run import runner as drive
 
     single = _step(generation, phase)
     if part is not None and single is None:
@@ -75,7 +75,7 @@ def run_command(
 
 def _step(generation: int | None, phase: str | None) -> Any:
     """The step that --generation and --phase name; None without them. Raises UserError when they do not fit."""
-    from entroloop.launcher.phases import PHASES, PREPARE, Step
+    from entroloop.launcher.run.steps import PHASES, PREPARE, Step
 
     if phase is None and generation is None:
         return None
@@ -96,7 +96,7 @@ def sweep_command(
 ) -> None:
     """Run a grid of runs side by side (strategy x paradigm x seed), then write one report."""
     if slurm:
-        from entroloop.launcher import cluster_commands
+        from entroloop.launcher.commands import slurm as cluster_commands
 
         cluster_commands.submit_sweep(config, overrides or [])
         return
@@ -116,7 +116,7 @@ def status_command(
     """Show which phase of which generation is at what."""
     import json
 
-    from entroloop.launcher import status
+    from entroloop.launcher.commands import status
 
     found = status.inspect(run)
     print(json.dumps(found) if json_ else status.table(found))
@@ -124,7 +124,12 @@ def status_command(
 
 def _register() -> None:
     """Adds the commands that live in modules of their own."""
-    from entroloop.launcher import cluster_commands, datasets, latents, reporting, sampling, vectors
+    from entroloop.launcher.commands import latents
+    from entroloop.launcher.commands import report as reporting
+    from entroloop.launcher.commands import sample as sampling
+    from entroloop.launcher.commands import select as vectors
+    from entroloop.launcher.commands import sets as datasets
+    from entroloop.launcher.commands import slurm as cluster_commands
 
     app.command("import")(datasets.import_command)
     app.command("verify")(datasets.verify_command)

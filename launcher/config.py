@@ -15,18 +15,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from entroloop.data.config import HOW
-from entroloop.data.encoders import check_name
 from entroloop.data.errors import UserError
+from entroloop.data.features.encoder import check_name
 from entroloop.data.plan import DataConfig
-from entroloop.data.pool import LoopConfig, pool_of, pool_size
-from entroloop.data.retention import KeepConfig
-from entroloop.eval.evaluate import EvaluationConfig
-from entroloop.selection.strategies import SelectionConfig, check_fit, needs_labels
+from entroloop.data.store.removal import KeepConfig
+from entroloop.eval.measures.generation import EvaluationConfig
+from entroloop.selection.choose import SelectionConfig, check_fit, needs_labels
+from entroloop.selection.pool import LoopConfig, pool_of, pool_size
 from entroloop.slurm.config import SlurmConfig
 from entroloop.trainer.network import NetworkConfig
 from entroloop.trainer.sampler import SampleConfig, check_fits_model
-from entroloop.trainer.schedule import TrainConfig
 from entroloop.trainer.tracking import TrackingConfig
+from entroloop.trainer.train_config import TrainConfig
 
 
 class SweepConfig(BaseModel):

@@ -20,15 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from entroloop.data import files, manifest
+from entroloop.data import files
 from entroloop.data.errors import Failed, Interrupted, UserError
-from entroloop.data.retention import KeepConfig
-from entroloop.eval import report
+from entroloop.data.store import manifest
+from entroloop.data.store.removal import KeepConfig
+from entroloop.eval.report import page as report
 from entroloop.launcher import config as configuration
-from entroloop.launcher import retention
 from entroloop.launcher.config import Config
-from entroloop.launcher.drive import is_sealed, open_run
-from entroloop.launcher.phases import PREPARE, Layout, Step, next_phase, recipes, steps
+from entroloop.launcher.run import retention
+from entroloop.launcher.run.runner import is_sealed, open_run
+from entroloop.launcher.run.steps import PREPARE, Layout, Step, next_phase, recipes, steps
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds

@@ -18,13 +18,13 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.memory import free_bytes
 from entroloop.data.world import World
-from entroloop.selection import topk
-from entroloop.selection.bounds import SWEEP_ROWS, Query, contenders
-from entroloop.selection.distance import as_rows, bad_row_error, first_bad_row, nearest_name, pair_distances
-from entroloop.selection.exchange import Shard, agree
-from entroloop.selection.faiss_backend import faiss_candidates, has_faiss
-from entroloop.selection.metrics import check_rows, fit_metric
-from entroloop.selection.sketch import Columns, Frame, Side, Sketch, shortest_format
+from entroloop.selection.exact import topk
+from entroloop.selection.exact.bounds import SWEEP_ROWS, Query, contenders
+from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row, nearest_name, pair_distances
+from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
+from entroloop.selection.exact.rows import Shard, agree
+from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
+from entroloop.selection.exact.spaces import check_rows, fit_metric
 
 Backend = Literal["auto", "torch", "faiss"]
 _BLOCK_SHARE = 1 / 16  # of the memory at hand: what one bank block may take, with what is made of it

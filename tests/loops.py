@@ -47,7 +47,7 @@ def command(*arguments: object, **environment: str) -> subprocess.CompletedProce
 
 def sealed_bytes(run: Path) -> dict[str, bytes]:
     """Every file of a run that a manifest names, and the manifests."""
-    from entroloop.data import manifest
+    from entroloop.data.store import manifest
 
     found = {}
     for path in sorted(run.rglob(manifest.MANIFEST)):

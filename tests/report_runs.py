@@ -9,9 +9,9 @@ import numpy as np
 import yaml
 from sklearn.datasets import load_digits
 
-from entroloop.data import manifest
-from entroloop.data.shards import REAL, Provenance, seal_dataset, write_shard
-from entroloop.eval.evaluate import FeatureSets, baseline_row, evaluate_generation
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import REAL, Provenance, seal_dataset, write_shard
+from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
 
 HELDOUT = 100
 

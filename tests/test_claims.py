@@ -11,8 +11,10 @@ import report_runs
 from scipy import stats
 
 from entroloop.data.errors import UserError
-from entroloop.eval import analysis, claims, plots
-from entroloop.eval.runs import Run
+from entroloop.eval import claims
+from entroloop.eval.report import plots
+from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report.runs import Run
 
 
 def made(strategy, seed, distances, *, scores=None, entropies=None, real=1.0, n=64, planned=None):

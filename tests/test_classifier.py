@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.datasets import load_digits, load_wine
 
-from entroloop.data import classifier, manifest
 from entroloop.data.errors import UserError
+from entroloop.data.features import classifier
+from entroloop.data.store import manifest
 
 
 @pytest.fixture(scope="module")

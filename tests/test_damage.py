@@ -9,15 +9,18 @@ from exported import MLP, UNET, export
 from loops import TINY
 from typer.testing import CliRunner
 
-from entroloop.data import classifier, files, manifest
+from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.data.features import load_features
+from entroloop.data.features import classifier
+from entroloop.data.features.blocks import load_features
+from entroloop.data.store import manifest
 from entroloop.data.world import World
-from entroloop.eval.runs import read_run
+from entroloop.eval.report.runs import read_run
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
-from entroloop.launcher import datasets, drive
-from entroloop.launcher.phases import PREPARE, Layout, Step
+from entroloop.launcher.commands import sets as datasets
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import PREPARE, Layout, Step
 from entroloop.trainer import network
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.sampler import SampleConfig

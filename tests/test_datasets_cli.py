@@ -16,10 +16,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
-from entroloop.data.shards import Dataset
-from entroloop.launcher import datasets
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset
+from entroloop.launcher.commands import sets as datasets
 
 app = typer.Typer()
 app.command("import")(datasets.import_command)

@@ -11,12 +11,12 @@ import torch
 from ranks import on_ranks
 
 from entroloop.data.errors import Failed, Interrupted
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
-from entroloop.data.stream import Resident
-from entroloop.trainer import loop
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.streams.resident import Resident
+from entroloop.trainer import train as loop
 from entroloop.trainer.engine import make_engine
 from entroloop.trainer.network import NetworkConfig, build
-from entroloop.trainer.schedule import TrainConfig
+from entroloop.trainer.train_config import TrainConfig
 
 
 @contextlib.contextmanager

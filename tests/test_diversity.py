@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from entroloop.eval import diversity
-from entroloop.eval.diversity import (
+from entroloop.eval.measures import diversity
+from entroloop.eval.measures.diversity import (
     cosine_gram,
     kernel_distance,
     polynomial_kernel_diagonal,

@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entroloop.data import classifier, encoders, files
+from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.data.shards import Samples
+from entroloop.data.features import classifier
+from entroloop.data.features import encoder as encoders
+from entroloop.data.store.shards import Samples
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (150, 1, 8, 8), dtype=np.uint8)

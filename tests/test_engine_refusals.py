@@ -8,10 +8,10 @@ from loops import tiny
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
-from entroloop.launcher import drive
+from entroloop.launcher.run import runner as drive
 from entroloop.trainer import engine
 from entroloop.trainer.network import NetworkConfig, build
-from entroloop.trainer.schedule import TrainConfig, micro_batches
+from entroloop.trainer.train_config import TrainConfig, micro_batches
 
 
 def make(world=None, **values):

@@ -20,7 +20,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from loops import command, sealed_bytes, tiny_file
 
-from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher.run.steps import Layout, Step
 from entroloop.trainer import network
 
 pytestmark = pytest.mark.slow  # starts dozens of processes: eight minutes on one core

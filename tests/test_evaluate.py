@@ -12,15 +12,15 @@ from scipy.special import digamma, gammaln
 from sklearn.neighbors import NearestNeighbors
 
 from entroloop.data.errors import UserError
-from entroloop.data.shards import REAL, Provenance
-from entroloop.eval.evaluate import (
+from entroloop.data.store.shards import REAL, Provenance
+from entroloop.eval.measures.generation import (
     EvaluationConfig,
     FeatureSets,
     baseline_row,
     evaluate_generation,
     measure_features,
 )
-from entroloop.eval.measures import measure
+from entroloop.eval.measures.registry import measure
 
 ALL = {
     "frechet_distance", "kernel_distance", "vendi_score", "covariance_trace", "effective_rank", "generalization_score",

@@ -6,9 +6,10 @@ from loops import tiny
 from ranks import on_ranks
 
 from entroloop.data.world import World
-from entroloop.launcher import drive, evaluating
-from entroloop.launcher.phases import Layout, Step
-from entroloop.launcher.work import Work
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.phases import evaluate as evaluating
+from entroloop.launcher.run.steps import Layout, Step
+from entroloop.launcher.run.work import Work
 
 
 @pytest.fixture(scope="module")

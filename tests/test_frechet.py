@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from entroloop.eval.frechet import (
+from entroloop.eval.measures.frechet import (
     Moments,
     effective_rank,
     frechet_distance,

@@ -22,10 +22,13 @@ from PIL import Image
 from transformers import Dinov2Config, Dinov2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from entroloop.data import dinov2, encoders, files, frozen, inception
+from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.data.features import load_features
-from entroloop.data.inception_network import FID, TORCHVISION, Form, network
+from entroloop.data.features import dinov2, inception
+from entroloop.data.features import encoder as encoders
+from entroloop.data.features import weights as frozen
+from entroloop.data.features.blocks import load_features
+from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
 from entroloop.launcher import __main__ as launcher
 
 CPU = torch.device("cpu")
@@ -426,7 +429,7 @@ def test_without_transformers_one_line_says_what_to_install(monkeypatch):
 
 
 def test_importing_the_encoders_imports_no_library_of_networks():
-    code = "import sys, entroloop.data.encoders; print({'transformers', 'huggingface_hub'} & {*sys.modules})"
+    code = "import sys, entroloop.data.features.encoder; print({'transformers', 'huggingface_hub'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -7,10 +7,11 @@ from ranks import on_ranks
 from slow_references import greedy as slow
 from slow_references import hard_cases, split
 
-from entroloop.selection import blocks, bounds, frontier, select, sketch
-from entroloop.selection import greedy as module
-from entroloop.selection.exchange import Shard
-from entroloop.selection.greedy import greedy
+from entroloop.selection import select
+from entroloop.selection.exact import blocks, bounds, frontier, sketch
+from entroloop.selection.exact.rows import Shard
+from entroloop.selection.rules import greedy as module
+from entroloop.selection.rules.greedy import greedy
 
 CASES = hard_cases()
 FORMATS = [sketch.BF16, sketch.F32, sketch.F64]

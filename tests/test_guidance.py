@@ -4,8 +4,8 @@ import pytest
 import torch
 from exported import MLP, export
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
 from entroloop.trainer import guidance
 from entroloop.trainer.diffusion import denoiser
 from entroloop.trainer.network import NetworkConfig

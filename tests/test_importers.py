@@ -15,14 +15,16 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from test_files import small_disk
 
-from entroloop.data import importers, manifest, sources
-from entroloop.data.conversion import Layout
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.importers import Settings, import_dataset, import_part, seal_import
-from entroloop.data.layout import default_shard_size
 from entroloop.data.plan import Part
-from entroloop.data.recognise import open_source
-from entroloop.data.shards import Dataset
+from entroloop.data.sources import base as sources
+from entroloop.data.sources import importer as importers
+from entroloop.data.sources.convert import Layout
+from entroloop.data.sources.importer import Settings, import_dataset, import_part, seal_import
+from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.settings import default_shard_size
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset
 
 rng = np.random.default_rng(0)
 
@@ -336,7 +338,7 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path):
 
 
 def test_workers_need_not_import_torch():
-    command = "import entroloop.data.conversion, entroloop.data.containers, sys; sys.exit('torch' in sys.modules)"
+    command = "import entroloop.data.sources.convert, entroloop.data.sources.containers, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 

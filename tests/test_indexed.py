@@ -9,22 +9,25 @@ import pytest
 from loops import TINY, sealed_bytes, tiny, tiny_file
 from ranks import on_ranks
 
-from entroloop.data import manifest, sharing
 from entroloop.data.errors import UserError
-from entroloop.data.importers import import_dataset
-from entroloop.data.indexed import open_set
-from entroloop.data.shards import REAL, Dataset
-from entroloop.data.stream import Resident
-from entroloop.data.streaming import Streaming
+from entroloop.data.sources.importer import import_dataset
+from entroloop.data.store import manifest
+from entroloop.data.store.index import open_set
+from entroloop.data.store.shards import REAL, Dataset
+from entroloop.data.streams import sharing
+from entroloop.data.streams.resident import Resident
+from entroloop.data.streams.streaming import Streaming
 from entroloop.data.world import World
-from entroloop.eval import pictures, points
-from entroloop.eval.runs import read_run
-from entroloop.launcher import datasets, drive, sweep
+from entroloop.eval.report import pictures, points
+from entroloop.eval.report.runs import read_run
+from entroloop.launcher import sweep
+from entroloop.launcher.commands import sets as datasets
 from entroloop.launcher.config import compose
-from entroloop.launcher.disk import generation_bytes, source_of
-from entroloop.launcher.drive import Attempt
-from entroloop.launcher.phases import PREPARE, Layout, Step, inputs, recipes, steps
-from entroloop.launcher.retention import removable
+from entroloop.launcher.preview.disk import generation_bytes, source_of
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.retention import removable
+from entroloop.launcher.run.runner import Attempt
+from entroloop.launcher.run.steps import PREPARE, Layout, Step, inputs, recipes, steps
 
 INDEX = "data.selected=index"
 SHORT = ("train.kimg=0.16", "data.shard_size=20", "data.buffer=2", "sample.shard_size=16")

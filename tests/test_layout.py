@@ -22,15 +22,15 @@ ALLOWED = {
 }
 PURE = [
     "data/plan.py",
-    "data/pool.py",
+    "selection/pool.py",
     "trainer/diffusion.py",
     "trainer/sampler.py",
     "trainer/ema.py",
-    "selection/topk.py",
-    "eval/frechet.py",
-    "eval/manifold.py",
-    "eval/diversity.py",
-    "eval/memorization.py",
+    "selection/exact/topk.py",
+    "eval/measures/frechet.py",
+    "eval/measures/manifold.py",
+    "eval/measures/diversity.py",
+    "eval/measures/memorization.py",
 ]
 
 

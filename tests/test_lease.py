@@ -9,8 +9,8 @@ import pytest
 
 from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
-from entroloop.launcher import lease
-from entroloop.launcher.lease import Lease
+from entroloop.launcher.run import lease
+from entroloop.launcher.run.lease import Lease
 
 
 @pytest.fixture(autouse=True)

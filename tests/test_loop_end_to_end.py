@@ -14,12 +14,12 @@ import pytest
 import torch
 from loops import command, sealed_bytes, tiny, tiny_file
 
-from entroloop.data import manifest
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.shards import Dataset
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset
 from entroloop.data.world import World
-from entroloop.launcher import drive
-from entroloop.launcher.phases import Layout, Step, steps
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step, steps
 
 
 def run(config, until=None):

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from loops import tiny
 
-from entroloop.data import manifest
-from entroloop.data.importers import import_dataset
+from entroloop.data.sources.importer import import_dataset
+from entroloop.data.store import manifest
 from entroloop.data.world import World
-from entroloop.launcher.drive import open_run
-from entroloop.launcher.inputs import Inputs
-from entroloop.launcher.phases import PREPARE, Layout, Step, parents, steps
-from entroloop.launcher.work import Work
+from entroloop.launcher.run.inputs import Inputs
+from entroloop.launcher.run.runner import open_run
+from entroloop.launcher.run.steps import PREPARE, Layout, Step, parents, steps
+from entroloop.launcher.run.work import Work
 
 SHORT = ("train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=64", "generations=3", "sample.steps=1")
 LABELS = ("train.labels=true", "evaluation.encoders=[pixel,classifier]")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
 
 
 @pytest.fixture

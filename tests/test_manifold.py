@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from entroloop.eval import manifold
-from entroloop.eval.manifold import balls_around, coverage, density, share_inside
+from entroloop.eval.measures import manifold
+from entroloop.eval.measures.manifold import balls_around, coverage, density, share_inside
 
 prdc = pytest.importorskip("prdc")
 

@@ -13,13 +13,13 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
-from entroloop.data.shards import REAL, Provenance
+from entroloop.data.features.encoder import load_encoder
+from entroloop.data.store.shards import REAL, Provenance
 from entroloop.eval import compare
-from entroloop.eval.measures import measure
+from entroloop.eval.measures.registry import measure
 from entroloop.launcher import __main__ as launcher
-from entroloop.launcher import reporting
+from entroloop.launcher.commands import report as reporting
 
 app = typer.Typer()
 app.command("measure")(reporting.measure_command)
@@ -254,7 +254,7 @@ def test_exit_status_two_without_traceback(tmp_path):
 
 @pytest.fixture
 def few_plots(monkeypatch):
-    monkeypatch.setattr("entroloop.eval.plots.measure_curves", lambda *arguments: None)
+    monkeypatch.setattr("entroloop.eval.report.plots.measure_curves", lambda *arguments: None)
 
 
 @pytest.mark.usefixtures("few_plots")

@@ -10,8 +10,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from entroloop.eval.measures import measure
-from entroloop.eval.memorization import (
+from entroloop.eval.measures.memorization import (
     authenticity,
     calibrated_distance,
     ct_score,
@@ -19,6 +18,7 @@ from entroloop.eval.memorization import (
     memorized_fraction,
     share_within,
 )
+from entroloop.eval.measures.registry import measure
 
 
 def test_memorized_fraction_counts_ratios_below_a_third():

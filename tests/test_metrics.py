@@ -7,11 +7,11 @@ from ranks import on_ranks
 from torchmetrics import MetricCollection
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from entroloop.data.encoders import Pixel
 from entroloop.data.errors import UserError
+from entroloop.data.features.encoder import Pixel
 from entroloop.data.world import World
-from entroloop.eval import metrics
-from entroloop.eval.measures import MEASURES, NEEDS_REFERENCE, measure
+from entroloop.eval.measures import torchmetrics as metrics
+from entroloop.eval.measures.registry import MEASURES, NEEDS_REFERENCE, measure
 
 SINGLE = [
     metrics.FrechetDistance, metrics.KernelDistance, metrics.Precision, metrics.Recall, metrics.Density,

@@ -13,8 +13,9 @@ from slow_references import hard_cases, split
 from slow_references import nearest as slow
 
 from entroloop.data.errors import UserError
-from entroloop.selection import bounds, nearest, neighbours, sketch
-from entroloop.selection.distance import pair_distances
+from entroloop.selection import nearest, neighbours
+from entroloop.selection.exact import bounds, sketch
+from entroloop.selection.exact.distance import pair_distances
 
 CASES = {name: x for name, x in hard_cases().items() if len(x) > 1}
 FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
@@ -160,8 +161,8 @@ def test_whitened_with_fewer_rows_than_features_is_finite():
 
 
 def _whitened(world, parts):
-    from entroloop.selection.exchange import Shard
-    from entroloop.selection.metrics import fit_metric
+    from entroloop.selection.exact.rows import Shard
+    from entroloop.selection.exact.spaces import fit_metric
 
     shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
     return fit_metric("whitened", shard).rows(shard.rows).numpy()

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
 from entroloop.trainer import network
 from entroloop.trainer.network import NetworkConfig
 

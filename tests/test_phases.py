@@ -5,9 +5,9 @@ import itertools
 import pytest
 from loops import tiny
 
-from entroloop.data.pool import LoopConfig, pool_of, training_size
-from entroloop.data.shards import REAL
-from entroloop.launcher.phases import PREPARE, Step, next_phase, recipes, steps
+from entroloop.data.store.shards import REAL
+from entroloop.launcher.run.steps import PREPARE, Step, next_phase, recipes, steps
+from entroloop.selection.pool import LoopConfig, pool_of, training_size
 
 
 def test_next_phase_is_the_first_unsealed_one_for_every_prefix():

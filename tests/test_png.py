@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from entroloop.data import png
+from entroloop.data.store import png
 
 PHOTO = load_sample_images().images[0][:64, :64].transpose(2, 0, 1)
 

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import tiny
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
-from entroloop.data.pool import FreshConfig, LoopConfig, check_fresh, pool_of, training_size
-from entroloop.data.shards import REAL, Dataset
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import REAL, Dataset
 from entroloop.data.world import World
-from entroloop.launcher import drive
-from entroloop.launcher.estimate import describe
-from entroloop.launcher.phases import Layout, Step, recipes
+from entroloop.launcher.preview.dry_run import describe
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step, recipes
+from entroloop.selection.pool import FreshConfig, LoopConfig, check_fresh, pool_of, training_size
 
 
 def run(folder, *overrides, until):

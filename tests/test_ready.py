@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from loops import tiny
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
-from entroloop.data.features import load_features
-from entroloop.data.importers import import_dataset
+from entroloop.data.features.blocks import load_features
+from entroloop.data.sources.importer import import_dataset
+from entroloop.data.store import manifest
 from entroloop.data.world import World
-from entroloop.eval.runs import read_run
-from entroloop.launcher import drive
-from entroloop.launcher.estimate import describe
-from entroloop.launcher.phases import PREPARE, Layout, Step
+from entroloop.eval.report.runs import read_run
+from entroloop.launcher.preview.dry_run import describe
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import PREPARE, Layout, Step
 
 OWN = """
 import numpy as np

@@ -9,14 +9,15 @@ import torch
 from diffusers import UNet2DModel
 from loops import tiny
 
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
-from entroloop.data.stream import Resident
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
 from entroloop.launcher import config as configuration
-from entroloop.launcher import footprint, sweep
-from entroloop.launcher.estimate import describe
-from entroloop.trainer.loop import Job, Trainer
+from entroloop.launcher import sweep
+from entroloop.launcher.preview import memory as footprint
+from entroloop.launcher.preview.dry_run import describe
 from entroloop.trainer.network import build
+from entroloop.trainer.train import Job, Trainer
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from test_streaming import COUNTS, N, make
 
-from entroloop.data import remote
 from entroloop.data.errors import UserError
-from entroloop.data.importers import import_dataset
-from entroloop.data.remote import Remote, RemoteDataset, make_room, open_dataset
-from entroloop.data.shards import Dataset
-from entroloop.data.streaming import Streaming
+from entroloop.data.sources.importer import import_dataset
+from entroloop.data.store import remote
+from entroloop.data.store.remote import Remote, RemoteDataset, make_room, open_dataset
+from entroloop.data.store.shards import Dataset
+from entroloop.data.streams.streaming import Streaming
 
 
 class Server(http.server.ThreadingHTTPServer):

@@ -19,9 +19,11 @@ from matplotlib.collections import LineCollection
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
-from entroloop.eval import analysis, headline, pictures, plots, report, tables
-from entroloop.eval.runs import Arm, Run, arms, differences, flat, read_run, read_runs
-from entroloop.launcher import reporting
+from entroloop.eval.report import headline, pictures, plots, tables
+from entroloop.eval.report import page as report
+from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report.runs import Arm, Run, arms, differences, flat, read_run, read_runs
+from entroloop.launcher.commands import report as reporting
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,19 @@ import json
 import pytest
 from loops import sealed_bytes, tiny, tiny_file
 
-from entroloop.data import manifest, retention
 from entroloop.data.errors import Failed, UserError
-from entroloop.data.shards import Dataset
+from entroloop.data.store import manifest
+from entroloop.data.store import removal as retention
+from entroloop.data.store.shards import Dataset
 from entroloop.data.world import World
-from entroloop.launcher import cluster_commands, datasets, drive, process, status, sweep
-from entroloop.launcher.disk import describe_disk, generation_bytes, source_of
-from entroloop.launcher.phases import Layout, Step, steps
-from entroloop.launcher.retention import contents_read, removable
+from entroloop.launcher import process, sweep
+from entroloop.launcher.commands import sets as datasets
+from entroloop.launcher.commands import slurm as cluster_commands
+from entroloop.launcher.commands import status
+from entroloop.launcher.preview.disk import describe_disk, generation_bytes, source_of
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.retention import contents_read, removable
+from entroloop.launcher.run.steps import Layout, Step, steps
 
 KEEP = ("keep.samples=needed", "keep.features=needed")
 LITTLE = ("train.kimg=0.16", "train.checkpoint_kimg=0.08", "generations=3", "sample.shard_size=16")

@@ -14,14 +14,16 @@ import pytest
 from loops import command, tiny
 from ranks import on_ranks
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
 from entroloop.data.plan import derive_seed
-from entroloop.data.shards import Dataset
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset
 from entroloop.data.world import World
-from entroloop.launcher import drive, process, sampling
+from entroloop.launcher import process
+from entroloop.launcher.commands import sample as sampling
 from entroloop.launcher.config import dump
-from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step
 
 TRAIN, SAMPLE = Step(0, "train"), Step(0, "sample")
 LAST = Step(1, "sample")

@@ -7,9 +7,9 @@ import pytest
 import report_runs
 
 from entroloop.data.errors import UserError
-from entroloop.data.shards import REAL, Provenance
+from entroloop.data.store.shards import REAL, Provenance
 from entroloop.eval import sensitivity
-from entroloop.eval.runs import Run
+from entroloop.eval.report.runs import Run
 
 N = 12
 

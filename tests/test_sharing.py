@@ -7,9 +7,9 @@ import pytest
 from ranks import on_ranks
 from test_streaming import COUNTS, make
 
-from entroloop.data import sharing
 from entroloop.data.errors import UserError
-from entroloop.data.shards import Dataset
+from entroloop.data.store.shards import Dataset
+from entroloop.data.streams import sharing
 from entroloop.data.world import World
 
 

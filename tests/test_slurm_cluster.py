@@ -19,8 +19,10 @@ import yaml
 from loops import TINY, command, sealed_bytes, tiny, tiny_file
 
 from entroloop.data.world import World
-from entroloop.launcher import clusters, drive, lease
-from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher import jobs as clusters
+from entroloop.launcher.run import lease
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step
 
 pytestmark = pytest.mark.slow  # minutes on a real cluster
 long = pytest.mark.skipif(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loops import command, tiny, tiny_file
 
 from entroloop.data.errors import UserError
-from entroloop.launcher import clusters
+from entroloop.launcher import jobs as clusters
 from entroloop.slurm import client, states
 from entroloop.slurm.client import Entry
 from entroloop.slurm.config import Resources, SlurmConfig, seconds
@@ -191,8 +191,8 @@ def test_another_python_than_this_one_is_refused():
 
 
 def test_the_slurm_section_may_change_on_resume(tmp_path):
-    from entroloop.launcher import drive
-    from entroloop.launcher.phases import PREPARE
+    from entroloop.launcher.run import runner as drive
+    from entroloop.launcher.run.steps import PREPARE
 
     layout = drive.open_run(tiny(tmp_path))
     layout.lease(PREPARE).parent.mkdir(parents=True)

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_wine
 
-from entroloop.data import recognise
 from entroloop.data.errors import UserError
-from entroloop.data.importers import import_dataset
-from entroloop.data.shards import Dataset
+from entroloop.data.sources import recognise
+from entroloop.data.sources.importer import import_dataset
+from entroloop.data.store.shards import Dataset
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)

@@ -10,10 +10,10 @@ from slow_references import nearest as slow_nearest
 from slow_references import split
 
 from entroloop.data.errors import UserError
+from entroloop.selection import choose as module
 from entroloop.selection import select
-from entroloop.selection import strategies as module
-from entroloop.selection.problem import quotas
-from entroloop.selection.strategies import SelectionConfig, strategies
+from entroloop.selection.choose import SelectionConfig, strategies
+from entroloop.selection.rules.problem import quotas
 
 DIGITS = load_digits()
 X = DIGITS.data[:500].astype(np.float32)

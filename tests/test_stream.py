@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entroloop.data.errors import UserError
-from entroloop.data.stream import NOISE_BLOCK, Order, rank_batch, training_noise
+from entroloop.data.streams.resident import NOISE_BLOCK, Order, rank_batch, training_noise
 
 
 @settings(max_examples=60, deadline=None)

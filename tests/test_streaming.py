@@ -13,11 +13,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entroloop.data import streaming
 from entroloop.data.errors import UserError
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
-from entroloop.data.stream import Order, Resident
-from entroloop.data.streaming import Grouped, Streaming, open_stream
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.streams import streaming
+from entroloop.data.streams.resident import Order, Resident
+from entroloop.data.streams.streaming import Grouped, Streaming, open_stream
 
 COUNTS = [5, 3, 7, 1, 4, 6]
 N = sum(COUNTS)

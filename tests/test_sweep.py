@@ -13,9 +13,10 @@ import yaml
 from loops import TINY, command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.launcher import lease, sweep
-from entroloop.launcher.phases import Layout, Step
-from entroloop.launcher.status import inspect
+from entroloop.launcher import sweep
+from entroloop.launcher.commands.status import inspect
+from entroloop.launcher.run import lease
+from entroloop.launcher.run.steps import Layout, Step
 
 GRID = {"selection.strategy": ["random", "greedy"], "seed": [0, 1]}
 

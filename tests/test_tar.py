@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from entroloop.data import tar
+from entroloop.data.store import tar
 
 NAMES = st.text("abc./-_ 0123456789", min_size=1, max_size=100)
 

@@ -7,10 +7,10 @@ from ranks import on_ranks
 from slow_references import hard_cases, split
 from slow_references import threshold_decay as slow
 
-from entroloop.selection import blocks, bounds, frontier, sketch
-from entroloop.selection import threshold as module
-from entroloop.selection.exchange import Shard
-from entroloop.selection.threshold import threshold_decay
+from entroloop.selection.exact import blocks, bounds, frontier, sketch
+from entroloop.selection.exact.rows import Shard
+from entroloop.selection.rules import threshold as module
+from entroloop.selection.rules.threshold import threshold_decay
 
 CASES = hard_cases()
 FORMATS = [sketch.BF16, sketch.F32, sketch.F64]

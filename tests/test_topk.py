@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from entroloop.selection import topk
+from entroloop.selection.exact import topk
 
 
 def _lists(values, ids):

@@ -7,7 +7,7 @@ from loops import command, tiny_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from entroloop.data.errors import UserError
-from entroloop.launcher.phases import Layout
+from entroloop.launcher.run.steps import Layout
 from entroloop.trainer import tracking
 from entroloop.trainer.tracking import Tracking, TrackingConfig
 

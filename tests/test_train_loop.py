@@ -11,16 +11,16 @@ from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.optimization import get_scheduler
 from loops import tiny
 
-from entroloop.data import manifest
 from entroloop.data.errors import Failed, Interrupted, UserError
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
-from entroloop.data.stream import Resident
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
-from entroloop.launcher import drive
+from entroloop.launcher.run import runner as drive
 from entroloop.trainer import checkpoint
-from entroloop.trainer.loop import Job, Trainer, train
 from entroloop.trainer.network import NetworkConfig, load
-from entroloop.trainer.schedule import TrainConfig, learning_rate
+from entroloop.trainer.train import Job, Trainer, train
+from entroloop.trainer.train_config import TrainConfig, learning_rate
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from loops import sealed_bytes, tiny
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
-from entroloop.launcher import drive
-from entroloop.launcher.phases import Layout, Step
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step
 
 SHORT = ("generations=1", "data.limit=120", "data.shard_size=1", "train.kimg=0.16")  # more shards than `buffer`
 

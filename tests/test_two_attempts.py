@@ -11,18 +11,21 @@ import torch
 from exported import MLP, export
 from loops import TINY, sealed_bytes
 
-from entroloop.data import features, files, manifest
-from entroloop.data.encoders import load_encoder
+from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.data.indexed import write_index
-from entroloop.data.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.features import blocks as features
+from entroloop.data.features.encoder import load_encoder
+from entroloop.data.store import manifest
+from entroloop.data.store.index import write_index
+from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
 from entroloop.data.world import World
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
-from entroloop.launcher import drive, lease
-from entroloop.launcher.lease import InUse, Lease, LeaseLost
-from entroloop.launcher.phases import PREPARE, Layout, Step
-from entroloop.launcher.work import Work
+from entroloop.launcher.run import lease
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
+from entroloop.launcher.run.steps import PREPARE, Layout, Step
+from entroloop.launcher.run.work import Work
 from entroloop.trainer import checkpoint
 
 TRAIN = Step(0, "train")

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from entroloop.data.encoders import load_encoder
 from entroloop.data.errors import UserError
-from entroloop.data.features import encode_shards, seal_features
-from entroloop.data.importers import import_dataset
+from entroloop.data.features.blocks import encode_shards, seal_features
+from entroloop.data.features.encoder import load_encoder
 from entroloop.data.plan import Part
-from entroloop.data.shards import Dataset
-from entroloop.launcher.vectors import entropy_command, opened, parse_options, select_command
+from entroloop.data.sources.importer import import_dataset
+from entroloop.data.store.shards import Dataset
+from entroloop.launcher.commands.select import entropy_command, opened, parse_options, select_command
 from entroloop.selection import kl_entropy, select
 
 X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)

@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 from loops import TINY
 
-from entroloop.data import manifest
-from entroloop.data.shards import REAL, Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import REAL, Dataset, Provenance, seal_dataset, write_shard
 from entroloop.data.world import World
-from entroloop.eval import points, report
-from entroloop.eval.runs import read_run
+from entroloop.eval.report import page as report
+from entroloop.eval.report import points
+from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
-from entroloop.launcher import drive
-from entroloop.launcher.estimate import describe
-from entroloop.launcher.phases import Layout, Step, steps
+from entroloop.launcher.preview.dry_run import describe
+from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.steps import Layout, Step, steps
 
 
 def run(folder, source, *overrides):

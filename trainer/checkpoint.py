@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
-from entroloop.data import files, manifest
+from entroloop.data import files
 from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
 from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Objective, Scale
 

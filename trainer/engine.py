@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.trainer.network import check_precision
-from entroloop.trainer.schedule import TrainConfig, micro_batches
+from entroloop.trainer.train_config import TrainConfig, micro_batches
 
 Named = dict[str, Tensor]
 

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.data import manifest
 from entroloop.data.errors import Interrupted
 from entroloop.data.plan import Part, bounds, derive_seed, generator
 from entroloop.data.progress import Progress
-from entroloop.data.shards import Provenance, shard_name, write_shard
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Provenance, shard_name, write_shard
 from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of

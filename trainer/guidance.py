@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
 from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Denoiser, denoiser
 from entroloop.trainer.network import DenoiserNetwork

@@ -18,10 +18,11 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from entroloop.data import files, manifest
+from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.plan import Part
-from entroloop.data.shards import Dataset, seal_dataset, shard_name, write_shard
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset, seal_dataset, shard_name, write_shard
 
 BATCH = 16  # images of one call: part of what decides the last bits
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from entroloop.data import manifest
 from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from entroloop.data import files
 from entroloop.data.world import World
-from entroloop.trainer.schedule import TrainConfig, learning_rate
+from entroloop.trainer.train_config import TrainConfig, learning_rate
 
 EDGES = (0.05, 0.2, 0.8, 3.0)  # of the sigma buckets in which the loss is reported
 

@@ -1,0 +1,1 @@
+"""Frozen feature networks, and the feature blocks they write."""

@@ -1,0 +1,165 @@
+"""DINOv2's class token: the features of FD-DINOv2 (ViT-L/14) and a smaller network (ViT-S/14) for selection.
+
+    uint8 [N, C, H, W]  ->  Pillow bicubic to 224 x 224  ->  ImageNet normalisation  ->  CLS, float32 [N, D]
+
+Resize and normalisation are those that FD-DINOv2 was published with (Stein et al., arXiv 2306.04675, in
+layer6ai-labs/dgm-eval): antialiased, rounded to whole levels, nothing cropped. `dinov2-paper` is ViT-S/14 as Shi et al.
+(arXiv 2509.16499) took it, by transformers' own processor and model: the shorter side to 256, the middle 224 x 224, and
+position embeddings resampled by transformers.
+
+B batch, C channels, H height, W width, D features (384 or 1024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+from entroloop.data.features import weights as frozen
+
+SIDE = 224
+PAPER_SIDE = 256
+PATCH = 14
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PARTS = ("config.json", "model.safetensors")
+
+
+def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> frozen.Frozen:
+    """The encoder from its folder among the weights, else from the hub's cache; never from the network.
+
+    Raises UserError when there are no weights, they are damaged or of another network, or transformers is missing.
+    """
+    frozen.check_images(name, shape)
+    variant = VARIANTS[name]
+    folder = _folder(name, variant.weights)
+    model = _model(folder, variant.dim)
+    if variant.published_positions:
+        embeddings = model.embeddings
+        embeddings.position_embeddings = torch.nn.Parameter(resample_positions(embeddings.position_embeddings.detach()))
+    model = model.eval().requires_grad_(False).to(device)
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
+
+    def forward(images: Tensor) -> Tensor:
+        pixels = variant.resize(images).to(device).float() / 255
+        tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
+        return tokens[:, 0]
+
+    weights = {part: files.sha256(folder / part) for part in PARTS}
+    return frozen.Frozen(name, variant.dim, shape, forward, weights=weights, version=1, device=device)
+
+
+def whole(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, SIDE, SIDE]."""
+    return frozen.pil_resize(images, (SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def middle(images: Tensor) -> Tensor:
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, SIDE, SIDE], the middle of images whose shorter side is brought to 256."""
+    height, width = images.shape[2:]
+    shorter = min(height, width)
+    size = (PAPER_SIDE * height // shorter, PAPER_SIDE * width // shorter)
+    top, left = (size[0] - SIDE) // 2, (size[1] - SIDE) // 2
+    resized = frozen.pil_resize(images, size, Image.Resampling.BICUBIC)
+    return resized[:, :, top : top + SIDE, left : left + SIDE]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One encoder.
+
+    weights              the folder of its weights, and their name on the hub
+    dim                  D
+    resize               how images come to SIDE x SIDE
+    published_positions  position embeddings by `resample_positions`; else by transformers
+    """
+
+    weights: str
+    dim: int
+    resize: Callable[[Tensor], Tensor]
+    published_positions: bool
+
+
+VARIANTS = {
+    "dinov2-small": Variant("dinov2-small", 384, whole, published_positions=True),
+    "dinov2-large": Variant("dinov2-large", 1024, whole, published_positions=True),
+    "dinov2-paper": Variant("dinov2-small", 384, middle, published_positions=False),
+}
+
+
+def _folder(encoder: str, name: str) -> Path:
+    local = frozen.weights_folder() / name
+    if local.exists():
+        for part in PARTS:
+            if not (local / part).is_file():
+                raise UserError(f"{local}: lacks {part}: save_pretrained writes {' and '.join(PARTS)}")
+        return local
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = [try_to_load_from_cache(f"facebook/{name}", part) for part in PARTS]
+    if all(isinstance(path, str) for path in cached):
+        return Path(str(cached[0])).parent
+    raise UserError(
+        f"encoder {encoder}: no weights: put {' and '.join(PARTS)} of https://huggingface.co/facebook/{name} "
+        f"into {local} (or its parent folder's name into {frozen.VARIABLE}), or have them in the hub's cache"
+    )
+
+
+def _model(folder: Path, dim: int) -> Any:
+    """transformers' Dinov2Model with every weight taken from the file."""
+    try:
+        from transformers import Dinov2Config, Dinov2Model
+        from transformers.utils import logging
+    except ImportError as error:
+        raise UserError("encoder dinov2: needs transformers: pip install 'entroloop[encoders]'") from error
+    try:
+        raw, _ = Dinov2Config.get_config_dict(folder, local_files_only=True)
+        config = Dinov2Config.from_dict(raw)
+    except Exception as error:  # JSON and validation errors
+        raise frozen.unreadable(folder / PARTS[0], "a DINOv2 configuration", error) from error
+    found = (raw.get("model_type"), config.hidden_size, config.patch_size)
+    if found != ("dinov2", dim, PATCH):
+        raise UserError(
+            f"{folder / PARTS[0]}: is {found[0]} with {found[1]} features and patches of {found[2]}, "
+            f"not dinov2 with {dim} and {PATCH}"
+        )
+    before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()  # what is missing is refused below
+    logging.disable_progress_bar()
+    try:
+        model, info = Dinov2Model.from_pretrained(
+            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+            ignore_mismatched_sizes=True, output_loading_info=True,
+        )  # fmt: skip
+    except Exception as error:  # safetensors errors have no common base
+        raise frozen.unreadable(folder / PARTS[1], "weights of DINOv2", error) from error
+    finally:
+        logging.set_verbosity(before)
+        if bar:
+            logging.enable_progress_bar()
+    wrong = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
+    if wrong:
+        raise UserError(f"{folder / PARTS[1]}: lacks weights of DINOv2 or has other shapes: {frozen.some(wrong)}")
+    return model
+
+
+def resample_positions(positions: Tensor) -> Tensor:
+    """Position embeddings [1, 1 + M*M, D] for the 16 x 16 patches of 224 pixels, [1, 257, D].
+
+    With the offset of 0.1 in the scale that Meta's own code has (facebookresearch/dinov2, `interpolate_offset`) and
+    FD-DINOv2 was published with; transformers leaves it out.
+    """
+    M, target = round((positions.shape[1] - 1) ** 0.5), SIDE // PATCH
+    if target == M:
+        return positions
+    grid = positions[:, 1:].reshape(1, M, M, -1).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=((target + 0.1) / M,) * 2, mode="bicubic", align_corners=False)
+    return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).reshape(1, target * target, -1)], 1)

@@ -1,0 +1,1 @@
+"""Other people's data: recognised, read and imported."""

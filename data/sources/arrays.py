@@ -1,0 +1,179 @@
+"""Sets that are arrays already: built-in words, IDX, `.npy` and `.npz` files.
+
+    a word or a path  ->  ArraySource: uint8 [N, C, H, W] or float32 [N, D], with labels
+
+N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.sources.base import ArraySource, pick_split
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+
+def digits() -> ArraySource:
+    """1,797 handwritten digits, 8 x 8 grey (scikit-learn's embedded set); 0..16 becomes 0..255."""
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.rint(pixels.reshape(-1, 1, 8, 8) * 255 / 16).astype(np.uint8)
+    return ArraySource("digits", "digits", images, labels.astype(np.int64), tuple("0123456789"), prefix="digits/")
+
+
+def mixture() -> ArraySource:
+    """10,000 points of a two-dimensional mixture: eight Gaussians (deviation 0.12) on a circle of radius sqrt(2).
+
+    Each coordinate has a mean of about 0 and a variance of about 1; the label is the Gaussian a point was drawn from.
+    """
+    random = np.random.Generator(np.random.Philox(20250916))
+    labels = random.integers(0, 8, 10_000)
+    angles = labels * (np.pi / 4)
+    centres = np.sqrt(2) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    points = centres + 0.12 * random.standard_normal((10_000, 2))
+    # Rounded far above the last bit, in which mathematical libraries differ.
+    return ArraySource("mixture", "mixture", points.round(5).astype(np.float32), labels, prefix="mixture/")
+
+
+def tabular(name: str) -> ArraySource:
+    """One of scikit-learn's embedded tables of measurements, each column standardised: float32 [N, D] with labels."""
+    from sklearn import datasets
+
+    table = getattr(datasets, f"load_{name}")()
+    x = (table.data - table.data.mean(0)) / table.data.std(0)
+    classes = tuple(str(c) for c in table.target_names)
+    return ArraySource(name, name, x.astype(np.float32), table.target.astype(np.int64), classes, prefix=f"{name}/")
+
+
+WORDS: dict[str, Callable[[], ArraySource]] = {
+    "digits": digits,
+    "mixture": mixture,
+    "wine": lambda: tabular("wine"),
+    "breast_cancer": lambda: tabular("breast_cancer"),
+    "iris": lambda: tabular("iris"),
+}
+
+# --- IDX ----------------------------------------------------------------------------------------------------------
+
+
+def read_idx(path: Path) -> NDArray[np.uint8]:
+    """The array in an IDX file of unsigned bytes, gzipped or not. Raises UserError naming a damaged file."""
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged or truncated ({error})") from error
+    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4:
+        raise UserError(f"{path}: not an IDX file of unsigned bytes")
+    shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4)) if len(raw) >= 4 + 4 * raw[3] else (0,)
+    size = len(raw) - 4 - 4 * raw[3]
+    if size != np.prod(shape):
+        raise UserError(f"{path}: truncated: {size} bytes of data, but its header says {' x '.join(map(str, shape))}")
+    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+
+
+def is_idx(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(("-ubyte", ".idx3", ".idx1", ".idx4"))
+
+
+def idx(path: Path, split: str | None, files: Sequence[str]) -> ArraySource:
+    """IDX images with their labels: a folder of both (MNIST's layout), or one file of images."""
+    images = [name for name in files if not ("labels" in name or "idx1" in name)]
+    if not images:
+        raise UserError(f"{path}: holds IDX labels but no images (such as train-images-idx3-ubyte.gz)")
+    splits = {_idx_split(name): name for name in reversed(images)}
+    chosen = pick_split(str(path), split, sorted(splits))
+    file = path / splits[chosen] if path.is_dir() else path
+    array = read_idx(file)
+    if array.ndim not in (3, 4):
+        raise UserError(f"{file}: holds {array.ndim} dimensions, images have 3 (N x H x W) or 4 (N x H x W x C)")
+    array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
+    labels_file = _labels_beside(file)
+    labels = None
+    if labels_file is not None:
+        labels = read_idx(labels_file).astype(np.int64)
+        if labels.shape != (len(array),):
+            raise UserError(f"{labels_file}: {len(labels)} labels, but {file.name} holds {len(array)} images")
+    return ArraySource("IDX", str(file), array, labels, prefix=f"{chosen}/")
+
+
+def _idx_split(name: str) -> str:
+    stem = PurePosixPath(name).name.lower()
+    return "test" if stem.startswith(("t10k", "test")) else "val" if stem.startswith("val") else "train"
+
+
+def _labels_beside(file: Path) -> Path | None:
+    base = file.name.removesuffix(".gz").replace("images", "labels")
+    for old in ("idx3", "idx4"):
+        base = base.replace(old, "idx1")
+    for name in (base, base + ".gz"):
+        if name != file.name and (file.parent / name).is_file():
+            return file.parent / name
+    return None
+
+
+# --- NumPy --------------------------------------------------------------------------------------------------------
+
+SAMPLES = ("images", "samples", "x", "data", "features", "arr_0")
+LABELS = ("labels", "label", "y", "targets", "classes", "arr_1")
+
+
+def numpy_file(path: Path) -> ArraySource:
+    """A `.npy` array, or an `.npz` with samples (`images`, `x`, …) and maybe labels (`labels`, `y`, …)."""
+    try:
+        found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
+        if isinstance(found, np.ndarray):
+            return ArraySource("NumPy array", str(path), as_samples(found, str(path)), None, prefix=f"{path.stem}/")
+        names = {name.lower(): name for name in found.files}
+        key = next((names[name] for name in SAMPLES if name in names), None)
+        if key is None and len(names) == 1:
+            key = found.files[0]
+        if key is None:
+            raise UserError(f"{path}: holds {', '.join(found.files)}: name the samples one of {', '.join(SAMPLES)}")
+        array = as_samples(found[key], f"{path}: {key}")
+        label_key = next((names[name] for name in LABELS if name in names and names[name] != key), None)
+        labels = None if label_key is None else as_labels(found[label_key], len(array), f"{path}: {label_key}")
+    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged, or not an array of numbers ({str(error).splitlines()[0]})") from error
+    return ArraySource("NumPy arrays", str(path), array, labels, prefix=f"{path.stem}/")
+
+
+def as_samples(array: NDArray[Any], where: str) -> NDArray[Any]:
+    """uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]; numbers [N, D] -> float32 [N, D]."""
+    if array.ndim == 2 and array.dtype.kind in "fiu":
+        return array.astype(np.float32, copy=False)
+    if array.ndim in (3, 4) and array.dtype != np.uint8:
+        raise UserError(f"{where}: images must be uint8 from 0 to 255, these are {array.dtype}")
+    if array.ndim == 3:
+        return array[:, None]
+    if array.ndim == 4 and array.shape[3] in (1, 3):
+        return array.transpose(0, 3, 1, 2)
+    if array.ndim == 4 and array.shape[1] in (1, 3):
+        return array
+    raise UserError(
+        f"{where}: {array.dtype} {list(array.shape)} is neither images (uint8 [N, H, W], [N, H, W, C], [N, C, H, W] "
+        "with C = 1 or 3) nor vectors (numbers [N, D])"
+    )
+
+
+def as_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
+    """Whole numbers of at least 0, one a sample: int64 [N]."""
+    labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+    if labels.shape != (count,):
+        raise UserError(f"{where}: labels of shape {list(array.shape)} for {count} samples")
+    if labels.dtype.kind not in "iuf" or (labels != np.floor(labels)).any() or (labels < 0).any():
+        raise UserError(f"{where}: labels must be whole numbers from 0 up")
+    return labels.astype(np.int64)

@@ -1,0 +1,231 @@
+"""Where real data comes from: sets that others stored, behind one interface.
+
+    "digits", a file or a folder  ->  open_source  ->  Source: names, labels, samples in the order of the source's names
+
+A source lists its samples at once and reads them when they are asked for. It can be pickled, so that processes share
+the reading. Nothing is unpacked to disk, so names inside archives can be anything.
+
+N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from entroloop.data.errors import UserError
+from entroloop.data.sources.images import DAMAGED, Channels, channels_of, open_image, upright_size
+
+HEADER = 2**16  # bytes that nearly always hold what an image's header says
+MISSING = -1  # the label of a sample that has none, in a source where others have one
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
+SPLIT_FOLDERS = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+}
+
+
+class Source(Protocol):
+    """A set that can be imported.
+
+    kind     what it is, in words
+    where    its path, for messages
+    names    the source's own name of each sample, in the order of import
+    labels   int64 [N], MISSING where a sample has none; None for an unlabelled set
+    classes  names of the classes, where the source has them
+    ignored  names of files that are not samples
+    """
+
+    kind: str
+    where: str
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    ignored: tuple[str, ...]
+
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def read(self, rows: Iterable[int]) -> Iterator[Any]:
+        """The samples of these rows: opened images from an ImageSource, else uint8 [C, H, W] or float32 [D]."""
+
+    def naming(self, row: int) -> Naming:
+        """A context that names this sample in whatever a damaged one raises."""
+
+
+@dataclass
+class ArraySource:
+    """Samples that are arrays already: uint8 [N, C, H, W] or float32 [N, D]."""
+
+    kind: str
+    where: str
+    array: NDArray[Any]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...] = ()
+    prefix: str = ""
+    ignored: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def names(self) -> Sequence[str]:
+        width = len(str(max(len(self.array) - 1, 0)))
+        return [f"{self.prefix}{i:0{width}d}" for i in range(len(self.array))]
+
+    def read(self, rows: Iterable[int]) -> Iterator[NDArray[Any]]:
+        for row in rows:
+            yield self.array[row]
+
+    def naming(self, row: int) -> Naming:
+        return Naming(f"{self.where}: {self.names[row]}")
+
+
+class Payload(Protocol):
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
+        """The bytes of one encoded image, or at least the first `limit` of them. Must survive pickling."""
+
+
+@dataclass
+class ImageSource:
+    """Encoded images, which must be decoded: that pays to share between processes."""
+
+    kind: str
+    where: str
+    names: Sequence[str]
+    payload: Payload
+    labels: NDArray[np.int64] | None = None
+    classes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    def read(self, rows: Iterable[int]) -> Iterator[Image.Image]:
+        for row in rows:
+            with self.naming(row):
+                image = open_image(self.payload(row))
+            yield image
+
+    def header(self, row: int) -> tuple[Channels, tuple[int, int]]:
+        """Channels and (width, height) of one image, mostly from its first bytes."""
+        with self.naming(row):
+            with contextlib.suppress(*DAMAGED):
+                return _facts(open_image(self.payload(row, HEADER)))
+            return _facts(open_image(self.payload(row)))  # some formats have it elsewhere
+        raise AssertionError
+
+    def naming(self, row: int) -> Naming:
+        return Naming(f"{self.where}: {self.names[row]}")
+
+
+def _facts(image: Image.Image) -> tuple[Channels, tuple[int, int]]:
+    return channels_of(image), upright_size(image)
+
+
+@dataclass
+class Naming:
+    """Turns whatever a damaged sample raises inside the block into one line with the sample's name."""
+
+    name: str
+    message: str = field(default="damaged or not an image", init=False)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, DAMAGED) and not isinstance(error, UserError):
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self.name}: {self.message} ({reason})") from error
+
+
+def pick_split(where: str, split: str | None, available: Sequence[str]) -> str:
+    """The split to read, `train` (or the only one) when none is asked for.
+
+    Raises UserError listing the splits there are.
+    """
+    if split is None:
+        return "train" if "train" in available else available[0]
+    if split not in available:
+        raise UserError(f"--split {split}: {where} has {' and '.join(available)}")
+    return split
+
+
+def no_splits(where: str, split: str | None) -> None:
+    """Raises UserError if a split is asked of a source that has none of its own."""
+    if split is not None:
+        raise UserError(f"--split {split}: {where} has no splits of its own; --heldout N makes one by seed")
+
+
+def is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def split_folders(where: str, split: str | None, names: list[str]) -> list[str]:
+    """Takes one split where the first-level folders are `train`, `test`, `val` and nothing else; else all names."""
+    tops = {name.split("/")[0] if "/" in name else "" for name in names}
+    splits = {SPLIT_FOLDERS.get(top.lower()): top for top in tops}
+    if None in splits or len(splits) < 2:
+        no_splits(where, split)
+        return names
+    top = splits[pick_split(where, split, sorted(str(s) for s in splits))]
+    return [name for name in names if name.startswith(f"{top}/")]
+
+
+def by_folders(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """Labels from sub-folders: the first level at which the names differ is the class.
+
+    None where there are no sub-folders, and for numbered ones that only keep folders small (FFHQ: 12345 in 12000/).
+    Files beside class folders are MISSING a label.
+    """
+    paths = [tuple(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
+    folders = {path[:-1] for path in paths}
+    depth = 0  # of the folders that all have in common
+    while len({path[: depth + 1] for path in folders}) == 1 and all(len(path) > depth for path in folders):
+        depth += 1
+    tops = [path[depth] if len(path) > depth + 1 else "" for path in paths]
+    classes = tuple(sorted({top for top in tops if top}))
+    if len(classes) < 2 or all(_numbered(top, path[-1]) for top, path in zip(tops, paths, strict=True)):
+        return None, ()
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([number.get(top, MISSING) for top in tops], dtype=np.int64), classes
+
+
+def _numbered(folder: str, file: str) -> bool:
+    stem = PurePosixPath(file).stem.removeprefix("img")
+    return (
+        len(folder) >= 5
+        and folder.isdecimal()
+        and stem.isdecimal()
+        and int(stem) // 1000
+        in (
+            int(folder),  # EDM: 00012/img00012345.png
+            int(folder) // 1000,  # FFHQ: 12000/12345.png
+        )
+    )
+
+
+def edm_labels(text: bytes, names: Sequence[str], where: str) -> NDArray[np.int64] | None:
+    """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}; MISSING where a name is not listed.
+
+    Raises UserError when the file is damaged or holds anything but whole numbers.
+    """
+    try:
+        pairs = json.loads(text).get("labels")
+        if pairs is None:
+            return None
+        by_name = {str(name): label for name, label in pairs}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{where}: damaged dataset.json ({error})") from error
+    labels = [by_name.get(name) for name in names]
+    for name, label in zip(names, labels, strict=True):
+        if label is not None and (not isinstance(label, int) or label < 0):
+            raise UserError(f"{where}: dataset.json gives {name} the label {label!r}, not a whole number from 0 up")
+    found = np.array([MISSING if label is None else label for label in labels], dtype=np.int64)
+    return None if (found == MISSING).all() else found

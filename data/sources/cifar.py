@@ -1,0 +1,148 @@
+"""CIFAR-10 and CIFAR-100 as their authors publish them: python or binary version, archive or unpacked folder.
+
+    path  ->  ArraySource: uint8 [N, 3, 32, 32], labels (the 100 fine ones of CIFAR-100)
+
+Both versions give the same samples under the same names. Pickles are read without running what they may contain.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import tarfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.sources.base import ArraySource, pick_split
+
+#: By version: files of the two splits, the file of class names, bytes of label before an image (binary) or None.
+VERSIONS: dict[str, tuple[dict[str, tuple[str, ...]], str, int | None]] = {
+    "CIFAR-10 python": (
+        {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+        "batches.meta",
+        None,
+    ),
+    "CIFAR-10 binary": (
+        {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
+        "batches.meta.txt",
+        1,
+    ),
+    "CIFAR-100 python": ({"train": ("train",), "test": ("test",)}, "meta", None),
+    "CIFAR-100 binary": ({"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2),
+}
+PIXELS = 3 * 32 * 32
+ALLOWED = {
+    ("multiarray", "_reconstruct"),
+    ("numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
+def version(names: Iterable[str]) -> str | None:
+    """Which version files of these names are, if any."""
+    bases = {PurePosixPath(name).name for name in names}
+    for kind, (splits, meta, _) in VERSIONS.items():
+        if meta in bases and bases & {file for files in splits.values() for file in files}:
+            return kind
+    return None
+
+
+def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
+    """Reads one split. Raises UserError naming a file that is missing or damaged."""
+    splits, meta, label_bytes = VERSIONS[kind]
+    chosen = pick_split(str(path), split, sorted(splits))
+    payloads = _payloads(path, {meta, *splits[chosen]})
+    missing = [file for file in splits[chosen] if file not in payloads]
+    if missing:
+        raise UserError(f"{path}: {kind} without {missing[0]}")
+    images, labels = [], []
+    for file in splits[chosen]:
+        try:
+            parse = _unpickled if label_bytes is None else _binary
+            pixels, numbers = parse(payloads[file], label_bytes or 0)
+        except (
+            pickle.UnpicklingError,
+            ValueError,
+            KeyError,
+            EOFError,
+            AttributeError,
+            ImportError,
+            TypeError,
+        ) as error:
+            raise UserError(f"{path}: {file}: damaged ({error})") from error
+        images.append(pixels)
+        labels.append(numbers)
+    return ArraySource(
+        kind.rsplit(" ", 1)[0],
+        str(path),
+        np.concatenate(images).reshape(-1, 3, 32, 32),
+        np.concatenate(labels),
+        _class_names(payloads.get(meta), label_bytes is None),
+        prefix=f"{chosen}/",
+    )
+
+
+def _payloads(path: Path, wanted: set[str]) -> dict[str, bytes]:
+    if path.is_dir():
+        return {
+            file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in wanted and file.is_file()
+        }
+    found = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is not None and (base := PurePosixPath(member.name).name) in wanted:
+                    found[base] = file.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged or truncated archive ({error})") from error
+    return found
+
+
+def _binary(raw: bytes, label_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    width = label_bytes + PIXELS
+    if not raw or len(raw) % width:
+        raise ValueError(f"{len(raw)} bytes are not a whole number of images")
+    rows = np.frombuffer(raw, np.uint8).reshape(-1, width)
+    return rows[:, label_bytes:], rows[:, label_bytes - 1].astype(np.int64)
+
+
+def _unpickled(raw: bytes, _: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    batch = _load(raw)
+    pixels = np.asarray(batch[b"data"])
+    numbers = np.asarray(batch[b"fine_labels"] if b"fine_labels" in batch else batch[b"labels"])
+    if pixels.dtype != np.uint8 or pixels.shape != (len(numbers), PIXELS):
+        raise ValueError(f"{pixels.dtype} {list(pixels.shape)} and {len(numbers)} labels")
+    return pixels, numbers.astype(np.int64)
+
+
+def _class_names(raw: bytes | None, python: bool) -> tuple[str, ...]:
+    if raw is None:
+        return ()
+    if not python:
+        return tuple(raw.decode().split())
+    meta = _load(raw)
+    return tuple(bytes(name).decode() for name in meta.get(b"fine_label_names") or meta.get(b"label_names") or ())
+
+
+class _Arrays(pickle.Unpickler):
+    """Builds arrays and plain values only."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        short = module.rsplit(".", 1)[-1] if module.startswith(("numpy.core.", "numpy._core.")) else module
+        if (short, name) not in ALLOWED:
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no CIFAR file does")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def _load(raw: bytes) -> dict[bytes, Any]:
+    value: dict[Any, Any] = _Arrays(io.BytesIO(raw), encoding="bytes").load()
+    return {key.encode() if isinstance(key, str) else key: item for key, item in value.items()}

@@ -1,0 +1,183 @@
+"""The work of an import, one shard at a time, in this process or shared between several.
+
+    Source + rows  ->  scan (headers only)  ->  Layout
+    Source + Layout + Job  ->  one shard on disk
+
+Worker processes import this module alone, so it must not import torch.
+
+N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import itertools
+import multiprocessing
+import operator
+import os
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.progress import Progress
+from entroloop.data.sources.base import ImageSource, Source
+from entroloop.data.sources.images import Channels, convert, from_array
+from entroloop.data.store.shards import REAL, Encoding, Provenance, shard_name, write_shard
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every sample becomes, uint8 (C, H, W) or float32 (D,); how images are stored; whether there are labels."""
+
+    shape: tuple[int, ...]
+    encoding: Encoding
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard: its number, the number of its first sample in the new set, and the source's rows that go in."""
+
+    number: int
+    first: int
+    rows: NDArray[np.int64]
+
+
+def is_done(dest: Path, number: int) -> bool:
+    return (dest / shard_name(number)).with_suffix(".json").exists()
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a scan saw: channels and (width, height) of the first sample, and the first one of another size."""
+
+    channels: Channels
+    size: tuple[int, int]
+    name: str
+    odd: tuple[str, tuple[int, int]] | None = None
+
+    def __add__(self, later: Found) -> Found:
+        odd = self.odd or ((later.name, later.size) if later.size != self.size else later.odd)
+        return Found(3 if 3 in (self.channels, later.channels) else 1, self.size, self.name, odd)
+
+
+def scan(source: ImageSource, rows: NDArray[np.int64]) -> Found:
+    """Reads the headers of images. Raises UserError naming an image without a readable one."""
+    return functools.reduce(operator.add, (Found(*source.header(int(row)), source.names[int(row)]) for row in rows))
+
+
+def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
+    """Reads, converts and writes one shard. Raises UserError naming a damaged sample; nothing is written then."""
+    samples = np.empty((len(job.rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
+    for i, (row, sample) in enumerate(zip(job.rows, source.read(job.rows), strict=True)):
+        with source.naming(int(row)):
+            samples[i] = _convert(sample, layout)
+    first, last = job.first, job.first + len(job.rows)
+    provenance = Provenance(
+        np.full(len(job.rows), REAL), np.arange(first, last), tuple(source.names[int(row)] for row in job.rows)
+    )
+    labels = source.labels[job.rows] if layout.labelled and source.labels is not None else None
+    write_shard(dest, job.number, samples, labels, provenance, first_key=first, encoding=layout.encoding)
+
+
+def _convert(sample: Any, layout: Layout) -> NDArray[Any]:
+    channels: Channels = 1 if layout.shape[0] == 1 else 3
+    if not isinstance(sample, np.ndarray):
+        resolution = layout.shape[1] if layout.shape[1] == layout.shape[2] else None
+        return convert(sample, channels, resolution)
+    if sample.shape == layout.shape:
+        return sample
+    image = from_array(sample)
+    return convert(image, channels, layout.shape[1] if layout.shape[1:] != sample.shape[1:] else None)
+
+
+# --- sharing between processes ------------------------------------------------------------------------------------
+
+_shared: tuple[Any, ...] = ()  # of a worker process: what its tasks have in common, sent once
+
+
+def _begin(parent: int, *shared: Any) -> None:
+    global _shared
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # these reach the whole group; the parent decides
+        signal.signal(name, signal.SIG_IGN)
+    # A parent that is killed cannot end its workers, which would then wait for ever. 1 is PR_SET_PDEATHSIG.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != parent:  # it was killed before the line above
+        os._exit(1)
+    _shared = shared
+
+
+def _shard_task(job: Job) -> Job:
+    source, dest, layout = _shared
+    make_shard(source, dest, layout, job)
+    return job
+
+
+def _scan_task(rows: NDArray[np.int64]) -> Found:
+    return scan(_shared[0], rows)
+
+
+def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+    """Makes the shards, in any order, yielding each job that is done."""
+    if workers <= 1:
+        for job in jobs:
+            make_shard(source, dest, layout, job)
+            yield job
+        return
+    with _pool(workers, source, dest, layout) as pool:
+        waiting = iter(jobs)
+        running: set[Future[Job]] = {pool.submit(_shard_task, job) for job in itertools.islice(waiting, workers + 1)}
+        while running:
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                yield future.result()
+            running |= {pool.submit(_shard_task, job) for job in itertools.islice(waiting, len(finished))}
+
+
+def scan_all(source: ImageSource, rows: NDArray[np.int64], workers: int, *, progress: bool = False) -> Found:
+    """`scan` of all rows, shared between processes."""
+    pieces = np.array_split(rows, max(1, len(rows) // 500))
+    found: Found | None = None
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(Progress("scan", len(rows), "img", show=progress))
+        if workers <= 1 or len(pieces) == 1:
+            results: Iterable[Found] = (scan(source, piece) for piece in pieces)
+        else:
+            results = stack.enter_context(_pool(workers, source)).map(_scan_task, pieces)
+        for piece, here in zip(pieces, results, strict=True):
+            found = here if found is None else found + here
+            bar.advance(len(piece))
+    assert found is not None
+    return found
+
+
+@contextlib.contextmanager
+def _pool(workers: int, *shared: Any) -> Iterator[ProcessPoolExecutor]:
+    # `spawn`: the parent may hold threads of torch or of a progress bar, which a fork would copy half.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(), *shared))
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died (killed, or out of memory): run the same command again, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def check_vectors(source: Source, rows: NDArray[np.int64]) -> None:
+    """Raises UserError naming the first vector that is not finite."""
+    for row, vector in zip(rows, source.read(rows), strict=True):
+        if not np.isfinite(vector).all():
+            raise UserError(f"{source.kind}: {source.names[int(row)]} holds NaN or infinity")

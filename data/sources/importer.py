@@ -1,0 +1,218 @@
+"""Import: somebody's images or vectors -> sealed shards that are the same bytes on every machine.
+
+    SOURCE  ->  open_source  ->  chosen rows  ->  one job a shard (parallel, or `--part i::n`)  ->  DEST sealed
+
+The settings, and a fingerprint of the source's names and labels, are written first (`import.json`), so that a second
+import into the same folder either goes on with the same work or is refused with the difference. Where the source lies,
+and when and where it was imported, leave no trace.
+
+N samples of the source, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data import files
+from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.plan import Part, bounds
+from entroloop.data.progress import Progress
+from entroloop.data.sources import convert as conversion
+from entroloop.data.sources.base import MISSING, ImageSource, Source
+from entroloop.data.sources.convert import Job
+from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_layout, num_classes
+from entroloop.data.store import manifest
+from entroloop.data.store.manifest import Manifest
+from entroloop.data.store.shards import seal_dataset, shard_name
+
+SETTINGS = "import.json"
+
+
+def import_dataset(
+    source: str,
+    dest: Path,
+    *,
+    resolution: int | None = None,
+    limit: int | None = None,
+    split: str | None = None,
+    heldout: int = 0,
+    split_seed: int = 0,
+    color: str = "auto",
+    labels: bool = True,
+    encoding: str = "png",
+    shard_size: int | None = None,
+    workers: int | None = 1,
+    progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Manifest:
+    """Imports a source into `dest`, seals it and returns its manifest; goes on where an earlier attempt stopped.
+
+    source   a word (`digits`, …), a file or a folder; the kind is recognised from the content
+    workers  processes that decode images; None is one a core. From a script, more than one needs the usual
+             `if __name__ == "__main__"`
+    stop     asked between shards; when true the import ends resumably with Interrupted
+
+    The other arguments are those of `Settings`. A finished `dest` of the same settings is left alone.
+    Raises UserError on anything wrong with the source, the settings, or a `dest` made otherwise.
+    """
+    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size)
+    import_part(source, dest, settings, workers=workers, progress=progress, stop=stop)
+    return seal_import(dest)
+
+
+def import_part(
+    source: str,
+    dest: Path,
+    settings: Settings,
+    part: Part = Part(),  # noqa: B008 - immutable
+    *,
+    workers: int | None = 1,
+    progress: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Makes the shards of one part that are still missing; `seal_import` follows when all parts are done."""
+    opened = _open(source, settings)
+    rows = choose_rows(opened, settings)
+    identity = _identity(opened, settings, rows)
+    _check_dest(dest, source, identity)
+    if manifest.is_sealed(dest):
+        return
+    if workers is None:
+        workers = len(os.sched_getaffinity(0))
+    layout = find_layout(opened, rows, settings, workers, progress=progress)
+    pieces = bounds(0, len(rows), settings.shard_size or default_shard_size(layout))
+    facts = {**identity, "shards": len(pieces), "num_classes": num_classes(opened), "classes": list(opened.classes)}
+    text = files.json_bytes(facts)
+    try:
+        made = not manifest.is_sealed(dest) and files.create(dest / SETTINGS, lambda file: file.write(text))
+    except OSError as error:
+        raise UserError(f"{dest}: cannot be written ({error.strerror})") from error
+    if not made:
+        _check_dest(dest, source, identity)
+    if manifest.is_sealed(dest):  # by another process, while this one looked at the source
+        return
+    _sweep_old(dest)
+    done = {i for i in part.of(len(pieces)) if conversion.is_done(dest, i)}
+    jobs = [Job(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
+    sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
+    if not isinstance(opened, ImageSource) or len(jobs) == 1:
+        workers = 1
+    unit = "img" if len(layout.shape) == 3 else "row"
+    with Progress("import", sum(sizes.values()), unit, done=sum(sizes[i] for i in done), show=progress) as bar:
+        for job in conversion.make_shards(opened, dest, layout, jobs, workers):
+            bar.advance(sizes[job.number])
+            if stop():
+                raise Interrupted(f"{dest}: stopped; the same command goes on")
+
+
+def seal_import(dest: Path) -> Manifest:
+    """Seals an import whose parts are all done. Raises UserError naming the first shard that is missing."""
+    facts = None if manifest.is_sealed(dest) else _read_settings(dest)
+    if manifest.is_sealed(dest):  # also by another process, just now
+        (dest / SETTINGS).unlink(missing_ok=True)
+        return manifest.read(dest)
+    if facts is None:
+        raise UserError(f"{dest}: not an import that was begun (no {SETTINGS})")
+    missing = next((i for i in range(facts["shards"]) if not conversion.is_done(dest, i)), None)
+    if missing is not None:
+        raise UserError(f"{dest}: {shard_name(missing)} is missing or unfinished: make it before sealing")
+    about: dict[str, Any] = {"import": {key: facts[key] for key in IDENTITY}}
+    if facts["num_classes"]:
+        about["num_classes"] = facts["num_classes"]
+    if facts["classes"]:
+        about["classes"] = facts["classes"]
+    sealed = seal_dataset(dest, about=about, made_from={"source": facts["source"]})
+    (dest / SETTINGS).unlink(missing_ok=True)
+    return sealed
+
+
+def _open(source: str, settings: Settings) -> Source:
+    own_split = settings.heldout and settings.split in (None, "train", "test")
+    opened = open_source(source, None if own_split else settings.split)
+    if not len(opened.names):
+        raise UserError(f"{source}: holds no samples")
+    if settings.labels and opened.labels is not None and (opened.labels == MISSING).any():
+        without = np.flatnonzero(opened.labels == MISSING)
+        raise UserError(
+            f"{source}: {len(without)} of {len(opened.names)} samples have no label, first {opened.names[without[0]]}: "
+            "label them or give --no-labels"
+        )
+    return opened
+
+
+IDENTITY = ("kind", "settings", "source_count", "source", "count", "ignored_files")
+
+
+def _identity(source: Source, settings: Settings, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """What two imports must have in common to work on one folder."""
+    labels = None if source.labels is None else source.labels.tolist()
+    return {
+        "kind": source.kind,
+        "settings": dataclasses.asdict(settings),
+        "source_count": len(source.names),
+        "source": files.digest({"names": list(source.names), "labels": labels, "classes": list(source.classes)}),
+        "count": len(rows),
+        "ignored_files": len(source.ignored),
+    }
+
+
+def _check_dest(dest: Path, source: str, identity: dict[str, Any]) -> None:
+    """Raises UserError unless `dest` is free, or holds the same import, finished or not."""
+    if dest.exists() and not dest.is_dir():
+        raise UserError(f"{dest}: is a file: give a folder to import into")
+    origin = Path(source).expanduser()
+    if origin.is_dir() and dest.resolve().is_relative_to(origin.resolve()):
+        raise UserError(f"{dest}: lies inside the source {source}: give a folder outside it")
+    there = None if manifest.is_sealed(dest) else _read_settings(dest)
+    if manifest.is_sealed(dest):  # also by another process, just now
+        there = manifest.read(dest).about.get("import")
+        if there is None:
+            raise UserError(f"{dest}: already holds a sealed set that was not imported: give another folder")
+    elif there is None:
+        if dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in dest.iterdir()):
+            if (dest / SETTINGS).exists() or manifest.is_sealed(dest):  # another import began meanwhile
+                return _check_dest(dest, source, identity)
+            raise UserError(f"{dest}: already holds other files: give a new or empty folder")
+        return None
+    if difference := _difference(there, identity):
+        raise UserError(f"{dest}: holds an import made otherwise ({difference}): give another folder")
+    return None
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
+    pairs = [(name, there["settings"].get(name), value) for name, value in here["settings"].items()] + [
+        (name.replace("_", " "), there.get(name), here[name]) for name in IDENTITY if name not in ("settings", "source")
+    ]
+    found = [f"{name} {before!r} there, {now!r} now" for name, before, now in pairs if before != now]
+    if not found and there.get("source") != here["source"]:
+        found = ["the source's names or labels changed"]
+    return "; ".join(found)
+
+
+def _read_settings(dest: Path) -> dict[str, Any] | None:
+    try:
+        facts: dict[str, Any] = json.loads((dest / SETTINGS).read_text(encoding="utf-8"))
+        return facts
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise UserError(f"{dest / SETTINGS}: damaged ({error}): remove the folder and import again") from error
+
+
+def _sweep_old(dest: Path) -> None:
+    """Removes what killed imports left; not what another one may be writing now."""
+    for path in dest.glob(f"{files.TEMPORARY}*"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > 3600:
+                path.unlink()

@@ -1,0 +1,112 @@
+"""Parquet tables with a column of images, as the Hugging Face hub keeps them.
+
+    files  ->  ImageSource: names, labels, and one payload of bytes a sample
+
+Needs pyarrow (`pip install entroloop[parquet]`). A row group is read at a time.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.sources.base import MISSING, ImageSource
+from entroloop.data.sources.containers import split_files
+
+IMAGES = ("image", "img", "images", "png", "jpg", "jpeg", "webp")
+LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
+
+
+@functools.lru_cache(maxsize=2)
+def _column(path: str, group: int, column: str) -> Any:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(0)
+
+
+@dataclass
+class ParquetPayload:
+    """Row groups of all files in order: (path, number), and the first row of each."""
+
+    column: str
+    groups: Sequence[tuple[str, int]]
+    starts: Sequence[int]
+
+    def __call__(self, row: int, limit: int | None = None) -> bytes:
+        number = bisect.bisect_right(self.starts, row) - 1
+        value = _column(*self.groups[number], self.column)[row - self.starts[number]].as_py()
+        payload = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(payload, bytes):
+            raise ValueError("the table holds no bytes for it")
+        return payload
+
+
+def parquet_images(paths: Sequence[Path], where: Path, split: str | None) -> ImageSource:
+    """Images in Parquet files, in the order of file names and rows.
+
+    Raises UserError when pyarrow is missing, a file is damaged, or it has no column of images.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError(f"{where}: reading Parquet needs pyarrow: pip install 'entroloop[parquet]'") from error
+    names: list[str] = []
+    labels: list[NDArray[np.int64]] = []
+    groups: list[tuple[str, int]] = []
+    sizes: list[int] = []
+    classes: tuple[str, ...] = ()
+    for path in split_files(paths, str(where), split):
+        try:
+            file = pyarrow.parquet.ParquetFile(path)
+            image, label = _columns(file.schema_arrow, path)
+            if label is not None:
+                column = file.read(columns=[label]).column(0).fill_null(MISSING)
+                labels.append(column.to_numpy().astype(np.int64))
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: damaged or not Parquet ({str(error).splitlines()[0]})") from error
+        classes = _class_names(file.schema_arrow, label)
+        groups += [(str(path), i) for i in range(file.num_row_groups)]
+        sizes += [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+        names += [f"{path.name}/{row}" for row in range(file.metadata.num_rows)]
+    starts = [0, *itertools.accumulate(sizes)]
+    found = np.concatenate(labels) if labels else None
+    if found is not None and len(found) != len(names):
+        raise UserError(f"{where}: only some of the files have the column {label}")
+    return ImageSource(
+        "Parquet", str(where), names, ParquetPayload(image, groups, starts[:-1]), found, classes if labels else ()
+    )
+
+
+def _columns(schema: Any, path: Path) -> tuple[str, str | None]:
+    """Names of the columns of images (bytes, or a struct with bytes) and of whole-number labels."""
+    import pyarrow.types as types
+
+    def of_bytes(kind: Any) -> bool:
+        inner = kind.field("bytes").type if types.is_struct(kind) and kind.get_field_index("bytes") >= 0 else kind
+        return bool(types.is_binary(inner) or types.is_large_binary(inner))
+
+    candidates = [field.name for field in schema if of_bytes(field.type)]
+    named = [name for name in IMAGES if name in candidates]
+    if not named and len(candidates) != 1:
+        raise UserError(f"{path}: no column of images among {', '.join(schema.names)} (name it `image`)")
+    whole = [field.name for field in schema if types.is_integer(field.type)]
+    return (named or candidates)[0], next((name for name in LABELS if name in whole), None)
+
+
+def _class_names(schema: Any, label: str | None) -> tuple[str, ...]:
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return tuple(features[label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()

@@ -1,0 +1,112 @@
+"""What a user named as the source of an import -> the Source that reads it, by what is found there."""
+
+from __future__ import annotations
+
+import difflib
+import gzip
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from entroloop.data.errors import UserError
+from entroloop.data.sources import arrays, cifar, containers, parquet
+from entroloop.data.sources.base import Source, is_image, no_splits
+from entroloop.data.sources.sealed import SealedSource
+from entroloop.data.store import manifest, remote
+from entroloop.data.store.index import open_set
+
+
+def open_source(text: str, split: str | None = None) -> Source:
+    """The source of that name: a word (`digits`, …), a file or a folder, or the address of a sealed set.
+
+    Raises UserError when there is none, it is empty, of no known kind or damaged, or has no such split.
+    """
+    if text in arrays.WORDS:
+        no_splits(text, split)
+        return arrays.WORDS[text]()
+    if remote.is_remote(text):
+        no_splits(text, split)
+        return SealedSource.of(remote.open_dataset(text))
+    path = Path(text).expanduser()
+    try:
+        if path.is_dir():
+            return _folder(path, split)
+        if path.is_file():
+            return _file(path, split)
+    except OSError as error:
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+    near = difflib.get_close_matches(text, arrays.WORDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"give a file, a folder or one of {', '.join(arrays.WORDS)}"
+    raise UserError(f"{text}: no such file or folder: {hint}")
+
+
+def _folder(path: Path, split: str | None) -> Source:
+    if manifest.is_sealed(path):
+        no_splits(str(path), split)
+        return SealedSource.of(open_set(path))
+    listing = containers.walk(path)
+    if not listing:
+        raise UserError(f"{path}: empty folder")
+    if kind := cifar.version(listing):
+        return cifar.cifar(path, split, kind)
+    top = [name for name in listing if "/" not in name]
+    if idx := [name for name in top if arrays.is_idx(name)]:
+        return arrays.idx(path, split, idx)
+    if any(is_image(name) for name in listing):
+        return containers.image_folder(path, split, listing)
+    if tars := [path / name for name in listing if name.endswith(".tar")]:
+        return containers.tar_images(tars, path, split)
+    if tables := [path / name for name in listing if name.endswith(".parquet")]:
+        return parquet.parquet_images(tables, path, split)
+    if len(single := [name for name in listing if name.endswith((".npy", ".npz"))]) == 1:
+        return _file(path / single[0], split)
+    raise UserError(f"{path}: holds no images ({_some(listing)})")
+
+
+def _file(path: Path, split: str | None) -> Source:
+    head = _head(path)
+    if not head:
+        raise UserError(f"{path}: empty file")
+    if head[:3] == b"\0\0\x08" or arrays.is_idx(path.name):
+        return arrays.idx(path, split, [path.name])
+    if head[:6] == b"\x93NUMPY" or (head[:2] == b"PK" and path.suffix == ".npz"):
+        no_splits(str(path), split)
+        return arrays.numpy_file(path)
+    if head[:2] == b"PK":
+        return containers.zip_images(path, split)
+    if head[:4] == b"PAR1":
+        return parquet.parquet_images([path], path, split)
+    if head[257:262] == b"ustar" or ".tar" in path.suffixes or path.suffix == ".tgz":
+        if kind := cifar.version(_tar_names(path)):
+            return cifar.cifar(path, split, kind)
+        return containers.tar_images([path], path, split)
+    if is_image(path.name):
+        raise UserError(f"{path}: is a single image: give its folder")
+    raise UserError(f"{path}: not a kind of data set that can be imported")
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of what is in a file, gzipped or not."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[:2] != b"\x1f\x8b":
+        return head
+    try:
+        with gzip.open(path) as unzipped:
+            return unzipped.read(512)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged or truncated ({error})") from error
+
+
+def _tar_names(path: Path) -> list[str]:
+    """The first names: CIFAR's archives have a handful."""
+    try:
+        with tarfile.open(path) as archive:
+            return [member.name for member, _ in zip(archive, range(20), strict=False)]
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: damaged or truncated archive ({error})") from error
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f", … {len(names)} files" if len(names) > 3 else "")

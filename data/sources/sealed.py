@@ -1,0 +1,51 @@
+"""A sealed set as the source of another one: at a smaller size, a part of it, or with other shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.sources.base import Naming
+from entroloop.data.store.shards import Dataset
+
+
+@dataclass
+class SealedSource:
+    """The samples of a sealed set, one shard in memory at a time (see `sources.Source`)."""
+
+    dataset: Dataset
+    kind: str
+    where: str
+    names: tuple[str, ...]
+    labels: NDArray[np.int64] | None
+    classes: tuple[str, ...]
+    ignored: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(dataset: Dataset) -> SealedSource:
+        provenance = dataset.provenance
+        names = tuple(
+            source or f"generation {generation}/{index:09d}"
+            for generation, index, source in zip(
+                provenance.generation.tolist(), provenance.index.tolist(), provenance.source, strict=True
+            )
+        )
+        classes = tuple(dataset.manifest.about.get("classes", ()))
+        return SealedSource(
+            dataset, f"sealed {dataset.manifest.kind}", str(dataset.folder), names, dataset.labels, classes
+        )
+
+    def read(self, rows: Iterable[int]) -> Iterator[NDArray[Any]]:
+        number = -1
+        for row in rows:
+            owner = int(np.searchsorted(self.dataset.starts, row, side="right")) - 1
+            if owner != number:
+                number, samples = owner, self.dataset.shard(owner)[0]
+            yield samples[row - self.dataset.starts[number]]
+
+    def naming(self, row: int) -> Naming:
+        return Naming(f"{self.where}: {self.names[row]}")

@@ -1,0 +1,126 @@
+"""What an import takes and what it makes of it: which rows of the source, in what shape, how many a shard.
+
+    Source + Settings  ->  choose_rows  ->  rows  ->  find_layout  ->  Layout
+
+N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.plan import derive_seed, permutation
+from entroloop.data.sources import convert as conversion
+from entroloop.data.sources.base import ImageSource, Source
+from entroloop.data.sources.convert import Layout
+from entroloop.data.sources.images import Channels
+from entroloop.data.store.shards import Encoding
+
+COLORS: dict[str, Channels | None] = {"auto": None, "grey": 1, "rgb": 3}
+SHARD_BYTES = 2**27  # decoded; large samples get fewer a shard, so that memory does not grow with their size
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the bytes of an import.
+
+    resolution  pixels a side after centre-crop and resize; None keeps the size
+    limit       how many samples; the first ones, or the first of each class in turn where the source is sorted by class
+    split       one of the source's own splits
+    heldout     where it has none: this many seeded rows become `test`, the others `train`
+    color       `auto` is grey where every image is
+    labels      False leaves them out
+    encoding    of images in the shards
+    shard_size  samples a shard; None is 1,000, fewer for large samples
+    """
+
+    resolution: int | None = None
+    limit: int | None = None
+    split: str | None = None
+    heldout: int = 0
+    split_seed: int = 0
+    color: str = "auto"
+    labels: bool = True
+    encoding: str = "png"
+    shard_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, choices in (("color", COLORS), ("encoding", ("png", "npy"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"--{name} {getattr(self, name)}: give {' or '.join(choices)}")
+        for name in ("resolution", "limit", "shard_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        if self.heldout < 0:
+            raise UserError(f"--heldout {self.heldout}: must not be negative")
+
+
+def choose_rows(source: Source, settings: Settings) -> NDArray[np.int64]:
+    """The rows of the source to import, sorted: int64 [N]. Raises UserError when more are asked for than there are."""
+    rows = np.arange(len(source.names))
+    if settings.heldout:
+        if settings.heldout >= len(rows):
+            raise UserError(f"--heldout {settings.heldout}: the source has {len(rows)} samples, give fewer")
+        order = permutation(derive_seed(settings.split_seed, 0, "import split"), len(rows))
+        chosen = order[: settings.heldout] if settings.split == "test" else order[settings.heldout :]
+        rows = np.sort(chosen)
+    if settings.limit is None or settings.limit == len(rows):
+        return rows
+    if settings.limit > len(rows):
+        raise UserError(f"--limit {settings.limit}: the source has {len(rows)} samples, give at most that")
+    labels = source.labels[rows] if settings.labels and source.labels is not None else None
+    if labels is None or labels.min() == labels.max() or (np.diff(labels) < 0).any():
+        return rows[: settings.limit]
+    turn = np.arange(len(rows)) - np.searchsorted(labels, labels)  # how many of its class come before
+    return np.sort(rows[np.lexsort((labels, turn))[: settings.limit]])
+
+
+def find_layout(
+    source: Source, rows: NDArray[np.int64], settings: Settings, workers: int, *, progress: bool = False
+) -> Layout:
+    """The shape all samples get. Raises UserError for samples of different sizes that are not resized."""
+    labelled = settings.labels and source.labels is not None
+    color: Channels | None = COLORS[settings.color]
+    if not isinstance(source, ImageSource):
+        first = next(iter(source.read(rows[:1])))
+        if first.ndim == 1:
+            if settings.resolution is not None:
+                raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
+            conversion.check_vectors(source, rows)
+            return Layout(first.shape, "npy", labelled)
+        channels, size = color or len(first), (first.shape[2], first.shape[1])
+    elif color is not None and settings.resolution is not None:
+        channels, size = color, (0, 0)
+    else:
+        found = conversion.scan_all(source, rows, workers, progress=progress)
+        channels, size = color or found.channels, found.size
+        if found.odd is not None and settings.resolution is None:
+            name, other = found.odd
+            raise UserError(
+                f"{source.where}: images differ in size ({found.name} is {size[0]} x {size[1]}, "
+                f"{name} is {other[0]} x {other[1]}): give --resolution"
+            )
+    side = settings.resolution
+    return Layout(
+        (channels, size[1], size[0]) if side is None else (channels, side, side),
+        cast("Encoding", settings.encoding),
+        labelled,
+    )
+
+
+def num_classes(source: Source) -> int:
+    """One more than the largest label, or as many as the source names; 0 for an unlabelled one."""
+    return 0 if source.labels is None else max(len(source.classes), int(source.labels.max()) + 1)
+
+
+def default_shard_size(layout: Layout) -> int:
+    """Samples a shard where none is asked for."""
+    width = math.prod(layout.shape) * (1 if len(layout.shape) == 3 else 4)
+    return max(1, min(1000, SHARD_BYTES // width))

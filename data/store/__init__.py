@@ -1,0 +1,1 @@
+"""Sealed folders on disk: manifests, shards, indexes of samples, remote copies."""

@@ -1,0 +1,172 @@
+"""Training sets that name samples of other sealed sets of their run instead of holding copies.
+
+    sets + rows  ->  write_index  ->  index-000000.json … + manifest.json  ->  open_set  ->  Indexed, used as a Dataset
+
+Such a folder is cut where shards would be, so its order of training batches is that of the same set written as shards.
+Each file holds, in columns, what the `.json` beside a shard holds of provenance and labels, and in the place of bytes
+
+    set  number of a set in the manifest's `about.sets`: a folder relative to the run, and the digest of its manifest
+    row  the sample's row there
+
+A real data set outside the run is named by the word `data.source`: its path is that of the run's configuration, so
+nothing sealed holds a path that differs between machines.
+
+N samples, n rows asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.plan import bounds
+from entroloop.data.store import manifest
+from entroloop.data.store.manifest import Manifest
+from entroloop.data.store.shards import Dataset, Provenance, Samples
+from entroloop.data.streams.streaming import Reader
+
+KIND = "index"
+OUTSIDE = "data.source"  # names the real data set where it lies outside the run
+
+
+def open_set(folder: Path) -> Dataset:
+    """A sealed set, of shards of its own or through an index. Raises UserError when it is neither."""
+    return Indexed(folder) if manifest.read(folder).kind == KIND else Dataset(folder)
+
+
+def write_index(
+    folder: Path,
+    sets: Sequence[Dataset],
+    origins: NDArray[np.int64],
+    provenance: Provenance,
+    labels: NDArray[np.int64] | None,
+    *,
+    run: Path,
+    shard_size: int,
+    about: Mapping[str, Any],
+    made_from: Mapping[str, str],
+) -> Manifest:
+    """Seals a set of the samples `origins`, int64 [N, 2] (number of a set, row in it), in that order.
+
+    folder  two levels below `run`, where the sets inside the run are looked for
+    labels  int64 [N], or None
+
+    Raises UserError when the disk is full.
+    """
+    assert folder.parent.parent == run
+    shards = []
+    for number, (start, stop) in enumerate(bounds(0, len(origins), shard_size)):
+        part, name = provenance.take(slice(start, stop)), f"index-{number:06d}.json"
+        columns: dict[str, list[Any]] = {
+            "set": origins[start:stop, 0].tolist(),
+            "row": origins[start:stop, 1].tolist(),
+            "generation": part.generation.tolist(),
+            "index": part.index.tolist(),
+            "source": list(part.source),
+        }
+        if labels is not None:
+            columns["label"] = labels[start:stop].tolist()
+        text = json.dumps({"count": stop - start, "columns": columns}, sort_keys=True).encode() + b"\n"
+        manifest.add(folder, name, lambda file, t=text: file.write(t))  # type: ignore[misc]
+        shards.append({"name": name, "count": stop - start})
+    facts = {
+        "shape": list(sets[0].shape),
+        "dtype": sets[0].manifest.about["dtype"],
+        "labelled": labels is not None,
+        "shards": shards,
+        "sets": [{"name": _name(one, run), "digest": one.manifest.digest} for one in sets],
+    }
+    names = [str(shard["name"]) for shard in shards]
+    return manifest.seal(folder, KIND, len(origins), names, about={**facts, **about}, made_from=made_from)
+
+
+def _name(one: Dataset, run: Path) -> str:
+    return one.folder.relative_to(run).as_posix() if one.folder.is_relative_to(run) else OUTSIDE
+
+
+class Indexed(Dataset):
+    """A sealed index, read as if its samples were in shards of its own; `shards` are its files.
+
+    The sets that it names are opened when samples are first read. Raises UserError, in one line naming it, when such a
+    set is missing or has another manifest than when the index was made.
+    """
+
+    kinds = (KIND,)
+
+    @functools.cached_property
+    def sets(self) -> Sequence[Dataset]:
+        return [self._open(entry["name"], entry["digest"]) for entry in self.manifest.about["sets"]]
+
+    def _open(self, name: str, digest: str) -> Dataset:
+        run = _run_of(self.folder)
+        try:
+            found = Dataset(_configured_source(run) if name == OUTSIDE else run / name)
+        except UserError as error:
+            raise UserError(f"{error} (the index {self.folder} refers to it)") from error
+        if found.manifest.digest != digest:
+            raise UserError(f"{found.folder}: changed since the index {self.folder} was made from it")
+        return found
+
+    @functools.cached_property
+    def _origins(self) -> NDArray[np.int64]:
+        columns = (self.side(name)["columns"] for name in self.shard_names)
+        return np.concatenate([np.array([part["set"], part["row"]], np.int64).T for part in columns])
+
+    def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        found: NDArray[np.int64] = self._origins[rows]
+        return found
+
+    def take(self, rows: NDArray[np.int64]) -> Samples:
+        """The samples of the given numbers, in that order, each checked. Raises UserError when one is damaged."""
+        samples, _, damaged = Reader(self).read(rows)
+        if damaged:
+            raise UserError(next(iter(damaged.values())))
+        return samples
+
+    def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
+        here = np.arange(self.starts[number], self.starts[number + 1])
+        return self.take(here), None if self.labels is None else self.labels[here]
+
+    def all(self) -> Samples:
+        return self.take(np.arange(len(self)))
+
+
+def _run_of(folder: Path) -> Path:
+    """The folder two levels up, also of `.` and `selected`."""
+    plain = len(folder.parts) > 1 and ".." not in folder.parts[-2:]
+    return (folder if plain else Path(os.path.abspath(folder))).parent.parent
+
+
+def _configured_source(run: Path) -> Path:
+    path = run / "config.yaml"
+    try:
+        return Path(yaml.safe_load(path.read_text())["data"]["source"])
+    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: does not name the real data set as {OUTSIDE}") from error
+
+
+def problems(folder: Path) -> list[str]:
+    """What keeps a sealed index from being read: sets that are missing or changed, shards that were removed."""
+    one = Indexed(folder)
+    try:
+        sets = one.sets
+    except UserError as error:
+        return [str(error)]
+    found = []
+    origins = one.origins(np.arange(len(one)))
+    for number, behind in enumerate(sets):
+        rows = origins[origins[:, 0] == number, 1]
+        for shard in np.unique(np.searchsorted(behind.starts, rows, side="right") - 1):
+            path = behind.folder / behind.shard_names[shard]
+            if not path.is_file():
+                found.append(f"{path}: missing (the index {folder} refers to it)")
+    return found

@@ -1,0 +1,203 @@
+"""Seals: the manifest that is written last into a folder and says what is in it.
+
+A folder without `manifest.json` is unfinished. A sealed one is never changed again: the manifest holds the size and
+SHA-256 of every file, what the folder was made from, and nothing that differs between two equal runs (no time, no host
+name, no absolute path), so that runs can be moved and compared byte by byte. The manifest holds its own digest as well.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+
+MANIFEST = "manifest.json"
+REMOVED = "removed.json"  # beside it: which sealed files were removed by choice
+FORMAT = 1
+
+
+class FileEntry(BaseModel):
+    """One sealed file: its name relative to the folder, its size in bytes and its SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Manifest(BaseModel):
+    """What a sealed folder holds.
+
+    kind       what the files are: `images`, `vectors`, `index`, `weights`, `classifier`, `features` or `metrics`
+    count      how many samples (rows) it holds
+    about      facts a reader needs: shape, dtype, classes, encoders, …
+    made_from  name of each input -> digest of its manifest, or of the configuration that decided
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    format: int = FORMAT
+    kind: str
+    count: int
+    about: dict[str, Any] = {}
+    made_from: dict[str, str] = {}
+    files: tuple[FileEntry, ...]
+
+    @property
+    def digest(self) -> str:
+        """Identifies the content: equal manifests have equal digests."""
+        return files.digest(self.model_dump(mode="json"))
+
+    @property
+    def bytes(self) -> int:
+        return sum(entry.bytes for entry in self.files)
+
+
+def entry(folder: Path, name: str) -> FileEntry:
+    """Sizes and hashes one file of a folder."""
+    return FileEntry(name=name, bytes=(folder / name).stat().st_size, sha256=files.sha256(folder / name))
+
+
+def seal(
+    folder: Path,
+    kind: str,
+    count: int,
+    names: Iterable[str | FileEntry],
+    *,
+    about: Mapping[str, Any] | None = None,
+    made_from: Mapping[str, str] | None = None,
+) -> Manifest:
+    """Writes the manifest of `folder`, whose files are complete, and returns it.
+
+    names  the files, relative to the folder; an entry whose hash is known already is taken as it is
+
+    If another process sealed the folder first, its manifest stands and is returned.
+    """
+    entries = [entry(folder, name) if isinstance(name, str) else name for name in names]
+    manifest = Manifest(
+        kind=kind,
+        count=count,
+        about=dict(about or {}),
+        made_from=dict(made_from or {}),
+        files=tuple(sorted(entries, key=lambda e: e.name)),
+    )
+    text = files.json_bytes({**manifest.model_dump(mode="json"), "digest": manifest.digest})
+    return manifest if files.create(folder / MANIFEST, lambda file: file.write(text)) else read(folder)
+
+
+def add(folder: Path, name: str, write: Callable[[IO[bytes]], object]) -> bool:
+    """Writes a file of a folder that will be sealed. A file that is there already is left as it is.
+
+    name  relative to the folder
+
+    Returns whether this call made the file. Raises UserError when the folder is sealed without such a file, and when
+    the disk is full.
+    """
+    if (folder / name).exists():
+        return False
+    check_unsealed(folder)
+    return files.create(folder / name, write)
+
+
+def check_unsealed(folder: Path) -> None:
+    """Raises UserError when the folder is sealed: no file is added to it or changed."""
+    if is_sealed(folder):
+        raise UserError(f"{folder}: is sealed and must stay as it is: choose another folder")
+
+
+def is_sealed(folder: Path) -> bool:
+    return (folder / MANIFEST).is_file()
+
+
+def read(folder: Path) -> Manifest:
+    """The manifest of a sealed folder.
+
+    Raises UserError, naming the folder or file, when there is none, it is damaged, or of a newer format.
+    """
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder")
+    if not path.is_file():
+        raise UserError(f"{folder}: not sealed (no {MANIFEST}): either unfinished or not made by entroloop")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(raw, dict) and raw.get("format", FORMAT) != FORMAT:
+            raise UserError(f"{path}: format {raw['format']} is not the {FORMAT} this version of entroloop reads")
+        sealed = raw.pop("digest", None) if isinstance(raw, dict) else None
+        if sealed not in (None, files.digest(raw)):
+            raise UserError(f"{path}: damaged manifest (content changed since it was sealed)")
+        return Manifest.model_validate(raw)
+    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
+
+
+def removed(folder: Path) -> frozenset[str]:
+    """Names of the sealed files that `entroloop.data.store.removal` removed."""
+    path = folder / REMOVED
+    return frozenset(json.loads(path.read_text())["removed"]) if path.is_file() else frozenset()
+
+
+def copy_sealed(source: Path, target: Path) -> None:
+    """Copies a sealed folder, by hard links within a file system, the manifest last."""
+    gone = removed(source)
+    names = [entry.name for entry in read(source).files if entry.name not in gone]
+    for name in [*names, *([REMOVED] if gone else []), MANIFEST]:
+        to = target / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if to.exists():
+            continue
+        try:
+            os.link(source / name, to)
+        except FileExistsError:
+            continue
+        except OSError:
+            with (source / name).open("rb") as original:
+                files.create(to, lambda file, o=original: shutil.copyfileobj(o, file))  # type: ignore[misc]
+
+
+def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -> list[str]:
+    """Re-checks every file of a sealed folder: one line for each that is missing, resized or changed.
+
+    Files that retention removed are no problem.
+
+    advance  told the sealed size of each file that was looked at
+    """
+    found = []
+    gone = removed(folder)
+    for e in read(folder).files:
+        path = folder / e.name
+        if path.is_file() or e.name not in gone:
+            found += _problem(path, e)
+        advance(e.bytes)
+    return found
+
+
+def check(folder: Path, names: Iterable[str]) -> None:
+    """Raises UserError, naming the file, when one of these files of a sealed folder is not what was sealed."""
+    sealed = {e.name: e for e in read(folder).files}
+    for name in names:
+        path = folder / name
+        if name not in sealed:
+            raise UserError(f"{path}: not among the files that {MANIFEST} names")
+        if not path.is_file() and name in removed(folder):
+            raise UserError(f"{path}: removed by retention (keep)")
+        for line in _problem(path, sealed[name]):
+            raise UserError(line)
+
+
+def _problem(path: Path, sealed: FileEntry) -> list[str]:
+    """One line when the file is missing, resized or changed; none when it is intact."""
+    if not path.is_file():
+        return [f"{path}: missing"]
+    if path.stat().st_size != sealed.bytes:
+        return [f"{path}: {path.stat().st_size} bytes instead of the sealed {sealed.bytes}"]
+    if files.sha256(path) != sealed.sha256:
+        return [f"{path}: content changed since it was sealed (SHA-256 differs)"]
+    return []

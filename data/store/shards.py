@@ -1,0 +1,366 @@
+"""Shards: tar files of samples that any webdataset reader can use, written once and read strictly.
+
+    arrays  ->  write_shard  ->  shard-000000.tar + shard-000000.json  ->  seal_dataset  ->  manifest.json
+    Dataset(folder)  ->  arrays
+
+A sample is `<key>.png` (images) or `<key>.npy` (vectors, or images by choice) and, in labelled sets, `<key>.cls`; the
+key is its number in the whole set. The `.json` beside a shard is the shard's own seal: checksums of the tar's bytes and
+of the decoded samples, and the provenance of every sample in columns:
+
+    generation  the generation whose model drew it, -1 for a real image
+    index       its number among that generation's samples, or its row in the real data set
+    source      its name in the real source (empty for samples)
+
+and where its bytes lie in the tar, so that single samples can be read and checked: `offset`, `size`, `crc32`.
+
+N samples, C channels, H height, W width, D features.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+from entroloop.data.store import manifest, png, tar
+from entroloop.data.store.manifest import FileEntry, Manifest
+
+REAL = -1  # the generation of a real image
+Encoding = Literal["png", "npy"]
+Samples = NDArray[np.uint8] | NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where each sample of a set comes from, in columns of equal length N (see the module's docstring)."""
+
+    generation: NDArray[np.int64]
+    index: NDArray[np.int64]
+    source: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> Provenance:
+        numbers = np.arange(len(self))[rows]
+        return Provenance(self.generation[rows], self.index[rows], tuple(self.source[i] for i in numbers))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Provenance]) -> Provenance:
+        return Provenance(
+            np.concatenate([p.generation for p in parts]),
+            np.concatenate([p.index for p in parts]),
+            tuple(name for p in parts for name in p.source),
+        )
+
+    @staticmethod
+    def sampled(generation: int, start: int, stop: int) -> Provenance:
+        """The samples start … stop - 1 of a generation."""
+        n = stop - start
+        return Provenance(np.full(n, generation), np.arange(start, stop), ("",) * n)
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:06d}.tar"
+
+
+def write_shard(
+    folder: Path,
+    number: int,
+    samples: Samples,
+    labels: NDArray[np.int64] | None,
+    provenance: Provenance,
+    *,
+    first_key: int,
+    encoding: Encoding = "png",
+) -> None:
+    """Writes one shard and, last, its `.json`; a shard that is complete already is left as it is.
+
+    samples  uint8 [N, C, H, W] with C = 1 or 3, or float32 [N, D]
+    labels   int64 [N], or None for an unlabelled set
+
+    The bytes depend on the arguments alone (and, for PNG, on the zlib that is installed).
+    Raises UserError when the disk is full; nothing is then left of the shard.
+    """
+    assert len(samples) == len(provenance)
+    assert labels is None or len(labels) == len(samples)
+    tar_path = folder / shard_name(number)
+    if tar_path.with_suffix(".json").exists():
+        return
+    made = manifest.add(
+        folder, tar_path.name, lambda file: tar.write(file, _members(samples, labels, first_key, encoding))
+    )
+    if not made:  # left by a killed process, or by another one at work on the same shard: what stands there counts
+        samples, labels = read_shard(tar_path)
+    places = [place for place in tar.places(tar_path.read_bytes()) if not place[0].endswith(".cls")]
+    columns: dict[str, list[Any]] = {
+        "generation": provenance.generation.tolist(),
+        "index": provenance.index.tolist(),
+        "source": list(provenance.source),
+        "offset": [place[1] for place in places],
+        "size": [place[2] for place in places],
+        "crc32": [place[3] for place in places],
+    }
+    if labels is not None:
+        columns["label"] = labels.tolist()
+    side = {
+        "count": len(samples),
+        "bytes": tar_path.stat().st_size,
+        "sha256": files.sha256(tar_path),
+        "content_sha256": content_sha256(samples, labels),
+        "shape": list(samples.shape[1:]),
+        "dtype": str(samples.dtype),
+        "labelled": labels is not None,
+        "columns": columns,
+    }
+    text = json.dumps(side, sort_keys=True).encode() + b"\n"
+    manifest.add(folder, tar_path.with_suffix(".json").name, lambda file: file.write(text))
+
+
+def _members(
+    samples: Samples, labels: NDArray[np.int64] | None, first_key: int, encoding: Encoding
+) -> Iterator[tuple[str, bytes]]:
+    suffix = "npy" if samples.ndim == 2 else encoding
+    step = 256  # encoded at once: bounds the memory
+    for start in range(0, len(samples), step):
+        block = samples[start : start + step]
+        for i, payload in enumerate(encode_pngs(block) if suffix == "png" else map(encode_npy, block), start):
+            key = f"{first_key + i:09d}"
+            yield f"{key}.{suffix}", payload
+            if labels is not None:
+                yield f"{key}.cls", str(int(labels[i])).encode()
+
+
+def encode_pngs(images: NDArray[Any]) -> list[bytes]:
+    """uint8 [N, C, H, W] -> N PNG files, on several threads."""
+    return png.encode(images, png.threads_here())
+
+
+def encode_npy(array: NDArray[Any]) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array, allow_pickle=False)
+    return out.getvalue()
+
+
+def decode(name: str, payload: bytes) -> NDArray[Any]:
+    """A member's samples: uint8 [C, H, W] or float32 [D]. Raises ValueError or OSError when it cannot be read."""
+    if name.endswith(".npy"):
+        array: NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
+        return array
+    ours = png.decode(payload)
+    if ours is not None:
+        return ours
+    with Image.open(io.BytesIO(payload)) as image:
+        pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def content_sha256(samples: Samples, labels: NDArray[np.int64] | None) -> str:
+    """Hash of the decoded samples and labels: stays the same where PNG bytes vary with the zlib in use."""
+    total = hashlib.sha256(np.ascontiguousarray(samples).tobytes())
+    if labels is not None:
+        total.update(labels.astype("<i8").tobytes())
+    return total.hexdigest()
+
+
+def read_shard(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
+    """All samples of a shard, in order, with their labels if it has any.
+
+    Raises UserError naming the file, and the sample, when anything in it is damaged, missing or of another shape.
+    """
+    return parse_shard(_bytes(path), str(path))
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        gone = path.name in manifest.removed(path.parent)
+        raise UserError(f"{path}: {'removed by retention (keep)' if gone else 'no such file'}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | None]:
+    """`read_shard` of a shard's bytes; `name` is for messages."""
+    samples: dict[str, NDArray[Any]] = {}
+    labels: dict[str, int] = {}
+    key = ""
+    try:
+        for member, payload in tar.members(raw):
+            key, _, suffix = member.rpartition(".")
+            kept: dict[str, Any] = labels if suffix == "cls" else samples
+            if key in kept:
+                raise ValueError("appears twice")
+            kept[key] = int(payload) if suffix == "cls" else decode(member, payload)
+        if labels and list(labels) != list(samples):
+            key = next(iter(samples.keys() ^ labels.keys()), key)
+            raise ValueError(f"{len(samples)} samples and {len(labels)} labels do not go together")
+        return np.stack(list(samples.values())), np.array(list(labels.values()), np.int64) if labels else None
+    except (tarfile.TarError, ValueError, OSError, EOFError, SyntaxError, zlib.error) as error:
+        raise UserError(f"{name}: damaged shard, at sample {key or '(first)'}: {error}") from error
+
+
+def seal_dataset(
+    folder: Path, *, about: Mapping[str, Any] | None = None, made_from: Mapping[str, str] | None = None
+) -> Manifest:
+    """Seals a folder of complete shards as one data set.
+
+    Raises UserError when there is no shard, one is missing from the numbering, or shapes differ.
+    """
+    sides = sorted(folder.glob("shard-*.json"))
+    expected = [shard_name(i) for i in range(len(sides))]
+    if not sides or [side.with_suffix(".tar").name for side in sides] != expected:
+        missing = next((n for n in expected if not (folder / n).with_suffix(".json").exists()), shard_name(0))
+        raise UserError(f"{folder}: {missing} is missing or unfinished: make it before sealing")
+    entries: list[FileEntry] = []
+    shards = []
+    for side_path in sides:
+        side = json.loads(side_path.read_text())
+        name = side_path.with_suffix(".tar").name
+        entries.append(FileEntry(name=name, bytes=side["bytes"], sha256=side["sha256"]))
+        entries.append(manifest.entry(folder, side_path.name))
+        shards.append({"name": name, "count": side["count"], "content_sha256": side["content_sha256"]})
+        kind = {key: side[key] for key in ("shape", "dtype", "labelled")}
+        if side_path is sides[0]:
+            first = kind
+        if kind != first:
+            raise UserError(f"{folder / name}: holds {kind}, but the shards before it hold {first}")
+    count = sum(shard["count"] for shard in shards)
+    facts = {**first, "shards": shards, **(about or {})}
+    kind_name = "vectors" if len(first["shape"]) == 1 else "images"
+    return manifest.seal(folder, kind_name, count, entries, about=facts, made_from=made_from)
+
+
+class Dataset:
+    """A sealed set of shards. Opening it reads the manifest only.
+
+    Raises UserError, naming the folder, when it is not a sealed set of images or vectors.
+    """
+
+    kinds: tuple[str, ...] = ("images", "vectors")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = manifest.read(folder)
+        if self.manifest.kind not in self.kinds:
+            raise UserError(f"{folder}: holds {self.manifest.kind}, not a set of images or vectors")
+
+    def __len__(self) -> int:
+        return self.manifest.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample: (C, H, W) or (D,)."""
+        return tuple(self.manifest.about["shape"])
+
+    @property
+    def labelled(self) -> bool:
+        return bool(self.manifest.about["labelled"])
+
+    def path(self, name: str) -> Path:
+        """Where a file of the set can be read."""
+        return self.folder / name
+
+    @property
+    def sets(self) -> Sequence[Dataset]:
+        """The sets whose shards hold the samples: itself (see `entroloop.data.store.index` for others)."""
+        return (self,)
+
+    def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the samples lie: int64 [n, 2], the number of the set among `sets` and the row in it."""
+        return np.stack([np.zeros_like(rows), rows], axis=1)
+
+    @property
+    def shard_names(self) -> list[str]:
+        return [shard["name"] for shard in self.manifest.about["shards"]]
+
+    @property
+    def shard_counts(self) -> list[int]:
+        return [shard["count"] for shard in self.manifest.about["shards"]]
+
+    @functools.cached_property
+    def starts(self) -> NDArray[np.int64]:
+        """Number of the first sample of each shard, and the total: int64 [shards + 1]."""
+        return np.concatenate([[0], np.cumsum(self.shard_counts)]).astype(np.int64)
+
+    def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
+        """The samples and labels of one shard. Raises UserError when it is damaged or not what was sealed."""
+        name = self.shard_names[number]
+        path = self.path(name)
+        raw = _bytes(path)
+        samples, labels = parse_shard(raw, str(path))
+        if len(samples) != self.shard_counts[number]:
+            raise UserError(f"{path}: holds {len(samples)} samples instead of the sealed {self.shard_counts[number]}")
+        self._check(path, name, raw)
+        return samples, labels
+
+    def _check(self, path: Path, name: str, raw: bytes) -> None:
+        if hashlib.sha256(raw).hexdigest() != self._sealed[name].sha256:
+            raise UserError(f"{path}: content changed since it was sealed (SHA-256 differs)")
+
+    def all(self) -> Samples:
+        """Every sample, in order: uint8 [N, C, H, W] or float32 [N, D]."""
+        return np.concatenate([self.shard(i)[0] for i in range(len(self.shard_names))])
+
+    def take(self, rows: NDArray[np.int64]) -> Samples:
+        """The samples of the given numbers, in that order; each shard is read at most once."""
+        out = np.empty((len(rows), *self.shape), dtype=self.manifest.about["dtype"])
+        for number, here in self._by_shard(rows):
+            out[here] = self.shard(number)[0][rows[here] - self.starts[number]]
+        return out
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        owner = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(owner):
+            yield int(number), np.flatnonzero(owner == number)
+
+    @functools.cached_property
+    def _columns(self) -> dict[str, list[Any]]:
+        columns: dict[str, list[Any]] = {}
+        for name in self.shard_names:
+            side = self.side(name)
+            for key in ("generation", "index", "source", *(["label"] if self.labelled else [])):
+                columns.setdefault(key, []).extend(side["columns"][key])
+        return columns
+
+    def side(self, shard: str) -> dict[str, Any]:
+        """The contents of the `.json` beside a shard. Raises UserError when it is not what was sealed."""
+        name = str(PurePosixPath(shard).with_suffix(".json"))
+        path = self.path(name)
+        raw = _bytes(path)
+        self._check(path, name, raw)
+        side: dict[str, Any] = json.loads(raw)
+        return side
+
+    @functools.cached_property
+    def _sealed(self) -> dict[str, FileEntry]:
+        return {entry.name: entry for entry in self.manifest.files}
+
+    @functools.cached_property
+    def provenance(self) -> Provenance:
+        columns = self._columns
+        return Provenance(np.array(columns["generation"]), np.array(columns["index"]), tuple(columns["source"]))
+
+    @functools.cached_property
+    def labels(self) -> NDArray[np.int64] | None:
+        """int64 [N], or None for an unlabelled set."""
+        return np.array(self._columns["label"], dtype=np.int64) if self.labelled else None
+
+    @property
+    def num_classes(self) -> int:
+        """One more than the largest label; 0 for an unlabelled set."""
+        return int(self.manifest.about.get("num_classes", 0 if self.labels is None else self.labels.max() + 1))

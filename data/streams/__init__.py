@@ -1,0 +1,1 @@
+"""Training batches as pure functions of the data set, the seed and the samples seen."""

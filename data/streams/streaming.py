@@ -1,0 +1,245 @@
+"""Training batches of sets larger than memory: the same batches as in memory, read sample by sample from the shards.
+
+    Dataset (local, or remote behind a cache)  ->  Streaming.batches  ->  Batch
+
+Every sample's place in its tar is known from the shard's sealed columns, so a rank reads and decodes only its own
+samples, and resuming reads nothing but the next batch. Memory holds a few prefetched batches and the columns of a few
+shards. What is read is checked against the sealed CRC-32: a damaged or changed shard stops the run with its name.
+
+The order is that of `Grouped`, in memory too: shards shuffled, then all samples of every `buffer` neighbouring shards.
+Files are thus read a few at a time, which suits disks, network file systems and caches.
+
+N samples, B global batch, b = B / W batch of a rank.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as MapDataset
+
+from entroloop.data.errors import UserError
+from entroloop.data.memory import free_bytes
+from entroloop.data.store.shards import Dataset, decode
+from entroloop.data.streams.resident import BUFFER, Batch, Grouped, Resident, rank_batch
+from entroloop.data.world import World
+
+Mode = Literal["auto", "resident", "streaming"]
+MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
+FILES = 256  # shards a reader keeps open at most, where a group needs that many
+PREFETCH = 4  # batches a worker keeps ready
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A sample that could not be read, and why."""
+
+    message: str
+
+
+class Reader:
+    """Single samples of a set, checked. Keeps the files and columns of a few shards open.
+
+    An index may find the samples of one of its shards in several of another set's: more files are then kept open.
+    """
+
+    def __init__(self, dataset: Dataset, buffer: int = BUFFER) -> None:
+        self.dataset, self.buffer = dataset, buffer
+        behind = sum(len(one.shard_names) for one in dataset.sets)
+        each = -(-behind // len(dataset.shard_names))
+        files = max(2 * buffer, min(2 * buffer * each, FILES))
+        self._shard = functools.lru_cache(maxsize=files)(lambda number, shard: _Shard(dataset.sets[number], shard))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # open files stay in the process that opened them
+        return Reader, (self.dataset, self.buffer)
+
+    def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64] | None, dict[int, str]]:
+        """Samples and labels of the given rows, in that order, and what went wrong with which position."""
+        samples = np.empty((len(ids), *self.dataset.shape), dtype=self.dataset.manifest.about["dtype"])
+        labels = np.empty(len(ids), np.int64) if self.dataset.labelled else None
+        damaged: dict[int, str] = {}
+        numbers, rows = self.dataset.origins(ids).T
+        owners, firsts = np.empty_like(rows), np.empty_like(rows)
+        for number in np.unique(numbers):
+            here, starts = numbers == number, self.dataset.sets[number].starts
+            owners[here] = np.searchsorted(starts, rows[here], side="right") - 1
+            firsts[here] = starts[owners[here]]
+        for i in np.lexsort((rows, numbers)):  # one shard after the other, forwards in each
+            shard, row = self._shard(int(numbers[i]), int(owners[i])), int(rows[i] - firsts[i])
+            try:
+                samples[i] = shard.sample(row)
+            except (ValueError, OSError, SyntaxError, zlib.error) as error:
+                damaged[int(i)] = f"{shard.path}: damaged shard, at sample {int(rows[i]):09d}: {error}"
+            if labels is not None:
+                labels[i] = shard.labels[row]
+        return samples, labels, damaged
+
+
+class _Shard:
+    def __init__(self, dataset: Dataset, number: int) -> None:
+        name = dataset.shard_names[number]
+        columns = dataset.side(name)["columns"]
+        self.offset, self.size = (np.array(columns[key], np.int64) for key in ("offset", "size"))
+        self.crc32 = np.array(columns["crc32"], np.uint32)
+        self.labels = np.array(columns.get("label", ()), np.int64)
+        self.path, self._file = open_file(dataset, name)
+        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_WILLNEED)  # one long read is cheaper than many short ones
+
+    def sample(self, row: int) -> NDArray[Any]:
+        payload = os.pread(self._file, int(self.size[row]), int(self.offset[row]))
+        if zlib.crc32(payload) != self.crc32[row]:
+            raise ValueError("content changed since it was sealed (CRC-32 differs)")
+        return decode("x.npy" if payload[:6] == b"\x93NUMPY" else "x.png", payload)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            os.close(self._file)
+
+
+def open_file(dataset: Dataset, name: str) -> tuple[Path, int]:
+    """The path of a shard and a descriptor to read it. Raises UserError naming it when it cannot be opened."""
+    for last in (False, False, True):
+        path = dataset.path(name)
+        try:
+            return path, os.open(path, os.O_RDONLY)
+        except OSError as error:
+            # Another process may just have removed the file from the cache of a remote set: `path` fetches it again.
+            if last or not isinstance(error, FileNotFoundError):
+                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    raise AssertionError
+
+
+class Streaming:
+    """A training set read from its shards while it is used; the counterpart of `Resident`.
+
+    workers       processes that read and decode ahead; 0 reads in this one
+    buffer        shards shuffled together
+    skip_damaged  puts another sample of the batch in the place of a damaged one, and counts it in `damaged`, instead of
+                  stopping the run
+    """
+
+    def __init__(self, dataset: Dataset, *, workers: int = 1, buffer: int = BUFFER, skip_damaged: bool = False) -> None:
+        self.dataset = dataset
+        self.workers, self.buffer, self.skip_damaged = workers, buffer, skip_damaged
+        self.damaged: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.dataset.shape
+
+    @property
+    def labels(self) -> torch.Tensor | None:
+        """int64 [N], or None for an unlabelled set."""
+        return None if self.dataset.labels is None else torch.from_numpy(self.dataset.labels)
+
+    def shards(self) -> Iterator[torch.Tensor]:
+        """The samples of one shard after another, read whole."""
+        for number in range(len(self.dataset.shard_counts)):
+            yield torch.from_numpy(self.dataset.shard(number)[0])
+
+    def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
+        """The batches of one rank from `seen` to `until` samples (the last one may pass it).
+
+        Raises UserError naming the shard when one is damaged or changed, RuntimeError when a worker dies.
+        """
+        mine = rank_batch(batch, size)
+        order = Grouped(self.dataset.shard_counts, seed, self.buffer)
+        firsts = range(seen + rank * mine, until + rank * mine, batch)
+        source = _Batches(Reader(self.dataset, self.buffer), order, firsts, mine)
+        for item in _prefetched(source, self.workers) if self.workers else (source[i] for i in range(len(source))):
+            if isinstance(item, Damaged):
+                raise UserError(item.message)
+            found, damaged = item
+            if damaged and not self.skip_damaged:
+                raise UserError(next(iter(damaged.values())))
+            yield self._mended(found, damaged) if damaged else found
+
+    def _mended(self, batch: Batch, damaged: dict[int, str]) -> Batch:
+        good = [i for i in range(len(batch.ids)) if i not in damaged]
+        if not good:
+            raise UserError(f"{next(iter(damaged.values()))} (and every other sample of its batch)")
+        self.damaged += damaged.values()
+        rows = np.arange(len(batch.ids))
+        rows[list(damaged)] = np.resize(good, len(damaged))
+        return replace(
+            batch,
+            samples=batch.samples[rows],
+            labels=None if batch.labels is None else batch.labels[rows],
+            ids=batch.ids[rows],
+        )
+
+
+class _Batches(MapDataset[Any]):
+    """Batch number -> Batch, in whichever process asks. Errors of the user's come back as values, with one line."""
+
+    def __init__(self, reader: Reader, order: Grouped, firsts: range, size: int) -> None:
+        self.reader, self.order, self.firsts, self.size = reader, order, firsts, size
+
+    def __len__(self) -> int:
+        return len(self.firsts)
+
+    def __getitem__(self, number: int) -> tuple[Batch, dict[int, str]] | Damaged:
+        first = self.firsts[number]
+        ids = self.order.rows(first, first + self.size)
+        try:
+            samples, labels, damaged = self.reader.read(ids)
+        except UserError as error:
+            return Damaged(str(error))
+        found = Batch(torch.from_numpy(samples), None if labels is None else torch.from_numpy(labels), ids, first)
+        return found, damaged
+
+
+def _prefetched(source: _Batches, workers: int) -> Iterator[tuple[Batch, dict[int, str]] | Damaged]:
+    loaded = DataLoader(
+        source,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH,
+        generator=torch.Generator(),  # else it would draw from the global one, which others rely on
+    )
+    try:
+        yield from loaded
+    except (EOFError, ConnectionError, RuntimeError) as error:
+        # Besides torch's own message, what a killed worker had sent can become unreadable.
+        raise RuntimeError(f"a worker that reads training data died (killed, or out of memory): {error}") from error
+
+
+def open_stream(
+    dataset: Dataset,
+    mode: Mode = "auto",
+    *,
+    workers: int = 1,
+    buffer: int = BUFFER,
+    memory_share: float = MEMORY_SHARE,
+    skip_damaged: bool = False,
+    world: World | None = None,
+) -> Resident | Streaming:
+    """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
+
+    `skip_damaged` streams.
+    """
+    fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
+    if world is not None:  # all ranks must choose alike
+        fits = all(world.gather_objects(fits))
+    if mode == "resident" or (mode == "auto" and fits):
+        return Resident(dataset, world, buffer=buffer)
+    return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
+
+
+def decoded_bytes(dataset: Dataset) -> int:
+    """Bytes of the whole set in memory."""
+    return len(dataset) * math.prod(dataset.shape) * int(np.dtype(dataset.manifest.about["dtype"]).itemsize)

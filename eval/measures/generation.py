@@ -1,0 +1,138 @@
+"""One row of measures a generation, from feature sets that have been computed and sealed.
+
+    FeatureSets of each encoder, provenance of the training set  ->  evaluate_generation  ->  one JSON-able row
+    FeatureSets of generation 0                                  ->  baseline_row         ->  real test vs real train
+
+M generated points, N training points, R held-out points, D features. With a World, arrays are this rank's rows, and
+every rank gets the same row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
+
+from entroloop.data.features.encoder import resize_of
+from entroloop.data.store.shards import REAL, Provenance
+from entroloop.data.world import World
+from entroloop.eval.measures.registry import Measured, measure
+from entroloop.eval.measures.sets import Features
+
+Row = dict[str, Any]
+
+
+class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
+    """The section `evaluation` of a run's configuration."""
+
+    encoders: tuple[str, ...] = Field(("pixel", "classifier"), min_length=1)
+    """Feature spaces to measure in."""
+    samples: int | None = Field(None, ge=2)
+    """Generated images 0 … samples - 1 are measured, never a selection of them; None: as many as training images."""
+    entropy_size: int | None = Field(None, ge=2)
+    """Training images in the entropy estimate, which depends on their number; None: N of the first generation."""
+
+
+@dataclass(frozen=True)
+class FeatureSets:
+    """One encoder's features of the three sets, and the digest of the encoder's weights."""
+
+    generated: NDArray[np.float32]  # [M, D]
+    training: NDArray[np.float32]  #  [N, D]
+    heldout: NDArray[np.float32]  #   [R, D]
+    digest: str = ""
+    mirrored: NDArray[np.float32] | None = None  # [N, D] training images flipped, for models trained with flips
+
+
+def measure_features(
+    generated: Features,
+    training: Features,
+    reference: Features | None = None,
+    *,
+    world: World | None = None,
+    entropy_size: int | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Every measure of one encoder's features, by name. See `entroloop.eval.measures.registry.measure`."""
+    return measure(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed).values
+
+
+def evaluate_generation(
+    generation: int,
+    sets: Mapping[str, FeatureSets],
+    provenance: Provenance,
+    *,
+    entropy_size: int | None,
+    world: World | None = None,
+) -> Row:
+    """The row of one generation.
+
+    sets          features of unselected samples 0 … M - 1, of the training set and of held-out real images, by encoder
+    provenance    of the whole training set
+    entropy_size  the number of training images that the entropy estimate of every generation uses
+    ->            {"generation", "measures": {encoder: {name: value or None}}, "provenance": {"real" or generation:
+                  share}, "context": {…, "encoders": {encoder: {"digest", "resize", "k", …}}}}; None stands for an
+                  undefined value
+    """
+    measured = {
+        name: measure(s.generated, s.training, s.heldout, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
+        for name, s in sets.items()
+    }
+    return _row(generation, measured, sets, provenance_shares(provenance), entropy_size)
+
+
+def baseline_row(
+    sets: Mapping[str, FeatureSets], *, entropy_size: int | None = None, world: World | None = None
+) -> Row:
+    """Held-out real images in the place of generated ones, against the real training set of generation 0.
+
+    The measuring stick of every table: a model that copies its training set reaches this Frechet distance.
+    """
+    measured = {}
+    for name, s in sets.items():
+        row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
+        measured[name] = Measured({**row.values, "generalization_score_ratio": 1.0}, row.context)
+    return _row(None, measured, sets, {"real": 1.0}, entropy_size)
+
+
+def provenance_shares(provenance: Provenance) -> dict[str, float]:
+    """Share of a set's images by origin: "real", and "g" for those that generation g's model drew."""
+    generations, counts = np.unique(provenance.generation, return_counts=True)
+    return {
+        "real" if generation == REAL else str(generation): float(count / len(provenance))
+        for generation, count in zip(generations, counts, strict=True)
+    }
+
+
+def _row(
+    generation: int | None,
+    measured: Mapping[str, Measured],
+    sets: Mapping[str, FeatureSets],
+    shares: dict[str, float],
+    entropy_size: int | None,
+) -> Row:
+    first = next(iter(measured.values()))
+    counts = {key: first.context[key] for key in ("n_generated", "n_training", "n_reference", "seed")}
+    encoders = {
+        name: {
+            "digest": sets[name].digest,
+            "resize": resize_of(name),
+            **{k: v for k, v in m.context.items() if k not in counts},
+        }
+        for name, m in measured.items()
+    }
+    return {
+        "generation": generation,
+        "measures": {name: _finite(m.values) for name, m in measured.items()},
+        "provenance": shares,
+        "context": {**counts, "entropy_size": entropy_size, "encoders": encoders},
+    }
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

@@ -1,0 +1,219 @@
+"""Every measure, by name, as a function of the sets it compares.
+
+    generated, training, reference (this rank's rows of each)  ->  Measured(values, context), the same on every rank
+
+The arithmetic is in frechet, manifold, diversity and memorization; who finds neighbours and talks to other ranks is
+`Sets`. M generated points, N training points, R reference points, D features.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entroloop.data.world import World
+from entroloop.eval.measures import diversity, frechet, manifold, memorization
+from entroloop.eval.measures.sets import K_MANIFOLD, Features, Sets
+from entroloop.selection import nearest
+
+PCA, CELLS = 64, 3  # C_T
+TOP_EIGENVALUES = 32
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`values`: one float a measure, nan where it is undefined. `context`: what is needed to read them (JSON-able)."""
+
+    values: dict[str, float]
+    context: dict[str, Any]
+
+
+def measure(
+    generated: Features,
+    training: Features,
+    reference: Features | None = None,
+    *,
+    world: World | None = None,
+    entropy_size: int | None = None,
+    seed: int = 0,
+    only: Iterable[str] | None = None,
+    mirrored: Features | None = None,
+) -> Measured:
+    """All of the measures, or those named in `only`.
+
+    generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
+    entropy_size                    training points, drawn with `seed`, for the entropy estimate; None: all of them
+    mirrored                        [N, D] the training set flipped, where mirrored copies count as copies
+
+    Frechet and kernel distance, precision, recall, density and coverage compare with `reference` where given, else with
+    `training`; what needs all three sets (NEEDS_REFERENCE) is left out without a reference.
+    Raises UserError when shapes do not fit, a set has fewer than two points or a value is not finite.
+    """
+    sets = Sets(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed, mirrored=mirrored)
+    wanted = MEASURES if only is None else tuple(only)
+    values = {name: MEASURES[name](sets) for name in wanted if reference is not None or name not in NEEDS_REFERENCE}
+    return Measured(values, _context(sets) if only is None else {})
+
+
+def _context(sets: Sets) -> dict[str, Any]:
+    k_real = sets.within_real.shape[1]
+    context = {
+        "n_generated": sets.n["generated"],
+        "n_training": sets.n["training"],
+        "n_reference": sets.n.get("reference", 0),
+        "dimensions": sets.dimensions,
+        "seed": sets.seed,
+        "mirrored_copies_count": sets.mirrored is not None,
+        "k": {
+            "precision": min(K_MANIFOLD, k_real),
+            "recall": sets.within_generated.shape[1],
+            "density": k_real,
+            "coverage": k_real,
+        },
+        "entropy_n": int(sets.entropy.n),
+        "entropy_k": int(sets.entropy.k),
+        "entropy_floored": int(sets.entropy.floored),
+        "top_eigenvalues": [float(v) for v in sets.eigenvalues[: min(TOP_EIGENVALUES, sets.n["generated"] - 1)]],
+    }
+    if sets.reference is not None:
+        context["reference_generalization_score"] = float(sets.reference_to_training.mean())
+        context["memorized_calibrated_distance"] = memorization.calibrated_distance(sets.reference_to_copies)
+        context["ct"] = {"components": min(PCA, sets.dimensions, sets.n["training"]), "cells": CELLS}
+    return context
+
+
+def frechet_distance(sets: Sets) -> float:
+    return frechet.frechet_distance(sets.generated_moments, sets.real_moments)
+
+
+def covariance_trace(sets: Sets) -> float:
+    return float(sets.eigenvalues.sum())
+
+
+def effective_rank(sets: Sets) -> float:
+    return frechet.effective_rank(sets.eigenvalues)
+
+
+def vendi_score(sets: Sets) -> float:
+    x, n = sets.generated, sets.n["generated"]
+    if sets.world.size == 1 and n < sets.dimensions:
+        rows = diversity.unit_rows(x)
+        return diversity.vendi_score(rows @ rows.T, n)
+    return diversity.vendi_score(sets.world.all_reduce(diversity.cosine_gram(x)), n)
+
+
+def kernel_distance(sets: Sets) -> float:
+    x, y = sets.generated, sets.real
+    xx = math.fsum(diversity.polynomial_kernel_sum(x, other) for other in sets.ring(x))
+    yy = math.fsum(diversity.polynomial_kernel_sum(y, other) for other in sets.ring(y))
+    xy = math.fsum(diversity.polynomial_kernel_sum(x, other) for other in sets.ring(y))
+    diagonals = diversity.polynomial_kernel_diagonal(x), diversity.polynomial_kernel_diagonal(y)
+    xx, yy, xy = sets.total(xx - diagonals[0], yy - diagonals[1], xy)
+    return diversity.kernel_distance(xx, yy, xy, sets.n["generated"], sets.n_real)
+
+
+def precision(sets: Sets) -> float:
+    radii = sets.within_real[:, min(K_MANIFOLD, sets.within_real.shape[1]) - 1]
+    return manifold.share_inside(sets.balls(sets.generated, sets.real, radii, closed=True))
+
+
+def recall(sets: Sets) -> float:
+    return manifold.share_inside(sets.balls(sets.real, sets.generated, sets.within_generated[:, -1], closed=True))
+
+
+def density(sets: Sets) -> float:
+    radii = sets.within_real
+    return manifold.density(sets.balls(sets.generated, sets.real, radii[:, -1], closed=False), radii.shape[1])
+
+
+def coverage(sets: Sets) -> float:
+    return manifold.coverage(sets.to_generated, sets.within_real[:, -1])
+
+
+def generalization_score(sets: Sets) -> float:
+    return float(sets.to_training[0][:, 0].mean())
+
+
+def generalization_score_ratio(sets: Sets) -> float:
+    real = float(sets.reference_to_training.mean())
+    return generalization_score(sets) / real if real > 0 else math.nan
+
+
+def memorized_fraction(sets: Sets) -> float:
+    return memorization.memorized_fraction(sets.to_copies)
+
+
+def memorized_calibrated(sets: Sets) -> float:
+    limit = memorization.calibrated_distance(sets.reference_to_copies)
+    return memorization.share_within(sets.to_copies[:, 0], limit)
+
+
+def authenticity(sets: Sets) -> float:
+    distances, ids = sets.to_training
+    return memorization.authenticity(distances[:, 0], ids[:, 0], sets.within_training)
+
+
+def training_entropy(sets: Sets) -> float:
+    return float(sets.entropy.nats)
+
+
+def ct_score(sets: Sets) -> float:
+    """Principal components and cells of the training set, then nearest neighbours inside each cell."""
+    assert sets.reference is not None
+    if sets.n["training"] < CELLS:
+        return math.nan
+    of = sets.training_moments
+    axes = sets.world.broadcast(frechet.principal_axes(of, PCA))  # signs may differ between machines
+
+    def project(x: Tensor) -> Tensor:
+        return ((x.double() - of.mean) @ axes).float()
+
+    everywhere = sets.gather(project(sets.training))
+    centres = sets.world.broadcast(_cell_centres(everywhere, sets.seed))
+    cells = _cells(everywhere, centres)
+    ours = _to_own_cell(project(sets.generated), everywhere, cells, centres)
+    theirs = _to_own_cell(project(sets.reference), everywhere, cells, centres)
+    return memorization.ct_score(*(sets.gather(x).cpu().numpy() for x in (*ours, *theirs)))
+
+
+def _cell_centres(points: Tensor, seed: int) -> Tensor:
+    from sklearn.cluster import KMeans  # takes a second to import
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed set may hold fewer distinct points than cells
+        fitted = KMeans(n_clusters=CELLS, n_init=10, random_state=seed).fit(points.double().cpu().numpy())
+    return torch.from_numpy(fitted.cluster_centers_).to(points.device)
+
+
+def _cells(points: Tensor, centres: Tensor) -> Tensor:
+    """int64 [n], the nearest centre of each point."""
+    return torch.cdist(points.double(), centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+
+
+def _to_own_cell(queries: Tensor, bank: Tensor, bank_cell: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance of each query to the nearest bank point of its own cell (float64 [n]), and that cell (int64 [n])."""
+    cell = _cells(queries, centres)
+    distance = torch.full((len(queries),), math.inf, dtype=torch.float64, device=queries.device)
+    for c in range(len(centres)):
+        mine, theirs = cell == c, bank_cell == c
+        if mine.any() and theirs.any():
+            distance[mine] = torch.as_tensor(nearest(queries[mine], bank[theirs], 1)[0])[:, 0].to(queries.device)
+    return distance, cell
+
+
+MEASURES: dict[str, Callable[[Sets], float]] = {
+    f.__name__: f
+    for f in (
+        frechet_distance, kernel_distance, precision, recall, density, coverage, vendi_score, covariance_trace,
+        effective_rank, generalization_score, generalization_score_ratio, memorized_fraction, memorized_calibrated,
+        authenticity, ct_score, training_entropy,
+    )
+}  # fmt: skip
+NEEDS_REFERENCE = frozenset({"generalization_score_ratio", "memorized_calibrated", "ct_score"})

@@ -1,0 +1,237 @@
+"""The sets that measures compare, spread over ranks: sizes, neighbours and moments, each found once and shared.
+
+    generated, training, reference (this rank's rows of each)  ->  Sets  ->  per-point vectors and moments of all ranks
+
+Points are compared block by block: other ranks' rows pass by in a ring, and only vectors with one number a point are
+gathered. Every rank gets the same results and must ask for the same ones in the same order.
+
+M generated points, N training points, R reference points (held-out real data), D features, K neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.eval.measures import frechet, manifold
+from entroloop.selection import Entropy, kl_entropy, nearest
+
+Features = NDArray[Any] | Tensor
+
+K_MANIFOLD = 3  # precision and recall
+K_DENSITY = 5  #  density and coverage
+LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
+
+
+class Sets:
+    """Two or three sets on one device. `real` is the reference where there is one, else the training set.
+
+    mirrored  the training set with every image flipped, [N, D] in the same order, where the model was trained with
+              flips: a mirrored copy then counts as a copy
+    Raises UserError, naming the set, when shapes do not fit, it has fewer than two points or a value is not finite; and
+    for a seed below 0 or above 2**32 - 1.
+    """
+
+    def __init__(
+        self,
+        generated: Features,
+        training: Features,
+        reference: Features | None = None,
+        *,
+        world: World | None = None,
+        entropy_size: int | None = None,
+        seed: int = 0,
+        mirrored: Features | None = None,
+    ) -> None:
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seed {seed}: must be from 0 to {LARGEST_SEED}")
+        self.world = World() if world is None else world
+        self.entropy_size, self.seed = entropy_size, seed
+        given = {"generated": generated, "training": training, "reference": reference, "mirrored": mirrored}
+        loaded = {name: self._load(name, x) for name, x in given.items() if x is not None}
+        self.n = {name: sum(self.world.gather_counts(len(x))) for name, x in loaded.items()}
+        self.generated, self.training, self.reference = loaded["generated"], loaded["training"], loaded.get("reference")
+        self.mirrored = loaded.get("mirrored")
+        self.dimensions = self.generated.shape[1]
+        for name, x in loaded.items():
+            self._check(name, x)
+        self.real = self.training if self.reference is None else self.reference
+        self.n_real = self.n.get("reference", self.n["training"])
+
+    def _load(self, name: str, features: Features) -> Tensor:
+        x = torch.as_tensor(features)
+        if x.ndim != 2:
+            raise UserError(f"{name}: features have shape {tuple(x.shape)}; expected [points, features]")
+        check_type(name, x)
+        x = x.to(device=self.world.device, dtype=torch.float32)
+        check_finite(name, x)
+        return x
+
+    def _check(self, name: str, x: Tensor) -> None:
+        check_width(name, x.shape[1], self.dimensions)
+        if name == "mirrored" and self.n[name] != self.n["training"]:
+            raise UserError(f"mirrored: holds {self.n[name]} points, the training set {self.n['training']}")
+        if self.n[name] < 2:
+            raise UserError(f"{name}: holds {self.n[name]} point(s); measures need at least 2")
+
+    # --- exchanges -------------------------------------------------------------------------------------------------
+
+    def gather(self, x: Tensor) -> Tensor:
+        """All ranks' rows, in rank order."""
+        return self.world.gather_rows(x.to(self.world.device))
+
+    def ring(self, x: Tensor) -> Iterator[Tensor]:
+        """Every rank's rows of `x`, one rank at a time, this rank's first."""
+        rows = self.world.gather_counts(len(x))
+        yield x
+        for step in range(1, self.world.size):
+            x = self.world.rotate(x, rows[(self.world.rank - step) % self.world.size])
+            yield x
+
+    def total(self, *values: float) -> list[float]:
+        """Sums over ranks."""
+        out = self.world.all_reduce(torch.tensor(values, dtype=torch.float64, device=self.world.device))
+        return [float(value) for value in out]
+
+    def nearest(self, queries: Tensor, bank: Tensor, k: int, *, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
+        """Distances float64 [all queries, k] and global ids."""
+        distances, ids = nearest(queries, bank, k, exclude_self=exclude_self, world=self.world)
+        return self.gather(torch.as_tensor(distances)), self.gather(torch.as_tensor(ids))
+
+    def balls(self, points: Tensor, centres: Tensor, radii: Tensor, *, closed: bool) -> Tensor:
+        """Balls around each of all ranks' points; `points` and `centres` are this rank's, `radii` those of all."""
+        start = sum(self.world.gather_counts(len(centres))[: self.world.rank])
+        own = radii[start : start + len(centres)]
+        counts = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+        for their_centres, their_radii in zip(self.ring(centres), self.ring(own), strict=True):
+            counts += manifold.balls_around(points, their_centres, their_radii, closed=closed)
+        return self.gather(counts)
+
+    # --- found once ------------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def to_training(self) -> tuple[Tensor, Tensor]:
+        """Each generated point's two nearest training points: distances [M, 2], ids [M, 2]."""
+        return self.nearest(self.generated, self.training, 2)
+
+    @functools.cached_property
+    def to_copies(self) -> Tensor:
+        """Each generated point's distances to the two nearest training points, mirrored or not: [M, 2]."""
+        distances, ids = self.to_training
+        if self.mirrored is None:
+            return distances
+        other, other_ids = self.nearest(self.generated, self.mirrored, 2)
+        return _two_smallest(torch.cat([distances, other], 1), torch.cat([ids, other_ids], 1))
+
+    @functools.cached_property
+    def reference_to_copies(self) -> Tensor:
+        """Each reference point's distance to the nearest training point, mirrored or not: [R]."""
+        if self.mirrored is None:
+            return self.reference_to_training
+        assert self.reference is not None
+        other = self.nearest(self.reference, self.mirrored, 1)[0][:, 0]
+        return torch.minimum(self.reference_to_training, other)
+
+    @functools.cached_property
+    def within_real(self) -> Tensor:
+        """Each real point's K_DENSITY (or all) nearest other real points: distances [R, K]."""
+        return self.nearest(self.real, self.real, min(K_DENSITY, self.n_real - 1), exclude_self=True)[0]
+
+    @functools.cached_property
+    def within_training(self) -> Tensor:
+        """Each training point's distance to the nearest other one: [N]."""
+        if self.reference is None:
+            return self.within_real[:, 0]
+        return self.nearest(self.training, self.training, 1, exclude_self=True)[0][:, 0]
+
+    @functools.cached_property
+    def within_generated(self) -> Tensor:
+        """Each generated point's K_MANIFOLD (or all) nearest other ones: distances [M, K]."""
+        k = min(K_MANIFOLD, self.n["generated"] - 1)
+        return self.nearest(self.generated, self.generated, k, exclude_self=True)[0]
+
+    @functools.cached_property
+    def to_generated(self) -> Tensor:
+        """Each real point's distance to the nearest generated one: [R]."""
+        return self.nearest(self.real, self.generated, 1)[0][:, 0]
+
+    @functools.cached_property
+    def reference_to_training(self) -> Tensor:
+        """Each reference point's distance to the nearest training point: [R]."""
+        assert self.reference is not None
+        return self.nearest(self.reference, self.training, 1)[0][:, 0]
+
+    @functools.cached_property
+    def generated_moments(self) -> frechet.Moments:
+        return combined(frechet.moments(self.generated), self.world)
+
+    @functools.cached_property
+    def real_moments(self) -> frechet.Moments:
+        return combined(frechet.moments(self.real), self.world)
+
+    @functools.cached_property
+    def training_moments(self) -> frechet.Moments:
+        return self.real_moments if self.reference is None else combined(frechet.moments(self.training), self.world)
+
+    @functools.cached_property
+    def eigenvalues(self) -> Tensor:
+        """Of the generated points' covariance, largest first."""
+        return frechet.spectrum(self.generated_moments)
+
+    @functools.cached_property
+    def entropy(self) -> Entropy:
+        """Kozachenko-Leonenko estimate of the training set, on a seeded subset of `entropy_size` points."""
+        n, training = self.n["training"], self.training
+        if self.entropy_size is not None and self.entropy_size < n:
+            start = sum(self.world.gather_counts(len(training))[: self.world.rank])
+            chosen = np.sort(np.random.default_rng(self.seed).permutation(n)[: self.entropy_size])
+            mine = chosen[(chosen >= start) & (chosen < start + len(training))] - start
+            training = training[torch.from_numpy(mine).to(training.device)]
+        return kl_entropy(training, 1, world=self.world)
+
+
+def check_type(name: str, features: Tensor) -> None:
+    """Raises UserError, naming the set, unless they are real numbers."""
+    if features.dtype == torch.bool or features.is_complex():
+        raise UserError(f"{name}: features of type {features.dtype}; expected float32")
+
+
+def check_finite(name: str, features: Tensor) -> None:
+    """Raises UserError, naming the set, when a value is inf or nan."""
+    if not bool(torch.isfinite(features).all()):
+        raise UserError(f"{name}: features hold values that are not finite (inf or nan)")
+
+
+def check_width(name: str, width: int, generated: int) -> None:
+    """Raises UserError, naming the set, unless it has as many features a point as the generated one."""
+    if width != generated:
+        raise UserError(
+            f"{name}: has {width} features a point, but generated has {generated}; "
+            "use the same encoder and image size for both"
+        )
+
+
+def _two_smallest(distances: Tensor, ids: Tensor) -> Tensor:
+    """The smallest distances to two different ids: [M, 4] and [M, 4] -> [M, 2]."""
+    distances, order = distances.sort(1)
+    ids = ids.gather(1, order)
+    second = torch.where(ids[:, 1:] == ids[:, :1], torch.inf, distances[:, 1:]).min(1).values
+    return torch.stack([distances[:, 0], second], 1)
+
+
+def combined(own: frechet.Moments, world: World) -> frechet.Moments:
+    """Moments of all ranks' points from each rank's own."""
+    if world.size == 1:
+        return own
+    n = sum(world.gather_counts(own.n))
+    mean = world.all_reduce(own.mean * own.n) / n
+    shift = own.mean - mean
+    return frechet.Moments(n, mean, world.all_reduce(own.scatter + own.n * torch.outer(shift, shift)))

@@ -1,0 +1,365 @@
+"""Measures as torchmetrics Metrics, for anybody's own training or sampling loop.
+
+    update(samples, role="generated" | "training" | "reference")  …  compute()  ->  one number (AllMeasures: a dict)
+
+`samples` are features [n, D], or whatever `encoder` turns into them. Features stay on the rank that saw them: `compute`
+compares block by block through the World, so that no rank holds everything and a rank may have seen nothing. Every rank
+calls `compute`, and every rank gets the same. torchmetrics' own FID, KID and MiFID over the same encoder come from
+`library_metrics`.
+
+n samples of a call, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistance
+
+from entroloop.data import world as worlds
+from entroloop.data.errors import UserError
+from entroloop.data.features.encoder import Encoder
+from entroloop.data.store.shards import REAL
+from entroloop.data.world import World
+from entroloop.eval.measures.frechet import Moments, merge, moments
+from entroloop.eval.measures.frechet import frechet_distance as distance_of_moments
+from entroloop.eval.measures.registry import measure
+from entroloop.eval.measures.sets import check_finite, check_type, check_width, combined
+
+Role = Literal["generated", "training", "reference"]
+ROLES: tuple[Role, ...] = ("generated", "training", "reference")
+Encode = Callable[[Any], Any]
+KID_SUBSET = 1000
+
+
+class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without checked types
+    """What all metrics here share: roles, the encoder, and the World instead of torchmetrics' own synchronisation."""
+
+    full_state_update = False
+    is_differentiable = False
+
+    def __init__(self, encoder: Encode | None = None, *, world: World | None = None, **options: Any) -> None:
+        super().__init__(sync_on_compute=False, dist_sync_on_step=False, **options)
+        self.encoder = encoder
+        self._world = world
+
+    @property
+    def world(self) -> World:
+        """The one given, else that of the process group this process has joined."""
+        return worlds.current(self.device) if self._world is None else self._world
+
+    def _features(self, samples: Any, role: str) -> Tensor:
+        """Features [n, D]. Raises UserError unless they are finite real numbers, D the same as before in this role."""
+        if role not in ROLES:
+            raise UserError(f"role {role!r} does not exist: give one of {', '.join(ROLES)}")
+        features = torch.as_tensor(self._encoded(samples))
+        if features.ndim != 2:
+            raise UserError(f"{role}: features have shape {tuple(features.shape)}; expected [samples, features]")
+        check_type(role, features)
+        check_finite(role, features)
+        for kept in getattr(self, role)[:1]:
+            _check_equal(role, {kept.shape[1], features.shape[1]})
+        return features.to(self.device)
+
+    def _encoded(self, samples: Any) -> Any:
+        """What the encoder makes of them; our encoders take arrays, others whatever they are given."""
+        if self.encoder is None:
+            return samples
+        if isinstance(self.encoder, Encoder) and isinstance(samples, Tensor):
+            samples = samples.detach().cpu().numpy()
+        return self.encoder(samples)
+
+    def _widths(self) -> dict[str, int]:
+        """D of each set that any rank has seen. Raises UserError, on every rank, where it differs."""
+        own = {role: {x.shape[1] for x in getattr(self, role)} for role in ROLES}
+        known = self.world.gather_objects(own)  # a rank that saw nothing of a set learns its width from others
+        every = {role: set().union(*(rank[role] for rank in known)) for role in ROLES}
+        for role, found in every.items():
+            _check_equal(role, found)
+        widths: dict[str, int] = {role: found.pop() for role, found in every.items() if found}
+        for name, width in widths.items():
+            check_width(name, width, widths.get("generated", width))
+        return widths
+
+
+def _check_equal(role: str, widths: set[int]) -> None:
+    if len(widths) > 1:
+        raise UserError(f"{role}: features of different widths: {', '.join(map(str, sorted(widths)))}")
+
+
+class FeatureMetric(_SetMetric):
+    """One measure of `entroloop.eval.measures.registry` (`name`), over all features seen since the last reset.
+
+    entropy_size, seed  as for `measure`
+    Raises UserError on `compute` when a needed set has fewer than two samples.
+    """
+
+    name: str = ""
+    generated: list[Tensor]
+    training: list[Tensor]
+    reference: list[Tensor]
+
+    def __init__(
+        self, encoder: Encode | None = None, *, entropy_size: int | None = None, seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(encoder, **options)
+        self.entropy_size, self.seed = entropy_size, seed
+        for role in ROLES:
+            self.add_state(role, default=[], dist_reduce_fx=None)
+
+    def update(self, samples: Any, role: Role = "generated") -> None:
+        """Adds samples to one of the sets."""
+        features = self._features(samples, role)
+        getattr(self, role).append(features.float())
+
+    def compute(self) -> Any:
+        return torch.tensor(self._measured((self.name,))[self.name], dtype=torch.float64, device=self.device)
+
+    def _measured(self, only: tuple[str, ...] | None) -> dict[str, float]:
+        widths = self._widths()
+        absent = [role for role in ("generated", "training") if role not in widths]
+        if absent:
+            raise UserError(f"{absent[0]}: holds 0 points; measures need at least 2")
+        full = {
+            role: torch.cat([*getattr(self, role), torch.empty(0, width, device=self.device)])
+            for role, width in widths.items()
+        }
+        measured = measure(
+            full["generated"], full["training"], full.get("reference"),
+            world=self.world, entropy_size=self.entropy_size, seed=self.seed, only=only,
+        )  # fmt: skip
+        for name in only or ():
+            if name not in measured.values:
+                raise UserError(f"{name}: needs reference samples (update(…, role='reference')) as well")
+        return measured.values
+
+
+class AllMeasures(FeatureMetric):
+    """Every measure at once, sharing the neighbour searches: compute() -> {name: float}."""
+
+    def compute(self) -> dict[str, float]:
+        return self._measured(None)
+
+
+class KernelDistance(FeatureMetric):
+    """KID of all pairs: no subsets, no randomness."""
+
+    name = "kernel_distance"
+    higher_is_better = False
+
+
+class Precision(FeatureMetric):
+    """Share of generated points in real neighbourhoods, k = 3."""
+
+    name = "precision"
+    higher_is_better = True
+
+
+class Recall(FeatureMetric):
+    """Share of real points in generated neighbourhoods, k = 3."""
+
+    name = "recall"
+    higher_is_better = True
+
+
+class Density(FeatureMetric):
+    """Real neighbourhoods that hold a generated point, relative to k = 5."""
+
+    name = "density"
+
+
+class Coverage(FeatureMetric):
+    """Share of real neighbourhoods with a generated point, k = 5."""
+
+    name = "coverage"
+    higher_is_better = True
+
+
+class VendiScore(FeatureMetric):
+    """Effective number of different generated points."""
+
+    name = "vendi_score"
+
+
+class CovarianceTrace(FeatureMetric):
+    """Total variance of the generated points."""
+
+    name = "covariance_trace"
+
+
+class EffectiveRank(FeatureMetric):
+    """exp of the entropy of the generated points' covariance spectrum."""
+
+    name = "effective_rank"
+
+
+class GeneralizationScore(FeatureMetric):
+    """Mean distance of generated points to their nearest training point."""
+
+    name = "generalization_score"
+
+
+class GeneralizationScoreRatio(FeatureMetric):
+    """The same relative to reference points."""
+
+    name = "generalization_score_ratio"
+
+
+class MemorizedFraction(FeatureMetric):
+    """Share of generated points with d1 / d2 < 1/3."""
+
+    name = "memorized_fraction"
+    higher_is_better = False
+
+
+class MemorizedCalibrated(FeatureMetric):
+    """Share of generated points as near to the training set as 1% of reference points are."""
+
+    name = "memorized_calibrated"
+    higher_is_better = False
+
+
+class Authenticity(FeatureMetric):
+    """AuthPct, in percent."""
+
+    name = "authenticity"
+    higher_is_better = True
+
+
+class CTScore(FeatureMetric):
+    """C_T: below zero means copying."""
+
+    name = "ct_score"
+
+
+class TrainingEntropy(FeatureMetric):
+    """Kozachenko-Leonenko entropy of the training set, in nats."""
+
+    name = "training_entropy"
+
+
+class FrechetDistance(_SetMetric):
+    """FD of generated samples to the reference where there is one, else to the training set, from float64 sums: memory
+    does not grow with the number of samples."""
+
+    higher_is_better = False
+
+    def __init__(self, encoder: Encode | None = None, **options: Any) -> None:
+        super().__init__(encoder, **options)
+        for role in ROLES:
+            self.add_state(role, default=[], dist_reduce_fx=None)  # one packed tensor: count, mean, scatter
+
+    def update(self, samples: Any, role: Role = "generated") -> None:
+        """Adds samples to one of the sums."""
+        new = moments(self._features(samples, role))
+        kept: list[Tensor] = getattr(self, role)
+        if kept:
+            new = merge(_unpack(kept[0]), new)
+        setattr(self, role, [_pack(new)])
+
+    def compute(self) -> Tensor:
+        sums = {}
+        for role, width in self._widths().items():
+            kept: list[Tensor] = getattr(self, role)
+            mine = _unpack(kept[0]) if kept else moments(torch.empty(0, width, device=self.device))
+            sums[role] = combined(Moments(mine.n, mine.mean, mine.scatter), self.world)
+        for role in ("generated", "reference" if "reference" in sums else "training"):
+            if role not in sums or sums[role].n < 2:
+                raise UserError(f"{role}: holds too few points; the Frechet distance needs at least 2")
+        value = distance_of_moments(sums["generated"], sums.get("reference", sums.get("training", sums["generated"])))
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
+
+
+def _pack(of: Moments) -> Tensor:
+    """float64 [D + 2, D]: scatter, mean, count."""
+    return torch.cat([of.scatter, of.mean[None], torch.full_like(of.mean, of.n)[None]])
+
+
+def _unpack(packed: Tensor) -> Moments:
+    return Moments(int(packed[-1, 0]), packed[-2], packed[:-2])
+
+
+class RealShare(Metric):  # type: ignore[misc]
+    """Provenance: share of real images (generation -1) among those seen; update(generations int64 [n])."""
+
+    full_state_update = False
+    real: Tensor
+    total: Tensor
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        for name in ("real", "total"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, generations: Any) -> None:
+        given = torch.as_tensor(generations)
+        self.real += (given == REAL).sum()
+        self.total += given.numel()
+
+    def compute(self) -> Tensor:
+        return self.real.double() / self.total
+
+
+class EncoderModule(nn.Module):
+    """Our encoder in the form torchmetrics asks of a feature network: uint8 [n, C, H, W] -> float32 [n, D]."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.num_features = encoder.dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(self.encoder(images.cpu().numpy()))).to(images.device)
+
+
+class _Kid(KernelInceptionDistance):  # type: ignore[misc]
+    """KID whose subsets, where no size is asked for, are no larger than the smaller set."""
+
+    def __init__(self, feature: nn.Module, subset_size: int | None, **options: Any) -> None:
+        largest = KID_SUBSET if subset_size is None else subset_size
+        super().__init__(feature=feature, subset_size=largest, **options)
+        self._largest, self._may_shrink = largest, subset_size is None
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        smaller = min(sum(map(len, parts)) for parts in map(_as_list, (self.real_features, self.fake_features)))
+        if smaller < 2:
+            raise UserError("KID: needs at least 2 images of both kinds, real and not")
+        if smaller < self._largest and not self._may_shrink:
+            raise UserError(f"KID: subset_size {self._largest}, but the smaller set holds {smaller} images")
+        self.subset_size = min(self._largest, smaller)
+        mean, spread = super().compute()
+        return mean, spread
+
+
+def _as_list(parts: list[Tensor] | Tensor) -> list[Tensor]:
+    return parts if isinstance(parts, list) else [parts]
+
+
+def library_metrics(
+    encoder: Encoder, shape: tuple[int, int, int], *, subsets: int = 100, subset_size: int | None = None
+) -> Mapping[str, Metric]:
+    """torchmetrics' own FID, KID and MiFID over our encoder: update(images, real=True | False).
+
+    shape        (C, H, W) of the images
+    subset_size  of KID, which draws its subsets from torch's global generator; None: 1,000, or all of the smaller set
+                 where it holds fewer
+
+    KID raises UserError on `compute` when the subset size asked for is larger than a set, or a set holds no two images.
+    All three must compute on every rank. FID works in float64.
+    """
+    module = EncoderModule(encoder)
+    options: dict[str, Any] = {"normalize": False}
+    fid = FrechetInceptionDistance(feature=module, input_img_size=shape, antialias=False, **options)
+    fid.set_dtype(torch.float64)
+    return {
+        "fid": fid,
+        "kid": _Kid(module, subset_size, subsets=subsets, **options),
+        "mifid": MemorizationInformedFrechetInceptionDistance(feature=module, **options),
+    }

@@ -1,0 +1,209 @@
+"""What a report says first: how training on generated data drifts, how the arms compare, and how sure that is.
+
+    Arms  ->  compared (equal seeds)  ->  headline, certainty
+
+Every sentence is made from the rows; none has a result written into it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report.runs import Arm, Run
+from entroloop.eval.report.statistics import Compared, baseline_arm, interval, mean_value, number, paired
+
+SAME = 0.02  # relative changes below this are called "about the same"
+NAMED = 4  # more arms than these are not all named in a sentence
+
+
+def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
+    """What the data show, in a sentence or two: how the first arm drifts, and how all compare at the end."""
+    even = analysis.compared(groups)
+    if even.generation is None:
+        return ["No generation has been measured yet."]
+    if even.generation == 0:
+        return ["Only generation 0, trained on real images, has been measured so far: nothing to compare yet."]
+    out = [_drift(even, score_encoder, distance_encoder)]
+    if len(even.measured) > 1:
+        out.append(_comparison(even, score_encoder, distance_encoder))
+    return out
+
+
+def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
+    """How sure the headline is: seeds, encoders, and what cannot be compared."""
+    even = analysis.compared(groups)
+    if not even.generation:
+        return []
+    out = [
+        f"Fréchet distance {f'in {distance_encoder} features, ' if distance_encoder != score_encoder else 'and '}"
+        f"generalization score in {score_encoder} features; {_seeds(even)}.",
+        *_selecting([run for arm in even.measured for run in arm.runs], distance_encoder),
+        *_sizes(even),
+        *_entropies([run for arm in groups for run in arm.runs]),
+    ]
+    if len(even.measured) > 1 and not any(baseline_arm(arm, even.measured) for arm in even.measured):
+        out.append("There is no arm that differs in the selection only and selects at random, so none is the baseline.")
+    if even.left_out:
+        names = [run.name for run in even.left_out]
+        named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        out.append(f"In no mean, because not every arm has their seed at generation {even.generation}: {named}.")
+    return out
+
+
+def change(before: float, after: float) -> str:
+    """How a measure went from one value to another, in words."""
+    span = f"({number(before)} → {number(after)})"
+    if abs(after - before) <= SAME * abs(before):
+        return f"stays about the same {span}"
+    if before <= 0 or after <= 0:
+        return f"{'rises' if after > before else 'falls'} {span}"
+    if after >= 2 * before:
+        return f"grows {number(after / before)}-fold {span}"
+    return f"{'rises' if after > before else 'falls'} by {abs(after / before - 1):.0%} {span}"
+
+
+def selecting_encoders(runs: Sequence[Run]) -> dict[str, list[str]]:
+    """Encoder -> strategies that selected in its features; random selection looks at none."""
+    out: dict[str, list[str]] = {}
+    for run in runs:
+        encoder = run.config.get("selection.encoder")
+        if encoder and run.strategy != "random" and run.strategy not in out.setdefault(str(encoder), []):
+            out[str(encoder)].append(run.strategy)
+    return out
+
+
+def training_sizes(arm: Arm, generation: int) -> set[int]:
+    """How many images the arm's runs trained on."""
+    rows = [row for run in arm.runs for row in run.rows if row["generation"] == generation]
+    return {size for row in rows if (size := row.get("context", {}).get("n_training"))}
+
+
+def equal_sizes(groups: Sequence[Arm], generation: int) -> bool:
+    """Whether all training sets are of one size; only then do generalization scores compare."""
+    return len(set().union(*(training_sizes(arm, generation) for arm in groups))) <= 1
+
+
+def difference(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) -> str:
+    """The change against `base`, relative to its mean, with its interval and whether that contains 0; with fewer than
+    three pairs of equal seed the change alone."""
+    whole, value = (mean_value(one, generation, encoder, measure) for one in (base, arm))
+    if not whole or value is None:
+        return ""
+    pairs = paired(arm, base, generation, encoder, measure)
+    if len(pairs) < 3:
+        return _percent((value - whole) / abs(whole))
+    low, high = interval([pair / abs(whole) for pair in pairs])
+    words = f"{_percent(float(np.mean(pairs)) / abs(whole))}, 95% interval {_percent(low)} to {_percent(high)}"
+    return f"{words}: contains 0, no clear difference" if low <= 0 <= high else words
+
+
+def _percent(value: float) -> str:
+    return f"{value:+.0%}".replace("-", "\N{MINUS SIGN}")
+
+
+def _seeds(even: Compared) -> str:
+    if not even.seeds:
+        counts = ", ".join(f"{len(arm.runs)} with {arm.label}" for arm in even.measured)
+        return f"the arms have no seed in common, so seeds are not paired ({counts})"
+    if len(even.seeds) == 1:
+        return f"one seed ({even.seeds[0]}): a direction, not a size"
+    return f"means over the {len(even.seeds)} seeds {', '.join(map(str, even.seeds))}"
+
+
+def _selecting(runs: Sequence[Run], distance_encoder: str) -> list[str]:
+    found = selecting_encoders(runs)
+    if not found:
+        return []
+    where = "; ".join(f"{', '.join(strategies)} in {encoder} features" for encoder, strategies in found.items())
+    out = f"Selection: {where}."
+    if distance_encoder in found:
+        out += (
+            " So the Fréchet distance is taken in features that also selected, because every measured encoder did: "
+            "a low one may be the selection's own doing."
+        )
+    return [out]
+
+
+def _sizes(even: Compared) -> list[str]:
+    last = even.generation or 0
+    if not equal_sizes(even.measured, last):
+        by_size: dict[str, list[str]] = {}
+        for arm in even.measured:
+            by_size.setdefault(_listed([str(n) for n in sorted(training_sizes(arm, last))]), []).append(arm.label)
+        named = {n: ", ".join(of) if len(of) <= NAMED else f"{len(of)} arms" for n, of in by_size.items()}
+        sizes = "; ".join(f"{size} with {labels}" for size, labels in named.items())
+        return [
+            f"Training sets differ in size at generation {last} ({sizes}). A larger one lowers the generalization "
+            "score by itself, so scores are not compared between these arms; the score relative to real is."
+        ]
+    first = even.measured[0]
+    before, after = training_sizes(first, 0), training_sizes(first, last)
+    if before and after and before != after:
+        return [
+            f"The training set grows from {max(before)} to {max(after)} images, which lowers the generalization score "
+            "by itself."
+        ]
+    return []
+
+
+def _entropies(runs: Sequence[Run]) -> list[str]:
+    found = analysis.entropy_sizes(runs)
+    if len(found) < 2:
+        return []
+    sizes = _listed([f"{n} in {name}" for n, name in found.items()])
+    return [
+        f"Training-set entropies are of different numbers of images ({sizes}) and do not compare, so their correlation "
+        "with the generalization score is left out; evaluation.entropy_size sets the number."
+    ]
+
+
+def _drift(even: Compared, score_encoder: str, distance_encoder: str) -> str:
+    arm, last = even.measured[0], even.generation or 0
+    words = []
+    for measure, encoder in (("frechet_distance", distance_encoder), ("generalization_score", score_encoder)):
+        first, now = (mean_value(arm, g, encoder, measure) for g in (0, last))
+        if first is not None and now is not None:
+            what = "Fréchet distance to held-out images" if measure == "frechet_distance" else "generalization score"
+            words.append(f"the {what} {change(first, now)}")
+    where = f" under {arm.runs[0].paradigm}" if arm.runs[0].paradigm else ""
+    span = f"Over {last} generation{'s' if last > 1 else ''} of training on generated images"
+    alone = len(even.measured) == 1 or any(baseline_arm(other, even.measured) is arm for other in even.measured)
+    which = "" if alone else " (only the first of the arms)"
+    return f"{span}{where} with {arm.label} selection{which}, {' and '.join(words) or 'nothing was measured'}."
+
+
+def _comparison(even: Compared, score_encoder: str, distance_encoder: str) -> str:
+    """All arms at the last generation, each with its change against the arm without selection where there is one."""
+    last, groups = even.generation or 0, even.measured
+    distances = {arm.label: mean_value(arm, last, distance_encoder, "frechet_distance") for arm in groups}
+    first, shown = groups[0], groups[1:]
+    lead = ""
+    if len(shown) > NAMED:
+        ordered = sorted(
+            (arm for arm in shown if distances[arm.label] is not None), key=lambda a: distances[a.label] or 0
+        )
+        shown = [ordered[0], ordered[-1]] if ordered else []
+        lead = f"of the {len(groups) - 1} others the lowest and the highest are "
+    phrases = []
+    for arm in shown:
+        base = baseline_arm(arm, groups)
+        words = difference(arm, base, last, distance_encoder, "frechet_distance") if base else ""
+        against = f" against {base.label}" if base and base is not first else ""
+        value = number(distances[arm.label])
+        phrases.append(f"{value} with {arm.label}{f' ({words}{against})' if words else ''}")
+    sentence = (
+        f"At generation {last} the Fréchet distance is {number(distances[first.label])} with {first.label}; {lead}"
+    )
+    sentence += _listed(phrases)
+    if not equal_sizes(groups, last):
+        return f"{sentence}."
+    scores = [(mean_value(arm, last, score_encoder, "generalization_score"), arm.label) for arm in [first, *shown]]
+    known = [f"{number(value)} ({label})" for value, label in scores if value is not None]
+    return f"{sentence}. The generalization score is {_listed(known)}."
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else "unknown"

@@ -1,0 +1,299 @@
+"""One self-contained page for one or many runs, and the same numbers as CSV, JSON and PNG.
+
+    run folders  ->  read_runs, arms  ->  write_html | write_csv | write_json | write_pngs
+
+The page holds everything it needs (plots and images as data URIs) and opens offline; without scripts it loses only the
+plot in which any measure can be set against any other.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+from entroloop.eval.catalogue import HEADLINE, MEASURES, title
+from entroloop.eval.report import headline, pictures, plots, points, tables
+from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report.runs import Arm, Run, arms, read_runs
+
+FORMATS = ("html", "csv", "json", "png")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure on the page: data URI, alternative text, caption and a name for files."""
+
+    name: str
+    figure: Figure
+    alt: str
+    caption: str = ""
+
+    @property
+    def uri(self) -> str:
+        return "data:image/svg+xml;base64," + base64.b64encode(plots.svg(self.figure)).decode()
+
+
+def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: int | None = None) -> list[Run]:
+    """Writes the report of all runs in these run and sweep folders; returns the runs.
+
+    out      the file, for `png` a folder
+    refresh  seconds after which the page loads itself again (html only)
+    Raises UserError when a folder holds no run, something in it is damaged, or `out` cannot be written.
+    """
+    runs = read_runs(folders)
+    make_room(out, form)
+    if form == "png":
+        for picture in figures(runs):
+            _replace(out / f"{picture.name}.png", plots.png(picture.figure))
+        return runs
+    text = {
+        "html": lambda: html(runs, refresh=refresh),
+        "csv": lambda: tables.as_csv(runs),
+        "json": lambda: tables.as_json(runs),
+    }
+    _replace(out, text[form]().encode())
+    return runs
+
+
+def make_room(out: Path, form: str) -> None:
+    """Makes the folder that a report is written into. Raises UserError where none can be written to `out`."""
+    folder = out if form == "png" else out.parent
+    try:
+        if form != "png" and out.is_dir():
+            raise UserError(f"{out}: is a folder; give a file name such as {out / f'report.{form}'}")
+        if form != "png" and out.exists() and not out.is_file():  # it would be replaced by a file
+            raise UserError(f"{out}: is a device or pipe; give a file name such as report.{form}")
+        above = next(place for place in (folder, *folder.parents) if place.exists())
+        if not above.is_dir():
+            raise UserError(f"{out}: {'' if above == out else f'{above} '}is a file; give a path in a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(_unwritable(out, error)) from error
+
+
+def _replace(out: Path, content: bytes) -> None:
+    try:
+        files.replace(out, lambda file: file.write(content))
+    except OSError as error:
+        raise UserError(_unwritable(out, error)) from error
+
+
+def _unwritable(out: Path, error: OSError) -> str:
+    return f"{out}: cannot be written ({error.strerror}); give a path in a folder that files can be made in"
+
+
+def state(folders: Sequence[Path]) -> Any:
+    """Changes whenever a report of these folders would: which generations are measured and what was sampled."""
+    runs = read_runs(folders)
+    return [(run.folder, len(run.rows), len(run.stats), run.failed, sorted(_sampled([run]))) for run in runs]
+
+
+def main_figures(runs: Sequence[Run]) -> list[Picture]:
+    """What a reader needs first: distance to held-out data, generalization score and entropy."""
+    names = tables.encoders(runs)
+    if not names:
+        return []
+    chosen = {
+        "frechet_distance": tables.distance_encoder(runs, names),
+        "generalization_score": tables.score_encoder(names),
+        "training_entropy": tables.score_encoder(names),
+    }
+    return list(_curves(runs, [(chosen[measure], measure) for measure in HEADLINE]))
+
+
+def figures(runs: Sequence[Run]) -> list[Picture]:
+    """Every figure of the report."""
+    names = tables.encoders(runs)
+    curves = [(name, measure) for name in names for measure in tables.measures_of(runs, name)]
+    return [*_curves(runs, curves), *_overview(runs, names)]
+
+
+def _curves(runs: Sequence[Run], wanted: Iterable[tuple[str, str]]) -> Iterator[Picture]:
+    groups = arms(runs)
+    for encoder, measure in wanted:
+        figure = plots.measure_curves(groups, runs, encoder, measure)
+        if figure is not None:
+            about = MEASURES[measure].text if measure in MEASURES else ""
+            yield Picture(f"{measure}-{_slug(encoder)}", figure, _curve_words(groups, encoder, measure), about)
+
+
+def _overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
+    groups = arms(runs)
+    for name in names:
+        scatter = plots.entropy_scatter(groups, name)
+        if scatter is not None:
+            yield Picture(f"entropy-score-{_slug(name)}", scatter, _scatter_words(groups, name))
+    for name in names:
+        spectrum = plots.spectra(groups, name)
+        if spectrum is not None:
+            alt = f"Line charts of the leading covariance eigenvalues in {name} features, up to five generations."
+            yield Picture(f"spectra-{_slug(name)}", spectrum, alt)
+    yield from _points(groups)
+    areas = plots.provenance_areas(groups)
+    if areas is not None:
+        yield Picture("provenance", areas, _provenance_words(groups))
+    time = plots.costs(runs)
+    if time is not None:
+        yield Picture("time", time, "Bar chart of seconds spent by phase in each run; the table below has the numbers.")
+
+
+def _points(groups: Sequence[Arm]) -> Iterator[Picture]:
+    """Training sets and samples of runs on vectors, one figure an arm."""
+    for label, run in pictures.shown_runs(groups).items():
+        found, features = points.clouds(run)
+        if not found:
+            continue
+        first, last = found[0].generation, found[-1].generation
+        alt = f"Scatter plots of training sets and samples, generations {first} to {last}, {label}."
+        shown = "the two features" if features == 2 else f"two principal components of {features} features"
+        beyond = points.outside(found)
+        caption = f"{label}: {shown}; the axes are those of generation 0's training set and a quarter of it around."
+        if beyond:
+            caption += f" {beyond} of {len(found[-1].samples)} samples of generation {last} lie beyond them."
+        yield Picture(f"points-{_slug(label)}", points.scatter(found), alt, caption)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() or c == "-" else "_" for c in name)
+
+
+def _curve_words(groups: Sequence[Arm], encoder: str, measure: str) -> str:
+    parts = []
+    for arm in analysis.compared(groups).measured:
+        line = analysis.curve(arm, encoder, measure)
+        if line.generations:
+            ends = f"{analysis.number(line.mean[0])} to {analysis.number(line.mean[-1])}"
+            parts.append(f"{arm.label} from {ends} (generation {line.generations[0]} to {line.generations[-1]})")
+    return f"Line chart of {title(measure, encoder)} in {encoder} features by generation: {'; '.join(parts)}."
+
+
+def _scatter_words(groups: Sequence[Arm], encoder: str) -> str:
+    found = analysis.correlation([c for arm in groups for c in analysis.entropy_and_score(arm.runs, encoder)])
+    words = f"Pearson r {analysis.number(found.r)} over {found.n} points" if found else "too few points to correlate"
+    return f"Scatter plot of training-set entropy against log generalization score in {encoder} features: {words}."
+
+
+def _provenance_words(groups: Sequence[Arm]) -> str:
+    parts = []
+    for arm in analysis.compared(groups).measured:
+        share = np.mean(arm.values(arm.generations[-1], "", "real_share"))
+        parts.append(f"{arm.label} has {share:.0%} real images at generation {arm.generations[-1]}")
+    return f"Stacked areas of where each training set's images come from: {'; '.join(parts)}."
+
+
+def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
+    """The page, as one string."""
+    names, groups = tables.encoders(runs), arms(runs)
+    score, distance = (tables.score_encoder(names), tables.distance_encoder(runs, names)) if names else ("", "")
+    first = main_figures(runs)
+    shown = {picture.name for picture in first}
+    full = _drawn_in_full(runs, names)
+    wanted = {name: tables.measures_of(runs, name) if name in full else HEADLINE for name in names}
+    others = {
+        name: [p for p in _curves(runs, [(name, m) for m in wanted[name]]) if p.name not in shown] for name in names
+    }
+    overview = [
+        p for p in _overview(runs, names) if p.name not in {f"spectra-{_slug(n)}" for n in names if n not in full}
+    ]
+    by_kind = {
+        kind: [p for p in overview if p.name.startswith(kind)]
+        for kind in ("points", "entropy-score", "spectra", "provenance", "time")
+    }
+    generations = sorted({g for arm in groups for g in arm.generations} | _sampled(runs))
+    chosen = pictures.shown_runs(analysis.compared(groups).groups)
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )  # fmt: skip
+    environment.filters["number"] = analysis.number
+    environment.filters["png"] = _png_uri
+    strips = pictures.sample_strips(chosen, generations)
+    page = environment.get_template("page.html.j2").render(
+        title=_title(runs),
+        refresh=refresh,
+        headline=headline.headline(groups, score, distance),
+        certainty=headline.certainty(groups, score, distance),
+        unfinished=[run for run in runs if not run.finished],
+        runs=runs,
+        groups=groups,
+        many_seeds=any(len(arm.runs) > 1 for arm in groups),
+        swatches=plots.styles(groups),
+        main=first,
+        others=others,
+        in_part=[name for name in names if name not in full],
+        by_kind=by_kind,
+        generations=generations,
+        strips=strips,
+        strip_runs=chosen,
+        common_seed=pictures.common_seed(analysis.compared(groups).groups),
+        pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
+        tables=[tables.last_table(runs, groups, name) for name in names],
+        changes=tables.changes(groups, distance),
+        distance_encoder=distance,
+        everything=[tables.full_table(runs, groups, name, tables.measures_of(runs, name)) for name in names],
+        costs=tables.cost_table(runs),
+        differences=tables.difference_table(runs),
+        environments=tables.environments(runs),
+        context=tables.context(groups),
+        base_sizes=tables.baseline_sizes(runs),
+        about=MEASURES,
+        measure_title=title,
+        explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
+    )
+    return for_vectors(page) if by_kind["points"] and not strips else page
+
+
+def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """At most two encoders, those of the headline first: a page of all plots of four would be too large to mail."""
+    if not names:
+        return []
+    order = [tables.score_encoder(names), tables.distance_encoder(runs, names), *names]
+    return list(dict.fromkeys(order))[:2]
+
+
+def for_vectors(page: str) -> str:
+    """The page of runs on vectors: what it says of images, in text and alternative texts, it says of vectors."""
+
+    def say(text: str) -> str:
+        text = re.sub(r"\b(a)n image\b", r"\1 vector", text, flags=re.IGNORECASE)
+        return re.sub(r"\bimage(s?)\b", r"vector\1", re.sub(r"\bImage(s?)\b", r"Vector\1", text))
+
+    parts = re.split(r"(<style>.*?</style>|<script\b.*?</script>|<[^>]*>)", page, flags=re.DOTALL)
+    parts[::2] = map(say, parts[::2])
+    parts[1::2] = [re.sub(r'(alt|title|aria-label)="[^"]*"', lambda found: say(found[0]), tag) for tag in parts[1::2]]
+    return "".join(parts)
+
+
+def _title(runs: Sequence[Run]) -> str:
+    """The run's name, or the folders that the runs lie in."""
+    if len(runs) == 1:
+        return f"{runs[0].name} · entroloop"
+    parents = sorted({run.folder.resolve().parent.name for run in runs})
+    return f"{', '.join(parents[:3])}{', …' if len(parents) > 3 else ''} · {len(runs)} runs · entroloop"
+
+
+def _sampled(runs: Sequence[Run]) -> set[int]:
+    return {int(path.parent.name[-4:]) for run in runs for path in run.folder.glob("generation_*/samples")}
+
+
+def _png_uri(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+def _script_json(value: Any) -> str:
+    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")

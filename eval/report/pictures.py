@@ -1,0 +1,129 @@
+"""Images for the report: samples of each generation, and generated images beside their nearest training image.
+
+    sealed shards of a run  ->  Strip (PNG bytes and an alternative text)
+
+n images, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from entroloop.data.store.index import open_set
+from entroloop.data.store.manifest import MANIFEST, removed
+from entroloop.data.store.shards import Dataset
+from entroloop.eval.report.runs import Arm, Run
+from entroloop.selection import nearest
+
+BUDGET = 1_200_000  # bytes of sample images in one report, before base64
+PAIR_BUDGET = 500_000  # the same for pairs
+COMPARED = 256  # generated images that are looked up in the training set
+PAIRS = 12
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A picture and what it shows; `width` and `height` in pixels of the images, which a page scales up."""
+
+    png: bytes
+    alt: str
+    width: int
+    height: int
+
+
+def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
+    """A sealed set of images of a run, None where there is none (yet) or it holds vectors."""
+    path = run.generation_folder(generation) / folder
+    if not (path / MANIFEST).exists():
+        return None
+    found = open_set(path)
+    return found if len(found.shape) == 3 else None
+
+
+def available(one: Dataset) -> int:
+    """How many of a set's first samples are on disk: retention leaves the first shard."""
+    gone = removed(one.folder)
+    there = [name not in gone for name in one.shard_names]
+    return int(one.starts[there.index(False) if False in there else len(there)])
+
+
+def common_seed(groups: Sequence[Arm]) -> int | None:
+    """The smallest seed that every arm has run, so that samples can be compared noise by noise; else None."""
+    seeds = [{run.seed for run in arm.runs} for arm in groups]
+    shared = set.intersection(*seeds) if seeds else set()
+    return min(shared) if shared else None
+
+
+def shown_runs(groups: Sequence[Arm]) -> dict[str, Run]:
+    """Label of each arm -> the run whose images are shown: equal seeds where possible."""
+    seed = common_seed(groups)
+    return {arm.label: next((run for run in arm.runs if run.seed == seed), arm.runs[0]) for arm in groups}
+
+
+def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int, dict[str, Strip]]:
+    """generation -> arm -> its samples 0, 1, 2, …: the same seeds in every cell of the grid."""
+    sets = {(g, label): dataset(run, g, "samples") for g in generations for label, run in runs.items()}
+    found = {key: value for key, value in sets.items() if value is not None}
+    out: dict[int, dict[str, Strip]] = {}
+    if not found:
+        return out
+    pixels = max(math.prod(one.shape) for one in found.values())
+    columns = int(np.clip(BUDGET / (len(found) * pixels), 4, 10))
+    rows = 2 if columns == 10 else 1
+    for (generation, label), one in found.items():
+        images = one.take(np.arange(min(columns * rows, available(one))))
+        alt = f"Samples 0 to {len(images) - 1} of generation {generation}, {label}"
+        out.setdefault(generation, {})[label] = strip(images, columns, alt)
+    return out
+
+
+def nearest_pairs(run: Run, runs: int = 1) -> tuple[int, list[tuple[float, Strip]]] | None:
+    """The last generation with samples, and pairs (generated, nearest training image) from nearest to furthest.
+
+    Distances in pixels (0..255 scale); the pairs are spread evenly over the first COMPARED samples, nearest first.
+    `runs` says how many runs share the page's budget.
+    """
+    for generation in reversed(range(run.planned)):
+        samples, training = dataset(run, generation, "samples"), dataset(run, generation, "selected")
+        if samples is not None and training is not None:
+            break
+    else:
+        return None
+    generated = samples.take(np.arange(min(COMPARED, available(samples))))
+    real = training.all()
+    distances, ids = nearest(_rows(generated), _rows(real), 1)
+    order = np.argsort(distances[:, 0], kind="stable")
+    count = int(np.clip(PAIR_BUDGET / (runs * 2 * math.prod(samples.shape)), 4, PAIRS))
+    picked = order[np.unique(np.linspace(0, len(order) - 1, count).round().astype(int))]
+    pairs = []
+    for i in picked:
+        both = np.stack([generated[i], real[ids[i, 0]]])
+        alt = f"Sample {i} and training image {ids[i, 0]}, {distances[i, 0]:.0f} apart"
+        pairs.append((float(distances[i, 0]), strip(both, 1, alt)))
+    return generation, pairs
+
+
+def _rows(images: NDArray[np.generic]) -> NDArray[np.float32]:
+    return images.reshape(len(images), -1).astype(np.float32)
+
+
+def strip(images: NDArray[np.generic], columns: int, alt: str) -> Strip:
+    """uint8 [n, C, H, W] -> one PNG, `columns` images wide, a white line between images."""
+    n, c, h, w = images.shape
+    gap = 1
+    rows = math.ceil(n / columns)
+    columns = min(columns, n)
+    sheet = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 255, dtype=np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        sheet[y : y + h, x : x + w] = image.transpose(1, 2, 0)
+    out = io.BytesIO()
+    Image.fromarray(sheet[:, :, 0] if c == 1 else sheet).save(out, "PNG", optimize=True)
+    return Strip(out.getvalue(), alt, sheet.shape[1], sheet.shape[0])

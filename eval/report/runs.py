@@ -1,0 +1,362 @@
+"""Finished and unfinished runs, read back from their folders for a report.
+
+    run and sweep folders  ->  read_runs  ->  [Run]  ->  arms (runs that differ in the seed only)
+
+Reads what `launcher` writes: `config.yaml`, `generation_*/metrics/metrics.jsonl` and `generation_*/stats.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+
+from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
+from entroloop.selection.pool import LoopConfig
+
+Row = dict[str, Any]
+# May differ between runs of one arm: what the run is called, where it runs, how far it went.
+_ASIDE = ("name", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep")
+_OPEN = ("selection.options.", "train.more_emas.")  # keys of these are there only where somebody set them
+
+
+class _Config(BaseModel, strict=True):
+    seed: NonNegativeInt = 0
+    generations: PositiveInt = 1
+
+
+class _Encoder(BaseModel, strict=True):
+    k: dict[str, int] = {}
+    digest: str | None = None
+    entropy_n: int | None = None
+    entropy_k: int | None = None
+    top_eigenvalues: list[FiniteFloat] | None = None
+
+
+class _Context(BaseModel, strict=True):
+    encoders: dict[str, _Encoder] = {}
+    n_generated: int | None = None
+    n_training: int | None = None
+    n_reference: int | None = None
+    seed: int | None = None
+
+
+class _Measured(BaseModel, strict=True):
+    measures: dict[str, dict[str, FiniteFloat | None]]
+    provenance: dict[Annotated[str, Field(pattern="^(real|[0-9]+)$")], Annotated[FiniteFloat, Field(ge=0, le=1)]]
+    context: _Context = _Context()
+
+
+class _Baseline(_Measured):
+    generation: None
+
+
+class _Row(_Measured):
+    generation: NonNegativeInt
+    baseline: _Baseline | None = None
+
+
+class _Spent(BaseModel, strict=True):
+    phase: str
+    seconds: FiniteFloat | None = None
+    nfe: FiniteFloat | None = None
+    numerics: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run as far as it is."""
+
+    folder: Path
+    name: str
+    config: dict[str, Any]  # flat: "selection.strategy" -> value
+    rows: tuple[Row, ...]  # one a finished generation, in order
+    baseline: Row | None
+    stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
+    failed: bool = False  # its last attempt did, as state.json says
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed", 0))
+
+    @property
+    def strategy(self) -> str:
+        return str(self.config.get("selection.strategy", "random"))
+
+    @property
+    def paradigm(self) -> str:
+        return str(self.config.get("loop.paradigm", ""))
+
+    @property
+    def planned(self) -> int:
+        """Generations that the configuration asks for."""
+        return int(self.config.get("generations", len(self.rows)))
+
+    @property
+    def finished(self) -> bool:
+        return len(self.rows) >= self.planned
+
+    def value(self, generation: int, encoder: str, measure: str) -> float | None:
+        """A measure of one generation, None where it is missing or undefined."""
+        return row_value(next((row for row in self.rows if row["generation"] == generation), None), encoder, measure)
+
+    def generation_folder(self, generation: int) -> Path:
+        return self.folder / f"generation_{generation:04d}"
+
+
+def row_value(row: Row | None, encoder: str, measure: str) -> float | None:
+    """A measure out of a row. `real_share` comes from the provenance and is the same for every encoder."""
+    if row is None:
+        return None
+    if measure == "real_share":
+        return float(row["provenance"].get("real", 0.0))
+    value = row["measures"].get(encoder, {}).get(measure)
+    return None if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    strategy: str
+    rest: str  # what else tells it from other arms: "accumulate", "replace, tau=3", …
+    runs: tuple[Run, ...]
+
+    @property
+    def generations(self) -> list[int]:
+        return sorted({row["generation"] for run in self.runs for row in run.rows})
+
+    def values(self, generation: int, encoder: str, measure: str) -> list[float]:
+        found = (run.value(generation, encoder, measure) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Every run in the given run and sweep folders, each once, in the order given.
+
+    Runs of equal name get as much of their paths as tells them apart: `strategies/seed0-random`.
+    Raises UserError for a folder that holds no run and for a damaged row or configuration, naming the file.
+    """
+    found: dict[Path, Run] = {}
+    for folder in folders:
+        inside = run_folders(folder)
+        if not inside:
+            raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it); give a folder that `run` made")
+        for path in inside:
+            try:
+                found.setdefault(path.resolve(), read_run(path))
+            except OSError as error:
+                raise UserError(f"{error.filename}: not readable ({error.strerror})") from error
+    return _told_apart(found)
+
+
+def _told_apart(found: Mapping[Path, Run]) -> list[Run]:
+    out = []
+    for path, run in found.items():
+        twins = [other.parts for other, one in found.items() if one.name == run.name and other != path]
+        if twins:
+            lengths = range(1, len(path.parts) + 1)
+            length = next(n for n in lengths if all(parts[-n:] != path.parts[-n:] for parts in twins))
+            run = replace(run, name="/".join(path.parts[-length:]))
+        out.append(run)
+    return out
+
+
+def run_folders(folder: Path) -> list[Path]:
+    """The folder itself if it is a run, else the runs up to two levels below, by name."""
+    if is_run(folder):
+        return [folder]
+    below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return [path for path in below if is_run(path)]
+
+
+def is_run(folder: Path) -> bool:
+    """A sweep's own folder may hold a `config.yaml` too, but no generations beside runs of its own."""
+    if not (folder / "config.yaml").is_file():
+        return False
+    return any(folder.glob("generation_*")) or not any(folder.glob("*/config.yaml"))
+
+
+def read_run(folder: Path) -> Run:
+    """Reads one run. Rows count once their folder is sealed.
+
+    Raises UserError naming file, line and key where a value is not what it should be.
+    """
+    path = folder / "config.yaml"
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: holds no configuration (expected keys such as seed and loop)")
+    if wrong := _wrong(_Config, config):
+        raise UserError(f"{path}: {wrong}")
+    rows: list[Row] = []
+    stats = [{**line, "generation": "real"} for line in _json_lines(folder / "real" / "stats.jsonl")]
+    for generation in sorted(folder.glob("generation_*")):
+        rows += _rows(generation / "metrics")
+        stats += [{**line, "generation": generation.name} for line in _json_lines(generation / "stats.jsonl")]
+    rows.sort(key=lambda row: int(row["generation"]))
+    baseline = next((row["baseline"] for row in rows if row.get("baseline")), None)
+    name = str(config.get("name") or folder.name)
+    failed = _status(folder / "state.json") == "failed"
+    return Run(folder, name, _LOOP | flat(config), tuple(rows), baseline, tuple(stats), failed)
+
+
+def _status(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _rows(folder: Path) -> list[Row]:
+    path = folder / "metrics.jsonl"
+    if not (folder / manifest.MANIFEST).exists() or not path.exists():
+        return []
+    rows = []
+    for number, line in _lines(path):
+        try:
+            row = json.loads(line)
+            wrong = _wrong(_Row, row) or _not_finite(row)
+        except ValueError:
+            row, wrong = {}, "not JSON"
+        if wrong:
+            what = f"damaged row of measures in line {number} ({wrong})"
+            raise UserError(f"{path}: {what}; delete the folder and run again")
+        rows.append(row)
+    manifest.check(folder, [path.name])
+    return rows
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Unsealed and appended to while a run works: a last line cut short is left out."""
+    if not path.exists():
+        return []
+    lines = []
+    for number, line in _lines(path):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if wrong := _wrong(_Spent, value):
+            raise UserError(f"{path}: damaged line {number} ({wrong}); delete the line")
+        lines.append(value)
+    return lines
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines that are not empty, numbered from one."""
+    return ((number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip())
+
+
+def _wrong(model: type[BaseModel], value: Any) -> str:
+    """What does not fit: key, value and what would be right, in one line; empty where all fits."""
+    try:
+        model.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            return "expected keys and values"
+        key = ".".join(map(str, first["loc"]))
+        return f"{key} is missing" if first["type"] == "missing" else f"{key} is {first['input']!r:.60}: {first['msg']}"
+    return ""
+
+
+def _not_finite(value: Any, key: str = "") -> str:
+    """The first number in nested values that is nan or infinite, with its key; empty where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key} is {value}: expected a finite number"
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return next(filter(None, (_not_finite(one, f"{key}.{name}".lstrip(".")) for name, one in inside)), "")
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as "section.key" -> value."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+# How a run loops whose configuration was written before a key of it came.
+_LOOP = flat({"loop": LoopConfig().model_dump(mode="json")})
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent.
+
+    A key that an older version did not know is no difference where all runs that have it agree.
+    """
+    keys = sorted({key for run in runs for key in run.config})
+    differing = {}
+    for key in keys:
+        values = [run.config.get(key) for run in runs]
+        told = values if key.startswith(_OPEN) else [run.config[key] for run in runs if key in run.config]
+        if not _aside(key) and any(value != told[0] for value in told):
+            differing[key] = values
+    return differing
+
+
+def _aside(key: str) -> bool:
+    return key.split(".")[0] in _ASIDE or key.split(".")[-1] in ("seed", "name")
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Groups runs that differ in the seed only; each label names the fewest keys that tell the arms apart.
+
+    Where that takes more than two keys, a value that more than half of the arms have goes without saying.
+    Arms come in the order of their first run, `random` first, since the others are compared with it.
+    """
+    differing = differences(runs)
+    groups: dict[str, list[int]] = {}
+    for i in range(len(runs)):
+        signature = json.dumps([differing[key][i] for key in differing], default=str)
+        groups.setdefault(signature, []).append(i)
+    naming = _telling_keys(differing, [members[0] for members in groups.values()])
+    usual = {}
+    for key in naming if len(naming) > 2 else ():
+        values = [json.dumps(differing[key][members[0]], default=str) for members in groups.values()]
+        usual[key] = next((value for value in values if values.count(value) > len(values) / 2), None)
+    out = []
+    for members in groups.values():
+        first = members[0]
+        told = [key for key in naming if json.dumps(differing[key][first], default=str) != usual.get(key)]
+        rest = ", ".join(_short(key, differing[key][first]) for key in told)
+        strategy = runs[first].strategy
+        label = f"{strategy} ({rest})" if rest else strategy
+        out.append(Arm(label, strategy, rest, tuple(sorted((runs[i] for i in members), key=lambda run: run.seed))))
+    return sorted(out, key=lambda arm: arm.strategy != "random")
+
+
+def _telling_keys(differing: Mapping[str, list[Any]], members: Iterable[int]) -> list[str]:
+    """Keys, beyond the strategy, that are needed to tell these runs apart: the paradigm first."""
+    members = list(members)
+    order = sorted((key for key in differing if key != "selection.strategy"), key=lambda key: key != "loop.paradigm")
+    naming: list[str] = []
+
+    def parts(keys: Sequence[str]) -> int:
+        every = [key for key in ("selection.strategy", *keys) if key in differing]
+        return len({json.dumps([differing[key][i] for key in every], default=str) for i in members})
+
+    for key in order:
+        if parts([*naming, key]) > parts(naming):
+            naming.append(key)
+    return naming
+
+
+def _short(key: str, value: Any) -> str:
+    if key == "loop.paradigm":
+        return str(value)
+    return f"{key.split('.')[-1]}={'none' if value is None else value}"

@@ -1,0 +1,234 @@
+"""Statistics that the report states: equal seeds, spread over seeds, and correlation with its interval.
+
+Arms  ->  compared  ->  curves, paired differences
+Arms  ->  correlation
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from entroloop.eval.report.runs import Arm, Run, differences, row_value
+
+DRAWS = 2000
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Arms cut down to what can be compared: in each, one run of every seed that has reached `generation` in all arms.
+
+    Where arms have no seed in common, `seeds` is empty and each arm keeps whatever has reached the generation. Arms
+    that have measured nothing stay as they are.
+    """
+
+    groups: list[Arm]
+    generation: int | None  # None: nothing has been measured
+    seeds: tuple[int, ...]
+    left_out: tuple[Run, ...]  # have rows, but count in no mean
+
+    @property
+    def measured(self) -> list[Arm]:
+        return [arm for arm in self.groups if arm.generations]
+
+
+def compared(groups: Sequence[Arm]) -> Compared:
+    """The last generation that some seed has reached in every arm with any row, and the runs that count there."""
+    measured = [arm for arm in groups if arm.generations]
+    furthest = [{run.seed: run for run in sorted(arm.runs, key=lambda run: len(run.rows))} for arm in measured]
+    shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
+    reached = {seed: min(_reached(runs[seed]) for runs in furthest) for seed in shared}
+    last = max(reached.values(), default=-1)
+    seeds = tuple(sorted(seed for seed in reached if reached[seed] == last)) if last >= 0 else ()
+    if not seeds:
+        last = min((max(arm.generations) for arm in measured), default=-1)
+    by_label = dict(zip((arm.label for arm in measured), furthest, strict=True))
+    kept = []
+    for arm in groups:
+        if runs := by_label.get(arm.label):
+            counted = [
+                runs[seed] for seed in sorted(runs) if (seed in seeds if seeds else _reached(runs[seed]) >= last)
+            ]
+            arm = Arm(arm.label, arm.strategy, arm.rest, tuple(counted))
+        kept.append(arm)
+    counting = {id(run) for arm in kept for run in arm.runs}
+    left_out = tuple(run for arm in measured for run in arm.runs if run.rows and id(run) not in counting)
+    return Compared(kept, last if last >= 0 else None, seeds, left_out)
+
+
+def _reached(run: Run) -> int:
+    return max((row["generation"] for row in run.rows), default=-1)
+
+
+def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
+    """The arm that selects at random and differs from this one in the selection only; None where there is none."""
+    if arm.strategy == "random":
+        return None
+    alike = [
+        other for other in groups if other.strategy == "random" and _differ_in_selection(arm.runs[0], other.runs[0])
+    ]
+    return min(alike, key=lambda other: other.rest != arm.rest, default=None)
+
+
+def _differ_in_selection(a: Run, b: Run) -> bool:
+    """Selecting takes more candidates; what is kept on disk changes no number."""
+    return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measure over generations: the mean over seeds and its band; `n` seeds at each point."""
+
+    generations: list[int]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    n: list[int]
+
+
+def curve(arm: Arm, encoder: str, measure: str) -> Curve:
+    """Band: 95% Student interval of the mean from three seeds on, the range below that.
+
+    Over the generations that all of the arm's runs have reached, so that a mean is over the same seeds throughout.
+    """
+    shared = set.intersection(*({row["generation"] for row in run.rows} for run in arm.runs)) if arm.runs else set()
+    points = [(g, arm.values(g, encoder, measure)) for g in sorted(shared)]
+    points = [(g, values) for g, values in points if values]
+    bands = [interval(values) for _, values in points]
+    return Curve(
+        [g for g, _ in points],
+        [float(np.mean(values)) for _, values in points],
+        [low for low, _ in bands],
+        [high for _, high in bands],
+        [len(values) for _, values in points],
+    )
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """95% Student interval of the mean; of fewer than three values, their range."""
+    if len(values) < 3:
+        return min(values), max(values)
+    mean, error = float(np.mean(values)), float(stats.sem(values))
+    half = float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return mean - half, mean + half
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson r over `n` generations of `runs` runs, with a 95% interval (None where too few runs allow one)."""
+
+    r: float
+    low: float | None
+    high: float | None
+    n: int
+    runs: int
+
+
+def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[float, float]]]:
+    """(training-set entropy, log generalization score) of every generation, one list a run."""
+    out = []
+    for run in runs:
+        pairs = []
+        for row in run.rows:
+            entropy, score = (row_value(row, encoder, m) for m in ("training_entropy", "generalization_score"))
+            if entropy is not None and score is not None and score > 0:
+                pairs.append((entropy, math.log(score)))
+        out.append(pairs)
+    return out
+
+
+def entropy_sizes(runs: Sequence[Run]) -> dict[int | None, str]:
+    """Number of images in the entropy estimate -> a run that has it. Estimates of different numbers do not compare."""
+    found: dict[int | None, str] = {}
+    for run in runs:
+        for row in run.rows:
+            for one in row.get("context", {}).get("encoders", {}).values():
+                found.setdefault(one.get("entropy_n"), run.name)
+    return found
+
+
+def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlation | None:
+    """Pearson r of all pairs; its interval by drawing whole runs with replacement (points of a run hang together).
+
+    A point that runs share (generation 0 of a seed) counts once. None with fewer than three pairs or without spread.
+    Below four runs no interval is given.
+    """
+    filled = [np.array(cluster) for cluster in once(clusters) if len(cluster)]
+    r = _pearson(filled)
+    if r is None:
+        return None
+    low = high = None
+    if len(filled) >= 4:
+        rng = np.random.default_rng(0)
+        draws = (_pearson([filled[i] for i in rng.integers(len(filled), size=len(filled))]) for _ in range(DRAWS))
+        low, high = (float(q) for q in np.quantile([d for d in draws if d is not None], [0.025, 0.975]))
+    return Correlation(r, low, high, sum(map(len, filled)), len(filled))
+
+
+def once(clusters: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
+    """The clusters without the points that came before, in the same or an earlier one."""
+    seen: set[tuple[float, float]] = set()
+    out = []
+    for cluster in clusters:
+        new = [pair for pair in dict.fromkeys(cluster) if pair not in seen]
+        seen.update(new)
+        out.append(new)
+    return out
+
+
+def _pearson(clusters: Sequence[np.ndarray]) -> float | None:
+    points = np.concatenate(clusters) if clusters else np.empty((0, 2))
+    if len(points) < 3 or min(points.std(0)) < 1e-12:
+        return None
+    return float(np.corrcoef(points.T)[0, 1])
+
+
+def paired(ours: Arm, theirs: Arm, generation: int, encoder: str, measure: str) -> list[float]:
+    """Differences ours - theirs of runs with equal seeds; they share generation 0, so the seed's luck cancels."""
+    other = {run.seed: run.value(generation, encoder, measure) for run in theirs.runs}
+    out = []
+    for run in ours.runs:
+        a, b = run.value(generation, encoder, measure), other.get(run.seed)
+        if a is not None and b is not None:
+            out.append(a - b)
+    return out
+
+
+def last_common(groups: Sequence[Arm]) -> int | None:
+    """The last generation that every arm with any row has reached."""
+    reached = [max(arm.generations) for arm in groups if arm.generations]
+    return min(reached) if reached else None
+
+
+def number(value: float | None, significant: int = 3) -> str:
+    """Three significant digits; a dash for nothing."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    if value == 0:
+        return "0"
+    if not 1e-4 <= abs(value) < 1e6:
+        return f"{value:.{significant - 1}e}".replace("-", "\N{MINUS SIGN}")
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "\N{MINUS SIGN}")
+    digits = max(0, significant - 1 - math.floor(math.log10(abs(value))))
+    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def mean_and_interval(values: Sequence[float], form: Callable[[float], str] = number) -> str:
+    """`mean [low, high]`; of fewer than three values the mean alone, of none a dash."""
+    if not values:
+        return number(None)
+    text = form(float(np.mean(values)))
+    if len(values) >= 3:
+        low, high = interval(values)
+        text += f" [{form(low)}, {form(high)}]"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def mean_value(arm: Arm, generation: int, encoder: str, measure: str) -> float | None:
+    values = arm.values(generation, encoder, measure)
+    return float(np.mean(values)) if values else None

@@ -1,0 +1,291 @@
+"""Tables of the report, and the same numbers as CSV and JSON.
+
+[Run] and arms  ->  dicts of strings for the page, records for files
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from entroloop.eval.catalogue import MEASURES, title
+from entroloop.eval.report import headline as sentences
+from entroloop.eval.report import plots
+from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report.runs import Arm, Row, Run, arms, differences, row_value
+
+
+def encoders(runs: Sequence[Run]) -> list[str]:
+    """All encoders with measures, in the order of the rows."""
+    return list(dict.fromkeys(name for run in runs for row in run.rows for name in row["measures"]))
+
+
+def score_encoder(names: Sequence[str]) -> str:
+    """Where nearest-neighbour scores are read: pixels if measured."""
+    return "pixel" if "pixel" in names else names[0]
+
+
+def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
+    """Where distributions are compared: an encoder that selected in no run, if there is one; of those the first that is
+    not the raw pixels, if there is one."""
+    selecting = sentences.selecting_encoders(runs)
+    return min(names, key=lambda name: (name in selecting, name == "pixel"))
+
+
+def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
+    """The measures that some row has in this encoder, in the catalogue's order, others after them."""
+    found = {m for run in runs for row in run.rows for m in row["measures"].get(encoder, {})}
+    return [*(m for m in MEASURES if m in found), *sorted(found - MEASURES.keys())]
+
+
+def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict[str, Any]:
+    """Measures at the last generation that every arm has, over equal seeds: a line a measure, a column an arm."""
+    even = analysis.compared(groups)
+    last, shown = even.generation, even.measured
+    lines = []
+    for measure in [*measures_of(runs, encoder), "real_share"]:
+        base = analysis.number(plots.baseline_value(runs, encoder, measure))
+        lines.append((measure, base, [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]))
+    rows = [row for arm in shown for run in arm.runs for row in run.rows if row["generation"] == last]
+    return {
+        "encoder": encoder, "generation": last, "arms": [arm.label for arm in shown], "lines": lines,
+        "sizes": set_sizes(rows), "base_sizes": baseline_sizes(runs),
+    }  # fmt: skip
+
+
+def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
+    """Arm, its baseline, and the change of its Fréchet distance, where there are too many arms for the headline."""
+    even = analysis.compared(groups)
+    bases = [(arm, analysis.baseline_arm(arm, even.measured)) for arm in even.measured]
+    if len(bases) <= sentences.NAMED + 1 or not even.generation:
+        return []
+    return [
+        (arm.label, base.label, sentences.difference(arm, base, even.generation, encoder, "frechet_distance"))
+        for arm, base in bases
+        if base
+    ]
+
+
+def set_sizes(rows: Sequence[Row]) -> str:
+    """`512 against 128`: generated images, and those that distances are taken to; empty where rows do not say."""
+    contexts = [row["context"] for row in rows if row.get("context", {}).get("n_generated")]
+    found = sorted({(one["n_generated"], one["n_reference"] or one["n_training"]) for one in contexts})
+    return " or ".join(f"{generated} against {real}" for generated, real in found)
+
+
+def baseline_sizes(runs: Sequence[Run]) -> str:
+    """The same of the real-test-vs-real-train rows: held-out images, and training images of generation 0."""
+    return set_sizes([run.baseline for run in runs if run.baseline])
+
+
+def _cell(values: Sequence[float]) -> str:
+    """Mean and interval; a line may break between the two, not within."""
+    return analysis.mean_and_interval(values).replace(", ", ",\N{NO-BREAK SPACE}")
+
+
+def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
+    """A line an arm and generation, over the seeds that all of the arm's compared runs have."""
+    lines = []
+    for arm in analysis.compared(groups).measured:
+        for generation in range(min(len(run.rows) for run in arm.runs)):
+            cells = [_cell(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
+            lines.append((arm.label, generation, cells))
+    base = [analysis.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]
+    return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines, "base": base}
+
+
+def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
+    """Seconds of each phase, and images through the network in training and in sampling: one line a run.
+
+    Work shared between runs of a sweep counts where it was done; attempts that were interrupted count too, and are
+    given once more by themselves.
+    """
+    phases = plots.phases_of(runs)
+    calling = [phase for phase in phases if any(plots.spent(run, phase, "nfe") for run in runs)]
+    lines = []
+    for run in runs:
+        seconds = [plots.spent(run, phase, "seconds") for phase in phases]
+        calls = [f"{plots.spent(run, phase, 'nfe'):,.0f}" for phase in calling]
+        lines.append((run.name, [f"{s:,.1f}" for s in [*seconds, sum(seconds)]], calls))
+    broken = [line["seconds"] for run in runs for line in run.stats if line.get("interrupted") and line.get("seconds")]
+    interrupted = f"{sum(broken):,.1f}" if broken else ""
+    return {"phases": phases, "calling": calling, "lines": lines if phases else [], "interrupted": interrupted}
+
+
+def difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:
+    return {
+        key: [analysis.number(None) if v is None else str(v) for v in values]
+        for key, values in differences(runs).items()
+    }
+
+
+def environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What made the runs: every fact under `numerics` in the unsealed statistics, with all its values."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        for line in run.stats:
+            for key, value in (line.get("numerics") or {}).items():
+                values = found.setdefault(str(key), [])
+                if str(value) not in values:
+                    values.append(str(value))
+    return [(key, " | ".join(values)) for key, values in sorted(found.items())]
+
+
+def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
+    """N, k, seed and weights behind the numbers of the last rows: one line an encoder, by arm where arms differ.
+
+    What differs within an arm (distances of a seed, duplicates) is given as a range over all runs.
+    """
+    found: dict[str, dict[str, dict[str, list[Any]]]] = {}  # encoder -> key -> arm -> values
+    for arm in groups:
+        for row in (row for run in arm.runs for row in run.rows[-1:]):
+            whole = row.get("context", {})
+            sections = {"all encoders": {key: value for key, value in whole.items() if key != "encoders"}}
+            for name, one in {**sections, **whole.get("encoders", {})}.items():
+                for key, value in one.items():
+                    if key != "top_eigenvalues" and value is not None:
+                        found.setdefault(name, {}).setdefault(key, {}).setdefault(arm.label, []).append(value)
+    return [(name, [f"{key} {_by_arm(values)}" for key, values in keys.items()]) for name, keys in found.items()]
+
+
+def _by_arm(values: dict[str, list[Any]]) -> str:
+    """One text where all agree, else the arms of each; a range where runs of one arm differ in a number."""
+    every = [value for arm in values.values() for value in arm]
+    texts = {label: list(dict.fromkeys(map(_brief, arm))) for label, arm in values.items()}
+    if max(map(len, texts.values())) > 1 and all(isinstance(value, int | float) for value in every):
+        return f"{_brief(min(every))} … {_brief(max(every))}"
+    labels: dict[str, list[str]] = {}
+    for label, arm in texts.items():
+        labels.setdefault(" or ".join(arm), []).append(label)
+    return next(iter(labels)) if len(labels) == 1 else "; ".join(f"{t} ({', '.join(of)})" for t, of in labels.items())
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    if isinstance(value, float):
+        return analysis.number(value)
+    return value[:16] if isinstance(value, str) else str(value)
+
+
+def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -> dict[str, Any]:
+    """Numbers for the plot of any measure against any other: a point a generation of each run."""
+    looks = plots.styles(groups)
+    columns = [(name, m) for name in names for m in measures_of(runs, name)]
+    return {
+        "axes": ["generation", "real_share", *(f"{m} · {name}" for name, m in columns)],
+        "titles": ["generation", title("real_share"), *(f"{title(m, name)} · {name}" for name, m in columns)],
+        "start": [
+            _position(columns, "training_entropy", score_encoder),
+            _position(columns, "generalization_score", score_encoder),
+        ],
+        "arms": [
+            {
+                "label": arm.label,
+                "colour": looks[arm.label].colour,
+                "dash": looks[arm.label].dasharray,
+                "marker": looks[arm.label].outline,
+                "runs": [
+                    [
+                        [
+                            row["generation"],
+                            row_value(row, "", "real_share"),
+                            *(_short(row_value(row, *c)) for c in columns),
+                        ]
+                        for row in run.rows
+                    ]
+                    for run in arm.runs
+                ],
+            }
+            for arm in groups
+        ],
+    }
+
+
+def _position(columns: Sequence[tuple[str, str]], measure: str, prefer: Any) -> int:
+    names = [name for name, m in columns if m == measure]
+    return 2 + columns.index((prefer(names), measure)) if names else 0
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """One record a run, generation, encoder and measure; baselines have no generation.
+
+    Shares of the training set by origin, such as `provenance.real` and `provenance.0`, are of no encoder.
+    """
+    labels = _labels(runs)
+    records = []
+    for run in runs:
+        about = {
+            "run": run.name,
+            "arm": labels[id(run)],
+            "strategy": run.strategy,
+            "paradigm": run.paradigm,
+            "seed": run.seed,
+        }
+        for row in [*run.rows, *([run.baseline] if run.baseline else [])]:
+            kind = "baseline" if row is run.baseline else "generated"
+            context = row.get("context", {})
+            at = {"kind": kind, "generation": row["generation"]}
+            sizes = {key: context.get(key) for key in ("n_generated", "n_training", "n_reference")}
+            for origin, share in row["provenance"].items():
+                records.append({**about, **at, "measure": f"provenance.{origin}", "value": share, **sizes})
+            for encoder, values in row["measures"].items():
+                one = context.get("encoders", {}).get(encoder, {})
+                ks = {**one.get("k", {}), "training_entropy": one.get("entropy_k")}
+                behind = {
+                    **sizes, "entropy_n": one.get("entropy_n"), "measure_seed": context.get("seed"),
+                    "encoder_digest": one.get("digest"),
+                }  # fmt: skip
+                for measure, value in {**values, "real_share": row_value(row, encoder, "real_share")}.items():
+                    of = {"encoder": encoder, "measure": measure, "value": value, "k": ks.get(measure)}
+                    records.append({**about, **at, **of, **behind})
+    return records
+
+
+def _labels(runs: Sequence[Run]) -> dict[int, str]:
+    return {id(run): arm.label for arm in arms(runs) for run in arm.runs}
+
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """Long form: a line a value, with what it is of and the sizes, k, seed and encoder digest behind it."""
+    columns = (
+        "run", "arm", "strategy", "paradigm", "seed", "kind", "generation", "encoder", "measure", "value", "k",
+        "n_generated", "n_training", "n_reference", "entropy_n", "measure_seed", "encoder_digest",
+    )  # fmt: skip
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(as_records(runs))
+    return out.getvalue()
+
+
+def as_json(runs: Sequence[Run]) -> str:
+    """The headline, correlations, and every row of every run with its context and the label of its arm."""
+    names, groups, labels = encoders(runs), arms(runs), _labels(runs)
+    found = {
+        name: analysis.correlation([c for arm in groups for c in analysis.entropy_and_score(arm.runs, name)])
+        for name in names
+        if len(analysis.entropy_sizes(runs)) < 2
+    }
+    summary = {
+        "headline": sentences.headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],
+        "correlation": {name: vars(one) if one else None for name, one in found.items()},
+        "runs": [
+            {
+                "name": run.name,
+                "arm": labels[id(run)],
+                "config": json.loads(json.dumps(run.config, default=str), parse_constant=str),  # infinity as text
+                "rows": run.rows,
+                "finished": run.finished,
+            }
+            for run in runs
+        ],
+    }
+    return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"

@@ -1,0 +1,33 @@
+"""`entroloop latents`: images into a frozen autoencoder's latent space, and latents back into images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def latents_command(
+    source: Annotated[Path, typer.Argument(help="Sealed images; with --decode sealed latents.", show_default=False)],
+    dest: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
+    vae: Annotated[Path, typer.Option(help="Folder of a diffusers AutoencoderKL.", show_default=False)],
+    decode: Annotated[bool, typer.Option("--decode", help="From latents to images.")] = False,
+    part: Annotated[str | None, typer.Option(help="i::n, the shards i, i + n, …; then once more without.")] = None,
+) -> None:
+    """Encode images by a frozen autoencoder, or decode latents. Run again, it goes on where it stopped."""
+    from entroloop.data.plan import parse_part
+    from entroloop.data.store import manifest
+    from entroloop.launcher.process import StopFlag, world_from_environment
+    from entroloop.trainer.latents import Autoencoder, convert
+
+    share = None if part is None else parse_part(part)
+    stop = StopFlag()
+    world = world_from_environment(should_stop=lambda: bool(stop))
+    autoencoder = Autoencoder(vae, world.device)
+    convert(source, dest, autoencoder, back=decode, part=share, should_stop=lambda: bool(stop))
+    if share is None:
+        sealed = manifest.read(dest)
+        typer.echo(f"{dest}: {sealed.count:,} {sealed.kind} of {' x '.join(map(str, sealed.about['shape']))}")
+    else:
+        typer.echo(f"{dest}: part {share} done")

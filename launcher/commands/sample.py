@@ -1,0 +1,69 @@
+"""The command `sample`: the missing shards of one sample phase, by one process.
+
+entroloop sample RUN [--generation g] [--part i::n]
+
+Any number of such processes, the tasks of a job array for example, work on the same phase with different parts; the
+same command without a part then finds every shard there and seals the phase.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from entroloop.data.errors import UserError
+
+if TYPE_CHECKING:
+    from entroloop.launcher.config import Config
+
+
+def sample_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
+    generation: Annotated[
+        int | None, typer.Option(help="Which generation; by default the first that is not sampled.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option("--part", "--shard", help="i::n, only the shards i, i + n, …; seals nothing.")
+    ] = None,
+) -> None:
+    """Make the missing sample shards of a run, without a process group."""
+    from entroloop.data.plan import parse_part
+    from entroloop.data.store import manifest
+    from entroloop.data.world import join
+    from entroloop.launcher.process import StopFlag, check_alone
+    from entroloop.launcher.run import runner as drive
+    from entroloop.launcher.run.steps import Layout, Step
+
+    if part is None:  # the tasks of one srun may each make a part
+        check_alone(
+            "sample", "give each a part (--part i::n), or use entroloop run CONFIG --generation g --phase sample"
+        )
+    config, layout = load_run(run), Layout(run)
+    mine = parse_part(part) if part is not None else None
+    if generation is None:
+        left = (g for g in range(config.generations) if not manifest.is_sealed(layout.of(Step(g, "sample"))))
+        generation = next(left, None)
+    if generation is None:
+        print(f"{run}: every generation is sampled")
+        return
+    step = Step(generation, "sample")
+    if 0 <= generation < config.generations and not manifest.is_sealed(layout.of(Step(generation, "train"))):
+        raise UserError(f"{run}: generation {generation} is not trained yet: run entroloop run {run}/config.yaml first")
+    stop = StopFlag()
+    drive.run_single(config, join(0, 1), lambda: bool(stop), step, mine)
+
+
+def load_run(run: Path) -> Config:
+    """The configuration saved with a run, at the place where the run is now. Raises UserError when it is no run."""
+    from entroloop.launcher import config as configuration
+    from entroloop.launcher.run import runner as drive
+    from entroloop.launcher.run.steps import Layout
+
+    saved = drive.read_config(Layout(run))
+    config = configuration.compose(saved, [], str(run / "config.yaml"))
+    if config.run_folder.resolve() == run.resolve():
+        return config
+    run = run.resolve()
+    return configuration.compose({**saved, "folder": str(run.parent), "name": run.name}, [], str(run / "config.yaml"))

@@ -1,0 +1,104 @@
+"""The commands `entroloop slurm …`: submit, script and cancel, and two that the jobs of a sweep call."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entroloop.data.errors import Failed, UserError
+
+app = typer.Typer(name="slurm", help="Run on a SLURM cluster.", no_args_is_help=True)
+ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
+
+
+@app.command("submit")
+def submit_command(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Submit what is missing of a run and not queued or running already."""
+    from entroloop.launcher import config as configuration
+    from entroloop.launcher import jobs as clusters
+
+    settings = configuration.load(config, overrides or [])
+    print(clusters.said(clusters.submit_run(settings), settings.run_folder))
+
+
+def submit_sweep(path: Path, overrides: list[str]) -> None:
+    """What `entroloop sweep --slurm` does."""
+    from entroloop.launcher import jobs as clusters
+    from entroloop.launcher import sweep
+
+    plan = clusters.submit_sweep(path, overrides)
+    print(clusters.said(plan, sweep.arms_of(path, overrides)[0].run_folder))
+
+
+@app.command("script")
+def script_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    phase: Annotated[str | None, typer.Option(help="Only jobs of this kind: train, sample, run, seal, …")] = None,
+) -> None:
+    """Print the scripts of the jobs that are to be done, without submitting or writing anything."""
+    from entroloop.launcher import config as configuration
+    from entroloop.launcher import jobs as clusters
+
+    print(clusters.scripts(configuration.load(config, overrides or []), phase))
+
+
+@app.command("cancel")
+def cancel_command(run: Annotated[Path, typer.Argument(help="Folder of a run or sweep.", show_default=False)]) -> None:
+    """Cancel the queued and running jobs of a run; what is sealed stays, and submitting again goes on."""
+    from entroloop.launcher.jobs import site_of
+    from entroloop.slurm import submit
+
+    if not run.is_dir():
+        raise UserError(f"{run}: no such folder")
+    numbers = submit.cancel(site_of(run).mark)
+    print(f"cancelled {len(numbers)} job(s): {' '.join(numbers)}" if numbers else "nothing is queued or running")
+
+
+@app.command("arm", hidden=True)
+def arm_command(
+    config: ConfigFile,
+    index: Annotated[int, typer.Argument(help="Number of the arm in the grid.")],
+    shared: Annotated[bool, typer.Option(help="Only what other arms share with it.")] = False,
+    state: Annotated[Path | None, typer.Option(help="Write here how the attempt ended.")] = None,
+    scratch: Annotated[Path | None, typer.Option(help="Node-local folder for training shards.")] = None,
+) -> None:
+    """Run one arm of a sweep, with what it shares taken from its leader (called by the jobs)."""
+    from entroloop.launcher import sweep
+    from entroloop.launcher.process import StopFlag, world_from_environment
+    from entroloop.launcher.run import runner as drive
+
+    _, arms = sweep.arms_of(config, [])
+    arm, stop = arms[index], StopFlag()
+    world = world_from_environment(should_stop=lambda: bool(stop))
+    if world.is_main:
+        sweep.link_shared(arm)  # what the leader lacks this arm makes itself, with the same bytes
+    world.barrier()
+    until = sweep.furthest_shared(arm, arms) if shared else None
+    attempt = drive.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
+    settings = sweep.while_shared(arm, arms)
+    drive.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
+
+
+@app.command("conclude", hidden=True)
+def conclude_command(config: ConfigFile) -> None:
+    """Write the report of a sweep over all arms that have something to show (called by the last job)."""
+    from entroloop.eval.report import page as report
+    from entroloop.launcher import sweep
+    from entroloop.launcher.run import retention
+    from entroloop.launcher.run import runner as drive
+    from entroloop.launcher.run.steps import Step, next_phase
+
+    base, arms = sweep.arms_of(config, [])
+    shown = [arm for arm in arms if drive.is_sealed(arm.layout)(Step(0, "evaluate"))]
+    unfinished = [arm for arm in arms if next_phase(drive.is_sealed(arm.layout), arm.config.generations) is not None]
+    if shown:
+        report.write([arm.layout.run for arm in shown], base.run_folder / "report.html")
+    for arm in arms if not unfinished else []:
+        retention.apply(arm.config, arm.layout)
+    if unfinished:
+        names = ", ".join(arm.config.name for arm in unfinished)
+        raise Failed(f"{len(unfinished)} of {len(arms)} runs did not finish: {names}: submit the sweep again")

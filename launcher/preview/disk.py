@@ -1,0 +1,127 @@
+"""Bytes on disk that a run will take, before it is run: from the configuration and, where it can be opened, the source.
+
+    Config -> what the source tells -> bytes of each generation's folders -> lines of the dry run
+
+Images are counted as if PNG did not make them smaller, so the figures are upper bounds for sets of images.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from entroloop.data.errors import UserError
+from entroloop.data.features import classifier
+from entroloop.data.features.encoder import FROZEN_DIMS
+from entroloop.data.sources.base import ArraySource, ImageSource
+from entroloop.data.sources.recognise import open_source
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import Dataset
+from entroloop.launcher.config import Config
+from entroloop.launcher.preview.memory import count_parameters
+from entroloop.launcher.run.retention import removable, size
+from entroloop.launcher.run.steps import Layout, Step, real_folder
+from entroloop.selection.pool import training_size
+
+TAR_BLOCK = 512
+PNG_OVERHEAD = 128  # signature, chunks and filter bytes of a small image
+COLUMNS = 96  # bytes a sample in the `.json` beside its shard
+END = 10240  # to which a tar is filled up
+FEATURES_OF_OTHERS = 1024  # assumed of encoders that are not built in
+STATES = 3  # weights and Adam's two moments in a checkpoint, beside the averages
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is known of the real data: samples, shape of one ((C, H, W) or (D,)) and whether they have labels."""
+
+    count: int
+    shape: tuple[int, ...]
+    labelled: bool
+
+
+def source_of(config: Config) -> Source | None:
+    """Opens the source, or its sealed set; None where it is not to be had here."""
+    data = config.data
+    folder = real_folder(config, Layout(config.run_folder))
+    if manifest.is_sealed(folder):
+        sealed = Dataset(folder)
+        return Source(len(sealed), sealed.shape, sealed.labelled)
+    try:
+        opened = open_source(data.source, data.split)
+        count = min(len(opened.names), data.limit or len(opened.names))
+        if isinstance(opened, ArraySource):
+            shape = tuple(opened.array.shape[1:])
+        elif isinstance(opened, ImageSource):
+            channels, (width, height) = opened.header(0)
+            shape = (channels, height, width)
+        else:
+            shape = next(iter(opened.read([0]))).shape
+    except UserError:
+        return None
+    if len(shape) == 3 and data.resolution is not None:
+        shape = (shape[0], data.resolution, data.resolution)
+    return Source(count, shape, opened.labels is not None)
+
+
+def sample_bytes(shape: tuple[int, ...], labelled: bool) -> int:
+    """Of one sample in a shard, columns included."""
+    payload = math.prod(shape) + shape[1] + PNG_OVERHEAD if len(shape) == 3 else 4 * shape[0] + 128
+    tar = TAR_BLOCK + -(-payload // TAR_BLOCK) * TAR_BLOCK
+    return tar + (2 * TAR_BLOCK if labelled else 0) + COLUMNS
+
+
+def shards_bytes(count: int, shard_size: int, one: int) -> int:
+    return count * one + -(-count // shard_size) * END
+
+
+def generation_bytes(config: Config, source: Source, generation: int, parameters: int) -> dict[str, int]:
+    """Of one generation's folders, by name; of the real data for generation -1."""
+    one = sample_bytes(source.shape, source.labelled)
+    dims = {**FROZEN_DIMS, "pixel": math.prod(source.shape), "classifier": classifier.FEATURES}
+    features = 4 * sum(dims.get(name, FEATURES_OF_OTHERS) for name in config.encoders)
+    if generation < 0:
+        imported = (
+            0
+            if manifest.is_sealed(Path(config.data.source))
+            else shards_bytes(source.count, config.data.shard_size, one)
+        )
+        return {"images": imported, "features": source.count * features}
+    trained = training_size(config.loop, generation, config.data.size)
+    indexed = config.data.selected == "index"
+    return {
+        "selected": COLUMNS * trained if indexed else shards_bytes(trained, config.data.shard_size, one),
+        "weights": 4 * parameters * (1 + len(config.train.more_emas)),
+        "samples": shards_bytes(
+            config.samples, config.sample.shard_size, sample_bytes(source.shape, config.train.labels)
+        ),
+        "features": config.samples * features,
+    }
+
+
+def describe_disk(config: Config, source: Source | None) -> list[str]:
+    """Lines of the dry run."""
+    if source is None:
+        return [f"disk           not known: {config.data.source} cannot be opened here"]
+    parameters = count_parameters(config, source.shape)
+    real = generation_bytes(config, source, -1, parameters)
+    each = [generation_bytes(config, source, g, parameters) for g in range(config.generations)]
+    lines = [f"real data      disk      {_parts(real)}"]
+    lines += [f"generation {g:<3} disk      {_parts(parts)}" for g, parts in enumerate(each)]
+    folders = {"sample": "samples", "encode": "features"}
+    gone = sum(each[s.generation][folders[s.phase]] for s in removable(config, _all_sealed))
+    states = 4 * parameters * (STATES + 1 + len(config.train.more_emas)) * (config.train.keep + 1)
+    total = sum(real.values()) + sum(sum(parts.values()) for parts in each)
+    kept = config.generations * states if config.keep.checkpoints == "all" else 0
+    left = f", of which {size(total + kept - gone)} stay by keep" if gone or kept else ""
+    lines.append(f"disk           at most about {size(total)} in all{left}; checkpoints {size(states)} while training")
+    return lines
+
+
+def _all_sealed(step: Step) -> bool:
+    return True
+
+
+def _parts(parts: dict[str, int]) -> str:
+    return f"{size(sum(parts.values()))}: " + ", ".join(f"{name} {size(count)}" for name, count in parts.items())

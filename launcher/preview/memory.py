@@ -1,0 +1,85 @@
+"""How large a run's network is, and what a process holds of it in memory, before anything is run.
+
+    configuration -> shape of a sample -> network on torch's meta device -> parameters -> bytes by engine
+
+P parameters, W processes. Counted are weights, gradients, Adam's moments, float32 masters and averages, which do not
+depend on the batch; activations and caches come on top.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
+from entroloop.launcher.config import Config
+from entroloop.trainer.network import build
+
+KNOWN_SHAPES = {"digits": (1, 8, 8), "mixture": (2,)}
+ASSUMED_CLASSES = 10
+ENGINES = ("single", "ddp", "zero1", "zero2", "zero3")
+
+
+def sample_shape(config: Config) -> tuple[tuple[int, ...], str]:
+    """The shape of a sample, and where it is known from: the network's fold, a sealed data set, or an assumption.
+
+    Raises UserError when the configuration does not tell enough.
+    """
+    fold, source = config.network.fold, Path(config.data.source)
+    if fold is not None:
+        return (fold[0] * fold[1] * fold[2],), "network.fold"
+    if manifest.is_sealed(source):
+        return tuple(manifest.read(source).about["shape"]), str(source)
+    if config.data.source in KNOWN_SHAPES:
+        return KNOWN_SHAPES[config.data.source], config.data.source
+    if config.network.kind == "mlp" or config.data.resolution is None:
+        raise UserError(f"data.resolution: not given, and {source} is not a sealed data set that would tell the shape")
+    return (3, config.data.resolution, config.data.resolution), "data.resolution, in colour"
+
+
+def count_parameters(config: Config, shape: tuple[int, ...]) -> int:
+    """P, without giving the network memory. Raises UserError when the network does not fit the shape."""
+    with torch.device("meta"):
+        network = build(config.network, shape, ASSUMED_CLASSES if config.train.labels else 0, 0)
+    return sum(p.numel() for p in network.parameters())
+
+
+def processes(config: Config) -> int:
+    """W as the section `slurm` asks for it."""
+    job = config.slurm.of("train")
+    return (job.nodes or 1) * (job.processes or job.gpus_per_node or 1)
+
+
+def bytes_per_process(config: Config, parameters: int, engine: str, size: int) -> int:
+    """What one of `size` processes holds.
+
+    DDP        float32 weights, gradients and buckets to reduce them in; all moments and averages
+    ZeRO-1, 2  whole weights (2 bytes each in half precision); masters, moments, averages and (2) gradients in shares
+    ZeRO-3     all in shares
+    """
+    averages = 1 + len(config.train.more_emas)
+    if engine in ("single", "ddp"):
+        return parameters * (4 + 4 + 8 + 4 * averages + (4 if engine == "ddp" else 0))
+    width = 4 if config.train.precision == "no" else 2
+    shared = 4 + 8 + 4 * averages
+    whole = {"zero1": 2 * width, "zero2": width, "zero3": 0}[engine]
+    shared += 2 * width - whole
+    return parameters * whole + -(-parameters // size) * shared
+
+
+def describe_network(config: Config) -> list[str]:
+    """Lines of the dry run: parameters, and the memory of a process by engine."""
+    try:
+        shape, known_from = sample_shape(config)
+    except UserError as error:
+        return [f"network        parameters and memory are not known yet: {error}"]
+    parameters, size = count_parameters(config, shape), processes(config)
+    sizes = {engine: bytes_per_process(config, parameters, engine, size) / 2**20 for engine in ENGINES}
+    found = ", ".join(f"{e} {mib:,.0f}{' (this one)' if e == config.train.engine else ''}" for e, mib in sizes.items())
+    return [
+        f"network        {parameters:,} parameters for samples of {'x'.join(map(str, shape))} (from {known_from}), "
+        f"{config.train.objective}",
+        f"memory         MiB a process on {size}, without activations: {found}",
+    ]

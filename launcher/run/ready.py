@@ -1,0 +1,60 @@
+"""Whether a run can begin: all that its configuration names is there and fits, before anything is done.
+
+Config + the real data, where they can be looked at  ->  check_ready  ->  nothing, or one line
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from entroloop.data.errors import UserError
+from entroloop.data.features.encoder import check_own
+from entroloop.data.plan import split_real
+from entroloop.data.store import manifest
+from entroloop.launcher.config import Config
+from entroloop.launcher.preview.disk import Source, source_of
+from entroloop.launcher.preview.memory import count_parameters
+from entroloop.launcher.run.guide import guide_of
+from entroloop.launcher.run.steps import Layout, Phase, real_folder
+from entroloop.selection.pool import check_fresh
+from entroloop.trainer.tracking import check_installed
+
+
+def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, *, look: bool = False) -> Source | None:
+    """Raises UserError where something that the configuration names is missing, unfit or cannot be imported.
+
+    ahead   the phases that are to be done
+    device  where encoders are tried
+    look    open the source even if it is still to be imported; else that is done only for an encoder of the user's
+            own, which is tried on samples of the right shape
+    ->      the real data, as far as they were looked at
+    """
+    check_installed(config.tracking)
+    if "sample" in ahead:
+        guide_of(config, Layout(config.run_folder), 0)
+    own = [name for name in config.encoders if ":" in name] if {"prepare", "encode", "evaluate"} & set(ahead) else []
+    sealed = manifest.is_sealed(real_folder(config, Layout(config.run_folder)))
+    real = source_of(config) if look or own or (sealed and ahead) else None
+    if real is not None:
+        check_real(config, real)
+    check_own(own, real.shape if real else None, device)
+    return real
+
+
+def check_real(config: Config, real: Source) -> None:
+    """Raises UserError when such real data cannot serve all that the configuration wants of them."""
+    data = config.data
+    split = split_real(
+        real.count, data.size, data.heldout, data.labelled, split_seed=data.split_seed, run_seed=config.seed
+    )
+    check_fresh(config.loop, config.generations, data.size, len(split.fresh))
+    if not real.labelled:
+        if "classifier" in config.encoders:
+            raise UserError(
+                "encoder classifier (selection.encoder, evaluation.encoders): the data set has no labels: use pixel"
+            )
+        if config.train.labels:  # which choices by class need, too
+            raise UserError("train.labels=true: the real data have no labels: set train.labels=false")
+    count_parameters(config, real.shape)

@@ -1,0 +1,341 @@
+"""The registry of strategies, and `select`, the one door to them.
+
+    features (this rank's rows) + size + strategy + options  ->  Selection(ids, radii), the same on every rank
+
+Shapes: n_r rows of this rank, N rows of all ranks, D features.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from importlib.metadata import entry_points
+from typing import Annotated, Any, get_type_hints
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from torch import Tensor
+
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.selection.exact.distance import check_metric, nearest_name, pair_distances
+from entroloop.selection.exact.rows import Shard, agree
+from entroloop.selection.exact.spaces import check_rows, fit_metric
+from entroloop.selection.neighbours import checked, nearest
+from entroloop.selection.rules.adaptive import adaptive_threshold, entropy_matching
+from entroloop.selection.rules.greedy import greedy, two_level_greedy
+from entroloop.selection.rules.matching import covariance_matching
+from entroloop.selection.rules.problem import Problem, Selection, order_radii, quotas
+from entroloop.selection.rules.threshold import threshold_decay
+
+__all__ = ["Problem", "Selection", "SelectionConfig", "find", "select", "strategies"]
+
+ENTRY_POINTS = "entroloop.strategies"
+_PAIRS = 1 << 16  # drawn to find a high quantile of the distances
+_HIGH_QUANTILE = 0.95
+
+Strategy = Callable[..., Selection]
+
+
+def random(problem: Problem, *, stratified: bool = False) -> Selection:
+    """Uniform, or with as equal a number as possible from each generation (`stratified`, needs `generations`)."""
+    if not stratified:
+        return problem.selection(problem.order()[: problem.size])
+    if problem.generations is None:
+        raise UserError("random: stratified needs generations, one integer a row")
+    return problem.selection(_balanced(problem, problem.generations))
+
+
+def random_class_balanced(problem: Problem) -> Selection:
+    """As equal a number as possible from each class, at random within it."""
+    if problem.labels is None:
+        raise UserError("random-class-balanced: needs labels, one integer a row")
+    return problem.selection(_balanced(problem, problem.labels))
+
+
+def _balanced(problem: Problem, groups: Tensor) -> Tensor:
+    order = problem.order()
+    members = [order[groups[order] == group] for group in torch.unique(groups)]
+    shares = quotas([len(m) for m in members], problem.size)
+    taken = torch.zeros(len(order), dtype=torch.bool)
+    for ids, share in zip(members, shares, strict=True):
+        taken[ids[:share]] = True
+    return order[taken[order]]
+
+
+def greedy_selection(
+    problem: Problem, *, start: int = -1, parts: Annotated[int, Field(ge=0)] = 0,
+    oversample: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.25,
+) -> Selection:  # fmt: skip
+    """Farthest-point sampling.
+
+    start       id of the first pick; negative: a random row
+    parts       0: exact. Else two levels: each rank's rows are cut into this many parts, greedy chooses in each, and
+                exact greedy chooses among the chosen (an approximation for sizes beyond exact reach)
+    oversample  how many times its share each part chooses
+    """
+    _check_start(start, problem.shard.total)
+    first = start if start >= 0 else int(problem.order()[0])
+    if parts == 0:
+        return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
+    ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
+    return problem.selection(ids, radii, cover=cover)
+
+
+def _check_start(start: int, total: int) -> None:
+    if start >= total:
+        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")
+
+
+def threshold_selection(
+    problem: Problem, *, threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95,
+) -> Selection:  # fmt: skip
+    """The published filter. threshold 0: the 95 % quantile of the distances of random pairs."""
+    if threshold == 0:
+        threshold = _high_quantile(problem)
+    ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
+    return problem.selection(ids, radii, threshold=threshold, decay=decay)
+
+
+def _high_quantile(problem: Problem) -> float:
+    sample = problem.shard.take(problem.order()[:1024].to(problem.shard.rows.device))
+    draw = torch.from_numpy(problem.generator("pairs").integers(len(sample), size=(2, _PAIRS))).to(sample.device)
+    distances = pair_distances(sample, draw[0], sample, draw[1])
+    return float(np.quantile(distances.cpu().numpy(), _HIGH_QUANTILE)) or 1.0
+
+
+_BUILT_IN: dict[str, Strategy] = {
+    "random": random,
+    "random-class-balanced": random_class_balanced,
+    "greedy": greedy_selection,
+    "threshold-decay": threshold_selection,
+    "adaptive-threshold": adaptive_threshold,
+    "entropy-matching": entropy_matching,
+    "covariance-matching": covariance_matching,
+}
+
+
+def strategies() -> dict[str, Strategy]:
+    """Every strategy by name: the built-in ones, then those of the entry-point group `entroloop.strategies`."""
+    known = dict(_BUILT_IN)
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name not in known:
+            known[point.name] = point.load()
+    return known
+
+
+def find(name: str) -> Strategy:
+    """Raises UserError with the nearest name where there is none of this name."""
+    known = strategies()
+    if name not in known:
+        raise nearest_name("strategy", name, known)
+    return known[name]
+
+
+def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
+    """Raises UserError for an option that the strategy does not have, or a value that its annotation does not allow.
+
+    also  arguments of `select` that may be among the options
+
+    A strategy states an option's type and bounds where it declares it: `strength: Annotated[float, Field(ge=0, le=1)]`.
+    """
+    function = find(name)
+    own, every = _annotations(function), _annotations(select)
+    known = own | {option: every[option] for option in also}
+    anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
+    for option, value in options.items():
+        if option not in known and not anything:
+            if not own:
+                raise UserError(f"strategy {name}: has no options, {option!r} was given")
+            raise nearest_name(f"option of strategy {name}", option, known)
+        plain = value.item() if isinstance(value, np.generic) else value
+        try:
+            adapter = TypeAdapter(known.get(option, Any), config=ConfigDict(arbitrary_types_allowed=True))
+            adapter.validate_python(plain, strict=True)
+        except ValidationError as error:
+            said = error.errors()[0]["msg"].removeprefix("Input should ")
+            raise UserError(f"{option}: must {said}, is {value}") from error
+
+
+def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
+    """The options that a function declares, by name, with their annotations; Any where one cannot be resolved."""
+    try:
+        hints = get_type_hints(function, include_extras=True)
+    except (NameError, TypeError):  # a name that only type checkers import, or a callable object
+        hints = {}
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def check_fit(name: str, options: Mapping[str, Any], size: int, total: int) -> None:
+    """Raises UserError where options do not fit a choice of `size` of `total` rows."""
+    trim, k = options.get("trim", 0.0), options.get("trim_k", 1)
+    left = total - int(trim * total)
+    if left < size:
+        raise UserError(f"trim: must be a share that leaves at least {size} of {total} rows, is {trim}")
+    if trim and k >= total:
+        raise UserError(f"trim_k: must be below the number of rows, {total}, is {k}")
+    if name == "greedy":
+        _check_start(options.get("start", -1), left)
+
+
+def needs_labels(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the classes of the candidates decide the choice."""
+    return name == "random-class-balanced" or bool(options.get("per_class"))
+
+
+OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are options of a run, too
+
+
+class SelectionConfig(BaseModel, extra="forbid", frozen=True):
+    """The section `selection` of a run's configuration.
+
+    strategy  which of the candidates are chosen
+    metric    `euclidean`, `cosine` or `whitened`
+    encoder   the feature space whose distances count
+    options   of the strategy, and of every strategy `trim`, `trim_k` and `per_class` (see `select`)
+    """
+
+    strategy: str = "greedy"
+    metric: str = "euclidean"
+    encoder: str = "classifier"
+    options: dict[str, float | int | str | bool] = {}
+
+    @field_validator("strategy")
+    @classmethod
+    def _known_strategy(cls, name: str) -> str:
+        find(name)
+        return name
+
+    @field_validator("metric")
+    @classmethod
+    def _known_metric(cls, name: str) -> str:
+        check_metric(name)
+        return name
+
+    @field_validator("options")
+    @classmethod
+    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        for option, key in (("metric", "selection.metric"), ("seed", "seed")):
+            if option in options:
+                raise ValueError(f"{option}: set {key}")
+        if "strategy" in info.data:  # else that is wrong
+            check_options(info.data["strategy"], options, also=OF_A_RUN)
+        return options
+
+
+def select(
+    features: Any,
+    size: int,
+    strategy: str = "greedy",
+    *,
+    seed: int = 0,
+    world: World | None = None,
+    metric: str = "euclidean",
+    labels: Any = None,
+    generations: Any = None,
+    reference: Any = None,
+    trim: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    trim_k: Annotated[int, Field(ge=1)] = 1,
+    per_class: bool = False,
+    on_progress: Callable[[int], None] = lambda new: None,
+    **options: Any,
+) -> Selection:
+    """Chooses `size` of the rows of all ranks; every rank gets the same result, which does not depend on their number.
+
+    features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
+    labels, generations  [n_r] integers, one a row, where the strategy or `per_class` asks for them
+    reference            [., D] this rank's rows of real data, for entropy-matching and covariance-matching
+    metric               euclidean, cosine (distances 1 - cos) or whitened; thresholds and radii are in its units, but
+                         for cosine, where they are |u - v| of rows scaled to length 1
+    trim                 share of the rows with the largest distance to their `trim_k`-th neighbour that are dropped
+                         before
+    per_class            choose within each class of `labels`, as equal a number as possible from each, taken in turn
+    on_progress          told how many more rows are chosen, by strategies that work in blocks
+    options              of the strategy: see it in `strategies`
+    Raises UserError for unusable input, unknown names (the nearest is shown) and options the strategy does not have.
+    """
+    world = World() if world is None else world
+    function = find(strategy)
+    check_options(strategy, {**options, "trim": trim, "trim_k": trim_k, "per_class": per_class}, also=OF_A_RUN)
+    check_metric(metric)
+    shard = checked(features, "features", world)
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= shard.total:
+        raise UserError(f"size: must be an integer between 1 and the {shard.total} rows there are, is {size}")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UserError(f"seed: must be an integer of at least 0, is {seed}")
+    real = None if reference is None else checked(reference, "reference", world)
+    if real is not None and (real.total == 0 or real.rows.shape[1] != shard.rows.shape[1]):
+        shape = [real.total, real.rows.shape[1]]
+        raise UserError(f"reference: must hold rows of {shard.rows.shape[1]} features, has shape {shape}")
+    check_rows(metric, shard, "features")
+    if real is not None:
+        check_rows(metric, real, "reference")
+    fitted = fit_metric(metric, shard)
+    shard = replace(shard, rows=fitted.rows(shard.rows))
+    problem = Problem(
+        shard,
+        int(size),
+        int(seed),
+        _integers(labels, "labels", shard),
+        _integers(generations, "generations", shard),
+        None if real is None else replace(real, rows=fitted.rows(real.rows)),
+        on_progress,
+    )
+    kept = None
+    check_fit(strategy, {**options, "trim": trim, "trim_k": trim_k}, int(size), shard.total)
+    if trim != 0:
+        kept = _trimmed(shard, trim, trim_k)
+        problem = _subset(problem, kept)
+    chosen = _per_class(problem, function, options) if per_class else function(problem, **options)
+    if kept is not None:
+        chosen = replace(chosen, ids=kept.numpy()[chosen.ids], info={**chosen.info, "trimmed": shard.total - len(kept)})
+    return chosen
+
+
+def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
+    """One integer a row of this rank -> those of all ranks, int64 [N] on the host."""
+    if values is None:
+        return None
+    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+    good = array.shape == (len(shard.rows),) and (len(array) == 0 or np.issubdtype(array.dtype, np.integer))
+    message = f"{name}: must be {len(shard.rows)} integers, one a row, is {array.dtype} of shape {list(array.shape)}"
+    agree(shard.world, None if good else message)
+    return shard.world.gather_rows(torch.from_numpy(array.astype(np.int64)), shard.counts)
+
+
+def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
+    """The same problem on some rows only, given by ascending global ids, which become 0, 1, 2, ..."""
+    shard = problem.shard
+    _, local = shard.owned(ids)
+    bounds = torch.tensor(shard.counts).cumsum(0)
+    counts = torch.bincount(torch.bucketize(ids, bounds, right=True), minlength=len(bounds))
+    part = Shard(shard.rows[local.to(shard.rows.device)], tuple(counts.tolist()), shard.world)
+    labels, generations = (None if x is None else x[ids] for x in (problem.labels, problem.generations))
+    size = problem.size if size is None else size
+    return Problem(part, size, problem.seed, labels, generations, problem.reference, problem.on_progress)
+
+
+def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
+    """The ids that stay when the share `trim` with the largest k-th neighbour distance goes (larger ids first)."""
+    distances, _ = nearest(shard.rows, shard.rows, k, exclude_self=True, world=shard.world)
+    far = shard.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), shard.counts)
+    order = torch.argsort(far, stable=True)
+    return order[: shard.total - int(trim * shard.total)].sort().values
+
+
+def _per_class(problem: Problem, function: Strategy, options: dict[str, Any]) -> Selection:
+    if problem.labels is None:
+        raise UserError("per_class: needs labels, one integer a row")
+    members = [(problem.labels == label).nonzero()[:, 0] for label in torch.unique(problem.labels)]
+    shares = quotas([len(m) for m in members], problem.size)
+    turns: list[tuple[int, int, int]] = []
+    for c, (ids, share) in enumerate(zip(members, shares, strict=True)):
+        if share:
+            chosen = function(_subset(problem, ids, share), **options)
+            turns += [(turn, c, int(i)) for turn, i in enumerate(ids.numpy()[chosen.ids])]
+    ids = torch.tensor([i for _, _, i in sorted(turns)], dtype=torch.int64)
+    return Selection(ids.numpy(), order_radii(problem.shard, ids).cpu().numpy(), {"classes": len(members)})

@@ -1,0 +1,189 @@
+"""Which pairs can matter: products in low precision tell which distances must be computed.
+
+    Side (left rows) + Columns (right rows) + Query -> contenders -> pairs that get the canonical distance
+
+A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level; all others are
+returned. Where a format cannot separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the
+format changes the time, never the result.
+
+Shapes: n left rows, m right rows, D features, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
+
+TILE_ROWS = 2048
+SWEEP_ROWS = 8192  # left rows that are taken past all right rows together
+_KEEP = 0.7  # share of the rows of a sweep below which those that are settled are taken out
+_CROWDED = 4  # contenders a row from which a longer format is cheaper than computing the distances
+
+
+@dataclass(frozen=True)
+class Query:
+    """Which pairs (i, j) of left and right rows matter.
+
+    level   [n] float64: pairs further apart than level[i] do not
+    start   [n] int64, ascending: left row i has been compared with the right rows before start[i] already
+    k       only the k nearest right rows of each left row do, ties included; None: all within the level
+    earlier only j < i: left and right are the same rows, at most one tile of them
+    ignore  [n] int64: a right row that does not count for this left row, -1 for none
+    done    [n] bool: set by the caller between pairs for left rows that need no further tile
+    floor   left rows certainly nearer than this to some right row are settled: they go no further
+    upper   [n] float64, written: for settled rows that get no pairs, an upper bound of that distance
+    resume  [n] int64, written: the right rows before this one are dealt with, by pairs or as further away than `upper`
+    """
+
+    level: Tensor
+    k: int | None = 1
+    floor: float = 0.0
+    upper: Tensor | None = None
+    resume: Tensor | None = None
+    start: Tensor | None = None
+    earlier: bool = False
+    ignore: Tensor | None = None
+    done: Tensor | None = None
+
+    def part(self, part: slice) -> Query:
+        tensors = (self.upper, self.resume, self.start, self.ignore, self.done)
+        upper, resume, start, ignore, done = (None if x is None else x[part] for x in tensors)
+        return Query(self.level[part], self.k, self.floor, upper, resume, start, self.earlier, ignore, done)
+
+
+def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (i, j), int64 [P] each, such that every pair that can matter is among them."""
+    tiles = right.tiles()
+    for top in range(0, len(left.sketch), SWEEP_ROWS):
+        rows = slice(top, top + SWEEP_ROWS)
+        for i, j in _sweep(left.part(rows), tiles, query.part(rows), frame):
+            yield i + top, j
+
+
+def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
+    """First the smallest product of each row in each tile; then pairs, from the tiles that can hold the nearest."""
+    level = query.level
+    bounds = left.sketch.certificate
+    relevant = None
+    if query.k is not None and (len(tiles) > 1 or query.upper is not None):
+        lowest, upper, reached = _lowest(left, tiles, query, frame)
+        worst = [tile.certificate.worst() for tile in tiles]
+        others = Certificate(
+            torch.stack([w.square for w in worst]), torch.stack([w.rho for w in worst]), bounds.format, bounds.columns
+        )  # [tiles, 1]
+        if query.upper is None and query.k <= len(tiles):
+            reach = bounds.reach(others, lowest, frame.scale)
+            upper = reach.amin(0) if query.k == 1 else reach.kthvalue(query.k, dim=0).values
+        level = torch.minimum(level, upper)
+        relevant = lowest <= bounds.cut(others, level, frame.scale)
+        if query.upper is not None and query.resume is not None:
+            settled = level < query.floor
+            # One tile holds what settled it: it can be looked at again if ever needed. With more, finish now.
+            settled &= relevant.sum(0) == 1
+            query.upper[settled] = level[settled]
+            first = relevant[:, settled].int().argmax(0)
+            query.resume[:] = (reached * TILE_COLUMNS).clamp(max=query.resume)
+            query.resume[settled] = first * TILE_COLUMNS
+            relevant &= ~settled
+    everything = torch.arange(len(level), device=level.device)
+    for t, tile in enumerate(tiles):
+        alive = everything if relevant is None else relevant[t].nonzero()[:, 0]
+        if query.done is not None:
+            alive = alive[~query.done[alive]]
+        for rows in torch.split(alive, TILE_ROWS):
+            for i, j in _pairs(left, tile, rows, level, query, t * TILE_COLUMNS, frame):
+                yield i, j + t * TILE_COLUMNS
+
+
+def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest product of each row in each tile [tiles, n], upper bounds of the distance [n], tiles passed [n].
+
+    Rows that the query settles are taken out on the way; their remaining products count as infinite.
+    """
+    bounds, form = left.sketch.certificate, left.sketch.certificate.format
+    lowest = torch.full((len(tiles), len(left.sketch)), form.infinite, dtype=form.compared, device=left.rows.device)
+    upper, matrix = query.level.clone(), left.sketch.left
+    reached = torch.zeros(len(matrix), dtype=torch.int64, device=matrix.device)
+    alive = torch.arange(len(matrix), device=matrix.device)
+    for t, tile in enumerate(tiles):
+        joined = len(alive)
+        if query.start is not None:
+            joined = int(torch.searchsorted(query.start[alive], (t + 1) * TILE_COLUMNS))
+        here = alive[:joined]
+        low = lowest.new_empty(joined)
+        for top in range(0, joined, TILE_ROWS):
+            part = slice(top, min(top + TILE_ROWS, joined))
+            result = product(matrix[part], tile.right, len(tile), frame, form)
+            if query.ignore is not None:
+                _hide(result, query.ignore[here[part]] - t * TILE_COLUMNS, form.infinite)
+            torch.amin(result, 1, out=low[part])
+        lowest[t, here] = low
+        reached[here] = t + 1
+        if query.upper is None:
+            continue
+        reach = bounds[here].reach(tile.certificate.worst(), low, frame.scale)
+        upper[here] = torch.minimum(upper[here], reach)
+        kept = upper[alive] >= query.floor
+        if int(kept.sum()) < _KEEP * len(alive):
+            alive = alive[kept]
+            memory = frame.scratch("sweep", len(alive), matrix.shape[1], matrix)
+            matrix = torch.index_select(left.sketch.left, 0, alive, out=memory)
+    return lowest, upper, reached
+
+
+def _hide(result: Tensor, column: Tensor, infinite: float) -> None:
+    """Makes one entry of each row infinite, where that column exists."""
+    rows = ((column >= 0) & (column < result.shape[1])).nonzero()[:, 0]
+    result[rows, column[rows]] = infinite
+
+
+def _pairs(
+    left: Side, tile: Columns, rows: Tensor, level: Tensor, query: Query, start: int, frame: Frame
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of these left rows with one tile that can matter; a longer format is tried where they are many."""
+    if len(rows) == 0:
+        return
+    form, others = left.sketch.certificate.format, tile.certificate.worst()
+    bounds, level, k = left.sketch.certificate[rows], level[rows], query.k
+    gathered = frame.scratch("pairs", len(rows), left.sketch.left.shape[1], left.sketch.left)
+    torch.index_select(left.sketch.left, 0, rows, out=gathered)
+    result = product(gathered, tile.right, len(tile), frame, form)
+    if query.earlier:
+        result.masked_fill_(torch.arange(len(tile), device=rows.device) >= rows[:, None], form.infinite)
+    ignore = None if query.ignore is None else query.ignore[rows] - start
+    if ignore is not None:
+        _hide(result, ignore, form.infinite)
+    if k is not None and k <= len(tile):
+        kth = result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
+        level = torch.minimum(level, bounds.reach(others, kth, frame.scale))
+    i, j = nonzero(result <= bounds.cut(others, level, frame.scale)[:, None])
+    if ignore is not None:
+        counts = j != ignore[i]
+        i, j = i[counts], j[counts]
+    longer = LONGER.get(form.name)
+    if longer is not None and len(i) > _CROWDED * (k or 1) * len(rows):
+        sure = 0
+        if k is None:
+            sure = int((result < bounds.surely(others, level, frame.scale)[:, None]).sum())
+        if len(i) - sure > _CROWDED * (k or 1) * len(rows):
+            assert not query.earlier or len(rows) == len(tile)
+            again = left.again(frame, longer, rows), tile.again(frame, longer)
+            for i, j in contenders(*again, Query(level, k, earlier=query.earlier, ignore=ignore), frame):
+                yield rows[i], j
+            return
+    yield rows[i], j
+
+
+def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the true entries; numpy's search is ten times faster than torch's on a CPU."""
+    if mask.device.type == "cpu":
+        flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+        return flat // mask.shape[1], flat % mask.shape[1]
+    i, j = mask.nonzero().unbind(1)
+    return i, j

@@ -1,0 +1,136 @@
+"""Which images a generation may train on: paradigm -> sources, as a pure function of integers.
+
+Generation 0 trains on N real images. A later one may keep all that the generation before it trained on, takes `fresh`
+real images that were never used before, and chooses `choose` images from `pool`, the candidates; without fresh ones:
+
+    replace               N of the c N samples of generation g - 1
+    accumulate            N of the c N samples of generation g - 1, and everything generation g - 1 trained on;
+                          with c = 1 that is the real data and every sample of every generation before g
+    accumulate-subsample  N of the pool of the N real images and the samples of every generation before g
+
+With a share alpha of fresh images, round(alpha N) of the N are fresh and the others are chosen as above. Fresh images
+of earlier generations are candidates of no later pool: accumulate keeps them, the other paradigms drop them.
+
+With `all_candidates` nothing is chosen: all candidates are taken, with round(alpha N) fresh images beside them.
+
+N images of generation 0, c candidates factor, alpha share of fresh real images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from entroloop.data.config import Section
+from entroloop.data.errors import UserError
+from entroloop.data.store.shards import REAL
+
+Paradigm = Literal["replace", "accumulate", "accumulate-subsample"]
+
+
+class FreshConfig(Section):
+    """Real samples never used before, in every training set but the first."""
+
+    share: float = Field(0.0, ge=0, le=1)
+    """alpha: the share of the N training samples of generation 1 that are fresh."""
+    schedule: Literal["constant", "linear", "decaying"] = "constant"
+    """The share of later generations: `constant`; `linear` falls to none in `over` generations; `decaying` is
+    multiplied by `decay` from one generation to the next."""
+    over: int = Field(10, ge=1)
+    """Number of generations after which the linear schedule reaches none."""
+    decay: float = Field(0.5, gt=0, lt=1)
+    """Factor of the decaying schedule, per generation."""
+
+    def at(self, generation: int) -> float:
+        """alpha of generation >= 1."""
+        match self.schedule:
+            case "constant":
+                return self.share
+            case "linear":
+                return self.share * max(0.0, 1 - (generation - 1) / self.over)
+            case "decaying":
+                return self.share * self.decay ** (generation - 1)
+
+
+class LoopConfig(Section):
+    """How generations feed each other."""
+
+    paradigm: Paradigm = "replace"
+    """The pool a generation is chosen from: `replace` (the samples of the generation before), `accumulate` (the same,
+    beside everything trained on before) or `accumulate-subsample` (N of all samples and the real training samples)."""
+    candidates: int = Field(2, ge=1)
+    """c: each generation samples c N candidates, so that there is something to choose from."""
+    fresh: FreshConfig = FreshConfig()
+    """Real samples never used before."""
+    draw: Literal["uniform", "stratified"] = "uniform"
+    """How the strategy `random` draws: `uniform`, or `stratified`, as equal a number as possible from each source."""
+    balanced: bool = False
+    """Choose as equal a number as possible from each class, by the strategy within it."""
+    all_candidates: bool = False
+    """Train on all candidates instead of choosing: a control of every selection, since `train.kimg` fixes the number of
+    images seen either way."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What a generation g >= 1 trains on.
+
+    pool    generations whose samples are candidates (REAL: the real training images), in the order of candidate ids
+    choose  how many of the candidates are chosen
+    keep    whether all that generation g - 1 trained on is kept beside them
+    fresh   which real images of `RealSplit.fresh` are taken, in its order: positions start … stop - 1
+    """
+
+    pool: tuple[int, ...]
+    choose: int
+    keep: bool
+    fresh: range = range(0)
+
+
+def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
+    """The pool of generation >= 1, where `size` is N."""
+    assert generation >= 1
+    counts = [round(config.fresh.at(g) * size) for g in range(1, generation + 1)]
+    fresh = range(sum(counts[:-1]), sum(counts))
+    subsample = config.paradigm == "accumulate-subsample"
+    pool = (REAL, *range(generation)) if subsample else (generation - 1,)
+    choose = pool_size(config, pool, size) if config.all_candidates else size - len(fresh)
+    return Pool(pool, choose, keep=config.paradigm == "accumulate", fresh=fresh)
+
+
+def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:
+    """The generations (REAL: the real data) from which a generation's training set may have images."""
+    if generation == 0:
+        return frozenset({REAL})
+    pool = pool_of(config, generation, size)
+    kept = origins(config, generation - 1, size) if pool.keep else frozenset()
+    return kept | {*pool.pool, *([REAL] if pool.fresh else [])}
+
+
+def pool_size(config: LoopConfig, pool: Iterable[int], size: int) -> int:
+    """How many candidates the samples of these generations are, with N real images for REAL, where `size` is N."""
+    return sum(size if generation == REAL else config.candidates * size for generation in pool)
+
+
+def training_size(config: LoopConfig, generation: int, size: int) -> int:
+    """Images that generation trains on, where `size` is N; grows under `accumulate` and with `all_candidates`."""
+    if generation == 0:
+        return size
+    pool = pool_of(config, generation, size)
+    kept = training_size(config, generation - 1, size) if pool.keep else 0
+    return kept + pool.choose + len(pool.fresh)
+
+
+def check_fresh(config: LoopConfig, generations: int, size: int, available: int) -> None:
+    """Raises UserError when a run of so many generations needs more fresh real images than there are."""
+    for generation in range(1, generations):
+        needed = pool_of(config, generation, size).fresh.stop
+        if needed > available:
+            raise UserError(
+                f"loop.fresh.share={config.fresh.share:g}: the {available} real images beside training, held-out and "
+                f"labelled ones run out at generation {generation}, which needs {needed} in all: lower the share, "
+                "generations or data.size"
+            )

@@ -1,0 +1,104 @@
+"""The threshold filter without hand-tuned numbers, and the one that aims at the spread of real data.
+
+    Problem -> adaptive_threshold(strength) -> Selection          Problem + reference -> entropy_matching -> Selection
+
+Two distances of the data set the scale. `low` is the 1 % quantile of the nearest-neighbour distances of N random
+rows: a filter with that threshold rejects next to nothing. `high` is the radius at which greedy reaches N rows: any N
+rows have a closest pair at most twice as far apart. The threshold is low + strength (high - low), so strength 0 is
+about random and strength 1 is about greedy, on any feature space, and scaling the features scales the threshold. One
+pass reaches N rows for every threshold below high / 2 (each of greedy's N picks, pairwise at least `high` apart,
+needs an accepted row of its own within the threshold). Above that a pass may end early; then the threshold falls by 5
+% a pass until N are reached.
+
+Shapes: N rows chosen, R rows of a reference, D features.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor
+
+from entroloop.data.errors import UserError
+from entroloop.selection.exact.rows import Shard
+from entroloop.selection.neighbours import nearest
+from entroloop.selection.rules.greedy import greedy
+from entroloop.selection.rules.problem import Problem, Selection
+from entroloop.selection.rules.threshold import threshold_decay
+
+DECAY = 0.95
+_LOW_QUANTILE = 0.01
+_MATCHED = np.linspace(0.1, 0.9, 9)  # quantiles that entropy_matching compares
+_STEPS = 10  # of the bisection: a thousandth of the range
+_TOLERANCE = 0.002  # of the mean log distance
+
+
+def adaptive_threshold(problem: Problem, *, strength: Annotated[float, Field(ge=0, le=1)] = 0.5) -> Selection:
+    """Between random (strength 0) and greedy (strength 1), reaching exactly the size asked for."""
+    order = problem.order()
+    low, high = _scale(problem, order)
+    return _filtered(problem, order, low + strength * (high - low), strength=strength)
+
+
+def entropy_matching(problem: Problem) -> Selection:
+    """The strength at which nearest-neighbour distances of the chosen rows match those of the reference at equal n.
+
+    Compared is the mean of log quantiles (10 % to 90 %), by bisection over the strength of `adaptive_threshold`, which
+    raises all of them. Where random rows spread more than the reference, or the strongest filter less, the nearest end
+    is taken; `info` says how far the quantiles are apart. Without a reference this is `adaptive_threshold`.
+    """
+    if problem.reference is None:
+        return adaptive_threshold(problem)
+    if problem.reference.total < 2 or problem.size < 2:
+        raise UserError("entropy-matching: needs at least 2 rows of reference and a size of at least 2")
+    n = min(problem.size, problem.reference.total)
+    draw = problem.generator("reference").permutation(problem.reference.total)[:n]
+    target = _log_quantiles(problem.reference, torch.from_numpy(draw))
+    order = problem.order()
+    low, high = _scale(problem, order)
+    weakest, strongest, strength = 0.0, 1.0, 0.5
+    for step in range(_STEPS):
+        strength = (0.0, 1.0)[step] if step < 2 else (weakest + strongest) / 2
+        chosen = _filtered(problem, order, low + strength * (high - low), strength=strength)
+        sample = problem.generator("matching").permutation(problem.size)[:n]
+        gap = float((_log_quantiles(problem.shard, torch.from_numpy(chosen.ids[sample])) - target).mean())
+        chosen.info["gap"] = gap
+        if abs(gap) <= _TOLERANCE or (step == 0 and gap > 0) or (step == 1 and gap < 0):
+            break
+        if step >= 2:
+            weakest, strongest = (strength, strongest) if gap < 0 else (weakest, strength)
+    return chosen
+
+
+def _scale(problem: Problem, order: Tensor) -> tuple[float, float]:
+    """`low` and `high` of the module's docstring."""
+    if problem.size < 2:
+        return 0.0, 0.0
+    near = _neighbour_distances(problem.shard, order[: problem.size])
+    _, radii = greedy(problem.shard, problem.size, int(order[0]))
+    high = float(radii[-1])
+    return min(float(np.quantile(near, _LOW_QUANTILE)), high), high
+
+
+def _filtered(problem: Problem, order: Tensor, threshold: float, strength: float) -> Selection:
+    ids, radii = threshold_decay(problem.shard, problem.size, order, max(threshold, float(np.nextafter(0, 1))), DECAY)
+    return problem.selection(ids, radii, threshold=threshold, strength=strength)
+
+
+def _neighbour_distances(shard: Shard, ids: Tensor) -> NDArray[np.float64]:
+    """Distances of these rows to their nearest among themselves, on every rank alike. int64 [n] -> [n]."""
+    world = shard.world
+    rows = shard.take(ids.to(shard.rows.device))
+    mine = slice(len(rows) * world.rank // world.size, len(rows) * (world.rank + 1) // world.size)
+    distances, _ = nearest(rows[mine], rows[mine], exclude_self=True, world=world)
+    return world.gather_rows(torch.from_numpy(distances[:, 0])).numpy()
+
+
+def _log_quantiles(shard: Shard, ids: Tensor) -> NDArray[np.float64]:
+    near = np.quantile(_neighbour_distances(shard, ids), _MATCHED)
+    out: NDArray[np.float64] = np.log(np.maximum(near, 1e-300))
+    return out

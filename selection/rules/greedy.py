@@ -1,0 +1,198 @@
+"""Greedy selection: farthest-point sampling (Gonzalez 1985), exact, a block of picks at a time.
+
+    Shard + size + start  ->  ids in the order picked, radii
+
+Each round takes the rows with the largest distances to the picks so far, a block, and runs the sequential greedy inside
+it. As long as the block's maximum is above everything outside (ties: the smaller id), it is the global argmax, because
+distances outside can only fall. Then all picks of the block reach the other rows in one matrix product (`frontier`).
+Ranks propose their own farthest rows and all run the same block: one exchange a block, not one a pick.
+
+Shapes: N rows of all ranks, D features, B rows of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from entroloop.selection.exact.blocks import Block
+from entroloop.selection.exact.frontier import CHOSEN, Frontier
+from entroloop.selection.exact.rows import Shard
+
+SMALLEST_BLOCK = 64
+LARGEST_BLOCK = 4096
+_ACTIVE = 8192  # rows kept up to date at a time, over all ranks
+_PAIRS_A_PICK = 8  # distances computed inside a block for each pick; more mean that the block is too large
+_QUANTILES = 64  # what ranks tell of their bounds to agree on a level
+
+
+def greedy(
+    shard: Shard, size: int, start: int, on_progress: Callable[[int], None] = lambda new: None
+) -> tuple[Tensor, Tensor]:
+    """Every pick is an argmax of the distance to the picks before it; ties go to the smaller id.
+
+    size   at most the number of rows of all ranks
+    start  global id of the first pick
+    on_progress  told how many picks each block brought
+    ->     ids int64 [size] in the order picked, radii float64 [size]: distance to the picks before (inf for the first);
+           the same on every rank
+    """
+    frontier = Frontier(shard, size)
+    frontier.begin(start)
+    radii = np.full(size, np.inf)
+    block_size, level = SMALLEST_BLOCK, np.inf
+    most_active = np.zeros(shard.world.size, np.int64)  # rows of each rank that may still be active
+    ends = np.cumsum(shard.counts)
+    while frontier.count < size:
+        ids, bound, rows, edge = _propose(frontier, block_size, most_active)
+        if len(ids) == 0:
+            level = _wake(frontier, most_active)
+            if level == 0:
+                # Only duplicates of picks are left, all at distance 0: the smaller ids first.
+                radii[frontier.count :] = 0.0
+                frontier.fill(torch.arange(shard.total))
+            continue
+        side = frontier.side(ids, rows)
+        block = Block(side, float(bound.max()), frontier.frame)
+        picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
+        _store(frontier, ids, bound)
+        on_progress(len(picks))
+        order = torch.tensor(picks, device=ids.device)
+        owners = np.searchsorted(ends, ids[order].cpu().numpy(), "right")
+        most_active -= np.bincount(owners, minlength=len(most_active))
+        frontier.admit(ids[order], side.take(order), level)
+        if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
+            block_size = max(SMALLEST_BLOCK, block_size // 2)
+        elif block.pairs < max(2048, _PAIRS_A_PICK // 2 * len(picks)):
+            block_size = min(LARGEST_BLOCK, block_size * 2)
+    return frontier.chosen.cpu(), torch.from_numpy(radii)
+
+
+def _pick(
+    block: Block,
+    bound: NDArray[np.float64],
+    ids: NDArray[np.int64],
+    edge: tuple[float, int],
+    level: float,
+    radii: NDArray[np.float64],
+) -> list[int]:
+    """Sequential greedy inside a block, while its maximum is above all rows outside. Changes `bound` and `radii`."""
+    picks: list[int] = []
+    limit, limit_id = max(edge[0], level), edge[1] if edge[0] >= level else np.iinfo(np.int64).max
+    while len(picks) < len(radii):
+        pick = int(bound.argmax())
+        radius = bound[pick]
+        if radius < limit or (radius == limit and ids[pick] > limit_id):
+            break
+        radii[len(picks)] = radius
+        picks.append(pick)
+        block.lower(bound, pick)
+        bound[pick] = CHOSEN
+    return picks
+
+
+def _propose(
+    frontier: Frontier, block_size: int, most_active: NDArray[np.int64]
+) -> tuple[Tensor, NDArray[np.float64], Tensor | None, tuple[float, int]]:
+    """The next block, the same on every rank, in ascending order of ids.
+
+    most_active  [world size], changed: bounds of the active rows of each rank, so that no more room is sent than needed
+    -> ids [B], their bounds [B], their rows [B, D] (None with one rank), and the edge: the largest (bound, id) outside
+    """
+    shard = frontier.shard
+    active = frontier.active
+    bound = frontier.bound[active]
+    most = -(-block_size // shard.world.size)
+    if shard.world.size > 1:
+        most = min(most, int(most_active.max()))
+        if most == 0:
+            return active[:0], np.empty(0), None, (CHOSEN, 0)
+    held = len(active)
+    edge, edge_id = CHOSEN, 0
+    if len(active) > most:
+        kth = torch.topk(bound, most).values[-1]
+        inside = bound > kth
+        ties = (bound == kth).nonzero()[:, 0]
+        inside[ties[: most - int(inside.sum())]] = True
+        outside = ~inside
+        edge = float(bound[outside].max())
+        edge_id = int(active[outside][bound[outside] == edge][0]) + shard.offset
+        active, bound = active[inside], bound[inside]
+    if shard.world.size == 1:
+        return active, bound.cpu().numpy(), None, (edge, edge_id)
+    ids, bound, rows, edges = shard.share(active, bound, most, (edge, edge_id, held))
+    most_active[:] = [int(count) for _, _, count in edges]
+    highest = max(edges, key=lambda e: (e[0], -e[1]))
+    return ids, bound.cpu().numpy(), rows, (highest[0], int(highest[1]))
+
+
+def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
+    """Writes the bounds found inside a block back to the rows of this rank."""
+    place, local = frontier.shard.owned(ids)
+    frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
+
+
+def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
+    """Activates the rows whose bounds are largest, brought up to date. Returns the level below which rows sleep.
+
+    most_active  [world size], written: how many rows of each rank are active
+    The level is 0 where no row has a positive distance to the picks left.
+    """
+    world, bound = frontier.shard.world, frontier.bound
+    top = torch.topk(bound, min(_ACTIVE, len(bound))).values
+    if world.size == 1:
+        level = float(top[-1])
+        highest = float(top[0])
+    else:
+        marks = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
+        if len(top):
+            marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
+        marks = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True).values
+        level = float(marks[_QUANTILES - 1])
+        highest = float(marks[0])
+    if highest <= 0:
+        return 0.0
+    level = max(level, float(np.nextafter(0, 1)))
+    rows = (bound >= level).nonzero()[:, 0]
+    frontier.activate(frontier.refresh(rows, level))
+    most_active[:] = world.gather_counts(len(frontier.active))
+    return level
+
+
+def two_level_greedy(
+    shard: Shard, size: int, start: int, parts: int, oversample: float
+) -> tuple[Tensor, Tensor, float]:
+    """Greedy in each part of each rank's rows, then exact greedy among what was chosen.
+
+    parts       of equal length that this rank's rows are cut into
+    oversample  each part chooses this many times its share of `size` (no more than it has)
+    ->          ids, radii as from `greedy`, and a cover: every row of all ranks lies within this distance of a pick,
+                the sum of the largest distance to a local pick and of the largest distance from those to the final
+                ones. If every part chose `size` rows, the cover would be at most 4 times the best possible one
+                (Malkomes et al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
+    """
+    world, offset = shard.world, shard.offset
+    taken, local_cover = [], 0.0
+    for rows in torch.arange(len(shard.rows), device=shard.rows.device).tensor_split(parts):
+        if len(rows) == 0:
+            continue
+        share = min(len(rows), int(np.ceil(oversample * size * len(rows) / shard.total)))
+        part = Shard.of(shard.rows[rows[0] : rows[-1] + 1])
+        first = start - offset - int(rows[0])
+        more = min(share + 1, len(rows))  # one more tells how far the rest is from the share
+        ids, radii = greedy(part, more, first if 0 <= first < len(rows) else 0)
+        if more > share:
+            local_cover = max(local_cover, float(radii[share]))
+        taken.append(rows[ids[:share].to(rows.device)])
+    kept = torch.cat(taken).sort().values if taken else torch.empty(0, dtype=torch.int64, device=shard.rows.device)
+    among = Shard.of(shard.rows[kept], world)
+    every = world.gather_rows(kept + offset, among.counts).cpu()
+    more = min(size + 1, among.total)
+    ids, radii = greedy(among, more, int((every == start).nonzero()[0, 0]))
+    rest = float(radii[size]) if more > size else 0.0
+    covers = world.all_reduce(torch.tensor([local_cover], dtype=torch.float64), "max")
+    return every[ids[:size]], radii[:size], float(covers) + rest

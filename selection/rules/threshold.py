@@ -1,0 +1,116 @@
+"""The threshold decay filter (arXiv 2509.16499), exact, a block of candidates at a time.
+
+    Shard + order + threshold + decay  ->  ids in the order accepted, radii
+
+In one pass over the candidates, in a given order, one is accepted if it is further than the threshold from everything
+accepted before; then the threshold is multiplied by `decay` and the rest is looked at again, until enough are accepted.
+Only candidates whose distance bound exceeds the threshold can be accepted in a pass, so only they are brought up to
+date (`frontier`). The next of them, over all ranks, form a block; conflicts inside it are resolved in order on every
+rank alike, and what was accepted reaches the others in one matrix product: one exchange a block and one a pass.
+
+Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from entroloop.selection.exact.blocks import conflicts, earlier_distances
+from entroloop.selection.exact.frontier import Frontier
+from entroloop.selection.exact.rows import Shard
+
+BLOCK = 512
+_CHUNK = 8192  # candidates of all ranks that are brought up to date together
+
+
+def threshold_decay(
+    shard: Shard,
+    size: int,
+    order: Tensor,
+    threshold: float,
+    decay: float,
+    on_progress: Callable[[int], None] = lambda new: None,
+) -> tuple[Tensor, Tensor]:
+    """The same ids as the sequential form in float64, at any world size.
+
+    size       at most the number of rows of all ranks
+    order      [N] int64, every global id once: the order in which candidates are looked at
+    threshold  positive, in units of the distance; decay  between 0 and 1
+    on_progress  told how many a pass accepted
+    ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to those accepted before (inf
+               first). Where all remaining candidates are duplicates of accepted ones they fill up in order, with
+               radius 0.
+    """
+    frontier = Frontier(shard, size)
+    frontier.begin(int(order[0]))
+    radii = torch.full((size,), torch.inf, dtype=torch.float64)
+    _, local = shard.owned(order)  # this rank's rows in the order of candidates
+    local = local.to(frontier.bound.device)
+    position = torch.empty(shard.total, dtype=torch.int64)
+    position[order] = torch.arange(shard.total)
+    while frontier.count < size:
+        bound = frontier.bound[local]
+        highest = float(shard.world.all_reduce(torch.cat([bound, bound.new_zeros(1)]).max()[None], "max"))
+        if highest == 0:
+            radii[frontier.count :] = 0.0
+            frontier.fill(order)
+            break
+        while threshold >= highest:  # passes that would accept nothing
+            threshold *= decay
+        before = frontier.count
+        _pass(frontier, local[bound > threshold], position, threshold, radii)
+        on_progress(frontier.count - before)
+        threshold *= decay
+    return frontier.chosen.cpu(), radii
+
+
+def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, radii: Tensor) -> None:
+    """One pass over this rank's `waiting` rows, in order, with those of the other ranks."""
+    shard = frontier.shard
+    level = float(np.nextafter(threshold, np.inf))
+    most = -(-BLOCK // shard.world.size)
+    chunk = -(-_CHUNK // shard.world.size)
+    size = len(radii)
+    frontier.activate(waiting[:0])
+    while frontier.count < size:
+        while len(frontier.active) < most and len(waiting):
+            fresh = frontier.refresh(waiting[:chunk], level)
+            frontier.activate(torch.cat([frontier.active, fresh]))
+            waiting = waiting[chunk:]
+        proposed = frontier.active[:most]
+        rest = frontier.active[most : most + 1] if len(frontier.active) > most else waiting[:1]
+        edge = float(position[int(rest) + shard.offset]) if len(rest) else np.inf
+        ids, bound, rows = proposed + shard.offset, frontier.bound[proposed], None
+        if shard.world.size > 1:
+            ids, bound, rows, edges = shard.share(proposed, bound, most, (edge, 0.0, 0.0))
+            edge = min(e for e, _, _ in edges)
+        place = position[ids.cpu()].to(ids.device)
+        turn = torch.argsort(place)
+        turn = turn[place[turn] < edge]
+        if len(turn) == 0:
+            return
+        ids, bound = ids[turn], bound[turn]
+        rows = None if rows is None else rows[turn]
+        side = frontier.side(ids, rows)
+        accepted = _resolve(conflicts(side, threshold, frontier.frame), size - frontier.count).to(ids.device)
+        chosen = side.take(accepted)
+        distance = earlier_distances(chosen, bound[accepted], frontier.frame)
+        radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
+        frontier.admit(ids[accepted], chosen, level)
+
+
+def _resolve(conflict: np.ndarray[tuple[int, int], np.dtype[np.bool_]], most: int) -> Tensor:
+    """Which rows of a block are accepted, taken in order: those without a conflict with an accepted one."""
+    free = np.ones(len(conflict), dtype=np.bool_)
+    accepted: list[int] = []
+    for i in range(len(conflict)):
+        if free[i]:
+            accepted.append(i)
+            if len(accepted) == most:
+                break
+            free[i + 1 :] &= ~conflict[i, i + 1 :]
+    return torch.tensor(accepted)

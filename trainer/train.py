@@ -1,0 +1,278 @@
+"""The step loop: a training set in, exported weights out.
+
+    stream -> noise -> loss -> backward (engine) -> clip, AdamW (engine) -> averages -> (checkpoint) -> export
+
+All randomness is a function of (seed, samples seen), so the state of training is the weights, Adam's moments, the
+averages and one integer; a resumed run continues bit for bit at the same world size and threads on a CPU, and can be
+resumed at any other world size and by any other engine.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.plan import derive_seed
+from entroloop.data.progress import Progress
+from entroloop.data.streams.resident import Batch, Resident, training_noise
+from entroloop.data.streams.streaming import Streaming
+from entroloop.data.world import World
+from entroloop.trainer import checkpoint, ema
+from entroloop.trainer.diffusion import Noise, Scale, training_loss
+from entroloop.trainer.engine import make_engine
+from entroloop.trainer.network import DenoiserNetwork, ImageNetwork, NetworkConfig, build, use_best_attention
+from entroloop.trainer.stats import Window
+from entroloop.trainer.train_config import TrainConfig, learning_rate
+
+log = logging.getLogger(__name__)
+ASK_EVERY = 8  # steps between asking the other ranks whether one of them was told to stop
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Logs a line the first time that it comes up in this process."""
+    log.info(text)
+
+
+@dataclass
+class Job:
+    """One generation's training: what goes in and where it is kept.
+
+    checkpoints, weights, stats  folder of resume states, folder of the export, file of unsealed statistics
+    made_from                    digests for the seal
+    warm                         exported weights to start from (`train.warm_start`), or None
+    """
+
+    config: TrainConfig
+    network: NetworkConfig
+    seed: int
+    num_classes: int
+    checkpoints: Path
+    weights: Path
+    stats: Path
+    made_from: dict[str, str]
+    title: str = "train"
+    warm: DenoiserNetwork | None = None
+
+
+class Trainer:
+    """The mutable state of one generation's training.
+
+    averages  by name ("" is the one that is sampled from), tensors like the engine's masters
+    """
+
+    def __init__(self, job: Job, data: Resident | Streaming, world: World) -> None:
+        config = job.config
+        self.job, self.data, self.world = job, data, world
+        self.scale = Scale.of_images() if len(data.shape) == 3 else _scale_of_vectors(data, world)
+        self.num_classes = job.num_classes if config.labels else 0
+        self.shape = data.shape
+        if config.flip and len(self.shape) != 3:
+            raise UserError("train.flip=true: vectors, and latents among them, have no mirror images: set it to false")
+        network = self._fresh_network()
+        state = _newest_checkpoint(job.checkpoints, world)
+        if state is not None:
+            checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
+        if config.channels_last and isinstance(network, ImageNetwork):
+            network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        attention = use_best_attention(network, world.device)
+        self.engine = make_engine(config, network.train(), world)
+        say_once(
+            f"training by {self.engine.kind} on {world.size} process(es) of {world.device.type}, "
+            f"precision {config.precision}, attention {attention}"
+        )
+        self.rules = {"": config.ema, **config.more_emas}
+        self.averages = {name: [m.detach().clone() for m in self.engine.masters] for name in self.rules}
+        self.seen = 0
+        if state is not None:
+            self._resume(state)
+
+    def _fresh_network(self) -> DenoiserNetwork:
+        """What training starts from. Its buffers are no part of checkpoints: they come from the seed, or `warm`."""
+        network = build(self.job.network, self.shape, self.num_classes, derive_seed(self.job.seed, 0, "network"))
+        if self.job.warm is not None:
+            checkpoint.restore(network, self.job.warm.state_dict(), self.job.weights)
+        return network
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.engine.load(state["engine"])
+        for name, average in self.averages.items():
+            self.engine.scatter(state["averages"][name], average)
+        self.seen = state["seen"]
+        before, now = state["world"], {"engine": self.engine.kind, "size": self.world.size}
+        saved = f"; saved by {before['engine']} on {before['size']} ranks, so the last bits may differ"
+        log.info(
+            "%s  resumed at %.1f of %.1f kimg%s",
+            self.job.title, self.seen / 1000, self.job.config.images / 1000,
+            "" if before == now else saved,
+        )  # fmt: skip
+
+    def save(self) -> None:
+        """Writes a checkpoint of whole tensors. Every rank calls it."""
+        state = {
+            "engine": self.engine.state(),
+            "averages": {name: self.engine.gather(average) for name, average in self.averages.items()},
+            "seen": self.seen,
+            "world": {"engine": self.engine.kind, "size": self.world.size},
+        }
+        self.world.on_main(lambda: checkpoint.save(self.job.checkpoints, self.seen, state, self.job.config.keep))
+
+    def step(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
+        """One optimizer step over this rank's share of the global batch. Returns (loss [b], sigma [b], norm).
+
+        Raises Failed, on every rank, where the loss of any rank or the gradient is not finite.
+        """
+        config, engine = self.job.config, self.engine
+        engine.set_rate(learning_rate(config, self.seen))
+        losses, sigmas = [], []
+        for i in range(engine.passes):
+            with engine.one_pass(last=i == engine.passes - 1):
+                loss, sigma = self._loss(batch, i * engine.micro, engine.micro)
+                engine.backward(loss.mean())
+            losses.append(loss.detach())
+            sigmas.append(sigma)
+        norm, moved = engine.finish_step()
+        loss, sigma = torch.cat(losses), torch.cat(sigmas)
+        self.seen += config.batch
+        if not (moved and math.isfinite(norm)):  # the same on every rank: a loss that is not finite spoils the gradient
+            self._check_finite(loss, sigma, batch)
+        if moved:
+            masters = engine.masters
+            for name, rule in self.rules.items():
+                ema.update(self.averages[name], masters, ema.decay(rule, self.seen, config.batch))
+        return loss, sigma, norm
+
+    def _check_finite(self, loss: Tensor, sigma: Tensor, batch: Batch) -> None:
+        """Raises Failed, saying where it stopped being finite, unless only fp16's gradient overflowed."""
+        found = [text for text in self.world.gather_objects(not_finite(loss, sigma, batch)) if text]
+        if not found and self.job.config.precision == "fp16":
+            return
+        raise Failed(
+            f"the {'loss' if found else 'gradient'} is not finite in step {self.seen // self.job.config.batch}, which "
+            f"ends at {self.seen / 1000:.3f} kimg{': ' if found else ''}{'; '.join(found[:3])}; the last checkpoint is "
+            "kept: lower train.lr or set train.precision=no, and start again under another name="
+        )
+
+    def _loss(self, batch: Batch, start: int, count: int) -> tuple[Tensor, Tensor]:
+        """(loss [count], sigma [count]) of samples start … start + count - 1 of a batch."""
+        config, device = self.job.config, self.world.device
+        position = batch.position + start
+        normal, uniform = training_noise(self.shape, position, count, self.job.seed, draws=3)
+        # Only this device's generator: torch.manual_seed would take a percent of a small network's step.
+        generator = (
+            torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
+        )
+        generator.manual_seed(derive_seed(self.job.seed, 0, "dropout", position))
+        y = self.scale.to_model(batch.samples[start : start + count].to(device))
+        uniform = uniform.to(device)
+        if config.flip:
+            y = torch.where((uniform[:, 1] < 0.5)[:, None, None, None], y.flip(-1), y)
+        labels = None
+        if self.num_classes:
+            assert batch.labels is not None
+            labels = batch.labels[start : start + count].to(device)
+            labels = labels.masked_fill(uniform[:, 2] < config.label_dropout, self.num_classes)
+        noise = Noise(normal.to(device), uniform[:, 0])
+        return training_loss(config.objective, self.engine.call, y, noise, labels)
+
+    def export(self) -> None:
+        """Seals the averaged weights. Every rank calls it."""
+        found = {}
+        for name, average in self.averages.items():
+            whole = self.engine.gather(average)
+            if self.world.is_main:
+                found[name] = self._fresh_network()
+                found[name].load_state_dict(whole, strict=False)  # all but the buffers
+        self.world.on_main(
+            lambda: checkpoint.export(
+                self.job.weights, found, objective=self.job.config.objective, scale=self.scale,
+                num_classes=self.num_classes, shape=self.shape, images_seen=self.seen, made_from=self.job.made_from,
+            )
+        )  # fmt: skip
+
+
+def train(
+    job: Job,
+    data: Resident | Streaming,
+    world: World,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_stats: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> str:
+    """Trains to the end of the job, from its newest checkpoint if there is one, and seals the weights.
+
+    Returns the kind of engine that ran. Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any
+    rank; Failed, with the last good checkpoint kept, when the loss is not finite; UserError when the configuration does
+    not fit what was launched.
+    """
+    trainer = Trainer(job, data, world)
+    config = job.config
+    every = max(1, round(config.checkpoint_kimg * 1000 / config.batch))
+    window = Window(job.stats, config, world)
+    batches = data.batches(
+        seed=job.seed, seen=trainer.seen, until=config.images, batch=config.batch, rank=world.rank, size=world.size
+    )
+    with Progress(job.title, config.images, "img", done=trainer.seen, show=world.is_main) as progress:
+        on_progress(progress)
+        asked = time.monotonic()
+        for batch in batches:
+            waited = time.monotonic() - asked
+            loss, sigma, norm = trainer.step(batch)
+            line = window.add(loss, sigma, norm, trainer.seen, waited)
+            if line is not None:
+                on_stats(line)
+            progress.advance(config.batch)
+            steps = trainer.seen // config.batch
+            stop = _stops(world, should_stop, steps)
+            if (stop or steps % every == 0) and trainer.seen < config.images:
+                trainer.save()
+                if stop:
+                    raise Interrupted(f"training saved at {trainer.seen / 1000:.1f} of {config.images / 1000:.1f} kimg")
+            asked = time.monotonic()
+    trainer.export()
+    trainer.engine.close()
+    return trainer.engine.kind
+
+
+def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
+    """The one that rank 0 finds, on every rank: another rank's view of a shared folder may lag behind."""
+    state = checkpoint.newest(folder) if world.is_main else None
+    seen = world.gather_objects(None if state is None else state["seen"])[0]
+    return state if world.is_main or seen is None else checkpoint.read(checkpoint.path_of(folder, seen))
+
+
+def _scale_of_vectors(data: Resident | Streaming, world: World) -> Scale:
+    """One rank reads; the others wait for what it found."""
+    found = Scale.of_vectors(data.shards()) if world.is_main else None
+    scale: Scale = world.gather_objects(found)[0]
+    return scale
+
+
+def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
+    """Whether any rank was told to stop; all ranks get the same answer at the same step."""
+    if world.size == 1:
+        return should_stop()
+    if steps % ASK_EVERY:
+        return False
+    return bool(world.all_reduce(torch.tensor([float(should_stop())]), "max").item())
+
+
+def not_finite(loss: Tensor, sigma: Tensor, batch: Batch) -> str:
+    """Noise levels and training images of a rank's samples whose loss [b] is not finite; empty where all are."""
+    bad = (~torch.isfinite(loss)).nonzero().flatten().cpu()
+    if not len(bad):
+        return ""
+    levels = sigma.cpu()[bad]
+    images = batch.ids[bad.numpy()][:8].tolist()
+    return f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {images}"
