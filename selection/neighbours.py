@@ -19,8 +19,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.memory import free_bytes
 from entroloop.data.world import World
 from entroloop.selection.exact import topk
-from entroloop.selection.exact.bounds import SWEEP_ROWS, Query, contenders
-from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row, nearest_name, pair_distances
+from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders
+from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row, nearest_name
 from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
 from entroloop.selection.exact.rows import Shard, agree
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
@@ -96,7 +96,10 @@ def nearest(
 
 
 def checked(features: Any, name: str, world: World) -> Shard:
-    """The rows as a Shard; every rank raises the same error if any rank's rows are unusable."""
+    """The rows as a Shard; every rank raises the same error if any rank's rows are unusable.
+
+    Ranks that hold rows must agree in their dtype. One without rows takes the dtype of the others.
+    """
     message, rows = None, None
     try:
         rows = as_rows(features, name, world.device if world.device.type != "cpu" else None)
@@ -104,15 +107,20 @@ def checked(features: Any, name: str, world: World) -> Shard:
         message = str(error)
     agree(world, message)
     assert rows is not None
-    answers: list[tuple[int, int, int]] = world.gather_objects((len(rows), rows.shape[1], first_bad_row(rows)))
-    offset = 0
-    for count, width, bad in answers:
-        if width != rows.shape[1]:
-            raise UserError(f"{name}: ranks hold {rows.shape[1]} and {width} features a row: they must be equal")
+    mine = (len(rows), rows.shape[1], rows.dtype, first_bad_row(rows))
+    answers: list[tuple[int, int, torch.dtype, int]] = world.gather_objects(mine)
+    held = [answer for answer in answers if answer[0]] or answers
+    offset, (_, first_width, dtype, _) = 0, held[0]
+    for count, width, _, bad in answers:
+        if width != first_width:
+            raise UserError(f"{name}: ranks hold {first_width} and {width} features a row: they must be equal")
         if bad >= 0:
             raise bad_row_error(name, offset + bad)
         offset += count
-    return Shard(rows, tuple(count for count, _, _ in answers), world)
+    others = sorted({str(other).removeprefix("torch.") for _, _, other, _ in held})
+    if len(others) > 1:
+        raise UserError(f"{name}: ranks hold rows of {' and '.join(others)}: every rank must pass the same dtype")
+    return Shard(rows.to(dtype), tuple(count for count, _, _, _ in answers), world)
 
 
 def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) -> None:
@@ -175,27 +183,24 @@ def _search(
         _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest], frame, None)
         lists[0][rest], lists[1][rest] = some
         return
-    k, mine = lists[0].shape[1], side.rows
-    done = torch.zeros(len(mine), dtype=torch.bool, device=mine.device)
-    waiting: list[tuple[Tensor, Tensor]] = []
-    for pair in contenders(side, columns, Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done), frame):
-        waiting.append(pair)
-        if sum(len(i) for i, _ in waiting) >= _MERGE_PAIRS:
-            last = int(pair[1].max())
-            _merge(waiting, mine, columns, first, lists)
+    k = lists[0].shape[1]
+    done = torch.zeros(len(lists[0]), dtype=torch.bool, device=side.rows.device)
+    waiting: list[Pairs] = []
+    for pairs in contenders(side, columns, Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done), frame):
+        waiting.append(pairs)
+        if sum(len(i) for i, _, _ in waiting) >= _MERGE_PAIRS:
+            last = int(pairs[1].max())
+            _merge(waiting, first, lists)
             waiting = []
             # Nothing is nearer than 0, and all rows of this block still to come have larger ids.
             done |= (lists[0][:, -1] == 0) & (lists[1][:, -1] <= first + last)
     if waiting:
-        _merge(waiting, mine, columns, first, lists)
+        _merge(waiting, first, lists)
 
 
-def _merge(
-    pairs: list[tuple[Tensor, Tensor]], mine: Tensor, columns: Columns, first: int, lists: tuple[Tensor, Tensor]
-) -> None:
-    """Computes the distances of the pairs and merges them into the lists, in place."""
-    i, j = torch.cat([i for i, _ in pairs]), torch.cat([j for _, j in pairs])
-    distance = pair_distances(mine, i, columns.rows, columns.numbers(j))
+def _merge(pairs: list[Pairs], first: int, lists: tuple[Tensor, Tensor]) -> None:
+    """Merges the pairs into the lists, in place."""
+    i, j, distance = (torch.cat(part) for part in zip(*pairs, strict=True))
     rows, offered = topk.from_pairs(i, distance, j + first, lists[0].shape[1])
     merged = topk.merge((lists[0][rows], lists[1][rows]), offered, lists[0].shape[1])
     lists[0][rows], lists[1][rows] = merged

@@ -9,38 +9,41 @@ Shapes: B rows of a block, P pairs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.selection.exact.bounds import Query, contenders, nonzero
+from entroloop.selection.exact.bounds import Pairs, Query, contenders, nonzero
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Columns, Frame, Side, product
 
 
 class Block:
-    """The distances inside one block of candidates that are not certainly above `level`, by row.
+    """The distances inside one block of candidates that are no larger than `level`, by row.
 
     The sequential rule of a strategy runs on these. Everything is on the host: single steps are too short for a device.
+    `pairs` counts the distances. It depends on the rows alone, so that all ranks can decide by it, whatever formats
+    they use.
     """
 
     def __init__(self, side: Side, level: float, frame: Frame) -> None:
         n = len(side.sketch)
         levels = torch.full((n,), level, dtype=torch.float64, device=side.rows.device)
-        found = [
-            pair[:, pair[0] < pair[1]]
-            for pair in map(torch.stack, contenders(side, Columns.of(side), Query(levels, None), frame))
-        ]
-        pairs = torch.cat(found, 1) if found else torch.empty((2, 0), dtype=torch.int64, device=side.rows.device)
-        distance = pair_distances(side.rows, side.numbers(pairs[0]), side.rows, side.numbers(pairs[1]))
-        self.pairs = pairs.shape[1]
-        i, j = pairs.cpu().numpy()
-        rows = np.concatenate([i, j])
+        none = torch.empty(0, dtype=torch.int64)
+        found: list[Pairs] = [(none, none, none.double())]
+        for i, j, distance in _earlier_pairs(side, levels, None, frame):
+            near = distance <= level
+            found.append((i[near].cpu(), j[near].cpu(), distance[near].cpu()))
+        lower, upper, near_by = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+        self.pairs = len(lower)
+        rows = np.concatenate([lower, upper])
         order = np.argsort(rows, kind="stable")
         self._start = np.searchsorted(rows[order], np.arange(n + 1)).tolist()
-        self._columns: NDArray[np.int64] = np.concatenate([j, i])[order]
-        self._distances: NDArray[np.float64] = np.tile(distance.cpu().numpy(), 2)[order]
+        self._columns: NDArray[np.int64] = np.concatenate([upper, lower])[order]
+        self._distances: NDArray[np.float64] = np.tile(near_by, 2)[order]
 
     def lower(self, bound: NDArray[np.float64], pick: int) -> None:
         """bound[j] = min(bound[j], distance to the pick) for every j where that can matter."""
@@ -66,22 +69,28 @@ def conflicts(side: Side, threshold: float, frame: Frame) -> NDArray[np.bool_]:
         if len(i) <= 4 * n or form.name not in LONGER:
             break
         side = side.again(frame, LONGER[form.name], torch.arange(n, device=side.rows.device))
-    out[i, j] = pair_distances(side.rows, side.numbers(i), side.rows, side.numbers(j)) <= threshold
+    distance = pair_distances(side.rows, side.numbers(i), side.rows, side.numbers(j))
+    bounds[i].check(bounds[j], result[i, j], distance, frame.scale)
+    out[i, j] = distance <= threshold
     return out.cpu().numpy()
 
 
 def earlier_distances(side: Side, level: Tensor, frame: Frame) -> Tensor:
     """min(level, the canonical distance to the nearest row before it) for each row. float64 [B] -> [B]."""
     out = level.clone()
-    columns = Columns.of(side)
-    for start in range(0, len(out), TILE_COLUMNS):
-        rows = slice(start, min(start + TILE_COLUMNS, len(out)))
-        left = side.part(rows)
-        parts = [(columns.part(start, rows.stop), True)] + ([(columns.part(0, start), False)] if start else [])
-        for right, earlier in parts:
-            for i, j in contenders(left, right, Query(out[rows], earlier=earlier), frame):
-                before = j < i if earlier else torch.ones_like(i, dtype=torch.bool)
-                i, j = i[before], j[before]
-                distance = pair_distances(left.rows, left.numbers(i), right.rows, right.numbers(j))
-                out[rows].scatter_reduce_(0, i, distance, "amin")
+    for i, _, distance in _earlier_pairs(side, out, 1, frame):
+        out.scatter_reduce_(0, i, distance, "amin")
     return out
+
+
+def _earlier_pairs(side: Side, level: Tensor, k: int | None, frame: Frame) -> Iterator[Pairs]:
+    """The `contenders` among the pairs j < i of a block. `level` [B] may be lowered between pairs."""
+    columns = Columns.of(side)
+    for start in range(0, len(level), TILE_COLUMNS):
+        rows = slice(start, min(start + TILE_COLUMNS, len(level)))
+        left = side.part(rows)
+        for first, last, same in ((start, rows.stop, True), (0, start, False)):
+            if first < last:
+                query = Query(level[rows], k, earlier=same)
+                for i, j, distance in contenders(left, columns.part(first, last), query, frame):
+                    yield i + start, j + first, distance

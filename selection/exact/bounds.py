@@ -1,12 +1,11 @@
 """Which pairs can matter: products in low precision tell which distances must be computed.
 
-    Side (left rows) + Columns (right rows) + Query -> contenders -> pairs that get the canonical distance
+    Side (left rows) + Columns (right rows) + Query -> contenders -> pairs with their canonical distances
 
-A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level; all others are
-returned. Where a format cannot separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the
-format changes the time, never the result.
-
-Shapes: n left rows, m right rows, D features, P pairs.
+A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level. All others get the
+canonical distance, which must lie in the interval: InexactProductError is raised where it does not. Where a format
+cannot separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the format changes the time,
+never the result.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
 
 TILE_ROWS = 2048
@@ -57,16 +57,19 @@ class Query:
         return Query(self.level[part], self.k, self.floor, upper, resume, start, self.earlier, ignore, done)
 
 
-def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (i, j), int64 [P] each, such that every pair that can matter is among them."""
+Pairs = tuple[Tensor, Tensor, Tensor]  # left rows int64 [P], right rows int64 [P], distances float64 [P]
+
+
+def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[Pairs]:
+    """Pairs with their canonical distances; every pair that can matter is among them."""
     tiles = right.tiles()
     for top in range(0, len(left.sketch), SWEEP_ROWS):
         rows = slice(top, top + SWEEP_ROWS)
-        for i, j in _sweep(left.part(rows), tiles, query.part(rows), frame):
-            yield i + top, j
+        for i, j, distance in _sweep(left.part(rows), tiles, query.part(rows), frame):
+            yield i + top, j, distance
 
 
-def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[tuple[Tensor, Tensor]]:
+def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[Pairs]:
     """First the smallest product of each row in each tile; then pairs, from the tiles that can hold the nearest."""
     level = query.level
     bounds = left.sketch.certificate
@@ -97,8 +100,19 @@ def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iter
         if query.done is not None:
             alive = alive[~query.done[alive]]
         for rows in torch.split(alive, TILE_ROWS):
-            for i, j in _pairs(left, tile, rows, level, query, t * TILE_COLUMNS, frame):
-                yield i, j + t * TILE_COLUMNS
+            for i, j, distance in _pairs(left, tile, rows, level, query, t * TILE_COLUMNS, frame):
+                if relevant is not None:
+                    _check_lowest(lowest[t], bounds, tile, level, i, distance, frame)
+                yield i, j + t * TILE_COLUMNS, distance
+
+
+def _check_lowest(
+    lowest: Tensor, bounds: Certificate, tile: Columns, level: Tensor, i: Tensor, distance: Tensor, frame: Frame
+) -> None:
+    """Checks the smallest products of a tile with the smallest distances found in it, where those are the smallest."""
+    nearest = torch.full_like(level, torch.inf).scatter_reduce_(0, i, distance, "amin")
+    rows = (torch.isfinite(nearest) & (nearest <= level)).nonzero()[:, 0]
+    bounds[rows].check(tile.certificate.worst(), lowest[rows], nearest[rows], frame.scale)
 
 
 def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,7 +159,7 @@ def _hide(result: Tensor, column: Tensor, infinite: float) -> None:
 
 def _pairs(
     left: Side, tile: Columns, rows: Tensor, level: Tensor, query: Query, start: int, frame: Frame
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Pairs]:
     """The pairs of these left rows with one tile that can matter; a longer format is tried where they are many."""
     if len(rows) == 0:
         return
@@ -166,6 +180,9 @@ def _pairs(
     if ignore is not None:
         counts = j != ignore[i]
         i, j = i[counts], j[counts]
+    if query.earlier:
+        counts = j < rows[i]
+        i, j = i[counts], j[counts]
     longer = LONGER.get(form.name)
     if longer is not None and len(i) > _CROWDED * (k or 1) * len(rows):
         sure = 0
@@ -174,10 +191,13 @@ def _pairs(
         if len(i) - sure > _CROWDED * (k or 1) * len(rows):
             assert not query.earlier or len(rows) == len(tile)
             again = left.again(frame, longer, rows), tile.again(frame, longer)
-            for i, j in contenders(*again, Query(level, k, earlier=query.earlier, ignore=ignore), frame):
-                yield rows[i], j
+            for i, j, distance in contenders(*again, Query(level, k, earlier=query.earlier, ignore=ignore), frame):
+                yield rows[i], j, distance
             return
-    yield rows[i], j
+    if len(i):
+        distance = pair_distances(left.rows, left.numbers(rows[i]), tile.rows, tile.numbers(j))
+        bounds[i].check(tile.certificate[j], result[i, j], distance, frame.scale)
+        yield rows[i], j, distance
 
 
 def nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:

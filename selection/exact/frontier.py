@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Query, contenders
-from entroloop.selection.exact.distance import distances_to, pair_distances
+from entroloop.selection.exact.distance import distances_to
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
 
@@ -123,10 +123,8 @@ class Frontier:
         upper, resume = torch.full_like(bound, torch.inf), torch.full_like(index, last - first)
         start = (seen - first).clamp(min=0)
         query = Query(bound, 1, level, upper, resume, start if sorted_by_seen else None)
-        for i, j in contenders(left, right, query, self.frame):
-            row = index[i]
-            distance = pair_distances(left.rows, row, right.rows, right.numbers(j))
-            self.bound.scatter_reduce_(0, row, distance, "amin")
+        for i, _, distance in contenders(left, right, query, self.frame):
+            self.bound.scatter_reduce_(0, index[i], distance, "amin")
         self.bound.scatter_reduce_(0, index, upper, "amin")
         current = seen >= first  # others were let go before: choices in between are still to come for them
         self.seen[index[current]] = first + resume[current]

@@ -28,6 +28,10 @@ from entroloop.data.world import World
 TILE_COLUMNS = 512  # right rows of one product; with TILE_ROWS its result stays in a core's cache
 
 
+class InexactProductError(ArithmeticError):
+    """The processor multiplied less exactly than the certificates allow; results would be wrong."""
+
+
 @dataclass(frozen=True)
 class Format:
     """A number format for sketches: `unit` bounds the relative error of one accumulation step, `out` that of the
@@ -154,6 +158,17 @@ class Certificate:
         wide = wide.masked_fill(product == self.format.infinite, torch.inf)
         square = wide.clamp(min=0) * (1 + 1.01 * self.format.out) + self.error(right)
         return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
+
+    def check(self, right: Certificate, product: Tensor, distance: Tensor, scale: float) -> None:
+        """Raises InexactProductError unless each product [P] agrees with the canonical distance [P] of its pair."""
+        good = (product <= self.cut(right, distance, scale)) & (self.reach(right, product, scale) >= distance)
+        if not bool(good.all()):
+            where = int((~good).int().argmax())
+            raise InexactProductError(
+                f"a {self.format.name} product on {product.device} contradicts the distance {float(distance[where])!r} "
+                "of its rows: matrix products are less exact here than torch's settings promise, so that no result of "
+                "selection can be trusted (an environment variable or a library may have switched TF32 on)"
+            )
 
     def _comparable(self, cut: Tensor) -> Tensor:
         if self.format is F64:

@@ -119,6 +119,8 @@ class _Whitening:
             sums += torch.stack(_product(x.T, x)).long()
         sums = world.all_reduce(sums)
         covariance = (_join(sums[0], sums[1], sums[2]) / (n - 1)).cpu().numpy()
+        if np.trace(covariance) <= 0:  # on every rank alike: the sums are exact
+            raise UserError("metric whitened: all bank rows are equal, so that no direction has a scale")
         matrix = torch.from_numpy(_inverse_root(covariance, n)) if world.is_main else torch.empty(d, d).double()
         matrix = world.broadcast(matrix.contiguous().to(rows.device))
         # integers of 36 bits a column; the scale is a power of two
@@ -139,8 +141,6 @@ class _Whitening:
 def _inverse_root(covariance: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     d = len(covariance)
     mean = np.trace(covariance) / d
-    if mean <= 0:
-        raise UserError("metric whitened: all bank rows are equal, so that no direction has a scale")
     share = d / (n + d) if n <= d else 0.0
     values, vectors = scipy.linalg.eigh((1 - share) * covariance + share * mean * np.eye(d))
     root: NDArray[np.float64] = vectors / np.sqrt(np.maximum(values, _SMALLEST_EIGENVALUE * mean))

@@ -65,7 +65,9 @@ def entropy_matching(problem: Problem) -> Selection:
         strength = (0.0, 1.0)[step] if step < 2 else (weakest + strongest) / 2
         chosen = _filtered(problem, order, low + strength * (high - low), strength=strength)
         sample = problem.generator("matching").permutation(problem.size)[:n]
-        gap = float((_log_quantiles(problem.shard, torch.from_numpy(chosen.ids[sample])) - target).mean())
+        near = _log_quantiles(problem.shard, torch.from_numpy(chosen.ids[sample]))
+        # Logarithms differ in the last bit between processors: rank 0's decide.
+        gap = float(problem.shard.world.broadcast(torch.tensor([(near - target).mean()], dtype=torch.float64)))
         chosen.info["gap"] = gap
         if abs(gap) <= _TOLERANCE or (step == 0 and gap > 0) or (step == 1 and gap < 0):
             break

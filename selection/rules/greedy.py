@@ -27,7 +27,7 @@ SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
 _ACTIVE = 8192  # rows kept up to date at a time, over all ranks
 _PAIRS_A_PICK = 8  # distances computed inside a block for each pick; more mean that the block is too large
-_QUANTILES = 64  # what ranks tell of their bounds to agree on a level
+_QUANTILES = 64  # marks by which each rank describes its largest bounds when ranks agree on a level
 
 
 def greedy(
@@ -151,14 +151,17 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
         marks = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
         if len(top):
             marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
-        marks = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True).values
-        level = float(marks[_QUANTILES - 1])
+        marks, order = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True)
+        # Each mark stands for its share of the rows that its rank looked at.
+        rows = torch.tensor(frontier.shard.counts, dtype=torch.float64, device=bound.device).clamp(max=_ACTIVE)
+        woken = (rows / _QUANTILES).repeat_interleave(_QUANTILES)[order].cumsum(0)
+        level = float(marks[min(int((woken < _ACTIVE).sum()), len(marks) - 1)])
         highest = float(marks[0])
     if highest <= 0:
         return 0.0
     level = max(level, float(np.nextafter(0, 1)))
-    rows = (bound >= level).nonzero()[:, 0]
-    frontier.activate(frontier.refresh(rows, level))
+    awake = (bound >= level).nonzero()[:, 0]
+    frontier.activate(frontier.refresh(awake, level))
     most_active[:] = world.gather_counts(len(frontier.active))
     return level
 
