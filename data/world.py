@@ -26,6 +26,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.precision import keep_full_precision
 
 T = TypeVar("T")
 
@@ -262,11 +263,14 @@ def join(
 
     The group is left when the process ends: of those that end within it a few in a hundred are aborted, while gloo's
     thread still runs.
+    TF32 and reduced-precision sums are switched off for the rest of the process. Raises UserError where the environment
+    forces TF32 and there is a CUDA device.
     """
     if device is None:
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    keep_full_precision()
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         if store is not None:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from torch import Tensor
 
 from entroloop.data.errors import UserError
+from entroloop.data.precision import full_precision
 from entroloop.data.world import World
 from entroloop.selection.exact.distance import check_metric, nearest_name, pair_distances
 from entroloop.selection.exact.rows import Shard, agree
@@ -227,6 +228,7 @@ class SelectionConfig(BaseModel, extra="forbid", frozen=True):
         return options
 
 
+@full_precision()
 def select(
     features: Any,
     size: int,
@@ -256,7 +258,9 @@ def select(
     per_class            choose within each class of `labels`, as equal a number as possible from each, taken in turn
     on_progress          told how many more rows are chosen, by strategies that work in blocks
     options              of the strategy: see it in `strategies`
-    Raises UserError for unusable input, unknown names (the nearest is shown) and options the strategy does not have.
+    TF32 and reduced-precision sums are off during the call, for the other threads of the process too.
+    Raises UserError for unusable input, unknown names (the nearest is shown) and options the strategy does not have,
+    and InexactProductError where matrix products are less exact than promised.
     """
     world = World() if world is None else world
     function = find(strategy)

@@ -56,7 +56,7 @@ def kl_entropy(
     k           r_i is the distance from point i to its k-th nearest *other* point
     floor       distances below it count as it; duplicates would give minus infinity
     per_sample  also return each point's term, psi(n) - psi(k) + log c_d + d log r_i
-    Raises UserError for n <= k and for unusable features.
+    Raises UserError for n <= k and for unusable features. Settings of precision are those of `nearest`.
     """
     if not (math.isfinite(floor) and floor > 0):
         raise UserError(f"floor: must be a positive number, is {floor}")
@@ -83,7 +83,10 @@ def kl_entropy(
 def generalization_score(
     generated: Any, training: Any, *, metric: str = "euclidean", world: World | None = None
 ) -> float:
-    """GS = mean over generated x of min over training z of |x - z| (arXiv 2509.16499); falling means memorization."""
+    """GS = mean over generated x of min over training z of |x - z| (arXiv 2509.16499); falling means memorization.
+
+    Settings of precision, which other threads see too, are those of `nearest`.
+    """
     world = World() if world is None else world
     distances, _ = nearest(generated, training, metric=metric, world=world)
     sums = torch.tensor([[distances.sum(), len(distances)]], dtype=torch.float64)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.memory import free_bytes
+from entroloop.data.precision import full_precision
 from entroloop.data.world import World
 from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders
@@ -32,6 +33,7 @@ _BLOCK_BYTES = (1 << 24, 1 << 29)  # at least and at most
 _MERGE_PAIRS = 1 << 18  # pairs that are gathered before they are merged into the lists
 
 
+@full_precision()
 def nearest(
     queries: Any,
     bank: Any,
@@ -57,7 +59,8 @@ def nearest(
     certified intervals do not rule out (see `bounds`), in a longer format where those intervals are too wide. The faiss
     back end asks for some more neighbours than k, checks the condition for each query with the error bound of faiss's
     float32 distances, and where it fails asks for more; what still fails goes to the torch back end.
-    Raises UserError for unusable input.
+    TF32 and reduced-precision sums are off during the call, for the other threads of the process too.
+    Raises UserError for unusable input, and InexactProductError where matrix products are less exact than promised.
     """
     world = World() if world is None else world
     q = checked(queries, "queries", world)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from entroloop.data import files
+from entroloop.data import files, precision
 from entroloop.data.errors import UserError
 
 VARIABLE = "ENTROLOOP_WEIGHTS"
@@ -95,11 +95,13 @@ def unreadable(path: Path, what: str, error: Exception) -> UserError:
 def in_batches(samples: Images, forward: Forward, dim: int, batch: int) -> NDArray[np.float32]:
     """forward([B, …] tensor on the CPU) -> [B, D], over batches of exactly B samples, the last one padded with zeros.
 
-    A row is then the same however the samples are cut into calls.
+    A row is then the same however the samples are cut into calls. Products are in full precision meanwhile, as TF32
+    convolutions, cuDNN's default, would move FID in its third digit; other threads of the process see the setting too.
+    Raises UserError where the environment forces TF32 (see `precision.full_precision`).
     """
     out = np.empty((len(samples), dim), dtype=np.float32)
     block = np.zeros((batch, *samples.shape[1:]), dtype=samples.dtype)
-    with torch.inference_mode():
+    with precision.full_precision(), torch.inference_mode():
         for start in range(0, len(samples), batch):
             n = min(batch, len(samples) - start)
             block[:n] = samples[start : start + n]
@@ -138,9 +140,7 @@ class Frozen:
         self._batch = 64 if device.type == "cuda" else 8
 
     def __call__(self, samples: Images) -> NDArray[np.float32]:
-        # TF32 convolutions, cuDNN's default, would move FID in its third digit.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return in_batches(samples, self._three_channels, self.dim, self._batch)
+        return in_batches(samples, self._three_channels, self.dim, self._batch)
 
     def _three_channels(self, images: torch.Tensor) -> torch.Tensor:
         return self._forward(images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images)

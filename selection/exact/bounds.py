@@ -2,10 +2,12 @@
 
     Side (left rows) + Columns (right rows) + Query -> contenders -> pairs with their canonical distances
 
-A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level. All others get the
-canonical distance, which must lie in the interval: InexactProductError is raised where it does not. Where a format
+A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level. All others get
+the canonical distance, which must lie in the interval: InexactProductError is raised where it does not. Where a format
 cannot separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the format changes the time,
 never the result.
+
+Shapes: n left rows, m right rows, D features, P pairs.
 """
 
 from __future__ import annotations

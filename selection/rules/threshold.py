@@ -17,11 +17,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.selection.exact.blocks import conflicts, earlier_distances
+from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.frontier import Frontier
 from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.sketch import InexactProductError, Side
 
 BLOCK = 512
 _CHUNK = 8192  # candidates of all ranks that are brought up to date together
@@ -96,21 +99,41 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
         ids, bound = ids[turn], bound[turn]
         rows = None if rows is None else rows[turn]
         side = frontier.side(ids, rows)
-        accepted = _resolve(conflicts(side, threshold, frontier.frame), size - frontier.count).to(ids.device)
+        accepted, rejected, by = _resolve(conflicts(side, threshold, frontier.frame), size - frontier.count)
+        accepted = accepted.to(ids.device)
         chosen = side.take(accepted)
         distance = earlier_distances(chosen, bound[accepted], frontier.frame)
+        _check(side, rejected.to(ids.device), by.to(ids.device), distance, threshold)
         radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
         frontier.admit(ids[accepted], chosen, level)
 
 
-def _resolve(conflict: np.ndarray[tuple[int, int], np.dtype[np.bool_]], most: int) -> Tensor:
-    """Which rows of a block are accepted, taken in order: those without a conflict with an accepted one."""
+def _check(side: Side, rejected: Tensor, by: Tensor, accepted: Tensor, threshold: float) -> None:
+    """Raises InexactProductError unless canonical distances confirm every decision in a block.
+
+    rejected, by  rows, and the accepted row that excludes each
+    accepted      distance of each accepted row to those accepted before
+    """
+    near = pair_distances(side.rows, side.numbers(rejected), side.rows, side.numbers(by))
+    if bool((accepted <= threshold).any()) or bool((near > threshold).any()):
+        raise InexactProductError("a threshold filter's products contradict the distances of its rows")
+
+
+def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Which rows of a block are accepted, taken in order: those without a conflict with an accepted one.
+
+    -> rows accepted, rows rejected, and the accepted row that excludes each of those; int64
+    """
     free = np.ones(len(conflict), dtype=np.bool_)
+    by = np.full(len(conflict), -1)
     accepted: list[int] = []
     for i in range(len(conflict)):
         if free[i]:
             accepted.append(i)
             if len(accepted) == most:
                 break
-            free[i + 1 :] &= ~conflict[i, i + 1 :]
-    return torch.tensor(accepted)
+            excluded = i + 1 + np.flatnonzero(free[i + 1 :] & conflict[i, i + 1 :])
+            free[excluded] = False
+            by[excluded] = i
+    rejected = np.flatnonzero(by >= 0)
+    return torch.tensor(accepted), torch.from_numpy(rejected), torch.from_numpy(by[rejected])
