@@ -122,13 +122,20 @@ def spectrum(of: Moments) -> Tensor:
 
 
 def principal_axes(of: Moments, k: int) -> Tensor:
-    """The k leading eigenvectors of the covariance, as columns, up to their sign: float64 [D, min(k, N, D)]."""
+    """The k leading eigenvectors of the covariance, as columns, up to their sign: float64 [D, min(k, N, D)].
+
+    Directions without variance are zeros: which of them a library returns is a matter of rounding.
+    """
     if of.rows is not None:
-        axes: Tensor = torch.linalg.svd(of.rows, full_matrices=False).Vh
-        return axes[:k].T.contiguous()
+        axes: Tensor
+        _, values, axes = torch.linalg.svd(of.rows, full_matrices=False)
+        kept = values > values.max() * max(of.rows.shape) * torch.finfo(torch.float64).eps
+        axes = (axes * kept[:, None])[:k].T.contiguous()
+        return axes
     d = len(of.mean)
     chosen = [max(d - k, 0), d - 1]
-    vectors = scipy.linalg.eigh(of.covariance.cpu().numpy(), subset_by_index=chosen)[1]
+    values, vectors = scipy.linalg.eigh(of.covariance.cpu().numpy(), subset_by_index=chosen)
+    vectors *= values > values[-1] * d * torch.finfo(torch.float64).eps
     return torch.from_numpy(vectors[:, ::-1].copy()).to(of.mean.device)
 
 

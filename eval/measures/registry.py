@@ -23,6 +23,7 @@ from entroloop.eval.measures.sets import K_MANIFOLD, Features, Sets
 from entroloop.selection import nearest
 
 PCA, CELLS = 64, 3  # C_T
+CT_ROWS = 8192  # training points that its components are fitted to
 TOP_EIGENVALUES = 32
 
 
@@ -53,6 +54,7 @@ def measure(
 
     Frechet and kernel distance, precision, recall, density and coverage compare with `reference` where given, else with
     `training`; what needs all three sets (NEEDS_REFERENCE) is left out without a reference.
+    TF32 and reduced-precision sums are off during searches, for the other threads of the process too (see `nearest`).
     Raises UserError when shapes do not fit, a set has fewer than two points or a value is not finite.
     """
     sets = Sets(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed, mirrored=mirrored)
@@ -102,8 +104,8 @@ def effective_rank(sets: Sets) -> float:
 
 def vendi_score(sets: Sets) -> float:
     x, n = sets.generated, sets.n["generated"]
-    if sets.world.size == 1 and n < sets.dimensions:
-        rows = diversity.unit_rows(x)
+    if n < sets.dimensions:  # fewer points than features: at any number of ranks the smaller matrix
+        rows = diversity.unit_rows(sets.gather(x))
         return diversity.vendi_score(rows @ rows.T, n)
     return diversity.vendi_score(sets.world.all_reduce(diversity.cosine_gram(x)), n)
 
@@ -164,15 +166,19 @@ def training_entropy(sets: Sets) -> float:
 
 
 def ct_score(sets: Sets) -> float:
-    """Principal components and cells of the training set, then nearest neighbours inside each cell."""
+    """Principal components and cells of the training set, then nearest neighbours inside each cell.
+
+    The components are fitted on one rank to at most CT_ROWS seeded training points, and rows are projected exactly, so
+    that cells and ranks of distances do not depend on how the rows are spread over processes.
+    """
     assert sets.reference is not None
     if sets.n["training"] < CELLS:
         return math.nan
-    of = sets.training_moments
-    axes = sets.world.broadcast(frechet.principal_axes(of, PCA))  # signs may differ between machines
+    of = frechet.moments(sets.gather(sets.drawn_training(CT_ROWS)))
+    axes, mean = sets.world.broadcast(frechet.principal_axes(of, PCA)), sets.world.broadcast(of.mean)
 
     def project(x: Tensor) -> Tensor:
-        return ((x.double() - of.mean) @ axes).float()
+        return exact_product(x.double() - mean, axes).float()
 
     everywhere = sets.gather(project(sets.training))
     centres = sets.world.broadcast(_cell_centres(everywhere, sets.seed))
@@ -180,6 +186,18 @@ def ct_score(sets: Sets) -> float:
     ours = _to_own_cell(project(sets.generated), everywhere, cells, centres)
     theirs = _to_own_cell(project(sets.reference), everywhere, cells, centres)
     return memorization.ct_score(*(sets.gather(x).cpu().numpy() for x in (*ours, *theirs)))
+
+
+def exact_product(x: Tensor, axes: Tensor) -> Tensor:
+    """x @ axes with coordinates rounded so that sums are exact, in whatever order a library adds.
+
+    x, axes  float64 [n, D], and [D, k] with entries of at most 1, which are rounded to multiples of 2^-16
+    ->       float64 [n, k]; each row depends on its own row of x alone
+    """
+    bits = 53 - 16 - x.shape[1].bit_length()
+    step = torch.exp2(torch.frexp(x.abs().amax(1, keepdim=True)).exponent.double() - bits)
+    product: Tensor = torch.round(x / step) @ torch.round(axes * 2.0**16)
+    return product * (step * 2.0**-16)
 
 
 def _cell_centres(points: Tensor, seed: int) -> Tensor:

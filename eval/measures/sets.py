@@ -10,9 +10,8 @@ M generated points, N training points, R reference points (held-out real data), 
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,10 +24,26 @@ from entroloop.eval.measures import frechet, manifold
 from entroloop.selection import Entropy, kl_entropy, nearest
 
 Features = NDArray[Any] | Tensor
+T = TypeVar("T")
 
 K_MANIFOLD = 3  # precision and recall
 K_DENSITY = 5  #  density and coverage
 LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
+
+
+class _FoundOnce(Generic[T]):
+    """functools.cached_property without the lock that Python 3.11 shares between all instances: ranks that are threads
+    of one process would wait for each other."""
+
+    def __init__(self, find: Callable[[Any], T]) -> None:
+        self._find = find
+
+    def __get__(self, sets: Any, owner: type) -> T:
+        name = self._find.__name__
+        if name not in sets.__dict__:
+            sets.__dict__[name] = self._find(sets)
+        found: T = sets.__dict__[name]
+        return found
 
 
 class Sets:
@@ -117,12 +132,12 @@ class Sets:
 
     # --- found once ------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @_FoundOnce
     def to_training(self) -> tuple[Tensor, Tensor]:
         """Each generated point's two nearest training points: distances [M, 2], ids [M, 2]."""
         return self.nearest(self.generated, self.training, 2)
 
-    @functools.cached_property
+    @_FoundOnce
     def to_copies(self) -> Tensor:
         """Each generated point's distances to the two nearest training points, mirrored or not: [M, 2]."""
         distances, ids = self.to_training
@@ -131,7 +146,7 @@ class Sets:
         other, other_ids = self.nearest(self.generated, self.mirrored, 2)
         return _two_smallest(torch.cat([distances, other], 1), torch.cat([ids, other_ids], 1))
 
-    @functools.cached_property
+    @_FoundOnce
     def reference_to_copies(self) -> Tensor:
         """Each reference point's distance to the nearest training point, mirrored or not: [R]."""
         if self.mirrored is None:
@@ -140,62 +155,70 @@ class Sets:
         other = self.nearest(self.reference, self.mirrored, 1)[0][:, 0]
         return torch.minimum(self.reference_to_training, other)
 
-    @functools.cached_property
+    @_FoundOnce
     def within_real(self) -> Tensor:
         """Each real point's K_DENSITY (or all) nearest other real points: distances [R, K]."""
         return self.nearest(self.real, self.real, min(K_DENSITY, self.n_real - 1), exclude_self=True)[0]
 
-    @functools.cached_property
+    @_FoundOnce
     def within_training(self) -> Tensor:
         """Each training point's distance to the nearest other one: [N]."""
         if self.reference is None:
             return self.within_real[:, 0]
         return self.nearest(self.training, self.training, 1, exclude_self=True)[0][:, 0]
 
-    @functools.cached_property
+    @_FoundOnce
     def within_generated(self) -> Tensor:
         """Each generated point's K_MANIFOLD (or all) nearest other ones: distances [M, K]."""
         k = min(K_MANIFOLD, self.n["generated"] - 1)
         return self.nearest(self.generated, self.generated, k, exclude_self=True)[0]
 
-    @functools.cached_property
+    @_FoundOnce
     def to_generated(self) -> Tensor:
         """Each real point's distance to the nearest generated one: [R]."""
         return self.nearest(self.real, self.generated, 1)[0][:, 0]
 
-    @functools.cached_property
+    @_FoundOnce
     def reference_to_training(self) -> Tensor:
         """Each reference point's distance to the nearest training point: [R]."""
         assert self.reference is not None
         return self.nearest(self.reference, self.training, 1)[0][:, 0]
 
-    @functools.cached_property
+    @_FoundOnce
     def generated_moments(self) -> frechet.Moments:
-        return combined(frechet.moments(self.generated), self.world)
+        return self._moments(self.generated, self.n["generated"])
 
-    @functools.cached_property
+    @_FoundOnce
     def real_moments(self) -> frechet.Moments:
-        return combined(frechet.moments(self.real), self.world)
+        return self._moments(self.real, self.n_real)
 
-    @functools.cached_property
-    def training_moments(self) -> frechet.Moments:
-        return self.real_moments if self.reference is None else combined(frechet.moments(self.training), self.world)
+    def _moments(self, x: Tensor, n: int) -> frechet.Moments:
+        """Of all ranks' n points. Where there are no more than features, each rank takes all points: they need no more
+        room than their scatter, and rounding in a singular scatter would show in the measures."""
+        if n <= self.dimensions:
+            return frechet.moments(self.gather(x))
+        return combined(frechet.moments(x), self.world)
 
-    @functools.cached_property
+    @_FoundOnce
     def eigenvalues(self) -> Tensor:
         """Of the generated points' covariance, largest first."""
         return frechet.spectrum(self.generated_moments)
 
-    @functools.cached_property
+    @_FoundOnce
     def entropy(self) -> Entropy:
         """Kozachenko-Leonenko estimate of the training set, on a seeded subset of `entropy_size` points."""
+        size = self.n["training"] if self.entropy_size is None else self.entropy_size
+        return kl_entropy(self.drawn_training(size), 1, world=self.world)
+
+    def drawn_training(self, size: int) -> Tensor:
+        """This rank's rows of a seeded subset of at most `size` training points, the same at any number of ranks."""
         n, training = self.n["training"], self.training
-        if self.entropy_size is not None and self.entropy_size < n:
-            start = sum(self.world.gather_counts(len(training))[: self.world.rank])
-            chosen = np.sort(np.random.default_rng(self.seed).permutation(n)[: self.entropy_size])
-            mine = chosen[(chosen >= start) & (chosen < start + len(training))] - start
-            training = training[torch.from_numpy(mine).to(training.device)]
-        return kl_entropy(training, 1, world=self.world)
+        if size >= n:
+            return training
+        start = sum(self.world.gather_counts(len(training))[: self.world.rank])
+        chosen = np.sort(np.random.default_rng(self.seed).permutation(n)[:size])
+        mine = chosen[(chosen >= start) & (chosen < start + len(training))] - start
+        return training[torch.from_numpy(mine).to(training.device)]
 
 
 def check_type(name: str, features: Tensor) -> None:
