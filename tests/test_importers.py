@@ -338,7 +338,8 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path):
 
 
 def test_workers_need_not_import_torch():
-    command = "import entroloop.data.sources.convert, entroloop.data.sources.containers, sys; sys.exit('torch' in sys.modules)"
+    modules = "entroloop.data.sources.convert, entroloop.data.sources.containers, sys"
+    command = f"import {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
