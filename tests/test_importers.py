@@ -115,7 +115,7 @@ def test_folder_classes_order_and_odd_names(tmp_path: Path):
     assert dataset.provenance.source == ("cat/deep/ü.png", "cat/x.PNG", "zebra/a 1.png", "zebra/b.png")
     assert dataset.labels.tolist() == [0, 0, 1, 1]
     assert dataset.manifest.about["classes"] == ["cat", "zebra"]
-    assert dataset.manifest.about["import"]["ignored_files"] == 1
+    assert dataset.manifest.about["import"]["ignored"] == {"of another kind": 1}
     expected = [np.asarray(Image.open(tmp_path / "src" / n)).transpose(2, 0, 1) for n in dataset.provenance.source]
     assert np.array_equal(dataset.all(), expected)
 

@@ -8,16 +8,19 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import gzip
+import os
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
+from entroloop.data.listing import Listing
 from entroloop.data.sources.base import ArraySource, pick_split
 
 # --- words --------------------------------------------------------------------------------------------------------
@@ -84,43 +87,74 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def is_idx(name: str) -> bool:
-    return name.removesuffix(".gz").endswith(("-ubyte", ".idx3", ".idx1", ".idx4"))
+    return _unzipped(name).endswith(("-ubyte", ".idx3", ".idx1", ".idx4"))
 
 
-def idx(path: Path, split: str | None, files: Sequence[str]) -> ArraySource:
-    """IDX images with their labels: a folder of both (MNIST's layout), or one file of images."""
-    images = [name for name in files if not ("labels" in name or "idx1" in name)]
-    if not images:
+def _unzipped(name: str) -> str:
+    return name.lower().removesuffix(".gz")
+
+
+def idx_folder(found: Listing, split: str | None) -> ArraySource:
+    """IDX images with their labels, as MNIST has them, directly in a folder."""
+    listed = found.find(lambda name: "/" not in name and is_idx(name))
+    copies = [name for name in listed if _unzipped(name) != name.lower() and name[:-3] in listed]
+    files = [name for name in listed if name not in copies]
+    splits: dict[str, list[str]] = {}
+    for name in files:
+        if not _of_labels(name):
+            splits.setdefault(_idx_split(name), []).append(name)
+    if not splits:
+        raise UserError(f"{found.where}: holds IDX labels but no images (such as train-images-idx3-ubyte.gz)")
+    chosen = pick_split(found.where, split, sorted(splits))
+    if len(splits[chosen]) > 1:
+        raise UserError(f"{found.where}: {' and '.join(splits[chosen])} are both images of {chosen}: give one file")
+    name = splits[chosen][0]
+    labels = next((other for other in files if _unzipped(other) == _labels_of(name)), None)
+    source = idx(found.path(name), None if labels is None else found.path(labels), chosen)
+    source.ignored = found.ignored({name, labels or name}, files) | dict.fromkeys(copies, "a compressed copy")
+    return source
+
+
+def idx_file(path: Path, split: str | None) -> ArraySource:
+    """One IDX file of images, and the file of labels where that is beside it."""
+    if _of_labels(path.name):
         raise UserError(f"{path}: holds IDX labels but no images (such as train-images-idx3-ubyte.gz)")
-    splits = {_idx_split(name): name for name in reversed(images)}
-    chosen = pick_split(str(path), split, sorted(splits))
-    file = path / splits[chosen] if path.is_dir() else path
+    chosen = pick_split(str(path), split, [_idx_split(path.name)])
+    beside = _labels_of(path.name)
+    labels = None
+    if beside is not None:
+        names = sorted(name for name in os.listdir(path.parent) if _unzipped(name) == beside)
+        labels = path.parent / names[0] if names else None
+    return idx(path, labels, chosen)
+
+
+def idx(file: Path, labels_file: Path | None, split: str) -> ArraySource:
     array = read_idx(file)
     if array.ndim not in (3, 4):
         raise UserError(f"{file}: holds {array.ndim} dimensions, images have 3 (N x H x W) or 4 (N x H x W x C)")
     array = array[:, None] if array.ndim == 3 else array.transpose(0, 3, 1, 2)
-    labels_file = _labels_beside(file)
     labels = None
     if labels_file is not None:
         labels = read_idx(labels_file).astype(np.int64)
         if labels.shape != (len(array),):
             raise UserError(f"{labels_file}: {len(labels)} labels, but {file.name} holds {len(array)} images")
-    return ArraySource("IDX", str(file), array, labels, prefix=f"{chosen}/")
+    return ArraySource("IDX", str(file), array, labels, prefix=f"{split}/")
+
+
+def _of_labels(name: str) -> bool:
+    return "labels" in name.lower() or "idx1" in name.lower()
 
 
 def _idx_split(name: str) -> str:
-    stem = PurePosixPath(name).name.lower()
-    return "test" if stem.startswith(("t10k", "test")) else "val" if stem.startswith("val") else "train"
+    """By the first such word of a name: `t10k-images…`, `emnist-letters-test-images…`."""
+    match = re.search(r"(?<![a-z])(train|t10k|test|val)", name.lower())
+    return "train" if match is None else {"t10k": "test"}.get(match[1], match[1])
 
 
-def _labels_beside(file: Path) -> Path | None:
-    base = file.name.removesuffix(".gz").replace("images", "labels")
-    for old in ("idx3", "idx4"):
-        base = base.replace(old, "idx1")
-    for name in (base, base + ".gz"):
-        if name != file.name and (file.parent / name).is_file():
-            return file.parent / name
-    return None
+def _labels_of(images: str) -> str | None:
+    """The name, in small letters and without `.gz`, that the labels of a file of images have."""
+    name = _unzipped(images).replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+    return name if name != _unzipped(images) else None
 
 
 # --- NumPy --------------------------------------------------------------------------------------------------------

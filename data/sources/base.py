@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -23,9 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from entroloop.data.errors import UserError
+from entroloop.data.listing import spelled
 from entroloop.data.sources.images import DAMAGED, Channels, channels_of, open_image, upright_size
 
 HEADER = 2**16  # bytes that nearly always hold what an image's header says
+LABELS = 2**31  # labels are smaller
 MISSING = -1  # the label of a sample that has none, in a source where others have one
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
 SPLIT_FOLDERS = {
@@ -46,14 +48,14 @@ class Source(Protocol):
     names    the source's own name of each sample, in the order of import
     labels   int64 [N], MISSING where a sample has none; None for an unlabelled set
     classes  names of the classes, where the source has them
-    ignored  names of files that are not samples
+    ignored  name -> reason of every entry there that is neither a sample nor part of one
     """
 
     kind: str
     where: str
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    ignored: tuple[str, ...]
+    ignored: Mapping[str, str]
 
     @property
     def names(self) -> Sequence[str]: ...
@@ -75,7 +77,7 @@ class ArraySource:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] = ()
     prefix: str = ""
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def names(self) -> Sequence[str]:
@@ -105,7 +107,7 @@ class ImageSource:
     payload: Payload
     labels: NDArray[np.int64] | None = None
     classes: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     def read(self, rows: Iterable[int]) -> Iterator[Image.Image]:
         for row in rows:
@@ -134,7 +136,7 @@ class Naming:
     """Turns whatever a damaged sample raises inside the block into one line with the sample's name."""
 
     name: str
-    message: str = field(default="damaged or not an image", init=False)
+    message: str = "damaged or not an image"
 
     def __enter__(self) -> None:
         pass
@@ -211,6 +213,13 @@ def _numbered(folder: str, file: str) -> bool:
     )
 
 
+def whole_number(text: bytes, name: str) -> int:
+    """The label in a `.cls` file. Raises UserError."""
+    if not text.strip().isdigit() or int(text.strip()[:99]) >= LABELS:
+        raise UserError(f"{name}: holds {text[:40].decode(errors='replace')!r}, not a whole number from 0 up")
+    return int(text)
+
+
 def edm_labels(text: bytes, names: Sequence[str], where: str) -> NDArray[np.int64] | None:
     """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}; MISSING where a name is not listed.
 
@@ -220,12 +229,17 @@ def edm_labels(text: bytes, names: Sequence[str], where: str) -> NDArray[np.int6
         pairs = json.loads(text).get("labels")
         if pairs is None:
             return None
-        by_name = {str(name): label for name, label in pairs}
+        by_name: dict[str, Any] = {}
+        for name, label in pairs:
+            if by_name.setdefault(spelled(str(name)), label) != label:
+                raise UserError(f"{where}: dataset.json gives {name} two labels")
+    except UserError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{where}: damaged dataset.json ({error})") from error
     labels = [by_name.get(name) for name in names]
     for name, label in zip(names, labels, strict=True):
-        if label is not None and (not isinstance(label, int) or label < 0):
+        if label is not None and (type(label) is not int or not 0 <= label < LABELS):
             raise UserError(f"{where}: dataset.json gives {name} the label {label!r}, not a whole number from 0 up")
     found = np.array([MISSING if label is None else label for label in labels], dtype=np.int64)
     return None if (found == MISSING).all() else found

@@ -7,18 +7,22 @@ Both versions give the same samples under the same names. Pickles are read witho
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import pickle
-import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entroloop.data import listing
 from entroloop.data.errors import UserError
+from entroloop.data.listing import Entry, Listing
 from entroloop.data.sources.base import ArraySource, pick_split
 
 #: By version: files of the two splits, the file of class names, bytes of label before an image (binary) or None.
@@ -36,6 +40,7 @@ VERSIONS: dict[str, tuple[dict[str, tuple[str, ...]], str, int | None]] = {
     "CIFAR-100 python": ({"train": ("train",), "test": ("test",)}, "meta", None),
     "CIFAR-100 binary": ({"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2),
 }
+UNPACK = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
 PIXELS = 3 * 32 * 32
 ALLOWED = {
     ("multiarray", "_reconstruct"),
@@ -56,10 +61,13 @@ def version(names: Iterable[str]) -> str | None:
 
 
 def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
-    """Reads one split. Raises UserError naming a file that is missing or damaged."""
+    """Reads one split of an archive or a folder. Raises UserError naming a file that is missing or damaged."""
     splits, meta, label_bytes = VERSIONS[kind]
     chosen = pick_split(str(path), split, sorted(splits))
-    payloads = _payloads(path, {meta, *splits[chosen]})
+    found, read = _opened(path)
+    parts = _by_base(found, {meta, *splits[chosen]})
+    payloads = {base: read(entry) for base, entry in zip(parts, found.take(parts.values()), strict=True)}
+    others = _by_base(found, {file for files in splits.values() for file in files}).values()
     missing = [file for file in splits[chosen] if file not in payloads]
     if missing:
         raise UserError(f"{path}: {kind} without {missing[0]}")
@@ -87,24 +95,32 @@ def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
         np.concatenate(labels),
         _class_names(payloads.get(meta), label_bytes is None),
         prefix=f"{chosen}/",
+        ignored=found.ignored(set(parts.values()), others),
     )
 
 
-def _payloads(path: Path, wanted: set[str]) -> dict[str, bytes]:
+def _opened(path: Path) -> tuple[Listing, Callable[[Entry], bytes]]:
+    """What is in a folder or an archive, which may be compressed, and a function that reads it."""
     if path.is_dir():
-        return {
-            file.name: file.read_bytes() for file in sorted(path.rglob("*")) if file.name in wanted and file.is_file()
-        }
-    found = {}
+        return listing.of_folder(path), lambda entry: (path / entry.place).read_bytes()
     try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                file = archive.extractfile(member) if member.isreg() else None
-                if file is not None and (base := PurePosixPath(member.name).name) in wanted:
-                    found[base] = file.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raw = path.read_bytes()
+        opener = next((unpack for magic, unpack in UNPACK.items() if raw.startswith(magic)), bytes)
+        raw = opener(raw)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: damaged or truncated archive ({error})") from error
-    return found
+    return listing.of_tar(path, io.BytesIO(raw)), lambda entry: raw[entry.place[0] : sum(entry.place)]
+
+
+def _by_base(found: Listing, wanted: set[str]) -> dict[str, str]:
+    """Name of a file -> its path in the listing. Raises UserError when several have that name."""
+    paths: dict[str, str] = {}
+    for path in found.find(lambda name: PurePosixPath(name).name in wanted):
+        base = PurePosixPath(path).name
+        if base in paths:
+            raise UserError(f"{found.where}: holds {paths[base]} and {path}: keep one of them")
+        paths[base] = path
+    return paths
 
 
 def _binary(raw: bytes, label_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

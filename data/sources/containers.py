@@ -1,76 +1,42 @@
 """Image files as others keep them: folders, zip archives, tars (WebDataset's or plain).
 
-    a path  ->  ImageSource: names, labels, and one payload of bytes a sample
+    a Listing  ->  ImageSource: names, labels, and one payload of bytes per sample
 
-Each payload class knows where sample `row` lies and can be pickled; opened files are kept a process, a few at a time.
+A payload class knows where the bytes of sample `row` are and can be pickled. Each process keeps a few files open.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import os
 import re
-import tarfile
-import unicodedata
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
-from numpy.typing import NDArray
 
+from entroloop.data import listing
 from entroloop.data.errors import UserError
+from entroloop.data.listing import Listing
 from entroloop.data.sources.base import (
     MISSING,
     SPLIT_FOLDERS,
     ImageSource,
+    Naming,
     by_folders,
     edm_labels,
     is_image,
     no_splits,
     pick_split,
     split_folders,
+    whole_number,
 )
 
-# --- folders ------------------------------------------------------------------------------------------------------
+EDM = "dataset.json"
 
-
-def walk(folder: Path) -> list[str]:
-    """Every visible file below a folder, relative, with `/`, sorted by name; linked folders are followed once."""
-    found: list[str] = []
-
-    def visit(path: str, prefix: str, above: frozenset[tuple[int, int]]) -> None:
-        status = os.stat(path)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            return
-        for entry in os.scandir(path):
-            if hidden(entry.name):
-                continue
-            if entry.is_dir():
-                visit(entry.path, f"{prefix}{entry.name}/", above | {here})
-            elif entry.is_file():
-                found.append(prefix + entry.name)
-
-    visit(str(folder), "", frozenset())
-    return sorted(found, key=normal)
-
-
-def begins(path: Path, magic: bytes) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(magic)) == magic
-
-
-def hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
-
-
-def normal(name: str) -> str:
-    """One spelling of accented letters: file systems differ in the one they return."""
-    return unicodedata.normalize("NFC", name)
+# --- folders and zip archives -------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -81,29 +47,6 @@ class FilePayload:
     def __call__(self, row: int, limit: int | None = None) -> bytes:
         with open(os.path.join(self.folder, self.names[row]), "rb") as file:
             return file.read(-1 if limit is None else limit)
-
-
-def image_folder(folder: Path, split: str | None, listing: list[str]) -> ImageSource:
-    """Images below a folder, labelled by EDM's `dataset.json` or by sub-folder (see `by_folders`)."""
-    listed = split_folders(str(folder), split, [name for name in listing if is_image(name)])
-    given = (folder / "dataset.json").read_bytes() if "dataset.json" in listing else None
-    return _images("image folder", str(folder), listed, FilePayload(str(folder), listed), given, _others(listing))
-
-
-def _images(
-    kind: str, where: str, names: list[str], payload: Any, given: bytes | None, ignored: tuple[str, ...]
-) -> ImageSource:
-    labels, classes = by_folders(names)
-    if given is not None and (edm := edm_labels(given, names, where)) is not None:
-        labels, classes = edm, ()
-    return ImageSource(kind, where, [normal(name) for name in names], payload, labels, classes, ignored)
-
-
-def _others(listing: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name for name in listing if not is_image(name) and name != "dataset.json")
-
-
-# --- zip ----------------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=4)
@@ -124,24 +67,32 @@ class ZipPayload:
             raise ValueError(str(error)) from error
 
 
+def image_folder(found: Listing, split: str | None) -> ImageSource:
+    """Images below a folder, labelled by EDM's `dataset.json` or by sub-folder (see `by_folders`)."""
+    return _images("image folder", found, split, FilePayload)
+
+
 def zip_images(path: Path, split: str | None) -> ImageSource:
-    """Images in a zip archive; nothing is unpacked. Labels as in `image_folder`."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            files = [info.filename for info in archive.infolist() if not info.is_dir()]
-            listing = sorted(
-                (f for f in files if not hidden(f.rpartition("/")[2]) and "__MACOSX/" not in f), key=normal
-            )
-            given = archive.read("dataset.json") if "dataset.json" in listing else None
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError) as error:
-        raise UserError(f"{path}: damaged or truncated zip archive ({error})") from error
-    twice = len(listing) - len(set(listing))
-    if twice:
-        raise UserError(f"{path}: {twice} names appear twice in this archive")
-    names = split_folders(str(path), split, [name for name in listing if is_image(name)])
-    if not names:
+    """Images in a zip archive, which is not unpacked. Labels as in `image_folder`."""
+    found = listing.of_zip(path)
+    if not found.find(is_image):
         raise UserError(f"{path}: holds no images")
-    return _images("zip archive", str(path), names, ZipPayload(str(path), names), given, _others(listing))
+    return _images("zip archive", found, split, ZipPayload)
+
+
+def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayload | ZipPayload]) -> ImageSource:
+    pictures = found.find(is_image)
+    names = split_folders(found.where, split, pictures)
+    samples = payload(found.where, [entry.place for entry in found.take(names)])
+    labels, classes = by_folders(names)
+    if EDM in found.entries:
+        place = found.take([EDM])[0].place
+        with Naming(f"{found.where}: {EDM}", "damaged"):
+            edm = edm_labels(payload(found.where, [place])(0), names, found.where)
+        if edm is not None:
+            labels, classes = edm, ()
+    ignored = found.ignored({*names, EDM}, pictures)
+    return ImageSource(kind, found.where, names, samples, labels, classes, ignored)
 
 
 # --- tar ----------------------------------------------------------------------------------------------------------
@@ -152,113 +103,85 @@ def _descriptor(path: str) -> int:
     return os.open(path, os.O_RDONLY)
 
 
-@dataclass(frozen=True)
-class Member:
-    """A file in a tar: the tar's number, the name, and where its bytes lie."""
-
-    tar: int
-    name: str
-    first: int
-    size: int
-
-    @property
-    def stem(self) -> str:
-        """WebDataset's key: the name up to the first dot of its last part."""
-        folder, _, base = self.name.rpartition("/")
-        return f"{folder}/{base.split('.', 1)[0]}"
-
-
 @dataclass
 class TarPayload:
+    """Of each sample: the number of its tar, the first byte there and the size."""
+
     paths: Sequence[str]
-    members: Sequence[Member]
+    places: Sequence[tuple[int, int, int]]
 
     def __call__(self, row: int, limit: int | None = None) -> bytes:
-        return read_member(self.paths, self.members[row], limit)
+        tar, first, size = self.places[row]
+        size = size if limit is None else min(limit, size)
+        payload = os.pread(_descriptor(self.paths[tar]), size, first)
+        if len(payload) != size:
+            raise ValueError("the tar file is cut short")
+        return payload
 
 
-def read_member(paths: Sequence[str], member: Member, limit: int | None = None) -> bytes:
-    size = member.size if limit is None else min(limit, member.size)
-    payload = os.pread(_descriptor(paths[member.tar]), size, member.first)
-    if len(payload) != size:
-        raise ValueError("the tar file is cut short")
-    return payload
+def tar_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:
+    """Images in tars, given as (name, path), in the order of the tars and of the images in them.
 
-
-def tar_images(paths: Sequence[Path], where: Path, split: str | None) -> ImageSource:
-    """Images in tar files, in the order in which they stand there; the tars in the order of their names.
-
-    Where `.cls` files are among them the tars are in WebDataset's form: neighbouring files of one stem are a sample.
-    Elsewhere every image is a sample, and sub-folders are classes.
+    Members whose names are equal up to the first dot are one sample, as in WebDataset, which has one image and at most
+    one `.cls`. Where no tar holds a `.cls`, sub-folders are classes.
     """
-    chosen = split_files(paths, str(where), split)
-    members = [m for number, path in enumerate(chosen) for m in _tar_index(number, path)]
-    images = [m for m in members if is_image(m.name)]
-    files = [str(path) for path in chosen]
-    labels: NDArray[np.int64] | None
-    classes: tuple[str, ...] = ()
-    if any(m.name.endswith(".cls") for m in members):
-        images, labels = _webdataset(files, members)
-    else:
-        labels, classes = by_folders([m.name for m in images])
-    prefix = [f"{path.name}/" if len(chosen) > 1 else "" for path in chosen]
-    return ImageSource(
-        kind="tar",
-        where=str(where),
-        names=[prefix[m.tar] + normal(m.name) for m in images],
-        payload=TarPayload(files, images),
-        labels=labels,
-        classes=classes,
-        ignored=tuple(prefix[m.tar] + m.name for m in members if not is_image(m.name) and not m.name.endswith(".cls")),
-    )
+    paths = [str(path) for _, path in files]
+    names, plain = list[str](), list[str]()
+    places, labels = list[tuple[int, int, int]](), list[int]()
+    ignored = dict[str, str]()
+    labelled = False
+    for number, (tar, path) in enumerate(files):
+        found = listing.of_tar(path)
+        prefix = f"{tar}/" if len(files) > 1 else ""
+        images = _by_key(found, is_image, "images")
+        numbers = _by_key(found, _is_number, "labels")
+        if lone := numbers.keys() - images.keys():
+            raise UserError(f"{path}: {min(numbers[key] for key in lone)} is a label without an image")
+        for key, name in images.items():
+            names.append(prefix + name)
+            plain.append(name)
+            places.append((number, *found.take([name])[0].place))
+            label = MISSING
+            if key in numbers:
+                place = (number, *found.take([numbers[key]])[0].place)
+                label = whole_number(TarPayload(paths, [place])(0), f"{path}: {numbers[key]}")
+            labels.append(label)
+        labelled |= bool(numbers)
+        parts = {*images.values(), *numbers.values()}
+        ignored |= {prefix + name: reason for name, reason in found.ignored(parts).items()}
+    by_cls = np.array(labels, dtype=np.int64), tuple[str, ...]()
+    given, classes = by_cls if labelled else by_folders(plain)
+    return ImageSource("tar", str(where), names, TarPayload(paths, places), given, classes, ignored)
 
 
-def _tar_index(number: int, path: Path) -> list[Member]:
-    if begins(path, b"\x1f\x8b"):
-        raise UserError(f"{path}: is compressed, which allows no reading in parallel: gunzip it first")
-    try:
-        with tarfile.open(path, "r:") as archive:
-            members = [Member(number, m.name, m.offset_data, m.size) for m in archive if m.isreg()]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise UserError(f"{path}: damaged or truncated tar ({error})") from error
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 1024))
-        if file.read().strip(b"\0"):
-            raise UserError(f"{path}: truncated tar (it lacks the end mark)")
-    return [m for m in members if not hidden(m.name.rpartition("/")[2])]
+def _is_number(name: str) -> bool:
+    return name.lower().endswith(".cls")
 
 
-def _webdataset(paths: Sequence[str], members: Sequence[Member]) -> tuple[list[Member], NDArray[np.int64]]:
-    images, labels = [], []
-    for (tar, stem), group in itertools.groupby(members, key=lambda m: (m.tar, m.stem)):
-        sample = list(group)
-        pictures = [m for m in sample if is_image(m.name)]
-        numbers = [m for m in sample if m.name.endswith(".cls")]
-        name = f"{paths[tar]}: sample {stem.lstrip('/')}"
-        if len(pictures) > 1 or len(numbers) > 1:
-            raise UserError(f"{name} has {len(pictures)} images and {len(numbers)} labels: one of each is right")
-        if numbers and not pictures:
-            raise UserError(f"{name} has a label but no image")
-        if not pictures:
-            continue
-        images += pictures
-        labels.append(_whole_number(read_member(paths, numbers[0]), name) if numbers else MISSING)
-    return images, np.array(labels, dtype=np.int64)
+def _by_key(found: Listing, wanted: Callable[[str], bool], what: str) -> dict[str, str]:
+    """WebDataset's key, the name up to the first dot of its last part -> the one such name that has it."""
+    names: dict[str, str] = {}
+    for name in found.find(wanted):
+        folder, _, base = name.rpartition("/")
+        other = names.setdefault(f"{folder}/{base.split('.', 1)[0]}", name)
+        if other != name:
+            raise UserError(
+                f"{found.where}: {other} and {name} are two {what} of one sample, since their names are equal up to "
+                "the first dot: one is right; to import each as a sample, unpack the tar and give the folder"
+            )
+    return names
 
 
-def _whole_number(text: bytes, name: str) -> int:
-    if not text.strip().isdigit():
-        raise UserError(f"{name} has the label {text[:40].decode(errors='replace')!r}, not a whole number from 0 up")
-    return int(text)
+def split_files(names: Sequence[str], where: str, split: str | None) -> list[str]:
+    """Takes the files of one split where every file name has a word for one (`train`, `test`, `val`); else all.
 
-
-def split_files(paths: Sequence[Path], where: str, split: str | None) -> list[Path]:
-    """Takes the files of one split where every file name has a word for one (`train`, `test`, `val`); else all."""
+    The word may be in the name of a file's folder, too.
+    """
     word = re.compile(r"(?<![a-z])(" + "|".join(sorted(SPLIT_FOLDERS, key=len, reverse=True)) + r")(?![a-z])")
-    found = [word.search(path.name.lower()) for path in paths]
+    found = [word.search(PurePosixPath(name).name.lower()) or word.search(name.lower()) for name in names]
     splits = [SPLIT_FOLDERS[match[1]] if match else "" for match in found]
     if "" in splits or len(set(splits)) < 2:
         no_splits(where, split)
-        return list(paths)
+        return list(names)
     chosen = pick_split(where, split, sorted(set(splits)))
-    return [path for path, name in zip(paths, splits, strict=True) if name == chosen]
+    return [name for name, own in zip(names, splits, strict=True) if own == chosen]

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Channels = Literal[1, 3]
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
@@ -33,7 +33,10 @@ DAMAGED = (
 
 def open_image(payload: bytes) -> Image.Image:
     """Reads the header; pixels are decoded when they are asked for. Raises one of DAMAGED."""
-    image = Image.open(io.BytesIO(payload))
+    try:
+        image = Image.open(io.BytesIO(payload))
+    except UnidentifiedImageError as error:  # whose own text is an address in memory
+        raise ValueError("of no known format") from error
     if image.mode == "F":
         raise ValueError("holds floating-point pixels: save it with 8 or 16 bits")
     return image

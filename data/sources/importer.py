@@ -16,7 +16,8 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.listing import HIDDEN
 from entroloop.data.plan import Part, bounds
 from entroloop.data.progress import Progress
 from entroloop.data.sources import convert as conversion
@@ -80,14 +82,17 @@ def import_part(
     workers: int | None = 1,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
-) -> None:
-    """Makes the shards of one part that are still missing; `seal_import` follows when all parts are done."""
+) -> Mapping[str, str]:
+    """Makes the shards of one part that are still missing; `seal_import` follows when all parts are done.
+
+    Returns name -> reason of whatever the source holds that is not imported.
+    """
     opened = _open(source, settings)
     rows = choose_rows(opened, settings)
     identity = _identity(opened, settings, rows)
     _check_dest(dest, source, identity)
     if manifest.is_sealed(dest):
-        return
+        return opened.ignored
     if workers is None:
         workers = len(os.sched_getaffinity(0))
     layout = find_layout(opened, rows, settings, workers, progress=progress)
@@ -114,6 +119,7 @@ def import_part(
             bar.advance(sizes[job.number])
             if stop():
                 raise Interrupted(f"{dest}: stopped; the same command goes on")
+    return opened.ignored
 
 
 def seal_import(dest: Path) -> Manifest:
@@ -151,7 +157,7 @@ def _open(source: str, settings: Settings) -> Source:
     return opened
 
 
-IDENTITY = ("kind", "settings", "source_count", "source", "count", "ignored_files")
+IDENTITY = ("kind", "settings", "source_count", "source", "count", "ignored")
 
 
 def _identity(source: Source, settings: Settings, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -163,7 +169,7 @@ def _identity(source: Source, settings: Settings, rows: NDArray[np.int64]) -> di
         "source_count": len(source.names),
         "source": files.digest({"names": list(source.names), "labels": labels, "classes": list(source.classes)}),
         "count": len(rows),
-        "ignored_files": len(source.ignored),
+        "ignored": Counter(reason for reason in source.ignored.values() if reason != HIDDEN),
     }
 
 

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.sources.base import MISSING, ImageSource
-from entroloop.data.sources.containers import split_files
 
 IMAGES = ("image", "img", "images", "png", "jpg", "jpeg", "webp")
 LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -51,8 +50,8 @@ class ParquetPayload:
         return payload
 
 
-def parquet_images(paths: Sequence[Path], where: Path, split: str | None) -> ImageSource:
-    """Images in Parquet files, in the order of file names and rows.
+def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:
+    """Images in Parquet files, given as (name, path), in the order of the files and their rows.
 
     Raises UserError when pyarrow is missing, a file is damaged, or it has no column of images.
     """
@@ -66,7 +65,7 @@ def parquet_images(paths: Sequence[Path], where: Path, split: str | None) -> Ima
     groups: list[tuple[str, int]] = []
     sizes: list[int] = []
     classes: tuple[str, ...] = ()
-    for path in split_files(paths, str(where), split):
+    for name, path in files:
         try:
             file = pyarrow.parquet.ParquetFile(path)
             image, label = _columns(file.schema_arrow, path)
@@ -78,7 +77,7 @@ def parquet_images(paths: Sequence[Path], where: Path, split: str | None) -> Ima
         classes = _class_names(file.schema_arrow, label)
         groups += [(str(path), i) for i in range(file.num_row_groups)]
         sizes += [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        names += [f"{path.name}/{row}" for row in range(file.metadata.num_rows)]
+        names += [f"{name}/{row}" for row in range(file.metadata.num_rows)]
     starts = [0, *itertools.accumulate(sizes)]
     found = np.concatenate(labels) if labels else None
     if found is not None and len(found) != len(names):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import re
 import tarfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from entroloop.data import listing
 from entroloop.data.errors import UserError
 from entroloop.data.sources import arrays, cifar, containers, parquet
 from entroloop.data.sources.base import Source, is_image, no_splits
@@ -41,27 +43,42 @@ def open_source(text: str, split: str | None = None) -> Source:
     raise UserError(f"{text}: no such file or folder: {hint}")
 
 
+TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
+
+
 def _folder(path: Path, split: str | None) -> Source:
     if manifest.is_sealed(path):
         no_splits(str(path), split)
         return SealedSource.of(open_set(path))
-    listing = containers.walk(path)
-    if not listing:
+    found = listing.of_folder(path)
+    if not found.entries:
         raise UserError(f"{path}: empty folder")
-    if kind := cifar.version(listing):
+    if kind := cifar.version(found.entries):
         return cifar.cifar(path, split, kind)
-    top = [name for name in listing if "/" not in name]
-    if idx := [name for name in top if arrays.is_idx(name)]:
-        return arrays.idx(path, split, idx)
-    if any(is_image(name) for name in listing):
-        return containers.image_folder(path, split, listing)
-    if tars := [path / name for name in listing if name.endswith(".tar")]:
-        return containers.tar_images(tars, path, split)
-    if tables := [path / name for name in listing if name.endswith(".parquet")]:
-        return parquet.parquet_images(tables, path, split)
-    if len(single := [name for name in listing if name.endswith((".npy", ".npz"))]) == 1:
-        return _file(path / single[0], split)
-    raise UserError(f"{path}: holds no images ({_some(listing)})")
+    if any("/" not in name and arrays.is_idx(name) for name in found.entries):
+        return arrays.idx_folder(found, split)
+    if found.find(is_image):
+        return containers.image_folder(found, split)
+    for wanted, read in ((_is_tar, containers.tar_images), (_is_parquet, parquet.parquet_images)):
+        if files := found.find(wanted):
+            names = containers.split_files(files, str(path), split)
+            source = read([(name, found.path(name)) for name in names], path)
+            source.ignored = {**found.ignored(set(names), files), **source.ignored}
+            return source
+    if len(single := found.find(lambda name: name.lower().endswith((".npy", ".npz")))) == 1:
+        no_splits(str(path), split)
+        array = arrays.numpy_file(found.path(single[0]))
+        array.ignored = found.ignored(single)
+        return array
+    raise UserError(f"{path}: holds no images ({_some(list(found.entries))})")
+
+
+def _is_tar(name: str) -> bool:
+    return TAR.search(name) is not None
+
+
+def _is_parquet(name: str) -> bool:
+    return name.lower().endswith(".parquet")
 
 
 def _file(path: Path, split: str | None) -> Source:
@@ -69,18 +86,20 @@ def _file(path: Path, split: str | None) -> Source:
     if not head:
         raise UserError(f"{path}: empty file")
     if head[:3] == b"\0\0\x08" or arrays.is_idx(path.name):
-        return arrays.idx(path, split, [path.name])
-    if head[:6] == b"\x93NUMPY" or (head[:2] == b"PK" and path.suffix == ".npz"):
+        return arrays.idx_file(path, split)
+    if head[:6] == b"\x93NUMPY" or (head[:2] == b"PK" and path.suffix.lower() == ".npz"):
         no_splits(str(path), split)
         return arrays.numpy_file(path)
     if head[:2] == b"PK":
         return containers.zip_images(path, split)
     if head[:4] == b"PAR1":
-        return parquet.parquet_images([path], path, split)
-    if head[257:262] == b"ustar" or ".tar" in path.suffixes or path.suffix == ".tgz":
+        no_splits(str(path), split)
+        return parquet.parquet_images([(path.name, path)], path)
+    if head[257:262] == b"ustar" or _is_tar(path.name):
         if kind := cifar.version(_tar_names(path)):
             return cifar.cifar(path, split, kind)
-        return containers.tar_images([path], path, split)
+        no_splits(str(path), split)
+        return containers.tar_images([(path.name, path)], path)
     if is_image(path.name):
         raise UserError(f"{path}: is a single image: give its folder")
     raise UserError(f"{path}: not a kind of data set that can be imported")

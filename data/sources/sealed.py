@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ class SealedSource:
     names: tuple[str, ...]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
-    ignored: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(dataset: Dataset) -> SealedSource:

@@ -14,6 +14,8 @@ from typing import IO
 
 BLOCK = 512
 RECORD = 20 * BLOCK
+#: What the functions here raise on archives that are damaged or cut short.
+DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, IndexError, zlib.error)
 _FIELDS = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" + b"0" * 11 + b"\0"
 _REST = b" 0" + bytes(100) + b"ustar\x0000" + bytes(64 + 8 + 8 + 155 + 12)
 
@@ -70,13 +72,34 @@ def places(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
         at += BLOCK + len(payload) + -len(payload) % BLOCK
 
 
+def entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
+    """Every entry of an archive, read by tarfile from the start of a file that can seek.
+
+    Raises one of DAMAGED when the archive is damaged, cut short, or goes on after its end mark. tarfile alone takes a
+    header that it cannot read for the end. Names that are not UTF-8 keep their bytes as `\\x..`.
+    """
+    file.seek(0)
+    with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
+        yield from archive
+        file.seek(archive.offset)
+    zeros = 0
+    while rest := file.read(2**20):
+        if rest.strip(b"\0"):
+            ended = zeros or not any(rest[:BLOCK])
+            raise ValueError(
+                "it goes on after its end mark; `tar -A` joins tars"
+                if ended
+                else f"header at byte {archive.offset} is damaged"
+            )
+        zeros += len(rest)
+    if zeros < 2 * BLOCK:
+        raise ValueError("it lacks the end mark")
+
+
 def _rest_by_tarfile(raw: bytes, at: int) -> Iterator[tuple[str, bytes]]:
-    if raw[-2 * BLOCK :].strip(b"\0"):
-        raise ValueError("the file ends without the archive's end mark")
-    with tarfile.open(fileobj=io.BytesIO(raw[at:]), mode="r:") as tar:
-        for member in tar:
-            file = tar.extractfile(member) if member.isreg() else None
-            if file is not None:
-                yield member.name, file.read()
-            elif not member.isdir():
-                raise ValueError(f"{member.name} is not a regular file")
+    file = io.BytesIO(raw[at:])
+    for member in entries(file):
+        if member.issparse() or not (member.isreg() or member.isdir()):
+            raise ValueError(f"{member.name} is not a regular file")
+        if member.isreg():
+            yield member.name, raw[at + member.offset_data : at + member.offset_data + member.size]

@@ -31,6 +31,7 @@ def import_command(
 ) -> None:
     """Import images or vectors into sealed shards. Run again, it goes on where it stopped."""
     from entroloop.data.errors import UserError
+    from entroloop.data.listing import told
     from entroloop.data.plan import parse_part
     from entroloop.data.sources import importer as importers
     from entroloop.data.sources.settings import Settings
@@ -43,23 +44,23 @@ def import_command(
     share = None if part is None else parse_part(part)
     stop = StopFlag()
     if share is not None:
-        importers.import_part(source, dest, settings, share, workers=workers, progress=True, stop=lambda: bool(stop))
-        typer.echo(f"{dest}: part {share} done; when all are: entroloop seal {dest}")
+        ignored = importers.import_part(
+            source, dest, settings, share, workers=workers, progress=True, stop=lambda: bool(stop)
+        )
+        note = f" ({told(ignored)})" if ignored else ""
+        typer.echo(f"{dest}: part {share} done{note}; when all are: entroloop seal {dest}")
         return
     finished = manifest.is_sealed(dest)
-    importers.import_part(source, dest, settings, workers=workers, progress=True, stop=lambda: bool(stop))
-    typer.echo(_line(dest, importers.seal_import(dest)) + (", already imported" if finished else ""))
+    ignored = importers.import_part(source, dest, settings, workers=workers, progress=True, stop=lambda: bool(stop))
+    parts = [_line(dest, importers.seal_import(dest)), told(ignored), "already imported" if finished else ""]
+    typer.echo(", ".join(part for part in parts if part))
 
 
 def _line(dest: Path, sealed: Manifest) -> str:
     about = sealed.about
     shape = " x ".join(str(n) for n in about["shape"])
     classes = f", {about['num_classes']} classes" if about.get("num_classes") and about["labelled"] else ""
-    ignored = about.get("import", {}).get("ignored_files", 0)
-    other = f", {ignored} other files ignored" if ignored else ""
-    return (
-        f"{dest}: {sealed.count:,} {sealed.kind} of {shape}{classes} in {_count(len(about['shards']), 'shard')}{other}"
-    )
+    return f"{dest}: {sealed.count:,} {sealed.kind} of {shape}{classes} in {_count(len(about['shards']), 'shard')}"
 
 
 def _count(n: int, what: str) -> str:

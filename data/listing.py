@@ -1,0 +1,270 @@
+"""Every entry of a folder, a zip archive or a tar. Whatever an import does not read is counted with a reason.
+
+    a path  ->  Listing  ->  `take` the entries to read  +  `ignored`: all others, each with its reason
+
+Names are kept and compared in Unicode's form NFC, since file systems and archivers differ in the form they return.
+Bytes that are not UTF-8 become `\\x..`. Neither depends on the locale.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import tarfile
+import unicodedata
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from entroloop.data.errors import UserError
+from entroloop.data.store import tar
+
+HIDDEN = "hidden"
+OTHER_SPLIT = "of another split"
+OTHER_KIND = "of another kind"
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Something a folder or an archive lists, other than a folder.
+
+    name     in NFC, with `/`
+    place    where the bytes are: a path relative to the folder, a name in the zip archive, or (first byte, size) in
+             the tar
+    problem  why they cannot be read, empty where they can
+    """
+
+    name: str
+    place: Any
+    problem: str = ""
+
+
+class Listing:
+    """The visible entries by name, in the order of import, and the hidden ones (a hidden folder is one).
+
+    Raises UserError where two entries have the same name.
+    """
+
+    def __init__(self, where: str, entries: Iterable[Entry], hidden: Collection[str]) -> None:
+        self.where = where
+        self.entries: dict[str, Entry] = {}
+        self.hidden = sorted(hidden)
+        for entry in entries:
+            if entry.name in self.entries:
+                raise _twice(where, entry.name)
+            self.entries[entry.name] = entry
+
+    def find(self, wanted: Callable[[str], bool]) -> list[str]:
+        return [name for name in self.entries if wanted(name)]
+
+    def take(self, names: Iterable[str]) -> list[Entry]:
+        """The entries of these names. Raises UserError naming the first one that cannot be read."""
+        found = [self.entries[name] for name in names]
+        for entry in found:
+            if entry.problem:
+                raise UserError(f"{self.where}: {entry.name} is {entry.problem}")
+        return found
+
+    def path(self, name: str) -> Path:
+        """Of an entry of a folder. Raises UserError when it cannot be read."""
+        return Path(self.where, self.take([name])[0].place)
+
+    def ignored(self, read: Collection[str], other_splits: Collection[str] = ()) -> dict[str, str]:
+        """Name -> reason of every entry that is not among those `read`."""
+        others = set(other_splits)
+        found = dict.fromkeys(self.hidden, HIDDEN)
+        for name, entry in self.entries.items():
+            if name not in read:
+                found[name] = OTHER_SPLIT if name in others else entry.problem or OTHER_KIND
+        return found
+
+
+def _twice(where: str, name: str) -> UserError:
+    return UserError(f"{where}: holds the name {name} twice (or with accents coded in two ways): keep one of them")
+
+
+def told(ignored: Mapping[str, str]) -> str:
+    """Counts by reason, each with an example: "3 others ignored (2 of another kind, as a.txt; 1 hidden, as .b)"."""
+    if not ignored:
+        return ""
+    first = {reason: name for name, reason in reversed(list(ignored.items()))}
+    reasons = "; ".join(f"{n:,} {why}, as {first[why]}" for why, n in Counter(ignored.values()).most_common())
+    return f"{len(ignored):,} other{'s' if len(ignored) > 1 else ''} ignored ({reasons})"
+
+
+def spelled(name: str | bytes) -> str:
+    """The one spelling of a name on every machine, in one line."""
+    text = name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
+    text = unicodedata.normalize("NFC", text)
+    return text if text.isprintable() else CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def _is_hidden(part: str) -> bool:
+    return (part.startswith(".") and part not in (".", "..")) or part == "__MACOSX"
+
+
+# --- folders ------------------------------------------------------------------------------------------------------
+
+
+def of_folder(folder: Path) -> Listing:
+    """What is below a folder, sorted by name. Links are followed, those to folders too.
+
+    Raises UserError where two names are equal, OSError when a folder cannot be read.
+    """
+    entries: list[Entry] = []
+    hidden: list[str] = []
+    waiting: list[tuple[str, frozenset[tuple[int, int]]]] = [("", frozenset())]
+    while waiting:
+        prefix, above = waiting.pop()
+        status = os.stat(folder / prefix)
+        here = (status.st_dev, status.st_ino)
+        if here in above:
+            entries.append(Entry(spelled(os.fsencode(prefix.rstrip("/"))), prefix, "a link to a folder above it"))
+            continue
+        with os.scandir(folder / prefix) as found:
+            for item in found:
+                place = prefix + item.name
+                name = spelled(os.fsencode(place))
+                if _is_hidden(item.name):
+                    hidden.append(name)
+                elif item.is_file(follow_symlinks=False):
+                    entries.append(Entry(name, place))
+                elif (problem := _problem(item.path)) == "a folder":
+                    waiting.append((f"{place}/", above | {here}))
+                else:
+                    entries.append(Entry(name, place, problem))
+    return Listing(str(folder), sorted(entries, key=lambda entry: entry.name), hidden)
+
+
+def _problem(path: str) -> str:
+    """Why something that a folder lists is not to be read as a file; empty when it is (through a link)."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return f"a link that cannot be followed ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return ""
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device, not a file"
+
+
+# --- archives -----------------------------------------------------------------------------------------------------
+
+
+class _Link(NamedTuple):
+    name: str
+    target: str
+    from_root: bool  # a hard link's target is the name of a member
+
+
+def _of_archive(where: str, members: Sequence[Entry | _Link]) -> Listing:
+    by_path = {_plain(member.name): member for member in members}
+    entries: dict[str, Entry] = {}
+    hidden: dict[str, None] = {}
+    for member in members:
+        path = _plain(member.name)
+        parts = path.split("/")
+        first = next((i for i, part in enumerate(parts) if _is_hidden(part)), None)
+        if first is not None:
+            hidden["/".join(parts[: first + 1])] = None
+        elif path in entries:  # `./a` and `a` are one file
+            raise _twice(where, member.name)
+        elif isinstance(member, Entry):
+            entries[path] = member
+        else:
+            end = _follow(path, by_path)
+            lost = f"a link to {member.target}, which is no file in this archive"
+            entries[path] = (
+                Entry(member.name, None, lost) if end is None else Entry(member.name, end.place, end.problem)
+            )
+    return Listing(where, entries.values(), hidden)
+
+
+def _plain(name: str) -> str:
+    return "/".join(part for part in name.split("/") if part not in ("", "."))
+
+
+def _follow(path: str, by_path: Mapping[str, Entry | _Link]) -> Entry | None:
+    """The file at the end of a link, None where the link leads to none in the archive."""
+    todo, done = path.split("/"), list[str]()
+    for _ in range(1000):  # steps; a circle of links takes more
+        if not todo:
+            end = by_path.get("/".join(done))
+            return end if isinstance(end, Entry) else None
+        part = todo.pop(0)
+        if part == ".." and not done:
+            return None
+        if part == "..":
+            done.pop()
+        elif part not in ("", "."):
+            done.append(part)
+            link = by_path.get("/".join(done))
+            if isinstance(link, _Link):
+                if link.target.startswith("/"):
+                    return None
+                done = [] if link.from_root else done[:-1]
+                todo = link.target.split("/") + todo
+    return None
+
+
+def of_zip(path: Path) -> Listing:
+    """What a zip archive lists, sorted by name. Raises UserError when it is damaged or holds a name twice."""
+    members = list[Entry | _Link]()
+    try:
+        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+            first = min((info.header_offset for info in archive.infolist()), default=0)
+            file.seek(0)
+            if first and file.read(4) == b"PK\x03\x04":
+                raise UserError(f"{path}: another archive comes before this one in the file: give them as two files")
+            for info in archive.infolist():
+                name = spelled(info.filename)
+                if info.create_system == 0 and "/" not in name:  # some programs of Windows write its own separator
+                    name = name.replace("\\", "/")
+                if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
+                    members.append(_Link(name, spelled(archive.read(info)), from_root=False))
+                elif not name.endswith("/"):
+                    members.append(Entry(name, info.filename))
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, struct.error, *tar.DAMAGED) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged or truncated zip archive ({error})") from error
+    return _of_archive(str(path), sorted(members, key=lambda member: member.name))
+
+
+def of_tar(path: Path, unpacked: IO[bytes] | None = None) -> Listing:
+    """What a tar lists, in its order; `unpacked` is what a compressed one holds.
+
+    Raises UserError when the tar is compressed, damaged or holds a name twice.
+    """
+    try:
+        with unpacked or path.open("rb") as file:
+            head = file.read(6)
+            for magic, unpack in COMPRESSED.items():
+                if head.startswith(magic):
+                    raise UserError(f"{path}: is compressed, which allows no reading in parallel: {unpack} it first")
+            members = [_member(info) for info in tar.entries(file) if not info.isdir()]
+    except tar.DAMAGED as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path}: damaged or truncated tar ({error})") from error
+    return _of_archive(str(path), members)
+
+
+def _member(info: tarfile.TarInfo) -> Entry | _Link:
+    name = spelled(info.name)
+    if info.issym() or info.islnk():
+        return _Link(name, spelled(info.linkname), from_root=info.islnk())
+    problem = ""
+    if info.issparse():
+        problem = "stored with holes: make the tar without --sparse"
+    elif info.isdev():
+        problem = "a pipe or a device, not a file"
+    elif not info.isreg():
+        problem = f"a member of the unknown kind {info.type.decode('latin-1')!r}"
+    return Entry(name, (info.offset_data, info.size), problem)
