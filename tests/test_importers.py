@@ -204,6 +204,10 @@ def test_resize_crops_the_centre(tmp_path: Path):
     import_dataset(str(tmp_path / "src"), tmp_path / "lanczos", resolution=5)
     reference = Image.fromarray(pixels[:, 6:14]).resize((5, 5), Image.Resampling.LANCZOS)
     assert np.array_equal(Dataset(tmp_path / "lanczos").all()[0], np.asarray(reference).transpose(2, 0, 1))
+    sealed = import_dataset(str(tmp_path / "src"), tmp_path / "filter", resolution=4, filter="lanczos")
+    reference = Image.fromarray(pixels[:, 6:14]).resize((4, 4), Image.Resampling.LANCZOS)
+    assert np.array_equal(Dataset(tmp_path / "filter").all()[0], np.asarray(reference).transpose(2, 0, 1))
+    assert sealed.about["import"]["settings"]["filter"] == "lanczos"
 
 
 def test_bad_settings_are_named(tmp_path: Path):
@@ -213,6 +217,8 @@ def test_bad_settings_are_named(tmp_path: Path):
         ({"shard_size": 0}, "--shard-size 0"),
         ({"heldout": -1}, "--heldout -1"),
         ({"color": "red"}, "--color red: give auto or grey or rgb"),
+        ({"filter": "cubic"}, "--filter cubic: give auto or box or lanczos"),
+        ({"filter": "box"}, "--filter box: has no effect without --resolution"),
         ({"encoding": "jpg"}, "--encoding jpg: give png or npy"),
     ):
         refused(message, "digits", tmp_path / "x", **kwargs)

@@ -29,7 +29,25 @@ from entroloop.data.sources.images import DAMAGED, Channels, channels_of, open_i
 HEADER = 2**16  # bytes that nearly always hold what an image's header says
 LABELS = 2**31  # labels are smaller
 MISSING = -1  # the label of a sample that has none, in a source where others have one
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".jfif"})
+IMAGE_SUFFIXES = (
+    *(
+        ".png",
+        ".apng",
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".webp",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".j2c",
+        ".jpc",
+        ".jpf",
+        ".jpx",
+    ),
+    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
 SPLIT_FOLDERS = {
     "train": "train",
     "training": "train",
@@ -115,20 +133,23 @@ class ImageSource:
                 image = open_image(self.payload(row))
             yield image
 
-    def header(self, row: int) -> tuple[Channels, tuple[int, int]]:
-        """Channels and (width, height) of one image, mostly from its first bytes."""
+    def header(self, row: int, *, sized: bool = True) -> tuple[Channels, tuple[int, int]]:
+        """Channels and (width, height) of one image, mostly from its first bytes; (0, 0) unless `sized`.
+
+        The size of a PNG takes reading all of it, since the file may end with the note of how it is to be turned.
+        """
         with self.naming(row):
             with contextlib.suppress(*DAMAGED):
-                return _facts(open_image(self.payload(row, HEADER)))
-            return _facts(open_image(self.payload(row)))  # some formats have it elsewhere
+                return _facts(open_image(self.payload(row, HEADER)), sized)
+            return _facts(open_image(self.payload(row)), sized)  # some formats have it elsewhere
         raise AssertionError
 
     def naming(self, row: int) -> Naming:
         return Naming(f"{self.where}: {self.names[row]}")
 
 
-def _facts(image: Image.Image) -> tuple[Channels, tuple[int, int]]:
-    return channels_of(image), upright_size(image)
+def _facts(image: Image.Image, sized: bool) -> tuple[Channels, tuple[int, int]]:
+    return channels_of(image), upright_size(image) if sized else (0, 0)
 
 
 @dataclass

@@ -31,17 +31,24 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
 from entroloop.data.sources.base import ImageSource, Source
-from entroloop.data.sources.images import Channels, convert, from_array
+from entroloop.data.sources.images import Channels, Filter, convert, from_array
 from entroloop.data.store.shards import REAL, Encoding, Provenance, shard_name, write_shard
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What every sample becomes, uint8 (C, H, W) or float32 (D,); how images are stored; whether there are labels."""
+    """What every sample becomes.
+
+    shape     uint8 (C, H, W) or float32 (D,)
+    encoding  of images in the shards
+    labelled  whether they have labels
+    filter    of a resize
+    """
 
     shape: tuple[int, ...]
     encoding: Encoding
     labelled: bool
+    filter: Filter = "auto"
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,10 @@ class Found:
         return Found(3 if 3 in (self.channels, later.channels) else 1, self.size, self.name, odd)
 
 
-def scan(source: ImageSource, rows: NDArray[np.int64]) -> Found:
+def scan(source: ImageSource, rows: NDArray[np.int64], sized: bool) -> Found:
     """Reads the headers of images. Raises UserError naming an image without a readable one."""
-    return functools.reduce(operator.add, (Found(*source.header(int(row)), source.names[int(row)]) for row in rows))
+    found = (Found(*source.header(int(row), sized=sized), source.names[int(row)]) for row in rows)
+    return functools.reduce(operator.add, found)
 
 
 def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
@@ -94,11 +102,11 @@ def _convert(sample: Any, layout: Layout) -> NDArray[Any]:
     channels: Channels = 1 if layout.shape[0] == 1 else 3
     if not isinstance(sample, np.ndarray):
         resolution = layout.shape[1] if layout.shape[1] == layout.shape[2] else None
-        return convert(sample, channels, resolution)
+        return convert(sample, channels, resolution, layout.filter)
     if sample.shape == layout.shape:
         return sample
     image = from_array(sample)
-    return convert(image, channels, layout.shape[1] if layout.shape[1:] != sample.shape[1:] else None)
+    return convert(image, channels, layout.shape[1] if layout.shape[1:] != sample.shape[1:] else None, layout.filter)
 
 
 # --- sharing between processes ------------------------------------------------------------------------------------
@@ -124,7 +132,8 @@ def _shard_task(job: Job) -> Job:
 
 
 def _scan_task(rows: NDArray[np.int64]) -> Found:
-    return scan(_shared[0], rows)
+    source, sized = _shared
+    return scan(source, rows, sized)
 
 
 def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
@@ -144,16 +153,18 @@ def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job],
             running |= {pool.submit(_shard_task, job) for job in itertools.islice(waiting, len(finished))}
 
 
-def scan_all(source: ImageSource, rows: NDArray[np.int64], workers: int, *, progress: bool = False) -> Found:
+def scan_all(
+    source: ImageSource, rows: NDArray[np.int64], workers: int, *, sized: bool = True, progress: bool = False
+) -> Found:
     """`scan` of all rows, shared between processes."""
     pieces = np.array_split(rows, max(1, len(rows) // 500))
     found: Found | None = None
     with contextlib.ExitStack() as stack:
         bar = stack.enter_context(Progress("scan", len(rows), "img", show=progress))
         if workers <= 1 or len(pieces) == 1:
-            results: Iterable[Found] = (scan(source, piece) for piece in pieces)
+            results: Iterable[Found] = (scan(source, piece, sized) for piece in pieces)
         else:
-            results = stack.enter_context(_pool(workers, source)).map(_scan_task, pieces)
+            results = stack.enter_context(_pool(workers, source, sized)).map(_scan_task, pieces)
         for piece, here in zip(pieces, results, strict=True):
             found = here if found is None else found + here
             bar.advance(len(piece))

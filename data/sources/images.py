@@ -7,17 +7,32 @@ C channels (1 grey, 3 RGB), H height, W width, R the resolution asked for.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import sys
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 Channels = Literal[1, 3]
+Filter = Literal["auto", "box", "lanczos"]
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow refuses a PNG with one text chunk of more than 1 MB, which photo editors write, and bounds the sum by 64 MB.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 #: What Pillow raises on files that are no images, cut short or damaged.
 DAMAGED = (
     OSError,
@@ -44,53 +59,131 @@ def open_image(payload: bytes) -> Image.Image:
 
 def channels_of(image: Image.Image) -> Channels:
     """1 for greyscale modes (with or without alpha, 8 or 16 bits), 3 for all others."""
-    return 1 if image.mode in GREY_MODES else 3
+    return 1 if image.mode in GREY_MODES or _stored_as(image) == "LA;16B" else 3
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation that a camera noted in the file."""
-    turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) >= 5
+    turned = image.width != image.height and image.format != "TIFF" and _orientation(image) >= 5  # TIFF has it done
     return (image.height, image.width) if turned else image.size
 
 
-def convert(image: Image.Image, channels: Channels, resolution: int | None) -> NDArray[np.uint8]:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's number from 1 (upright) to 8; 1 where the EXIF data are damaged, as viewers have it."""
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()  # the chunk may follow the pixels
+    with contextlib.suppress(*DAMAGED):
+        return int(image.getexif().get(ORIENTATION, 1))
+    return 1
+
+
+def convert(
+    image: Image.Image, channels: Channels, resolution: int | None, filter: Filter = "auto"
+) -> NDArray[np.uint8]:
     """Turns upright, converts to 8-bit grey or RGB, crops the central square and resizes: uint8 [C, R, R].
 
-    Transparent parts become white; 16 bits are rounded to 8. Without a resolution the size stays: uint8 [C, H, W].
+    Transparent parts become white; more than 8 bits are rounded. Without a resolution the size is kept: uint8
+    [C, H, W].
     """
-    if image.format == "JPEG":
-        image = ImageOps.exif_transpose(image)
+    image = _eight_bits(image)
+    if (turn := TURNS.get(_orientation(image))) is not None:
+        image = image.transpose(turn)
     image = _to_mode(image, "L" if channels == 1 else "RGB")
-    pixels: NDArray[np.uint8] = np.asarray(image if resolution is None else square(image, resolution))
+    pixels: NDArray[np.uint8] = np.asarray(image if resolution is None else square(image, resolution, filter))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    if image.mode == mode:
+    if image.mode == mode and not image.has_transparency_data:
         return image
-    if image.mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        if wide.min() < 0 or wide.max() > 65535:
-            raise ValueError("holds pixels of more than 16 bits")
-        return Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8)).convert(mode)
     if image.has_transparency_data:
         solid = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid)
+    if image.mode == "LAB":  # Pillow has no way from here to grey
+        image = image.convert("RGB")
     return image.convert(mode)
 
 
-def square(image: Image.Image, resolution: int) -> Image.Image:
-    """The central square at R x R pixels: box filter for a whole factor (the mean of each block), Lanczos otherwise."""
+def _stored_as(image: Image.Image) -> str:
+    """Pillow's raw mode of an image that is not loaded yet, such as `RGB;16B`: what its file holds."""
+    tiles = getattr(image, "tile", None)
+    args = tiles[0][3] if tiles else ""
+    return str(args if isinstance(args, str) or not args else args[0])
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The loaded image with 8 bits per channel, rounded. Raises one of DAMAGED."""
+    stored = _stored_as(image)
+    bands, wide, order = stored.partition(";16")
+    if wide and image.mode in ("RGB", "RGBA", "CMYK"):
+        return _sixteen_bits(image, bands, {"N": sys.byteorder[0].upper()}.get(order, order))
+    image.load()
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        top = 4095 if stored == "I;12" else 65535
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > top:
+            raise ValueError("holds pixels of more than 16 bits")
+        opaque = None if transparent is None else values != transparent
+        if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0:  # white is zero
+            values = top - values
+        return _rounded(values[..., None], top, "L", opaque, image)
+    if stored in ("L;2", "L;4") and transparent is not None:  # Pillow scales the pixels but not this value
+        image.info["transparency"] = transparent * (85 if stored == "L;2" else 17)
+    return image
+
+
+def _sixteen_bits(image: Image.Image, bands: str, order: str) -> Image.Image:
+    """Pillow keeps the first byte of each channel's two. Read with the other byte order it keeps the second."""
+    source: io.BytesIO = cast("Any", image).fp
+
+    def decoded(raw: str) -> Image.Image:
+        again: Any = Image.open(io.BytesIO(source.getvalue()))
+        for i, tile in enumerate(again.tile):
+            again.tile[i] = tile._replace(args=raw if isinstance(tile.args, str) else (raw, *tile.args[1:]))
+        again.load()
+        return cast("Image.Image", again)
+
+    if bands == "LA":  # four bytes per pixel
+        first = decoded("RGBA")
+        pairs = np.asarray(first).astype(np.int64)
+        values = pairs[..., ::2] * 256 + pairs[..., 1::2]
+    else:
+        raw = bands.upper() if bands == "RGBa" else bands
+        first, second = decoded(f"{raw};16{order}"), decoded(f"{raw};16{'L' if order == 'B' else 'B'}")
+        values = np.asarray(first).astype(np.int64) * 256 + np.asarray(second)
+    transparent = image.info.get("transparency")
+    opaque = None if transparent is None else (values != np.array(transparent)).any(-1)
+    return _rounded(values, 65535, {"RGBX": "RGB"}.get(bands, bands), opaque, first)
+
+
+def _rounded(values: NDArray[np.int64], top: int, mode: str, opaque: Any, like: Image.Image) -> Image.Image:
+    """Integers [H, W, C] from 0 to `top` -> an image of 8 bits with the notes of another one."""
+    pixels = ((values * 255 + top // 2) // top).astype(np.uint8)
+    if opaque is not None:
+        pixels, mode = np.dstack([pixels, opaque.astype(np.uint8) * 255]), mode + "A"
+    size = (pixels.shape[1], pixels.shape[0])
+    image = Image.frombytes(mode, size, pixels.tobytes())
+    image.info = {key: value for key, value in like.info.items() if key != "transparency"}
+    return image
+
+
+def square(image: Image.Image, resolution: int, filter: Filter = "auto") -> Image.Image:
+    """The central square at R x R pixels.
+
+    filter  box: the mean of the area; lanczos; auto: box where the factor is whole, Lanczos otherwise
+    """
     side = min(image.size)
     if image.size != (side, side):
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
     if side == resolution:
         return image
-    if side > resolution and side % resolution == 0:
+    if filter != "lanczos" and side > resolution and side % resolution == 0:
         # One rounding of the exact mean; `resize` with BOX rounds after each axis and is off by one in 7 % of pixels.
         return image.reduce(side // resolution)
-    return image.resize((resolution, resolution), Image.Resampling.LANCZOS)
+    kind = Image.Resampling.BOX if filter == "box" else Image.Resampling.LANCZOS
+    return image.resize((resolution, resolution), kind)
 
 
 def from_array(array: NDArray[Any]) -> Image.Image:

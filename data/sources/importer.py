@@ -54,6 +54,7 @@ def import_dataset(
     labels: bool = True,
     encoding: str = "png",
     shard_size: int | None = None,
+    filter: str = "auto",
     workers: int | None = 1,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -68,7 +69,7 @@ def import_dataset(
     The other arguments are those of `Settings`. A finished `dest` of the same settings is left alone.
     Raises UserError on anything wrong with the source, the settings, or a `dest` made otherwise.
     """
-    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size)
+    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter)
     import_part(source, dest, settings, workers=workers, progress=progress, stop=stop)
     return seal_import(dest)
 

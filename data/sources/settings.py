@@ -19,7 +19,7 @@ from entroloop.data.plan import derive_seed, permutation
 from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import ImageSource, Source
 from entroloop.data.sources.convert import Layout
-from entroloop.data.sources.images import Channels
+from entroloop.data.sources.images import Channels, Filter
 from entroloop.data.store.shards import Encoding
 
 COLORS: dict[str, Channels | None] = {"auto": None, "grey": 1, "rgb": 3}
@@ -38,6 +38,7 @@ class Settings:
     labels      False leaves them out
     encoding    of images in the shards
     shard_size  samples a shard; None is 1,000, fewer for large samples
+    filter      of the resize: box (the mean of the area), lanczos; auto is box where the factor is whole, else Lanczos
     """
 
     resolution: int | None = None
@@ -49,15 +50,20 @@ class Settings:
     labels: bool = True
     encoding: str = "png"
     shard_size: int | None = None
+    filter: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, choices in (("color", COLORS), ("encoding", ("png", "npy"))):
+        for name, choices in (
+            ("color", COLORS), ("encoding", ("png", "npy")), ("filter", ("auto", "box", "lanczos")),
+        ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name} {getattr(self, name)}: give {' or '.join(choices)}")
         for name in ("resolution", "limit", "shard_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        if self.filter != "auto" and self.resolution is None:
+            raise UserError(f"--filter {self.filter}: has no effect without --resolution")
         if self.heldout < 0:
             raise UserError(f"--heldout {self.heldout}: must not be negative")
 
@@ -99,7 +105,7 @@ def find_layout(
     elif color is not None and settings.resolution is not None:
         channels, size = color, (0, 0)
     else:
-        found = conversion.scan_all(source, rows, workers, progress=progress)
+        found = conversion.scan_all(source, rows, workers, sized=settings.resolution is None, progress=progress)
         channels, size = color or found.channels, found.size
         if found.odd is not None and settings.resolution is None:
             name, other = found.odd
@@ -112,6 +118,7 @@ def find_layout(
         (channels, size[1], size[0]) if side is None else (channels, side, side),
         cast("Encoding", settings.encoding),
         labelled,
+        cast("Filter", settings.filter),
     )
 
 

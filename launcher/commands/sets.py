@@ -26,6 +26,9 @@ def import_command(
     labels: Annotated[bool, typer.Option(help="keep the labels")] = True,
     encoding: Annotated[str, typer.Option(help="of images in the shards: png or npy")] = "png",
     shard_size: Annotated[int | None, typer.Option(help="samples a shard; 1,000, fewer where they are large")] = None,
+    filter: Annotated[
+        str, typer.Option(help="of the resize: box, lanczos, or auto: box where the factor is whole, else lanczos")
+    ] = "auto",
     workers: Annotated[int | None, typer.Option(help="processes; one a core by default")] = None,
     part: Annotated[str | None, typer.Option(help="i::n makes every n-th shard, for array jobs; then `seal`")] = None,
 ) -> None:
@@ -40,7 +43,7 @@ def import_command(
 
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
-    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size)
+    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter)
     share = None if part is None else parse_part(part)
     stop = StopFlag()
     if share is not None:
