@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.store import tar
 
 HIDDEN = "hidden"
@@ -216,24 +215,23 @@ def _follow(path: str, by_path: Mapping[str, Entry | _Link]) -> Entry | None:
 def of_zip(path: Path) -> Listing:
     """What a zip archive lists, sorted by name. Raises UserError when it is damaged or holds a name twice."""
     members = list[Entry | _Link]()
-    try:
-        with path.open("rb") as file, zipfile.ZipFile(file) as archive:
-            first = min((info.header_offset for info in archive.infolist()), default=0)
-            file.seek(0)
-            if first and file.read(4) == b"PK\x03\x04":
-                raise UserError(f"{path}: another archive comes before this one in the file: give them as two files")
-            for info in archive.infolist():
-                name = spelled(info.filename)
-                if info.create_system == 0 and "/" not in name:  # some programs of Windows write its own separator
-                    name = name.replace("\\", "/")
-                if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
-                    members.append(_Link(name, spelled(archive.read(info)), from_root=False))
-                elif not name.endswith("/"):
-                    members.append(Entry(name, info.filename))
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError, struct.error, *tar.DAMAGED) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: damaged or truncated zip archive ({error})") from error
+    with (
+        reading(str(path), "damaged or truncated zip archive"),
+        path.open("rb") as file,
+        zipfile.ZipFile(file) as archive,
+    ):
+        first = min((info.header_offset for info in archive.infolist()), default=0)
+        file.seek(0)
+        if first and file.read(4) == b"PK\x03\x04":
+            raise UserError(f"{path}: another archive comes before this one in the file: give them as two files")
+        for info in archive.infolist():
+            name = spelled(info.filename)
+            if info.create_system == 0 and "/" not in name:  # some programs of Windows write its own separator
+                name = name.replace("\\", "/")
+            if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
+                members.append(_Link(name, spelled(archive.read(info)), from_root=False))
+            elif not name.endswith("/"):
+                members.append(Entry(name, info.filename))
     return _of_archive(str(path), sorted(members, key=lambda member: member.name))
 
 
@@ -242,17 +240,12 @@ def of_tar(path: Path, unpacked: IO[bytes] | None = None) -> Listing:
 
     Raises UserError when the tar is compressed, damaged or holds a name twice.
     """
-    try:
-        with unpacked or path.open("rb") as file:
-            head = file.read(6)
-            for magic, unpack in COMPRESSED.items():
-                if head.startswith(magic):
-                    raise UserError(f"{path}: is compressed, which allows no reading in parallel: {unpack} it first")
-            members = [_member(info) for info in tar.entries(file) if not info.isdir()]
-    except tar.DAMAGED as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: damaged or truncated tar ({error})") from error
+    with reading(str(path), "damaged or truncated tar"), unpacked or path.open("rb") as file:
+        head = file.read(6)
+        for magic, unpack in COMPRESSED.items():
+            if head.startswith(magic):
+                raise UserError(f"{path}: is compressed, which allows no reading in parallel: {unpack} it first")
+        members = [_member(info) for info in tar.entries(file) if not info.isdir()]
     return _of_archive(str(path), members)
 
 

@@ -48,6 +48,21 @@ def test_import_says_what_it_made_and_that_it_was_there_already(tmp_path: Path):
     refused("--workers 0", "import", "digits", tmp_path / "e", "--workers", 0)
 
 
+def test_import_says_what_it_passes_over_and_seals_the_counts_of_what_is_visible(tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    for name in ("a.png", ".DS_Store", "notes.txt", "more.txt"):
+        Image.new("L", (4, 4)).save(tmp_path / "src" / name, "PNG")
+    line = f"{tmp_path / 'd'}: 1 images of 1 x 4 x 4 in 1 shard, "
+    told = "3 others ignored (2 of another kind, as more.txt; 1 hidden, as .DS_Store)"
+    assert run("import", tmp_path / "src", tmp_path / "d").output.strip() == line + told
+    assert manifest.read(tmp_path / "d").about["import"]["ignored"] == {"of another kind": 2}
+    (tmp_path / "src" / ".DS_Store").unlink()  # which systems come and go with
+    assert (
+        "2 others ignored (2 of another kind, as more.txt), already"
+        in run("import", tmp_path / "src", tmp_path / "d").output
+    )
+
+
 def test_parts_then_seal(tmp_path: Path):
     for part in ("1::2", "0::2"):
         refused("", "seal", tmp_path / "d")

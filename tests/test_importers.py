@@ -83,6 +83,29 @@ def test_idx_folder_keeps_pixels_labels_and_splits(tmp_path: Path, suffix: str):
     refused("--split val: .* has test and train", str(tmp_path), Path(f"{tmp_path}-x"), split="val")
 
 
+def test_idx_files_beside_the_set_are_told_or_refused(tmp_path: Path):
+    array = rng.integers(0, 256, (3, 6, 6), dtype=np.uint8)
+    for name in ("train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.GZ"):
+        write_idx(tmp_path / name, array)
+    (tmp_path / "notes.txt").write_text("")
+    assert open_source(str(tmp_path)).ignored == {
+        "notes.txt": "of another kind",
+        "t10k-images-idx3-ubyte.GZ": "of another split",
+        "train-images-idx3-ubyte.gz": "a compressed copy",
+    }
+    (tmp_path / "train-labels-idx1-ubyte").symlink_to("nowhere")
+    refused("train-labels-idx1-ubyte is a link that cannot be followed", str(tmp_path), Path(f"{tmp_path}-out"))
+    write_idx(tmp_path / "emnist-letters-train-images-idx3-ubyte", array)
+    refused("are both images of train: give one file", str(tmp_path), Path(f"{tmp_path}-out"))
+
+
+def test_files_beside_an_array_are_told(tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.zeros((3, 2)))
+    (tmp_path / "x.npy").rename(tmp_path / "x.NPY")
+    (tmp_path / "y.txt").write_text("")
+    assert open_source(str(tmp_path)).ignored == {"y.txt": "of another kind"}
+
+
 def test_one_idx_file_without_labels(tmp_path: Path):
     array = rng.integers(0, 256, (3, 6, 6, 3), dtype=np.uint8)
     write_idx(tmp_path / "some.idx4", array)

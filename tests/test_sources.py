@@ -183,6 +183,17 @@ def test_both_versions_of_cifar_give_the_same_set(tmp_path: Path):
     assert manifests[0] == manifests[1]
 
 
+def test_copies_and_other_files_beside_cifar_are_told(tmp_path: Path):
+    for name, raw in cifar_files("cifar-100-binary")[0].items():
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "0.png").write_bytes(PNGS[0])
+    source = recognise.open_source(str(tmp_path))
+    assert source.ignored == {"0.png": "of another kind", "test.bin": "of another split"}
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "train.bin").write_bytes(b"")
+    refused(tmp_path, "holds copy/train.bin and train.bin: keep one", tmp_path / "out")
+
+
 class Malicious:
     def __reduce__(self):
         return (exec, ("raise SystemExit('ran')",))
@@ -237,8 +248,10 @@ def test_zip_with_edm_labels(tmp_path: Path):
     refused(path, "1 of 6 samples have no label, first 00000/img00000000.png", tmp_path / "c")
     path = make_zip(tmp_path / "d.zip", {**files, "dataset.json": json.dumps({"labels": [[names[0], 0.5]]}).encode()})
     refused(path, "the label 0.5, not a whole number", tmp_path / "d")
+    twice = json.dumps({"labels": [[names[0], 1], [names[0], 2]]}).encode()
+    refused(make_zip(tmp_path / "f.zip", {**files, "dataset.json": twice}), "gives .* two labels", tmp_path / "f")
     path = make_zip(tmp_path / "e.zip", {**files, "dataset.json": b"{"})
-    refused(path, "damaged dataset.json", tmp_path / "e")
+    refused(path, "dataset.json: damaged", tmp_path / "e")
 
 
 def test_damaged_zips_are_named(tmp_path: Path):
@@ -332,6 +345,17 @@ def test_parquet_of_plain_bytes_missing_labels_and_damage(tmp_path: Path):
     refused(tmp_path / "c.parquet", "no column of images among text", tmp_path / "x")
     (tmp_path / "d.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-10])
     refused(tmp_path / "d.parquet", "d.parquet: damaged or not Parquet", tmp_path / "x")
+
+
+def test_tables_in_folders_are_splits_and_keep_names_apart(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    for name in ("a/train/0.parquet", "b/train/0.PARQUET", "a/test/0.parquet", "notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"image": PNGS[:1]}), tmp_path / name)
+    source = recognise.open_source(str(tmp_path))
+    assert list(source.names) == ["a/train/0.parquet/0", "b/train/0.PARQUET/0"]
+    assert source.ignored == {"a/test/0.parquet": "of another split", "notes.txt": "of another kind"}
 
 
 # --- other --------------------------------------------------------------------------------------------------------

@@ -10,8 +10,6 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.listing import Listing
 from entroloop.data.sources.base import ArraySource, pick_split
 
@@ -72,11 +70,9 @@ WORDS: dict[str, Callable[[], ArraySource]] = {
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
     """The array in an IDX file of unsigned bytes, gzipped or not. Raises UserError naming a damaged file."""
-    try:
+    with reading(str(path), "damaged or truncated"):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged or truncated ({error})") from error
     if len(raw) < 4 or raw[:3] != b"\0\0\x08" or not 1 <= raw[3] <= 4:
         raise UserError(f"{path}: not an IDX file of unsigned bytes")
     shape = tuple(int(n) for n in np.frombuffer(raw, ">u4", raw[3], 4)) if len(raw) >= 4 + 4 * raw[3] else (0,)
@@ -165,7 +161,7 @@ LABELS = ("labels", "label", "y", "targets", "classes", "arr_1")
 
 def numpy_file(path: Path) -> ArraySource:
     """A `.npy` array, or an `.npz` with samples (`images`, `x`, …) and maybe labels (`labels`, `y`, …)."""
-    try:
+    with reading(str(path), "damaged, or not an array of numbers"):
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(found, np.ndarray):
             return ArraySource("NumPy array", str(path), as_samples(found, str(path)), None, prefix=f"{path.stem}/")
@@ -178,10 +174,6 @@ def numpy_file(path: Path) -> ArraySource:
         array = as_samples(found[key], f"{path}: {key}")
         label_key = next((names[name] for name in LABELS if name in names and names[name] != key), None)
         labels = None if label_key is None else as_labels(found[label_key], len(array), f"{path}: {label_key}")
-    except (ValueError, OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: damaged, or not an array of numbers ({str(error).splitlines()[0]})") from error
     return ArraySource("NumPy arrays", str(path), array, labels, prefix=f"{path.stem}/")
 
 

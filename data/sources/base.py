@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -22,12 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.listing import spelled
-from entroloop.data.sources.images import DAMAGED, Channels, channels_of, open_image, upright_size
+from entroloop.data.sources.images import Channels, channels_of, open_image, upright_size
 
 HEADER = 2**16  # bytes that nearly always hold what an image's header says
 LABELS = 2**31  # labels are smaller
+NO_IMAGE = "damaged or not an image"
 MISSING = -1  # the label of a sample that has none, in a source where others have one
 IMAGE_SUFFIXES = (
     *(
@@ -81,7 +83,7 @@ class Source(Protocol):
     def read(self, rows: Iterable[int]) -> Iterator[Any]:
         """The samples of these rows: opened images from an ImageSource, else uint8 [C, H, W] or float32 [D]."""
 
-    def naming(self, row: int) -> Naming:
+    def naming(self, row: int) -> AbstractContextManager[None]:
         """A context that names this sample in whatever a damaged one raises."""
 
 
@@ -106,8 +108,8 @@ class ArraySource:
         for row in rows:
             yield self.array[row]
 
-    def naming(self, row: int) -> Naming:
-        return Naming(f"{self.where}: {self.names[row]}")
+    def naming(self, row: int) -> AbstractContextManager[None]:
+        return reading(f"{self.where}: {self.names[row]}", NO_IMAGE)
 
 
 class Payload(Protocol):
@@ -139,33 +141,17 @@ class ImageSource:
         The size of a PNG takes reading all of it, since the file may end with the note of how it is to be turned.
         """
         with self.naming(row):
-            with contextlib.suppress(*DAMAGED):
+            with contextlib.suppress(Exception):
                 return _facts(open_image(self.payload(row, HEADER)), sized)
             return _facts(open_image(self.payload(row)), sized)  # some formats have it elsewhere
         raise AssertionError
 
-    def naming(self, row: int) -> Naming:
-        return Naming(f"{self.where}: {self.names[row]}")
+    def naming(self, row: int) -> AbstractContextManager[None]:
+        return reading(f"{self.where}: {self.names[row]}", NO_IMAGE)
 
 
 def _facts(image: Image.Image, sized: bool) -> tuple[Channels, tuple[int, int]]:
     return channels_of(image), upright_size(image) if sized else (0, 0)
-
-
-@dataclass
-class Naming:
-    """Turns whatever a damaged sample raises inside the block into one line with the sample's name."""
-
-    name: str
-    message: str = "damaged or not an image"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, DAMAGED) and not isinstance(error, UserError):
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.name}: {self.message} ({reason})") from error
 
 
 def pick_split(where: str, split: str | None, available: Sequence[str]) -> str:
@@ -246,18 +232,14 @@ def edm_labels(text: bytes, names: Sequence[str], where: str) -> NDArray[np.int6
 
     Raises UserError when the file is damaged or holds anything but whole numbers.
     """
-    try:
+    by_name: dict[str, Any] = {}
+    with reading(f"{where}: dataset.json"):
         pairs = json.loads(text).get("labels")
         if pairs is None:
             return None
-        by_name: dict[str, Any] = {}
         for name, label in pairs:
             if by_name.setdefault(spelled(str(name)), label) != label:
                 raise UserError(f"{where}: dataset.json gives {name} two labels")
-    except UserError:
-        raise
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"{where}: damaged dataset.json ({error})") from error
     labels = [by_name.get(name) for name in names]
     for name, label in zip(names, labels, strict=True):
         if label is not None and (type(label) is not int or not 0 <= label < LABELS):

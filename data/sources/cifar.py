@@ -12,7 +12,6 @@ import gzip
 import io
 import lzma
 import pickle
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data import listing
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.listing import Entry, Listing
 from entroloop.data.sources.base import ArraySource, pick_split
 
@@ -73,27 +72,19 @@ def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
         raise UserError(f"{path}: {kind} without {missing[0]}")
     images, labels = [], []
     for file in splits[chosen]:
-        try:
+        with reading(f"{path}: {file}"):
             parse = _unpickled if label_bytes is None else _binary
             pixels, numbers = parse(payloads[file], label_bytes or 0)
-        except (
-            pickle.UnpicklingError,
-            ValueError,
-            KeyError,
-            EOFError,
-            AttributeError,
-            ImportError,
-            TypeError,
-        ) as error:
-            raise UserError(f"{path}: {file}: damaged ({error})") from error
         images.append(pixels)
         labels.append(numbers)
+    with reading(f"{path}: {meta}"):
+        classes = _class_names(payloads.get(meta), label_bytes is None)
     return ArraySource(
         kind.rsplit(" ", 1)[0],
         str(path),
         np.concatenate(images).reshape(-1, 3, 32, 32),
         np.concatenate(labels),
-        _class_names(payloads.get(meta), label_bytes is None),
+        classes,
         prefix=f"{chosen}/",
         ignored=found.ignored(set(parts.values()), others),
     )
@@ -103,12 +94,10 @@ def _opened(path: Path) -> tuple[Listing, Callable[[Entry], bytes]]:
     """What is in a folder or an archive, which may be compressed, and a function that reads it."""
     if path.is_dir():
         return listing.of_folder(path), lambda entry: (path / entry.place).read_bytes()
-    try:
+    with reading(str(path), "damaged or truncated archive"):
         raw = path.read_bytes()
-        opener = next((unpack for magic, unpack in UNPACK.items() if raw.startswith(magic)), bytes)
-        raw = opener(raw)
-    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(f"{path}: damaged or truncated archive ({error})") from error
+        unpack = next((unpack for magic, unpack in UNPACK.items() if raw.startswith(magic)), bytes)
+        raw = unpack(raw)
     return listing.of_tar(path, io.BytesIO(raw)), lambda entry: raw[entry.place[0] : sum(entry.place)]
 
 

@@ -18,13 +18,12 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from entroloop.data import listing
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.listing import Listing
 from entroloop.data.sources.base import (
     MISSING,
     SPLIT_FOLDERS,
     ImageSource,
-    Naming,
     by_folders,
     edm_labels,
     is_image,
@@ -60,11 +59,8 @@ class ZipPayload:
     names: Sequence[str]
 
     def __call__(self, row: int, limit: int | None = None) -> bytes:
-        try:
-            with _zip(self.path).open(self.names[row]) as file:
-                return file.read(-1 if limit is None else limit)
-        except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # damaged, encrypted, unknown method
-            raise ValueError(str(error)) from error
+        with _zip(self.path).open(self.names[row]) as file:
+            return file.read(-1 if limit is None else limit)
 
 
 def image_folder(found: Listing, split: str | None) -> ImageSource:
@@ -87,7 +83,7 @@ def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayl
     labels, classes = by_folders(names)
     if EDM in found.entries:
         place = found.take([EDM])[0].place
-        with Naming(f"{found.where}: {EDM}", "damaged"):
+        with reading(f"{found.where}: {EDM}"):
             edm = edm_labels(payload(found.where, [place])(0), names, found.where)
         if edm is not None:
             labels, classes = edm, ()

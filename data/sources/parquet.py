@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.sources.base import MISSING, ImageSource
 
 IMAGES = ("image", "img", "images", "png", "jpg", "jpeg", "webp")
@@ -66,14 +66,12 @@ def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSourc
     sizes: list[int] = []
     classes: tuple[str, ...] = ()
     for name, path in files:
-        try:
+        with reading(str(path), "damaged or not Parquet"):
             file = pyarrow.parquet.ParquetFile(path)
             image, label = _columns(file.schema_arrow, path)
             if label is not None:
                 column = file.read(columns=[label]).column(0).fill_null(MISSING)
                 labels.append(column.to_numpy().astype(np.int64))
-        except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{path}: damaged or not Parquet ({str(error).splitlines()[0]})") from error
         classes = _class_names(file.schema_arrow, label)
         groups += [(str(path), i) for i in range(file.num_row_groups)]
         sizes += [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]

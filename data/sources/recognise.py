@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import gzip
 import re
 import tarfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from entroloop.data import listing
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.sources import arrays, cifar, containers, parquet
 from entroloop.data.sources.base import Source, is_image, no_splits
 from entroloop.data.sources.sealed import SealedSource
@@ -111,20 +111,21 @@ def _head(path: Path) -> bytes:
         head = file.read(512)
     if head[:2] != b"\x1f\x8b":
         return head
-    try:
-        with gzip.open(path) as unzipped:
-            return unzipped.read(512)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged or truncated ({error})") from error
+    with reading(str(path), "damaged or truncated"), gzip.open(path) as unzipped:
+        return unzipped.read(512)
 
 
 def _tar_names(path: Path) -> list[str]:
     """The first names: CIFAR's archives have a handful."""
-    try:
-        with tarfile.open(path) as archive:
-            return [member.name for member, _ in zip(archive, range(20), strict=False)]
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}: damaged or truncated archive ({error})") from error
+    names: list[str] = []
+    with reading(str(path), "damaged or truncated archive"), path.open("rb") as file:
+        compressed = file.read(6).startswith(tuple(listing.COMPRESSED))
+    with (
+        reading(str(path), "damaged or truncated archive") if compressed else contextlib.suppress(Exception),
+        tarfile.open(path) as archive,
+    ):
+        names += (member.name for member, _ in zip(archive, range(20), strict=False))
+    return names
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.sources.base import Naming
+from entroloop.data.errors import reading
 from entroloop.data.store.shards import Dataset
 
 
@@ -47,5 +48,5 @@ class SealedSource:
                 number, samples = owner, self.dataset.shard(owner)[0]
             yield samples[row - self.dataset.starts[number]]
 
-    def naming(self, row: int) -> Naming:
-        return Naming(f"{self.where}: {self.names[row]}")
+    def naming(self, row: int) -> AbstractContextManager[None]:
+        return reading(f"{self.where}: {self.names[row]}")

@@ -14,8 +14,6 @@ from typing import IO
 
 BLOCK = 512
 RECORD = 20 * BLOCK
-#: What the functions here raise on archives that are damaged or cut short.
-DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, IndexError, zlib.error)
 _FIELDS = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" + b"0" * 11 + b"\0"
 _REST = b" 0" + bytes(100) + b"ustar\x0000" + bytes(64 + 8 + 8 + 155 + 12)
 
@@ -75,8 +73,8 @@ def places(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
 def entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """Every entry of an archive, read by tarfile from the start of a file that can seek.
 
-    Raises one of DAMAGED when the archive is damaged, cut short, or goes on after its end mark. tarfile alone takes a
-    header that it cannot read for the end. Names that are not UTF-8 keep their bytes as `\\x..`.
+    Raises ValueError, or tarfile.TarError, when the archive is damaged, cut short, or goes on after its end mark.
+    tarfile alone takes a header that it cannot read for the end. Names that are not UTF-8 keep their bytes as `\\x..`.
     """
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
