@@ -372,7 +372,7 @@ def test_workers_need_not_import_torch():
     assert subprocess.run([sys.executable, "-c", command]).returncode == 0
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif", "ppm"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "avif", "jp2", "tif", "bmp", "gif", "ppm"])
 def test_sizes_and_colours_are_found_in_headers_of_every_format(tmp_path: Path, suffix: str, monkeypatch):
     (tmp_path / "src").mkdir()
     noise = rng.integers(0, 256, (300, 200), dtype=np.uint8)
@@ -382,5 +382,5 @@ def test_sizes_and_colours_are_found_in_headers_of_every_format(tmp_path: Path, 
     source = open_source(str(tmp_path / "src"))
     assert [source.header(i)[1] for i in range(2)] == [(200, 300)] * 2
     assert source.header(0)[0] == 3
-    if suffix not in ("gif", "webp"):  # these have no greyscale
+    if suffix not in ("gif", "webp", "avif"):  # these have no greyscale
         assert source.header(1)[0] == 1

@@ -118,6 +118,9 @@ def test_bad_numpy_files_are_named(tmp_path: Path):
     refused(tmp_path / "half.npz", "labels must be whole numbers", tmp_path / "out")
     np.savez(tmp_path / "odd.npz", p=x, q=x)
     refused(tmp_path / "odd.npz", "holds p, q: name the samples one of images", tmp_path / "out")
+    head = b"{'descr': ('<f4', 'fortran_order': False, 'shape': (4, 3), }".ljust(117) + b"\n"  # numpy: TokenError
+    (tmp_path / "head.npy").write_bytes(b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head + bytes(48))
+    refused(tmp_path / "head.npy", "head.npy: damaged, or not an array", tmp_path / "out")
     for name in ("nan.npy", "few.npz"):
         path = tmp_path / name
         path.write_bytes(path.read_bytes()[:-20])
