@@ -16,8 +16,8 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from entroloop.data.errors import UserError, reading
@@ -26,11 +26,12 @@ from entroloop.data.store import tar
 HIDDEN = "hidden"
 OTHER_SPLIT = "of another split"
 OTHER_KIND = "of another kind"
+LOST = "a link that cannot be followed"
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """Something a folder or an archive lists, other than a folder.
 
@@ -38,11 +39,18 @@ class Entry:
     place    where the bytes are: a path relative to the folder, a name in the zip archive, or (first byte, size) in
              the tar
     problem  why they cannot be read, empty where they can
+    lost     whether this is a link of which the end is not there
     """
 
     name: str
     place: Any
     problem: str = ""
+    lost: bool = False
+
+    @property
+    def may_be_folder(self) -> bool:
+        """Whether a folder full of samples may be missing here."""
+        return self.lost and not PurePosixPath(self.name).suffix
 
 
 class Listing:
@@ -59,14 +67,18 @@ class Listing:
             if entry.name in self.entries:
                 raise _twice(where, entry.name)
             self.entries[entry.name] = entry
+        self._doubtful = [entry for entry in self.entries.values() if entry.may_be_folder]
 
     def find(self, wanted: Callable[[str], bool]) -> list[str]:
         return [name for name in self.entries if wanted(name)]
 
     def take(self, names: Iterable[str]) -> list[Entry]:
-        """The entries of these names. Raises UserError naming the first one that cannot be read."""
+        """The entries of these names.
+
+        Raises UserError naming one that cannot be read, or a link that may have led to a folder of more.
+        """
         found = [self.entries[name] for name in names]
-        for entry in found:
+        for entry in (*self._doubtful, *found):
             if entry.problem:
                 raise UserError(f"{self.where}: {entry.name} is {entry.problem}")
         return found
@@ -138,7 +150,7 @@ def of_folder(folder: Path) -> Listing:
                 elif (problem := _problem(item.path)) == "a folder":
                     waiting.append((f"{place}/", above | {here}))
                 else:
-                    entries.append(Entry(name, place, problem))
+                    entries.append(Entry(name, place, problem, problem.startswith(LOST)))
     return Listing(str(folder), sorted(entries, key=lambda entry: entry.name), hidden)
 
 
@@ -147,7 +159,7 @@ def _problem(path: str) -> str:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        return f"a link that cannot be followed ({error.strerror})"
+        return f"{LOST} ({error.strerror})"
     if stat.S_ISREG(mode):
         return ""
     return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device, not a file"
@@ -164,6 +176,7 @@ class _Link(NamedTuple):
 
 def _of_archive(where: str, members: Sequence[Entry | _Link]) -> Listing:
     by_path = {_plain(member.name): member for member in members}
+    folders = {"/".join(path.split("/")[:depth]) for path in by_path for depth in range(path.count("/") + 1)}
     entries: dict[str, Entry] = {}
     hidden: dict[str, None] = {}
     for member in members:
@@ -177,11 +190,9 @@ def _of_archive(where: str, members: Sequence[Entry | _Link]) -> Listing:
         elif isinstance(member, Entry):
             entries[path] = member
         else:
-            end = _follow(path, by_path)
-            lost = f"a link to {member.target}, which is no file in this archive"
-            entries[path] = (
-                Entry(member.name, None, lost) if end is None else Entry(member.name, end.place, end.problem)
-            )
+            end = _follow(path, by_path, folders)
+            lost = Entry("", None, f"a link to {member.target}, which is not in this archive", lost=True)
+            entries[path] = replace(end or lost, name=member.name)
     return Listing(where, entries.values(), hidden)
 
 
@@ -189,13 +200,14 @@ def _plain(name: str) -> str:
     return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-def _follow(path: str, by_path: Mapping[str, Entry | _Link]) -> Entry | None:
-    """The file at the end of a link, None where the link leads to none in the archive."""
+def _follow(path: str, by_path: Mapping[str, Entry | _Link], folders: Collection[str]) -> Entry | None:
+    """The entry at the end of a link, None where the link leads to none in the archive."""
     todo, done = path.split("/"), list[str]()
     for _ in range(1000):  # steps; a circle of links takes more
         if not todo:
             end = by_path.get("/".join(done))
-            return end if isinstance(end, Entry) else None
+            folder = Entry("", None, "a link to a folder of this archive")
+            return end if isinstance(end, Entry) else folder if "/".join(done) in folders else None
         part = todo.pop(0)
         if part == ".." and not done:
             return None

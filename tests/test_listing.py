@@ -155,6 +155,7 @@ def expected(container: str, items: list[Item]) -> tuple[dict[str, bytes], int, 
             bad |= item.kind != "file" or key not in keys or key in labels  # a link would lead to a picture
             labels.add(key)
         elif name not in samples:
+            bad |= item.kind == "lost" and "." not in name  # it may have led to a folder of samples
             ignored.add(name)
     return samples, parts, ignored, bad
 
@@ -222,6 +223,8 @@ def test_a_folder_of_tars_takes_capitals_and_refuses_compressed_ones(tmp_path: P
         (tmp_path / name).unlink()
     (tmp_path / "s3.tar").symlink_to("nowhere")
     refused(tmp_path, "s3.tar is a link that cannot be followed")
+    (tmp_path / "s3.tar").rename(tmp_path / "more")
+    refused(tmp_path, "more is a link that cannot be followed")
 
 
 def test_links_in_tars_lead_through_folders_and_hidden_files(tmp_path: Path):
@@ -239,10 +242,13 @@ def test_links_in_tars_lead_through_folders_and_hidden_files(tmp_path: Path):
     read = {name: source.payload(row) for row, name in enumerate(source.names)}
     pictures = {"a/0": 2, "c/1": 1, "c/2": 2, "c/3": 2}
     assert read == {f"./{name}.png": picture(number) for name, number in pictures.items()}
-    assert dict(source.ignored) == {".store": "hidden", "./b": "a link to a, which is no file in this archive"}
+    assert dict(source.ignored) == {".store": "hidden", "./b": "a link to a folder of this archive"}
     (tmp_path / "src/c/4.png").symlink_to("../../elsewhere.png")
     subprocess.run(["tar", "-C", "src", "-cf", "all.tar", "."], check=True, cwd=tmp_path)
-    refused(tmp_path / "all.tar", r"./c/4.png is a link to ../../elsewhere.png, which is no file")
+    refused(tmp_path / "all.tar", r"./c/4.png is a link to ../../elsewhere.png, which is not in this archive")
+    (tmp_path / "src/c/4.png").rename(tmp_path / "src/class")
+    subprocess.run(["tar", "-C", "src", "-cf", "all.tar", "."], check=True, cwd=tmp_path)
+    refused(tmp_path / "all.tar", r"./class is a link to ../../elsewhere.png")
 
 
 def test_sparse_members_of_gnu_tar_are_refused(tmp_path: Path):
@@ -283,10 +289,11 @@ def test_classes_and_edm_labels_do_not_depend_on_how_accents_are_coded(tmp_path:
 
 
 def test_images_of_another_split_are_counted_as_such(tmp_path: Path):
-    for name in ("train/0.png", "train/1.png", "test/2.png", "train/n.txt"):
+    for name in ("train/0.png", "Training/1.png", "test/2.png", "train/n.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(picture())
     source = open_source(str(tmp_path))
+    assert list(source.names) == ["Training/1.png", "train/0.png"]
     assert source.ignored == {"test/2.png": "of another split", "train/n.txt": "of another kind"}
     assert listing.told(source.ignored) == (
         "2 others ignored (1 of another split, as test/2.png; 1 of another kind, as train/n.txt)"

@@ -178,13 +178,12 @@ def is_image(name: str) -> bool:
 
 def split_folders(where: str, split: str | None, names: list[str]) -> list[str]:
     """Takes one split where the first-level folders are `train`, `test`, `val` and nothing else; else all names."""
-    tops = {name.split("/")[0] if "/" in name else "" for name in names}
-    splits = {SPLIT_FOLDERS.get(top.lower()): top for top in tops}
-    if None in splits or len(splits) < 2:
+    splits = [SPLIT_FOLDERS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
+    if "" in splits or len(set(splits)) < 2:
         no_splits(where, split)
         return names
-    top = splits[pick_split(where, split, sorted(str(s) for s in splits))]
-    return [name for name in names if name.startswith(f"{top}/")]
+    chosen = pick_split(where, split, sorted(set(splits)))
+    return [name for name, own in zip(names, splits, strict=True) if own == chosen]
 
 
 def by_folders(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

@@ -10,7 +10,7 @@ import io
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any, cast
 
 BLOCK = 512
 RECORD = 20 * BLOCK
@@ -78,7 +78,9 @@ def entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
-        yield from archive
+        while (member := archive.next()) is not None:
+            cast("Any", archive).members.clear()  # it would keep all of them, a kilobyte each
+            yield member
         file.seek(archive.offset)
     zeros = 0
     while rest := file.read(2**20):
