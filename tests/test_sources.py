@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -116,6 +117,10 @@ def test_bad_numpy_files_are_named(tmp_path: Path):
     refused(tmp_path / "few.npz", r"few.npz: y: labels of shape \[3\] for 4 samples", tmp_path / "out")
     np.savez(tmp_path / "half.npz", x=x, y=np.array([0, 1, 0.5, 1]))
     refused(tmp_path / "half.npz", "labels must be whole numbers", tmp_path / "out")
+    name = os.fsdecode(b"caf\xe9.npz")  # no UTF-8
+    np.savez(tmp_path / name, x=x, y=np.arange(4), notes=x)
+    source = recognise.open_source(str(tmp_path / name))
+    assert (source.names[0], source.ignored) == ("caf\\xe9/0", {"caf\\xe9/notes": "of another kind"})
     np.savez(tmp_path / "odd.npz", p=x, q=x)
     refused(tmp_path / "odd.npz", "holds p, q: name the samples one of images", tmp_path / "out")
     head = b"{'descr': ('<f4', 'fortran_order': False, 'shape': (4, 3), }".ljust(117) + b"\n"  # numpy: TokenError
@@ -251,6 +256,12 @@ def test_zip_with_edm_labels(tmp_path: Path):
     refused(path, "1 of 6 samples have no label, first 00000/img00000000.png", tmp_path / "c")
     path = make_zip(tmp_path / "d.zip", {**files, "dataset.json": json.dumps({"labels": [[names[0], 0.5]]}).encode()})
     refused(path, "the label 0.5, not a whole number", tmp_path / "d")
+    gone = json.dumps({"labels": [*labels, ["00000/img9.png", 1]]}).encode()
+    refused(
+        make_zip(tmp_path / "g.zip", {**files, "dataset.json": gone}),
+        "labels 00000/img9.png, which is not there",
+        tmp_path / "g",
+    )
     twice = json.dumps({"labels": [[names[0], 1], [names[0], 2]]}).encode()
     refused(make_zip(tmp_path / "f.zip", {**files, "dataset.json": twice}), "gives .* two labels", tmp_path / "f")
     path = make_zip(tmp_path / "e.zip", {**files, "dataset.json": b"{"})
@@ -344,6 +355,14 @@ def test_parquet_of_plain_bytes_missing_labels_and_damage(tmp_path: Path):
     assert np.array_equal(imported(tmp_path / "a.parquet", dest=tmp_path / "out").all(), IMAGES)
     pq.write_table(pa.table({"img": PNGS, "label": pa.array([0, None, 1, 1, 1, 1])}), tmp_path / "b.parquet")
     refused(tmp_path / "b.parquet", "1 of 6 samples have no label, first b.parquet/1", tmp_path / "x")
+    for number, message in ((200, ""), (-2, "e/1 has the label -2"), (2**31, "has the label"), (2**63, "not in range")):
+        kind = pa.uint64() if number > 0 else pa.int8()
+        table = pa.table({"img": PNGS, "label": pa.array([0, number, 1, 1, 1, 1], kind)})
+        pq.write_table(table, tmp_path / "e.parquet")
+        if message:
+            refused(tmp_path / "e.parquet", message.replace("e/", "e.parquet/"), tmp_path / "x")
+        else:
+            assert imported(tmp_path / "e.parquet", dest=tmp_path / "e").labels.tolist() == [0, 200, 1, 1, 1, 1]
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "c.parquet")
     refused(tmp_path / "c.parquet", "no column of images among text", tmp_path / "x")
     (tmp_path / "d.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-10])

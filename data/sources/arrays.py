@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
-from entroloop.data.listing import Listing
+from entroloop.data.listing import OTHER_KIND, Listing, spelled
 from entroloop.data.sources.base import ArraySource, pick_split
 
 # --- words --------------------------------------------------------------------------------------------------------
@@ -161,10 +161,11 @@ LABELS = ("labels", "label", "y", "targets", "classes", "arr_1")
 
 def numpy_file(path: Path) -> ArraySource:
     """A `.npy` array, or an `.npz` with samples (`images`, `x`, …) and maybe labels (`labels`, `y`, …)."""
+    prefix = f"{spelled(os.fsencode(path.stem))}/"
     with reading(str(path), "damaged, or not an array of numbers"):
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(found, np.ndarray):
-            return ArraySource("NumPy array", str(path), as_samples(found, str(path)), None, prefix=f"{path.stem}/")
+            return ArraySource("NumPy array", str(path), as_samples(found, str(path)), None, prefix=prefix)
         names = {name.lower(): name for name in found.files}
         key = next((names[name] for name in SAMPLES if name in names), None)
         if key is None and len(names) == 1:
@@ -174,7 +175,8 @@ def numpy_file(path: Path) -> ArraySource:
         array = as_samples(found[key], f"{path}: {key}")
         label_key = next((names[name] for name in LABELS if name in names and names[name] != key), None)
         labels = None if label_key is None else as_labels(found[label_key], len(array), f"{path}: {label_key}")
-    return ArraySource("NumPy arrays", str(path), array, labels, prefix=f"{path.stem}/")
+        ignored = {f"{prefix}{name}": OTHER_KIND for name in found.files if name not in (key, label_key)}
+    return ArraySource("NumPy arrays", str(path), array, labels, prefix=prefix, ignored=ignored)
 
 
 def as_samples(array: NDArray[Any], where: str) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -226,18 +226,23 @@ def whole_number(text: bytes, name: str) -> int:
     return int(text)
 
 
-def edm_labels(text: bytes, names: Sequence[str], where: str) -> NDArray[np.int64] | None:
-    """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}; MISSING where a name is not listed.
+def edm_labels(text: bytes, names: Sequence[str], where: str, known: Container[str]) -> NDArray[np.int64] | None:
+    """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}; MISSING where one of `names` is not listed.
 
-    Raises UserError when the file is damaged or holds anything but whole numbers.
+    known  the names that the file may hold: those of all splits
+
+    Raises UserError when the file is damaged, holds anything but whole numbers, or labels an image that is not there.
     """
     by_name: dict[str, Any] = {}
     with reading(f"{where}: dataset.json"):
         pairs = json.loads(text).get("labels")
         if pairs is None:
             return None
-        for name, label in pairs:
-            if by_name.setdefault(spelled(str(name)), label) != label:
+        for given, label in pairs:
+            name = spelled(str(given).replace("\\", "/"))
+            if name not in known:
+                raise UserError(f"{where}: dataset.json labels {name}, which is not there")
+            if by_name.setdefault(name, label) != label:
                 raise UserError(f"{where}: dataset.json gives {name} two labels")
     labels = [by_name.get(name) for name in names]
     for name, label in zip(names, labels, strict=True):

@@ -84,7 +84,7 @@ def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayl
     if EDM in found.entries:
         place = found.take([EDM])[0].place
         with reading(f"{found.where}: {EDM}"):
-            edm = edm_labels(payload(found.where, [place])(0), names, found.where)
+            edm = edm_labels(payload(found.where, [place])(0), names, found.where, found.entries)
         if edm is not None:
             labels, classes = edm, ()
     ignored = found.ignored({*names, EDM}, pictures)

@@ -30,7 +30,7 @@ from entroloop.data.listing import HIDDEN
 from entroloop.data.plan import Part, bounds
 from entroloop.data.progress import Progress
 from entroloop.data.sources import convert as conversion
-from entroloop.data.sources.base import MISSING, ImageSource, Source
+from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
 from entroloop.data.sources.convert import Job
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_layout, num_classes
@@ -107,7 +107,7 @@ def import_part(
     if not made:
         _check_dest(dest, source, identity)
     if manifest.is_sealed(dest):  # by another process, while this one looked at the source
-        return
+        return opened.ignored
     _sweep_old(dest)
     done = {i for i in part.of(len(pieces)) if conversion.is_done(dest, i)}
     jobs = [Job(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
@@ -155,6 +155,9 @@ def _open(source: str, settings: Settings) -> Source:
             f"{source}: {len(without)} of {len(opened.names)} samples have no label, first {opened.names[without[0]]}: "
             "label them or give --no-labels"
         )
+    if settings.labels and opened.labels is not None and not 0 <= opened.labels.min() <= opened.labels.max() < LABELS:
+        row = int(np.flatnonzero((opened.labels < 0) | (opened.labels >= LABELS))[0])
+        raise UserError(f"{source}: {opened.names[row]} has the label {opened.labels[row]}, not one from 0 up")
     return opened
 
 

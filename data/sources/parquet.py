@@ -70,7 +70,7 @@ def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSourc
             file = pyarrow.parquet.ParquetFile(path)
             image, label = _columns(file.schema_arrow, path)
             if label is not None:
-                column = file.read(columns=[label]).column(0).fill_null(MISSING)
+                column = file.read(columns=[label]).column(0).cast(pyarrow.int64()).fill_null(MISSING)
                 labels.append(column.to_numpy().astype(np.int64))
         classes = _class_names(file.schema_arrow, label)
         groups += [(str(path), i) for i in range(file.num_row_groups)]

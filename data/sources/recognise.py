@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import gzip
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -68,7 +69,7 @@ def _folder(path: Path, split: str | None) -> Source:
     if len(single := found.find(lambda name: name.lower().endswith((".npy", ".npz")))) == 1:
         no_splits(str(path), split)
         array = arrays.numpy_file(found.path(single[0]))
-        array.ignored = found.ignored(single)
+        array.ignored = {**found.ignored(single), **array.ignored}
         return array
     raise UserError(f"{path}: holds no images ({_some(list(found.entries))})")
 
@@ -94,7 +95,7 @@ def _file(path: Path, split: str | None) -> Source:
         return containers.zip_images(path, split)
     if head[:4] == b"PAR1":
         no_splits(str(path), split)
-        return parquet.parquet_images([(path.name, path)], path)
+        return parquet.parquet_images([(listing.spelled(os.fsencode(path.name)), path)], path)
     if head[257:262] == b"ustar" or _is_tar(path.name):
         if kind := cifar.version(_tar_names(path)):
             return cifar.cifar(path, split, kind)

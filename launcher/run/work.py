@@ -102,7 +102,9 @@ class Work(Inputs):
         self.world.barrier()
         if self.world.is_main:
             seal_features(self.real, self.encoders, folder, self.made_from(step))
-        return f"{len(self.real)} real {self.kind} of {'x'.join(map(str, self.real.shape))}"
+        ignored = sum(self.real.manifest.about.get("import", {}).get("ignored", {}).values())
+        others = f", {ignored} other files of the source ignored" if ignored else ""
+        return f"{len(self.real)} real {self.kind} of {'x'.join(map(str, self.real.shape))}{others}"
 
     def _prepare_part(self, step: Step, part: Part) -> str:
         """Encodes a part of the real images, which are imported before; the classifier is fitted and used later."""
