@@ -8,12 +8,15 @@ Bytes that are not UTF-8 become `\\x..`. Neither depends on the locale.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -115,6 +118,12 @@ def spelled(name: str | bytes) -> str:
     text = name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
     text = unicodedata.normalize("NFC", text)
     return text if text.isprintable() else CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def stamp(path: str) -> tuple[int, ...]:
+    """Changes with the file. Whoever keeps a file open between imports asks by this, too."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _is_hidden(part: str) -> bool:
@@ -237,7 +246,7 @@ def of_zip(path: Path) -> Listing:
         if first and file.read(4) == b"PK\x03\x04":
             raise UserError(f"{path}: another archive comes before this one in the file: give them as two files")
         for info in archive.infolist():
-            name = spelled(info.filename)
+            name = spelled(_zip_name(info))
             if info.create_system == 0 and "/" not in name:  # some programs of Windows write its own separator
                 name = name.replace("\\", "/")
             if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
@@ -245,6 +254,24 @@ def of_zip(path: Path) -> Listing:
             elif not name.endswith("/"):
                 members.append(Entry(name, info.filename))
     return _of_archive(str(path), sorted(members, key=lambda member: member.name))
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name, the same in all versions of Python: UTF-8 wherever the archive holds that, else code page 437.
+
+    Many programs write UTF-8 without saying so; some keep it in the extra field 0x7075, with a CRC of the plain name.
+    """
+    if info.flag_bits & 0x800:
+        return info.orig_filename
+    raw, extra = info.orig_filename.encode("cp437"), info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field, extra = extra[4 : 4 + size], extra[4 + size :]
+        if kind == 0x7075 and field[:5] == b"\1" + struct.pack("<I", zlib.crc32(raw)):
+            raw = field[5:]
+    with contextlib.suppress(UnicodeDecodeError):
+        return raw.decode("utf-8")
+    return info.orig_filename
 
 
 def of_tar(path: Path, unpacked: IO[bytes] | None = None) -> Listing:

@@ -6,12 +6,14 @@ import gzip
 import io
 import os
 import stat
+import struct
 import subprocess
 import tarfile
 import tempfile
 import unicodedata
 import warnings
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,6 +210,33 @@ def test_joined_zips_are_refused(tmp_path: Path):
     both = tmp_path / "both.zip"
     both.write_bytes((tmp_path / "a.zip").read_bytes() + (tmp_path / "b.zip").read_bytes())
     refused(both, "another archive comes before this one")
+
+
+def test_names_in_zips_are_utf8_wherever_that_is_kept(tmp_path: Path):
+    found = []
+    for name, extra in ((b"\xc3\xa9.png", b""), (b"\x82.png", b""), (b"??.png", b"\xc3\xa9.png"), (b"\xe9.png", b"")):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
+            info = zipfile.ZipInfo("x" * len(name))
+            field = b"\1" + struct.pack("<I", zlib.crc32(name)) + extra
+            info.extra = struct.pack("<HH", 0x7075, len(field)) + field if extra else b""
+            out.writestr(info, picture())
+        raw = (tmp_path / "a.zip").read_bytes()
+        (tmp_path / "a.zip").write_bytes(raw.replace(b"x" * len(name), name))
+        source = open_source(str(tmp_path / "a.zip"))
+        assert source.payload(0) == picture()
+        found += source.names
+    assert found == ["é.png", "é.png", "é.png", "Θ.png"]  # code page 437 has é at 0x82
+
+
+def test_classes_of_zips_with_windows_separators(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
+        for name in ("cats\\", "cats\\0.png", "dogs\\1.png"):
+            info = zipfile.ZipInfo(name)
+            info.create_system = 0
+            out.writestr(info, picture() if name.endswith("g") else b"")
+    source = open_source(str(tmp_path / "a.zip"))
+    assert (list(source.names), source.classes) == (["cats/0.png", "dogs/1.png"], ("cats", "dogs"))
+    assert not source.ignored
 
 
 def test_a_folder_of_tars_takes_capitals_and_refuses_compressed_ones(tmp_path: Path):

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import tarfile
 import zipfile
 from pathlib import Path
@@ -378,6 +379,40 @@ def test_tables_in_folders_are_splits_and_keep_names_apart(tmp_path: Path):
     source = recognise.open_source(str(tmp_path))
     assert list(source.names) == ["a/train/0.parquet/0", "b/train/0.PARQUET/0"]
     assert source.ignored == {"a/test/0.parquet": "of another split", "notes.txt": "of another kind"}
+
+
+def test_tables_with_other_columns_are_refused(tmp_path: Path):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table({"image": PNGS, "label": range(6)}), tmp_path / "a.parquet")
+    for columns in ({"image": PNGS}, {"img": PNGS, "label": range(6)}):
+        pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+        refused(tmp_path, "b.parquet: has other columns .* than a.parquet", tmp_path.parent / "x")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
+def test_a_file_that_was_made_anew_between_two_imports_is_read_anew(tmp_path: Path, kind: str):
+    path = tmp_path / f"a.{kind}"
+    for number in (0, 1):
+        if kind == "parquet":
+            pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+            pq.write_table(pa.table({"image": PNGS[number:][:1]}), tmp_path / "new")
+        else:
+            {"zip": make_zip, "tar": archive}[kind](tmp_path / "new", {"0.png": PNGS[number]})
+        (tmp_path / "new").rename(path)
+        assert np.array_equal(imported(path, dest=tmp_path / f"{number}").all(), IMAGES[number:][:1])
+
+
+def test_more_tars_than_files_may_be_open(tmp_path: Path):
+    for number in range(200):
+        archive(tmp_path / f"{number:03d}.tar", {"0.png": PNGS[number % 6]})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    source = recognise.open_source(str(tmp_path))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, limits[1]))
+    try:
+        assert sum(1 for _ in source.read(range(200))) == 200
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 # --- other --------------------------------------------------------------------------------------------------------

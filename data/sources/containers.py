@@ -8,6 +8,7 @@ A payload class knows where the bytes of sample `row` are and can be pickled. Ea
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
 import zipfile
@@ -49,7 +50,7 @@ class FilePayload:
 
 
 @functools.lru_cache(maxsize=4)
-def _zip(path: str) -> zipfile.ZipFile:
+def _zip(path: str, stamp: tuple[int, ...]) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)
 
 
@@ -58,8 +59,11 @@ class ZipPayload:
     path: str
     names: Sequence[str]
 
+    def __post_init__(self) -> None:
+        self.stamp = listing.stamp(self.path)
+
     def __call__(self, row: int, limit: int | None = None) -> bytes:
-        with _zip(self.path).open(self.names[row]) as file:
+        with _zip(self.path, self.stamp).open(self.names[row]) as file:
             return file.read(-1 if limit is None else limit)
 
 
@@ -95,8 +99,8 @@ def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayl
 
 
 @functools.lru_cache(maxsize=8)
-def _descriptor(path: str) -> int:
-    return os.open(path, os.O_RDONLY)
+def _opened(path: str, stamp: tuple[int, ...]) -> io.FileIO:
+    return io.FileIO(path)
 
 
 @dataclass
@@ -106,10 +110,13 @@ class TarPayload:
     paths: Sequence[str]
     places: Sequence[tuple[int, int, int]]
 
+    def __post_init__(self) -> None:
+        self.stamps = [listing.stamp(path) for path in self.paths]
+
     def __call__(self, row: int, limit: int | None = None) -> bytes:
         tar, first, size = self.places[row]
         size = size if limit is None else min(limit, size)
-        payload = os.pread(_descriptor(self.paths[tar]), size, first)
+        payload = os.pread(_opened(self.paths[tar], self.stamps[tar]).fileno(), size, first)
         if len(payload) != size:
             raise ValueError("the tar file is cut short")
         return payload
@@ -133,15 +140,12 @@ def tar_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:
         numbers = _by_key(found, _is_number, "labels")
         if lone := numbers.keys() - images.keys():
             raise UserError(f"{path}: {min(numbers[key] for key in lone)} is a label without an image")
-        for key, name in images.items():
-            names.append(prefix + name)
-            plain.append(name)
-            places.append((number, *found.take([name])[0].place))
-            label = MISSING
-            if key in numbers:
-                place = (number, *found.take([numbers[key]])[0].place)
-                label = whole_number(TarPayload(paths, [place])(0), f"{path}: {numbers[key]}")
-            labels.append(label)
+        read = TarPayload([str(path)], [(0, *entry.place) for entry in found.take(numbers.values())])
+        label_of = {key: whole_number(read(row), f"{path}: {name}") for row, (key, name) in enumerate(numbers.items())}
+        names += [prefix + name for name in images.values()]
+        plain += images.values()
+        places += [(number, *entry.place) for entry in found.take(images.values())]
+        labels += [label_of.get(key, MISSING) for key in images]
         labelled |= bool(numbers)
         parts = {*images.values(), *numbers.values()}
         ignored |= {prefix + name: reason for name, reason in found.ignored(parts).items()}

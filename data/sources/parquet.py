@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
+from entroloop.data.listing import stamp
 from entroloop.data.sources.base import MISSING, ImageSource
 
 IMAGES = ("image", "img", "images", "png", "jpg", "jpeg", "webp")
@@ -27,7 +28,7 @@ LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
 
 
 @functools.lru_cache(maxsize=2)
-def _column(path: str, group: int, column: str) -> Any:
+def _column(path: str, stamp: tuple[int, ...], group: int, column: str) -> Any:
     import pyarrow.parquet
 
     return pyarrow.parquet.ParquetFile(path).read_row_group(group, columns=[column]).column(0)
@@ -35,10 +36,10 @@ def _column(path: str, group: int, column: str) -> Any:
 
 @dataclass
 class ParquetPayload:
-    """Row groups of all files in order: (path, number), and the first row of each."""
+    """Row groups of all files in order: (path, its stamp, number), and the first row of each."""
 
     column: str
-    groups: Sequence[tuple[str, int]]
+    groups: Sequence[tuple[str, tuple[int, ...], int]]
     starts: Sequence[int]
 
     def __call__(self, row: int, limit: int | None = None) -> bytes:
@@ -62,9 +63,9 @@ def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSourc
         raise UserError(f"{where}: reading Parquet needs pyarrow: pip install 'entroloop[parquet]'") from error
     names: list[str] = []
     labels: list[NDArray[np.int64]] = []
-    groups: list[tuple[str, int]] = []
+    groups: list[tuple[str, tuple[int, ...], int]] = []
     sizes: list[int] = []
-    classes: tuple[str, ...] = ()
+    first: tuple[str, str | None, tuple[str, ...]] | None = None
     for name, path in files:
         with reading(str(path), "damaged or not Parquet"):
             file = pyarrow.parquet.ParquetFile(path)
@@ -72,17 +73,16 @@ def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSourc
             if label is not None:
                 column = file.read(columns=[label]).column(0).cast(pyarrow.int64()).fill_null(MISSING)
                 labels.append(column.to_numpy().astype(np.int64))
-        classes = _class_names(file.schema_arrow, label)
-        groups += [(str(path), i) for i in range(file.num_row_groups)]
+        columns = (image, label, _class_names(file.schema_arrow, label))
+        first = first or columns
+        if columns != first:
+            raise UserError(f"{path}: has other columns or classes than {files[0][1].name}")
+        groups += [(str(path), stamp(str(path)), i) for i in range(file.num_row_groups)]
         sizes += [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
         names += [f"{name}/{row}" for row in range(file.metadata.num_rows)]
     starts = [0, *itertools.accumulate(sizes)]
     found = np.concatenate(labels) if labels else None
-    if found is not None and len(found) != len(names):
-        raise UserError(f"{where}: only some of the files have the column {label}")
-    return ImageSource(
-        "Parquet", str(where), names, ParquetPayload(image, groups, starts[:-1]), found, classes if labels else ()
-    )
+    return ImageSource("Parquet", str(where), names, ParquetPayload(image, groups, starts[:-1]), found, columns[2])
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str | None]:
