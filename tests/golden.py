@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-BASE = os.environ.get("GOLDEN_BASE", "2e969f8")
+BASE = os.environ.get("GOLDEN_BASE", "22e9117")
 ROOT = Path(__file__).parent.parent
 DIGITS = {
     "generations": 3,
