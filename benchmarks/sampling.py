@@ -48,7 +48,7 @@ from entroloop.launcher.run.steps import Layout, Step
 from entroloop.launcher.run.work import Work
 from entroloop.trainer import network as networks
 from entroloop.trainer.generate import SamplePlan, generate
-from entroloop.trainer.sampler import SampleConfig
+from entroloop.trainer.sample_config import SampleConfig
 
 CPU = torch.device("cpu")  # of the two ranks of one thread
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU

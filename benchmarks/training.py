@@ -34,7 +34,7 @@ from entroloop.data.streams.streaming import Streaming
 from entroloop.data.world import World, join, leave
 from entroloop.trainer import ema
 from entroloop.trainer.diffusion import Noise, training_loss
-from entroloop.trainer.network import NetworkConfig, use_best_attention
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train import Job, Trainer, train
 from entroloop.trainer.train_config import TrainConfig
 
@@ -193,7 +193,7 @@ def against_row(options: argparse.Namespace, folder: Path, world: World, name: s
     changes = {"compile": name == "compile"}
     trainers = [Trainer(job_of(options, folder / name, 10**6, **c), data, world) for c in ({}, changes)]
     if name == "xformers":
-        if not options.attention or use_best_attention(trainers[1].engine.network, world.device) != "xformers":
+        if not options.attention or trainers[1].engine.network.use_best_attention(world.device) != "xformers":
             return {"what": "images/s, xformers / SDPA: needs CUDA, xformers and --attention", "ratio": None}
         trainers[0].engine.network.unet.set_attn_processor(AttnProcessor2_0())
     batches = [t.data.batches(seed=0, seen=0, until=10**9, batch=options.batch, rank=0, size=1) for t in trainers]

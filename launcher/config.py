@@ -23,8 +23,8 @@ from entroloop.eval.measures.generation import EvaluationConfig
 from entroloop.selection.choose import SelectionConfig, check_fit, needs_labels
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
 from entroloop.slurm.config import SlurmConfig
-from entroloop.trainer.network import NetworkConfig
-from entroloop.trainer.sampler import SampleConfig, check_fits_model
+from entroloop.trainer.network_config import NetworkConfig
+from entroloop.trainer.sample_config import SampleConfig, check_fits_model
 from entroloop.trainer.tracking import TrackingConfig
 from entroloop.trainer.train_config import TrainConfig
 

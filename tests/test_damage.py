@@ -23,7 +23,7 @@ from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.steps import PREPARE, Layout, Step
 from entroloop.trainer import network
 from entroloop.trainer.guidance import denoiser_of
-from entroloop.trainer.sampler import SampleConfig
+from entroloop.trainer.sample_config import SampleConfig
 
 POINTS = {
     **TINY,

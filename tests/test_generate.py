@@ -20,7 +20,7 @@ from entroloop.data.world import World
 from entroloop.trainer import diffusion
 from entroloop.trainer import generate as generating
 from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels
-from entroloop.trainer.sampler import SampleConfig
+from entroloop.trainer.sample_config import SampleConfig
 
 PLAN = SamplePlan(run_seed=5, generation=2, count=50, shard_size=16)
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from entroloop.data.store import manifest
 from entroloop.trainer import guidance
 from entroloop.trainer.diffusion import denoiser
 from entroloop.trainer.network import NetworkConfig
-from entroloop.trainer.sampler import SampleConfig
+from entroloop.trainer.sample_config import SampleConfig
 
 LABELS = torch.tensor([0, 1, 2, 0])
 SIGMA = torch.tensor(0.7)

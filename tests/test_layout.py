@@ -91,3 +91,9 @@ def test_importing_entroloop_imports_no_room_and_names_them_all():
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {*entroloop.__all__} == {"__version__", *ROOMS}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/catalogue.py")), ids=lambda path: path.parent.name)
+def test_catalogues_import_nothing_that_is_slow(path):
+    allowed = ("__future__", "collections", "dataclasses", "typing", "entroloop.data.registry")
+    assert not [name for name in imports(path) if not name.startswith(allowed)]

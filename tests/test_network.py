@@ -18,7 +18,7 @@ def test_output_is_like_the_input_and_the_export_reads_back(tmp_path, shape, cla
     labels = torch.tensor([0, 1, 2, classes]) if classes else None
     out = net(x, condition, labels)
     assert out.shape == x.shape
-    manifest.seal(tmp_path, "weights", 0, network.save(net, tmp_path))
+    manifest.seal(tmp_path, "weights", 0, net.save(tmp_path))
     torch.testing.assert_close(network.load(tmp_path)(x, condition, labels), out, rtol=0, atol=0)
 
 
@@ -56,4 +56,36 @@ def test_vectors_are_folded_into_the_images_that_the_unet_sees():
 
 def test_on_a_cpu_attention_is_torchs():
     net = network.build(SMALL, (1, 8, 8), 0, seed=1)
-    assert network.use_best_attention(net, torch.device("cpu")) == "SDPA"
+    assert net.use_best_attention(torch.device("cpu")) == "SDPA"
+
+
+class Line(torch.nn.Module):
+    """A network of the user's own."""
+
+    def __init__(self, shape, num_classes, *, scale=1.0):
+        super().__init__()
+        assert num_classes == 0
+        self.scale = scale
+        self.layer = torch.nn.Linear(shape[0], shape[0])
+
+    def forward(self, x, condition, labels):
+        return self.scale * self.layer(x)
+
+
+def test_a_class_of_the_users_own_is_built_saved_and_read_back(tmp_path):
+    config = NetworkConfig(kind=f"{__name__}:Line", options={"scale": 3.0})
+    net = network.build(config, (5,), 0, seed=1).eval()
+    x = torch.randn(4, 5)
+    manifest.seal(tmp_path, "weights", 0, net.save(tmp_path))
+    torch.testing.assert_close(network.load(tmp_path)(x, torch.zeros(4), None), net(x, torch.zeros(4), None))
+
+
+def test_networks_of_the_users_own_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"'scael' does not exist: did you mean scale\?"):
+        NetworkConfig(kind=f"{__name__}:Line", options={"scael": 1.0})
+    with pytest.raises(ValueError, match="options: are for a network of your own"):
+        NetworkConfig(kind="mlp", options={"scale": 1.0})
+    with pytest.raises(ValueError, match=r"did you mean auto\?"):
+        NetworkConfig(kind="auot")
+    with pytest.raises(UserError, match="raised AssertionError"):
+        network.build(NetworkConfig(kind=f"{__name__}:Line"), (5,), 3, seed=1)

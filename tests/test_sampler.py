@@ -9,7 +9,8 @@ import torch
 from entroloop.data.errors import UserError
 from entroloop.trainer import sampler
 from entroloop.trainer.diffusion import ddpm_sampling_sigmas, karras_sigmas
-from entroloop.trainer.sampler import Churn, SampleConfig, draw, noise_levels
+from entroloop.trainer.sample_config import Churn, SampleConfig, check_fits_model, noise_levels
+from entroloop.trainer.sampler import draw
 
 MEAN, DEVIATION = 0.3, 0.5
 
@@ -316,4 +317,4 @@ def test_what_does_not_go_together_is_refused(values, message):
 def test_more_steps_than_a_ddpm_model_has_are_refused():
     assert len(noise_levels(SampleConfig(steps=1000), "ddpm")) == 1001
     with pytest.raises(UserError, match=r"sample\.steps=1001: a ddpm model has 1000"):
-        noise_levels(SampleConfig(steps=1001), "ddpm")
+        check_fits_model(SampleConfig(steps=1001), "ddpm", labelled=False)

@@ -24,7 +24,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
 from entroloop.trainer import network as networks
-from entroloop.trainer.diffusion import Objective, Scale
+from entroloop.trainer.diffusion import Scale
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +82,16 @@ def restore(module: torch.nn.Module, state: Mapping[str, Any], path: Path) -> No
     module.load_state_dict(dict(state), strict=False)
 
 
+def _saved(network: networks.DenoiserNetwork, folder: Path) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return network.save(folder)
+
+
 def export(
     folder: Path,
     averages: Mapping[str, networks.DenoiserNetwork],
     *,
-    objective: Objective,
+    objective: str,
     scale: Scale,
     num_classes: int,
     shape: tuple[int, ...],
@@ -105,7 +110,7 @@ def export(
     try:
         for average, network in averages.items():
             inner = f"ema_{average}/" if average else ""
-            for name in networks.save(network, attempt / inner):
+            for name in _saved(network, attempt / inner):
                 content = (attempt / inner / name).read_bytes()
                 manifest.add(folder, inner + name, lambda file, content=content: file.write(content))  # type: ignore[misc]
                 names.append(inner + name)

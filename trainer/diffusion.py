@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from entroloop.trainer.catalogue import DDPM_STEPS, OBJECTIVES
+
 SIGMA_DATA = 0.5
 P_MEAN, P_STD = -1.2, 1.2
-DDPM_STEPS = 1000
 
-Objective = Literal["edm", "ddpm"]
 Network = Callable[
     [Tensor, Tensor, Tensor | None], Tensor
 ]  # (input [B, ...], noise condition [B], labels [B]) -> [B, ...]
@@ -98,23 +97,6 @@ def ddpm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | No
     return x - s * epsilon
 
 
-def training_loss(
-    objective: Objective, network: Network, y: Tensor, noise: Noise, labels: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """(loss [B], sigma [B]) of clean samples y [B, ...] under the objective."""
-    return (edm_loss if objective == "edm" else ddpm_loss)(network, y, noise, labels)
-
-
-def denoiser(objective: Objective, network: Network) -> Denoiser:
-    """The denoiser that a trained network of the given objective stands for."""
-    denoise = edm_denoise if objective == "edm" else ddpm_denoise
-
-    def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        return denoise(network, x, sigma.expand(len(x)), labels)
-
-    return call
-
-
 def karras_sigmas(steps: int, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
     """Sampling noise levels of equation 5, then 0: float64 [steps + 1], falling."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
@@ -126,6 +108,42 @@ def ddpm_sampling_sigmas(steps: int) -> Tensor:
     """`steps` of the 1000 DDPM noise levels, evenly spaced down to t = 0, then 0: float64 [steps + 1]."""
     t = torch.linspace(DDPM_STEPS - 1, 0, steps, dtype=torch.float64).round().long()
     return torch.cat([ddpm_sigmas()[t], torch.zeros(1, dtype=torch.float64)])
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a network learns, and how it is read.
+
+    loss     (network, y [B, ...], noise, labels [B]) -> (loss [B], sigma [B]) of clean samples y
+    denoise  (network, x [B, ...], sigma [B], labels [B]) -> estimate of y
+    sigmas   (steps, sigma_min, sigma_max, rho) -> sampling noise levels, falling, the last one 0: float64 [steps + 1]
+    """
+
+    loss: Callable[[Network, Tensor, Noise, Tensor | None], tuple[Tensor, Tensor]]
+    denoise: Callable[[Network, Tensor, Tensor, Tensor | None], Tensor]
+    sigmas: Callable[[int, float, float, float], Tensor]
+
+
+EDM = Objective(edm_loss, edm_denoise, karras_sigmas)
+DDPM = Objective(ddpm_loss, ddpm_denoise, lambda steps, *_: ddpm_sampling_sigmas(steps))
+
+
+def training_loss(
+    objective: str, network: Network, y: Tensor, noise: Noise, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(loss [B], sigma [B]) of clean samples y [B, ...] under the objective of that name."""
+    found: Objective = OBJECTIVES.load(objective)
+    return found.loss(network, y, noise, labels)
+
+
+def denoiser(objective: str, network: Network) -> Denoiser:
+    """The denoiser that a network makes which was trained under the objective of that name."""
+    found: Objective = OBJECTIVES.load(objective)
+
+    def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+        return found.denoise(network, x, sigma.expand(len(x)), labels)
+
+    return call
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ power      beta = min(max, 1 - (1 + images / batch_of_reference) ^ -power), the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class EmaConfig(BaseModel):
@@ -43,7 +44,9 @@ def decay(config: EmaConfig, images_seen: int, batch: int) -> float:
     return float(0.5 ** (batch / max(halflife, 1e-8)))
 
 
-@torch.no_grad()
 def update(averages: Sequence[Tensor], weights: Sequence[Tensor], keep: float) -> None:
     """averages <- keep * averages + (1 - keep) * weights, in place, all tensors in one call."""
-    torch._foreach_lerp_(list(averages), [w.detach() for w in weights], 1 - keep)
+    import torch  # not needed where only the configuration is read
+
+    with torch.no_grad():
+        torch._foreach_lerp_(list(averages), [w.detach() for w in weights], 1 - keep)

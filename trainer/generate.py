@@ -27,10 +27,12 @@ from entroloop.data.progress import Progress
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Provenance, shard_name, write_shard
 from entroloop.trainer import network as networks
+from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork
-from entroloop.trainer.sampler import SampleConfig, check_fits_model, clipped, draw, guided, noise_levels
+from entroloop.trainer.sample_config import SampleConfig, check_fits_model, noise_levels
+from entroloop.trainer.sampler import clipped, draw, guided
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -92,12 +94,12 @@ class Generator:
         self.denoise: Denoiser = denoiser_of(weights, config, guide, self._prepare)
         if config.guidance != 1:  # of the guided denoiser: guiding each network by labels first comes to the same
             self.denoise = guided(self.denoise, config.guidance, self.num_classes)
-        if about["objective"] == "ddpm" and self.scale.image:
+        if OBJECTIVES.facts(about["objective"]).clips and self.scale.image:
             self.denoise = clipped(self.denoise)
 
     def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
         network = network.to(self.device).requires_grad_(False)
-        networks.use_best_attention(network, self.device)
+        network.use_best_attention(self.device)
         if self.config.compile:
             # One graph a batch size: a shape-generic one would come second, and which is second depends on the rank.
             network.compile(dynamic=False)

@@ -23,7 +23,7 @@ from entroloop.data.store import manifest
 from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Denoiser, denoiser
 from entroloop.trainer.network import DenoiserNetwork
-from entroloop.trainer.sampler import GuideKind, SampleConfig
+from entroloop.trainer.sample_config import GuideKind, SampleConfig
 
 Prepare = Callable[[DenoiserNetwork], DenoiserNetwork]
 

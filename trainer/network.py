@@ -1,6 +1,6 @@
-"""The denoiser's network: diffusers' UNet2DModel for images, a residual MLP for plain vectors.
+"""The denoiser's network: diffusers' UNet2DModel for images, a residual MLP for plain vectors, or the user's own class.
 
-Both are called as network(x, condition, labels) with x [B, ...], a noise condition [B] and labels int64 [B] or None,
+All are called as network(x, condition, labels) with x [B, ...], a noise condition [B] and labels int64 [B] or None,
 and return a tensor like x. Class `num_classes` stands for "no class" (classifier-free guidance).
 """
 
@@ -9,60 +9,63 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+from abc import abstractmethod
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers import UNet2DModel
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
 from entroloop.data.errors import UserError
+from entroloop.data.registry import said
 from entroloop.data.store import manifest
+from entroloop.trainer.catalogue import NETWORKS
+from entroloop.trainer.network_config import AUTO, NetworkConfig, Precision
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DModel
 
 log = logging.getLogger(__name__)
 
-# Of the network's calls. YAML reads a bare `no` as false.
-Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
+class DenoiserNetwork(nn.Module):
+    """What the trainer needs of a network beside calling it.
 
-class NetworkConfig(BaseModel):
-    """The network's shape.
-
-    kind              `unet` for images, `mlp` for vectors, `auto` decides by the data
-    channels          UNet: channels of each level, each level half the resolution of the one before
-    layers_per_block  UNet: residual blocks a level
-    attention         UNet: levels (0 = full resolution) with self-attention
-    middle_attention  UNet: self-attention at the lowest resolution
-    norm_groups       UNet: groups of every group normalization; must divide every level's channels
-    fold              UNet: vectors are seen as images of this shape [C, H, W], for example a VAE's latents
-    width, depth      MLP: hidden features and residual blocks
-    dropout           in every residual block
+    images  whether it computes on images [B, C, H, W], for which `train.channels_last` can be faster
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    kind: Literal["auto", "unet", "mlp"] = "auto"
-    channels: tuple[int, ...] = (16, 32)
-    layers_per_block: int = Field(1, ge=1)
-    attention: tuple[int, ...] = ()
-    middle_attention: bool = True
-    norm_groups: int = Field(8, ge=1)
-    fold: tuple[int, int, int] | None = None
-    width: int = Field(128, ge=1)
-    depth: int = Field(3, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
+    images = False
 
-    @field_validator("channels")
     @classmethod
-    def _some_channels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 1:
-            raise ValueError("give at least one level with a positive number of channels")
-        return value
+    @abstractmethod
+    def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> Self:
+        """A network with random weights, for samples of `shape`; 0 classes: unconditional.
+
+        Raises UserError, naming the key, when the configuration does not fit the shape.
+        """
+
+    @abstractmethod
+    def save(self, folder: Path) -> list[str]:
+        """Writes the network into a folder that exists. Returns the names of the files, relative to it."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, folder: Path) -> Self:
+        """The network that `save` wrote."""
+
+    def use_best_attention(self, device: torch.device) -> str:
+        """Switches to the fastest attention that runs on `device`; returns which one is used, or `none`."""
+        return "none"
 
 
-class ImageNetwork(nn.Module):
-    """diffusers' UNet2DModel behind the call that the rest of the trainer uses. Vectors are folded into its images."""
+class ImageNetwork(DenoiserNetwork):
+    """diffusers' UNet2DModel behind the call that the rest of the trainer uses. Vectors are folded into its images.
+
+    It is saved in the form of diffusers' `from_pretrained`.
+    """
+
+    images = True
 
     def __init__(self, unet: UNet2DModel) -> None:
         super().__init__()
@@ -74,8 +77,32 @@ class ImageNetwork(nn.Module):
         out: Tensor = self.unet(image, condition, class_labels=labels, return_dict=False)[0]
         return out.reshape(x.shape)
 
+    @classmethod
+    def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> ImageNetwork:
+        return cls(_unet(config, shape, num_classes))
 
-class VectorNetwork(nn.Module):
+    def save(self, folder: Path) -> list[str]:
+        self.unet.save_pretrained(folder / "unet")
+        return ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+
+    @classmethod
+    def load(cls, folder: Path) -> ImageNetwork:
+        from diffusers import UNet2DModel
+
+        return cls(UNet2DModel.from_pretrained(folder / "unet", local_files_only=True))
+
+    def use_best_attention(self, device: torch.device) -> str:
+        """xformers where it is installed and runs, else torch's own."""
+        if device.type == "cuda" and importlib.util.find_spec("xformers") is not None:
+            try:
+                self.unet.enable_xformers_memory_efficient_attention()
+                return "xformers"
+            except (ModuleNotFoundError, ValueError, RuntimeError, NotImplementedError) as error:
+                log.warning("xformers does not run here, torch's attention is used: %s", str(error).splitlines()[0])
+        return "SDPA"
+
+
+class VectorNetwork(DenoiserNetwork):
     """A residual MLP conditioned on the noise level by random Fourier features: [B, D] -> [B, D]."""
 
     def __init__(self, features: int, num_classes: int, width: int, depth: int, dropout: float) -> None:
@@ -111,8 +138,64 @@ class VectorNetwork(nn.Module):
         out: Tensor = self.leave(h)
         return out
 
+    @classmethod
+    def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> VectorNetwork:
+        return cls(shape[0], num_classes, config.width, config.depth, config.dropout)
 
-DenoiserNetwork = ImageNetwork | VectorNetwork
+    def save(self, folder: Path) -> list[str]:
+        save_file(self.state_dict(), folder / "mlp.safetensors")
+        (folder / "mlp.json").write_text(json.dumps(self.config, sort_keys=True) + "\n")
+        return ["mlp.json", "mlp.safetensors"]
+
+    @classmethod
+    def load(cls, folder: Path) -> VectorNetwork:
+        network = cls(**json.loads((folder / "mlp.json").read_text()))
+        network.load_state_dict(load_file(folder / "mlp.safetensors"))
+        return network
+
+
+class OwnNetwork(DenoiserNetwork):
+    """Any class of modules that is called with (shape, num_classes, **options), by its name in the configuration."""
+
+    FILE = "network.json"
+
+    def __init__(self, kind: str, shape: tuple[int, ...], num_classes: int, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.about = {"kind": kind, "shape": list(shape), "num_classes": num_classes, "options": options}
+        try:
+            self.net: nn.Module = NETWORKS.load(kind)(shape, num_classes, **options)
+        except UserError:
+            raise
+        except Exception as error:  # whatever the class does
+            raise UserError(
+                f"network.kind={kind}: called with {list(shape)}, {num_classes} raised {said(error)}"
+            ) from error
+        if not isinstance(self.net, nn.Module):
+            raise UserError(f"network.kind={kind}: made {type(self.net).__name__}, not a torch.nn.Module")
+
+    def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
+        out: Tensor = self.net(x, condition, labels)
+        if out.shape != x.shape:
+            raise UserError(
+                f"network.kind={self.about['kind']}: returned {list(out.shape)} for {list(x.shape)}: they must be equal"
+            )
+        return out
+
+    @classmethod
+    def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> OwnNetwork:
+        return cls(config.kind, shape, num_classes, config.options)
+
+    def save(self, folder: Path) -> list[str]:
+        (folder / self.FILE).write_text(json.dumps(self.about, sort_keys=True) + "\n")
+        save_model(self, str(folder / "network.safetensors"))
+        return [self.FILE, "network.safetensors"]
+
+    @classmethod
+    def load(cls, folder: Path) -> OwnNetwork:
+        about = json.loads((folder / cls.FILE).read_text())
+        network = cls(about["kind"], tuple(about["shape"]), about["num_classes"], about["options"])
+        load_model(network, str(folder / "network.safetensors"))
+        return network
 
 
 def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed: int) -> DenoiserNetwork:
@@ -122,15 +205,36 @@ def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed:
     """
     if config.fold is not None:
         shape = _folded(config, shape)
-    vectors = len(shape) == 1
-    if (config.kind == "unet" and vectors) or (config.kind == "mlp" and not vectors):
-        right = "mlp" if vectors else "unet"
-        raise UserError(f"network.kind={config.kind}: samples of shape {list(shape)} need {right} (or auto)")
+    takes = "vectors" if len(shape) == 1 else "images"
+    fitting = [name for name, facts in NETWORKS.built_in.items() if facts.samples == takes]
+    kind = fitting[0] if config.kind == AUTO else config.kind
+    facts = NETWORKS.facts(kind)
+    if facts.samples not in (takes, "any"):
+        right = " or ".join(fitting)
+        raise UserError(f"network.kind={kind}: samples of shape {list(shape)} need {right} (or auto)")
+    network: type[DenoiserNetwork] = NETWORKS.load(kind) if facts.file else OwnNetwork
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if vectors:
-            return VectorNetwork(shape[0], num_classes, config.width, config.depth, config.dropout)
-        return ImageNetwork(_unet(config, shape, num_classes))
+        return network.make(config, shape, num_classes)
+
+
+def load(folder: Path, average: str = "") -> DenoiserNetwork:
+    """The network of a sealed folder of weights, in evaluation mode.
+
+    average  name of one of `train.more_emas`; "" for the network that is sampled from
+
+    Raises UserError, naming the folder or file, when there is no such network or a file is not what was sealed.
+    """
+    sealed = manifest.read(folder)
+    inner = f"ema_{average}/" if average else ""
+    others = () if average else ("ema_",)
+    names = [e.name for e in sealed.files if e.name.startswith(inner) and not e.name.startswith(others)]
+    kind = next((name for name, facts in NETWORKS.built_in.items() if inner + facts.file in names), None)
+    if sealed.kind != "weights" or not (kind or inner + OwnNetwork.FILE in names):
+        raise UserError(f"{folder / inner}: holds no exported network: give a folder of weights that a run sealed")
+    manifest.check(folder, names)
+    network: type[DenoiserNetwork] = NETWORKS.load(kind) if kind else OwnNetwork
+    return network.load(folder / inner).eval()
 
 
 def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -153,20 +257,9 @@ def check_precision(section: str, precision: Precision, device: torch.device) ->
         raise UserError(f"{section}.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
-def use_best_attention(network: DenoiserNetwork, device: torch.device) -> str:
-    """Switches a UNet's attention to xformers where it is installed and runs on `device`; returns which one is used."""
-    if not isinstance(network, ImageNetwork):
-        return "none"
-    if device.type == "cuda" and importlib.util.find_spec("xformers") is not None:
-        try:
-            network.unet.enable_xformers_memory_efficient_attention()
-            return "xformers"
-        except (ModuleNotFoundError, ValueError, RuntimeError, NotImplementedError) as error:
-            log.warning("xformers does not run here, torch's attention is used: %s", str(error).splitlines()[0])
-    return "SDPA"
-
-
 def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UNet2DModel:
+    from diffusers import UNet2DModel  # takes seconds to import
+
     levels = len(config.channels)
     size = shape[-1]
     if size % 2 ** (levels - 1):
@@ -192,46 +285,3 @@ def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UN
         dropout=config.dropout,
         num_class_embeds=num_classes + 1 if num_classes else None,
     )
-
-
-FILES = {  # of an exported network
-    "unet": ["unet/config.json", "unet/diffusion_pytorch_model.safetensors"],
-    "mlp": ["mlp.json", "mlp.safetensors"],
-}
-
-
-def save(network: DenoiserNetwork, folder: Path) -> list[str]:
-    """Writes the network in safetensors; an ImageNetwork in the form of diffusers' `from_pretrained`.
-
-    Returns the names of the files, relative to `folder`.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(network, ImageNetwork):
-        network.unet.save_pretrained(folder / "unet")
-        return FILES["unet"]
-    save_file(network.state_dict(), folder / "mlp.safetensors")
-    (folder / "mlp.json").write_text(json.dumps(network.config, sort_keys=True) + "\n")
-    return FILES["mlp"]
-
-
-def load(folder: Path, average: str = "") -> DenoiserNetwork:
-    """The network of a sealed folder of weights, in evaluation mode.
-
-    average  name of one of `train.more_emas`; "" for the network that is sampled from
-
-    Raises UserError, naming the folder or file, when there is no such network or a file is not what was sealed.
-    """
-    sealed = manifest.read(folder)
-    inner = f"ema_{average}/" if average else ""
-    names = next(
-        (files for files in FILES.values() if {inner + name for name in files} <= {e.name for e in sealed.files}), None
-    )
-    if sealed.kind != "weights" or names is None:
-        raise UserError(f"{folder / inner}: holds no exported network: give a folder of weights that a run sealed")
-    manifest.check(folder, [inner + name for name in names])
-    if names == FILES["unet"]:
-        return ImageNetwork(UNet2DModel.from_pretrained(folder / inner / "unet", local_files_only=True)).eval()
-    config: dict[str, Any] = json.loads((folder / inner / "mlp.json").read_text())
-    network = VectorNetwork(**config)
-    network.load_state_dict(load_file(folder / inner / "mlp.safetensors"))
-    return network.eval()

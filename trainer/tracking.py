@@ -11,23 +11,24 @@ import atexit
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from entroloop.data.errors import UserError
+from entroloop.trainer.catalogue import TRACKERS
 
 log = logging.getLogger(__name__)
 
-TrackerName = Literal["tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio"]
+TrackerName = Annotated[str, AfterValidator(TRACKERS.check)]
 
 
 class TrackingConfig(BaseModel):
     """Where a run's statistics are shown; may change when a run is resumed.
 
-    trackers  any of Accelerate's, by name; none by default
+    trackers  any of Accelerate's, by name, or the user's own (`module:attribute`); none by default
     project   the tracker's project
     folder    of trackers that write files; None: `tracking` in the run's folder
     options   by tracker, what its own start takes: `{wandb: {name: mine, mode: offline}}`
@@ -43,8 +44,9 @@ class TrackingConfig(BaseModel):
 def check_installed(config: TrackingConfig) -> None:
     """Raises UserError when a tracker's library is missing."""
     for name in config.trackers:
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"tracking.trackers: {name} is not installed: pip install {name}")
+        library = TRACKERS.facts(name).library
+        if library and importlib.util.find_spec(library) is None:
+            raise UserError(f"tracking.trackers: {name} is not installed: pip install {library}")
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
@@ -61,12 +63,13 @@ def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
 class Tracking:
     """A run's trackers, started when something is first logged. Only rank 0 makes one.
 
-    start  makes one tracker: (name, project, folder, options) -> (log, finish)
+    A tracker is a function (name, project, folder, options) -> (log, finish), where log(numbers, images) is called with
+    numbers by name, and finish() at the end.
     """
 
-    def __init__(self, config: TrackingConfig, folder: Path, start: Callable[..., Any]) -> None:
+    def __init__(self, config: TrackingConfig, folder: Path) -> None:
         check_installed(config)
-        self.config, self.folder, self._start = config, Path(config.folder) if config.folder else folder, start
+        self.config, self.folder = config, Path(config.folder) if config.folder else folder
         self._trackers: dict[str, Any] | None = None
 
     def log(self, values: Mapping[str, Any], prefix: str, images: int) -> None:
@@ -78,8 +81,8 @@ class Tracking:
         for name in list(self._trackers):
             try:
                 if self._trackers[name] is None:
-                    options = self.config.options.get(name, {})  # type: ignore[call-overload]
-                    self._trackers[name] = self._start(name, self.config.project, self.folder, options)
+                    options = self.config.options.get(name, {})
+                    self._trackers[name] = TRACKERS.load(name)(name, self.config.project, self.folder, options)
                 self._trackers[name][0](numbers, images)
             except Exception as error:  # whatever a service's client raises must not end the training
                 log.warning("tracker %s is left out from here on: %s: %s", name, type(error).__name__, error)

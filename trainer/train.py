@@ -30,7 +30,8 @@ from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
 from entroloop.trainer.engine import make_engine
-from entroloop.trainer.network import DenoiserNetwork, ImageNetwork, NetworkConfig, build, use_best_attention
+from entroloop.trainer.network import DenoiserNetwork, build
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.stats import Window
 from entroloop.trainer.train_config import TrainConfig, learning_rate
 
@@ -83,9 +84,9 @@ class Trainer:
         state = _newest_checkpoint(job.checkpoints, world)
         if state is not None:
             checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
-        if config.channels_last and isinstance(network, ImageNetwork):
+        if config.channels_last and network.images:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        attention = use_best_attention(network, world.device)
+        attention = network.use_best_attention(world.device)
         self.engine = make_engine(config, network.train(), world)
         say_once(
             f"training by {self.engine.kind} on {world.size} process(es) of {world.device.type}, "

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from entroloop.data.errors import UserError
-from entroloop.trainer.diffusion import Objective
+from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.ema import EmaConfig
-from entroloop.trainer.network import Precision
+from entroloop.trainer.network_config import Precision
 
 EngineName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"]
 
@@ -18,7 +18,7 @@ EngineName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"]
 class TrainConfig(BaseModel):
     """How a generation is trained.
 
-    objective        `edm` (Karras et al. 2022) or `ddpm` (epsilon prediction, the paper's)
+    objective        `edm` (Karras et al. 2022) or `ddpm` (epsilon prediction, the paper's), or the user's own
     engine           `auto` takes what the process was launched with; any other is refused unless it is what runs
     kimg             thousands of images seen in all: fixed for every generation, also where the training set grows
     batch            global batch, over all processes and accumulation steps
@@ -41,7 +41,7 @@ class TrainConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    objective: Objective = "edm"
+    objective: Annotated[str, AfterValidator(OBJECTIVES.check)] = "edm"
     engine: EngineName = "auto"
     kimg: float = Field(96.0, gt=0)
     batch: int = Field(64, ge=1)

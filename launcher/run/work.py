@@ -44,7 +44,6 @@ from entroloop.launcher.run.steps import PREPARE, Step
 from entroloop.selection.pool import training_size
 from entroloop.selection.training_set import write_as_shards
 from entroloop.trainer import network as networks
-from entroloop.trainer.engine import start_tracker
 from entroloop.trainer.generate import SamplePlan, generate
 from entroloop.trainer.guidance import check_guide
 from entroloop.trainer.tracking import Tracking, check_installed
@@ -79,7 +78,7 @@ class Work(Inputs):
 
     @functools.cached_property
     def tracking(self) -> Tracking:
-        return Tracking(self.config.tracking, self.layout.run / "tracking", start_tracker)
+        return Tracking(self.config.tracking, self.layout.run / "tracking")
 
     # -- the phases ------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,155 @@
+"""Everything that a configuration names: built in, from an installed package, or the user's own.
+
+    name  ->  Registry.facts  ->  what is known of the thing; of a built-in one without importing it
+    name  ->  Registry.load   ->  the thing itself
+
+A name is that of a built-in thing, that of an entry point of an installed package (group `entroloop.<kind>`, for
+example `entroloop.strategies`), or `module:attribute`. The facts of built-in things are in the `catalogue.py` of each
+room. Those files import neither torch nor diffusers, so that reading a configuration or printing help is fast.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from entroloop.data.errors import UserError
+
+OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Where a thing is: `module:attribute`. Each kind adds the facts that must be known without importing the thing."""
+
+    target: str
+
+
+F = TypeVar("F", bound=Facts)
+
+
+class Registry(Generic[F]):
+    """The things of one kind.
+
+    kind      in the singular, for messages
+    group     of entry points
+    facts_of  the class of facts. A thing that is not built in gives them as attributes of the same names, where they
+              differ from the defaults
+    built_in  facts by name, in the order in which they are listed
+    """
+
+    def __init__(self, kind: str, group: str, facts_of: type[F], built_in: Mapping[str, F]) -> None:
+        self.kind, self.group, self.built_in = kind, f"entroloop.{group}", built_in
+        self._facts_of = facts_of
+        self._loaded: dict[str, Any] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """Built-in names, then those of entry points."""
+        return list(dict.fromkeys([*self.built_in, *self._installed()]))
+
+    def check(self, name: str, *others: str) -> str:
+        """Returns the name. Raises UserError, with the nearest name, where nothing has it.
+
+        Only a thing that is not built in is imported, so that a wrong one is refused before anything is begun.
+
+        others  further names that are right where this is asked, for the message
+        """
+        if name not in self.built_in:
+            self.load(name, *others)
+        return name
+
+    def facts(self, name: str) -> F:
+        """What is known of the thing. One that is not built in is loaded. Raises UserError as `load` does."""
+        if name in self.built_in:
+            return self.built_in[name]
+        thing = self.load(name)
+        own = [f.name for f in fields(self._facts_of) if f.name != "target" and hasattr(thing, f.name)]
+        return self._facts_of(name, **{field: getattr(thing, field) for field in own})
+
+    def load(self, name: str, *others: str) -> Any:
+        """The thing itself. Raises UserError where nothing has this name or its module cannot be imported."""
+        if name in self.built_in:
+            module, _, attribute = self.built_in[name].target.partition(":")
+            return getattr(importlib.import_module(module), attribute)
+        if name not in self._loaded:
+            installed = {} if is_own(name) else self._installed()
+            if not is_own(name) and name not in installed:
+                raise unknown(self.kind, name, [*others, *self.built_in, *installed], "; your own: module:attribute")
+            self._loaded[name] = _imported(f"{self.kind} {name}", name if is_own(name) else installed[name].value)
+        return self._loaded[name]
+
+    def _installed(self) -> dict[str, EntryPoint]:
+        return {point.name: point for point in entry_points(group=self.group)}
+
+
+def is_own(name: str) -> bool:
+    """Whether a name has the form `module:attribute`."""
+    return OWN.fullmatch(name) is not None
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """`did you mean X?`, or all the names where none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"give one of {', '.join(names)}"
+
+
+def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> UserError:
+    """The error for a name that nothing has."""
+    return UserError(f"{kind} {name!r} does not exist: {hint(name, known)}{more}")
+
+
+def check_options(what: str, function: Callable[..., Any], options: Iterable[str], *, skip: int) -> None:
+    """Raises UserError, with the nearest name, for an option that a function does not take.
+
+    what  the function in words, for the message
+    skip  leading parameters of the function that are no options
+    """
+    parameters = list(inspect.signature(function).parameters.values())[skip:]
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
+    for option in options:
+        if option not in known:
+            if not known:
+                raise UserError(f"{what}: has no options, {option!r} was given")
+            raise unknown(f"option of {what}", option, known)
+
+
+def search_also(folder: Path) -> None:
+    """Appends a folder to the import path. Its modules are found last, so that they never hide another module."""
+    text = str(folder.absolute())
+    if text not in sys.path:
+        sys.path.append(text)
+
+
+def said(error: Exception) -> str:
+    """Type and message of an error in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+
+
+def _imported(what: str, target: str) -> Any:
+    """What `module:attribute` names. Raises UserError when it cannot be imported."""
+    module, _, attribute = target.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"{what}: cannot import {module} ({error}): is it beside the configuration file or on PYTHONPATH?"
+        ) from error
+    except Exception as error:  # whatever the module does
+        raise UserError(f"{what}: importing {module} raised {said(error)}") from error
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise UserError(f"{what}: {module} has no {attribute!r}")
+        found = getattr(found, part)
+    return found

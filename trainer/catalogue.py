@@ -1,0 +1,111 @@
+"""The samplers, networks, objectives and trackers that a configuration names, and what is known of them.
+
+Nothing is imported from the files that hold them: reading a configuration does not need torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from entroloop.data.registry import Facts, Registry
+
+
+@dataclass(frozen=True)
+class SamplerFacts(Facts):
+    """A function (denoise, noise, sigmas, labels=, fresh_noise=) -> samples. See `trainer/sampler.py`.
+
+    calls  steps -> network calls per sample
+    churn  whether it takes the noise of `sample.s_churn` as a further argument `churn=`
+    """
+
+    calls: Callable[[int], int] = lambda steps: steps
+    churn: bool = False
+
+
+@dataclass(frozen=True)
+class NetworkFacts(Facts):
+    """A class of networks. See `trainer/network.py`.
+
+    samples  what it takes: `images` [C, H, W], `vectors` [D] or `any`
+    file     by which a saved one is known, for a `DenoiserNetwork`, which makes, saves and loads itself. Other classes
+             are called with (shape, num_classes, **options)
+    """
+
+    samples: Literal["images", "vectors", "any"] = "any"
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class ObjectiveFacts(Facts):
+    """An `Objective` of `trainer/diffusion.py`.
+
+    levels  noise levels that a model has, where their number is fixed: sampling takes no more steps
+    clips   whether the estimates of images are kept within [-1, 1] in sampling
+    """
+
+    levels: int | None = None
+    clips: bool = False
+
+
+@dataclass(frozen=True)
+class TrackerFacts(Facts):
+    """A function (name, project, folder, options) -> (log, finish). See `trainer/tracking.py`.
+
+    library  the module that must be installed
+    """
+
+    library: str | None = None
+
+
+DDPM_STEPS = 1000
+
+_SAMPLERS = "entroloop.trainer.sampler"
+_NETWORKS = "entroloop.trainer.network"
+_OBJECTIVES = "entroloop.trainer.diffusion"
+
+SAMPLERS = Registry(
+    "sampler",
+    "samplers",
+    SamplerFacts,
+    {
+        "heun": SamplerFacts(f"{_SAMPLERS}:heun", calls=lambda steps: 2 * steps - 1, churn=True),
+        "euler": SamplerFacts(f"{_SAMPLERS}:euler"),
+        "ddim": SamplerFacts(f"{_SAMPLERS}:euler"),
+        "ddpm": SamplerFacts(f"{_SAMPLERS}:ancestral"),
+        "dpm-solver++": SamplerFacts(f"{_SAMPLERS}:dpm_solver"),
+    },
+)
+
+NETWORKS = Registry(
+    "network",
+    "networks",
+    NetworkFacts,
+    {
+        "unet": NetworkFacts(f"{_NETWORKS}:ImageNetwork", samples="images", file="unet/config.json"),
+        "mlp": NetworkFacts(f"{_NETWORKS}:VectorNetwork", samples="vectors", file="mlp.json"),
+    },
+)
+
+OBJECTIVES = Registry(
+    "objective",
+    "objectives",
+    ObjectiveFacts,
+    {
+        "edm": ObjectiveFacts(f"{_OBJECTIVES}:EDM"),
+        "ddpm": ObjectiveFacts(f"{_OBJECTIVES}:DDPM", levels=DDPM_STEPS, clips=True),
+    },
+)
+
+TRACKERS = Registry(
+    "tracker",
+    "trackers",
+    TrackerFacts,
+    {
+        name: TrackerFacts("entroloop.trainer.engine:start_tracker", library=name)
+        for name in (
+            "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio",
+        )
+    },
+)  # fmt: skip

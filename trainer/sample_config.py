@@ -1,0 +1,128 @@
+"""How a generation is sampled, as a configuration section."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from entroloop.data.errors import UserError
+from entroloop.trainer.catalogue import OBJECTIVES, SAMPLERS
+from entroloop.trainer.network_config import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GuideKind = Literal["autoguidance", "sims", "neon"]
+
+
+class SampleConfig(BaseModel):
+    """How a generation is sampled.
+
+    sampler       `heun`, `euler`, `ddim`, `ddpm`, `dpm-solver++`, or the user's own (`module:attribute`)
+    steps         noise levels; Heun calls the network 2 steps - 1 times an image, the others `steps` times
+    s_churn       of EDM's stochastic sampler (sampler=heun): noise added anew, in all steps together; 0 adds none.
+                  `s_min` … `s_max` (None: no limit) are the noise levels where it is added, `s_noise` inflates it
+    guidance      weight w of classifier-free guidance: D = D_null + w (D_label - D_null); 1 is none
+    guide         a second network: `previous` (the generation before), `generation_0000` (that one of the same run), or
+                  a sealed folder of weights. Generations that come no later than it are sampled without it
+    guide_kind    `autoguidance`: the guide is a weaker network, D = D_guide + w (D - D_guide);
+                  `sims`: the guide is the base whose samples trained this one, D = (1 + w) D_guide - w D;
+                  `neon`: as sims, with the weights of the two networks in place of what they return
+    guide_weight  that w
+    labels        of a conditional model's samples: every class equally often, or as often as in the real data or in
+                  this generation's training set
+    precision     of the network's calls: `no` is float32; the state keeps its precision
+    compile       torch.compile the network
+    batch         images a network call; part of the sampling plan, since it may change the last bits
+    shard_size    images a shard
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "heun"
+    steps: int = Field(18, ge=1)
+    sigma_min: float = Field(0.002, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    rho: float = Field(7.0, gt=0)
+    s_churn: float = Field(0.0, ge=0)
+    s_min: float = Field(0.0, ge=0)
+    s_max: float | None = Field(None, gt=0)
+    s_noise: float = Field(1.0, gt=0)
+    guidance: float = Field(1.0, ge=0)
+    guide: str | None = Field(None, min_length=1)
+    guide_kind: GuideKind = "autoguidance"
+    guide_weight: float | None = Field(None, ge=0)
+    labels: Literal["balanced", "real", "training"] = "balanced"
+    precision: Precision = "no"
+    compile: bool = False
+    batch: int = Field(256, ge=1)
+    shard_size: int = Field(1024, ge=1)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SampleConfig:
+        if self.s_churn and not SAMPLERS.facts(self.sampler).churn:
+            churned = " or ".join(name for name, facts in SAMPLERS.built_in.items() if facts.churn)
+            raise ValueError(f"s_churn={self.s_churn:g} goes with sampler={churned}, not with {self.sampler}")
+        if not self.s_churn and (self.s_min or self.s_max is not None or self.s_noise != 1):
+            raise ValueError("s_min, s_max and s_noise say how s_churn adds noise, which is 0: set s_churn too")
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min={self.sigma_min:g} must be below sigma_max={self.sigma_max:g}")
+        if (self.guide is None) != (self.guide_weight is None):
+            raise ValueError("guide and guide_weight go together: give both or none of them")
+        return self
+
+    @property
+    def nfe(self) -> int:
+        """Network calls an image, those of both networks and with and without label where guidance needs them."""
+        return self.calls(self.guide is not None)
+
+    def calls(self, guided: bool) -> int:
+        """The same for a generation that has a guide, or has none."""
+        calls = SAMPLERS.facts(self.sampler).calls(self.steps)
+        networks = 2 if guided and self.guide_kind != "neon" else 1
+        return calls * networks * (2 if self.guidance != 1 else 1)
+
+    def guide_generation(self, generation: int) -> int | None:
+        """Which generation of the same run would guide this one; None where the guide is a folder or there is none."""
+        if self.guide == "previous":
+            return generation - 1
+        found = re.fullmatch(r"generation_(\d+)", self.guide or "")
+        return int(found[1]) if found else None
+
+    @property
+    def churn(self) -> Churn | None:
+        if not self.s_churn:
+            return None
+        return Churn(self.s_churn, self.s_min, math.inf if self.s_max is None else self.s_max, self.s_noise)
+
+
+@dataclass(frozen=True)
+class Churn:
+    """S_churn, S_min, S_max and S_noise of EDM's algorithm 2."""
+
+    amount: float
+    low: float = 0.0
+    high: float = math.inf
+    noise: float = 1.0
+
+    def gamma(self, sigma: float, steps: int) -> float:
+        """By how much, relative to itself, sigma is raised before a step."""
+        return min(self.amount / steps, math.sqrt(2) - 1) if self.low <= sigma <= self.high else 0.0
+
+
+def check_fits_model(config: SampleConfig, objective: str, labelled: bool) -> None:
+    """Raises UserError where a model of that objective, trained with or without labels, cannot be sampled so."""
+    if config.guidance != 1 and not labelled:
+        raise UserError(f"sample.guidance={config.guidance:g}: the model is unconditional: set train.labels=true")
+    levels = OBJECTIVES.facts(objective).levels
+    if levels is not None and config.steps > levels:
+        raise UserError(f"sample.steps={config.steps}: a {objective} model has {levels} noise levels: give no more")
+
+
+def noise_levels(config: SampleConfig, objective: str) -> Tensor:
+    """The sampler's sigmas for a model of that objective, falling, the last one 0: float64 [steps + 1]."""
+    sigmas: Tensor = OBJECTIVES.load(objective).sigmas(config.steps, config.sigma_min, config.sigma_max, config.rho)
+    return sigmas
