@@ -1,81 +1,154 @@
-"""What each measure is called on a page, and how to read it."""
+"""The measures that there are, what each is called on a page, and how to read it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from entroloop.data.registry import Facts, Registry, is_own
 
 
 @dataclass(frozen=True)
-class About:
-    """A measure in words: its title for axes and tables, and one sentence that says how to read it."""
+class MeasureFacts(Facts):
+    """A function (sets: Sets) -> float. See `eval/measures/registry.py`.
 
-    title: str
-    text: str
+    title             for axes and tables; empty: the function's name in words
+    reading           one sentence that says how to read it
+    higher_is_better  None where neither is
+    needs_reference   whether it is left out where there is no reference beside the training set
+    known_as          what the field calls it in the features of an encoder, by the encoder's name
+    """
+
+    title: str = ""
+    reading: str = ""
+    higher_is_better: bool | None = None
+    needs_reference: bool = False
+    known_as: Mapping[str, str] = field(default_factory=dict)
 
 
-MEASURES: dict[str, About] = {
-    "frechet_distance": About(
-        "Fréchet distance",
-        "Distance of two Gaussians fitted to generated and held-out real features; lower is closer.",
+_MEASURES = "entroloop.eval.measures.registry"
+
+MEASURES = Registry(
+    "measure",
+    "measures",
+    MeasureFacts,
+    {
+        "frechet_distance": MeasureFacts(
+            f"{_MEASURES}:frechet_distance",
+            "Fréchet distance",
+            "Distance of two Gaussians fitted to generated and held-out real features; lower is closer.",
+            higher_is_better=False,
+            # The paper's FID shares its name with the standard one only.
+            known_as={
+                "inception": "FID",
+                "inception-paper": "The paper's FID (not comparable with FID)",
+                "dinov2-large": "FD-DINOv2",
+            },
+        ),
+        "generalization_score": MeasureFacts(
+            f"{_MEASURES}:generalization_score",
+            "Generalization score",
+            "Mean distance of a generated image to its nearest training image; falling means memorization.",
+        ),
+        "generalization_score_ratio": MeasureFacts(
+            f"{_MEASURES}:generalization_score_ratio",
+            "Generalization score, relative to real",
+            "The same, divided by the score of held-out real images against the same training set; real data have 1.",
+            needs_reference=True,
+        ),
+        "training_entropy": MeasureFacts(
+            f"{_MEASURES}:training_entropy",
+            "Training-set entropy (nats)",
+            "Kozachenko-Leonenko estimate with k = 1, at the same number of images in every generation.",
+        ),
+        "memorized_fraction": MeasureFacts(
+            f"{_MEASURES}:memorized_fraction",
+            "Memorized fraction",
+            "Share of generated images three times nearer to one training image than to any other.",
+            higher_is_better=False,
+        ),
+        "memorized_calibrated": MeasureFacts(
+            f"{_MEASURES}:memorized_calibrated",
+            "Memorized, calibrated",
+            "Share of generated images as near to the training set as only the nearest 1% of held-out real ones are.",
+            higher_is_better=False,
+            needs_reference=True,
+        ),
+        "covariance_trace": MeasureFacts(
+            f"{_MEASURES}:covariance_trace",
+            "Covariance trace",
+            "Total variance of the generated features; falls in variance collapse.",
+        ),
+        "effective_rank": MeasureFacts(
+            f"{_MEASURES}:effective_rank",
+            "Effective rank",
+            "exp of the entropy of the covariance spectrum: how many directions carry variance.",
+        ),
+        "kernel_distance": MeasureFacts(
+            f"{_MEASURES}:kernel_distance",
+            "Kernel distance (KID)",
+            "Unbiased MMD² with a cubic kernel to held-out data; 0 is equal.",
+            higher_is_better=False,
+            known_as={"inception": "KID", "inception-paper": "Kernel distance"},
+        ),
+        "precision": MeasureFacts(
+            f"{_MEASURES}:precision",
+            "Precision",
+            "Share of generated points inside the real manifold, k = 3.",
+            higher_is_better=True,
+        ),
+        "recall": MeasureFacts(
+            f"{_MEASURES}:recall",
+            "Recall",
+            "Share of real points inside the generated manifold, k = 3.",
+            higher_is_better=True,
+        ),
+        "density": MeasureFacts(
+            f"{_MEASURES}:density",
+            "Density",
+            "How many real balls hold a generated point, relative to k = 5; about 1 for equal sets.",
+        ),
+        "coverage": MeasureFacts(
+            f"{_MEASURES}:coverage",
+            "Coverage",
+            "Share of real points with a generated one among their neighbours, k = 5.",
+            higher_is_better=True,
+        ),
+        "vendi_score": MeasureFacts(
+            f"{_MEASURES}:vendi_score",
+            "Vendi score",
+            "Effective number of different generated images, by cosine similarity.",
+        ),
+        "authenticity": MeasureFacts(
+            f"{_MEASURES}:authenticity",
+            "Authenticity (%)",
+            "Share of generated images further from their training image than its real neighbour is.",
+            higher_is_better=True,
+        ),
+        "ct_score": MeasureFacts(
+            f"{_MEASURES}:ct_score",
+            "C_T",
+            "Nearer to the training set than held-out data (below 0, copying) or further (above 0).",
+            needs_reference=True,
+        ),
+    },
+)
+
+# What a report shows in the order of this table: the measures, and what rows say of the training set.
+SHOWN: dict[str, MeasureFacts] = {
+    **MEASURES.built_in,
+    "real_share": MeasureFacts(
+        "entroloop.eval.report.runs:row_value",
+        "Share of real images",
+        "Real images in the training set of that generation.",
     ),
-    "generalization_score": About(
-        "Generalization score",
-        "Mean distance of a generated image to its nearest training image; falling means memorization.",
-    ),
-    "generalization_score_ratio": About(
-        "Generalization score, relative to real",
-        "The same, divided by the score of held-out real images against the same training set; real data have 1.",
-    ),
-    "training_entropy": About(
-        "Training-set entropy (nats)",
-        "Kozachenko-Leonenko estimate with k = 1, at the same number of images in every generation.",
-    ),
-    "memorized_fraction": About(
-        "Memorized fraction",
-        "Share of generated images three times nearer to one training image than to any other.",
-    ),
-    "memorized_calibrated": About(
-        "Memorized, calibrated",
-        "Share of generated images as near to the training set as only the nearest 1% of held-out real ones are.",
-    ),
-    "covariance_trace": About(
-        "Covariance trace", "Total variance of the generated features; falls in variance collapse."
-    ),
-    "effective_rank": About(
-        "Effective rank", "exp of the entropy of the covariance spectrum: how many directions carry variance."
-    ),
-    "kernel_distance": About(
-        "Kernel distance (KID)", "Unbiased MMD² with a cubic kernel to held-out data; 0 is equal."
-    ),
-    "precision": About("Precision", "Share of generated points inside the real manifold, k = 3."),
-    "recall": About("Recall", "Share of real points inside the generated manifold, k = 3."),
-    "density": About(
-        "Density", "How many real balls hold a generated point, relative to k = 5; about 1 for equal sets."
-    ),
-    "coverage": About("Coverage", "Share of real points with a generated one among their neighbours, k = 5."),
-    "vendi_score": About("Vendi score", "Effective number of different generated images, by cosine similarity."),
-    "authenticity": About(
-        "Authenticity (%)", "Share of generated images further from their training image than its real neighbour is."
-    ),
-    "ct_score": About("C_T", "Nearer to the training set than held-out data (below 0, copying) or further (above 0)."),
-    "real_share": About("Share of real images", "Real images in the training set of that generation."),
 }
 
 HEADLINE = ("frechet_distance", "generalization_score", "training_entropy")
 
 
-# What the field calls a measure in one encoder's features. The paper's FID shares its name with the standard one only.
-KNOWN_AS = {
-    ("frechet_distance", "inception"): "FID",
-    ("frechet_distance", "inception-paper"): "The paper's FID (not comparable with FID)",
-    ("frechet_distance", "dinov2-large"): "FD-DINOv2",
-    ("kernel_distance", "inception"): "KID",
-    ("kernel_distance", "inception-paper"): "Kernel distance",
-}
-
-
 def title(measure: str, encoder: str = "") -> str:
     """The measure's title in the features of an encoder; for one that is not listed, its name in words."""
-    if (measure, encoder) in KNOWN_AS:
-        return KNOWN_AS[measure, encoder]
-    return MEASURES[measure].title if measure in MEASURES else measure.replace("_", " ")
+    if measure not in SHOWN:
+        return (measure.rpartition(":")[2] if is_own(measure) else measure).replace("_", " ")
+    return SHOWN[measure].known_as.get(encoder, SHOWN[measure].title)

@@ -19,7 +19,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import check_name
 from entroloop.data.plan import DataConfig
 from entroloop.data.store.removal import KeepConfig
-from entroloop.eval.measures.generation import EvaluationConfig
+from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.selection.choose import SelectionConfig, check_fit, needs_labels
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
 from entroloop.slurm.config import SlurmConfig

@@ -13,8 +13,8 @@ from sklearn.neighbors import NearestNeighbors
 
 from entroloop.data.errors import UserError
 from entroloop.data.store.shards import REAL, Provenance
+from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.eval.measures.generation import (
-    EvaluationConfig,
     FeatureSets,
     baseline_row,
     evaluate_generation,

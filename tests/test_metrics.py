@@ -1,5 +1,7 @@
 """The torchmetrics forms: equal to the functions, at any number of ranks, and beside the library's own metrics."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Pixel
 from entroloop.data.world import World
+from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import torchmetrics as metrics
-from entroloop.eval.measures.registry import MEASURES, NEEDS_REFERENCE, measure
+from entroloop.eval.measures.registry import measure
 
 SINGLE = [
     metrics.FrechetDistance, metrics.KernelDistance, metrics.Precision, metrics.Recall, metrics.Density,
@@ -42,7 +45,7 @@ def measure_name(kind):
 
 
 def test_every_measure_has_a_metric():
-    assert {measure_name(kind) for kind in SINGLE} == set(MEASURES)
+    assert {measure_name(kind) for kind in SINGLE} == set(MEASURES.built_in)
 
 
 @pytest.mark.parametrize("kind", SINGLE)
@@ -56,7 +59,7 @@ def test_a_collection_updates_them_together(sets):
     collection = MetricCollection([kind() for kind in SINGLE], compute_groups=False)
     fill(collection, sets)
     found = {key: float(value) for key, value in collection.compute().items()}
-    assert len(found) == len(MEASURES)
+    assert len(found) == len(MEASURES.built_in)
     assert found["Precision"] == pytest.approx(measure(**sets).values["precision"])
 
 
@@ -66,7 +69,9 @@ def test_all_measures_share_their_searches(sets):
 
 def test_without_a_reference_what_needs_one_says_so(sets):
     two = {role: sets[role] for role in ("generated", "training")}
-    assert set(fill(metrics.AllMeasures(), two).compute()) == set(MEASURES) - NEEDS_REFERENCE
+    assert set(fill(metrics.AllMeasures(), two).compute()) == {
+        name for name, facts in MEASURES.built_in.items() if not facts.needs_reference
+    }
     with pytest.raises(UserError, match="needs reference samples"):
         fill(metrics.CTScore(), two).compute()
     assert float(fill(metrics.FrechetDistance(), two).compute()) == pytest.approx(
@@ -255,3 +260,35 @@ def test_metrics_survive_a_save_in_the_middle(sets, tmp_path):
     again.update(sets["generated"][40:])
     expected = measure(**sets, only=["generalization_score"]).values["generalization_score"]
     assert float(again.compute()) == pytest.approx(expected)
+
+
+def spread(sets):
+    return float(sets.generated.std())
+
+
+def not_a_number(sets):
+    return sets.generated.std()
+
+
+spread.needs_reference = True
+
+
+def test_a_measure_of_the_users_own_is_taken_like_the_others(sets):
+    name = f"{__name__}:spread"
+    found = measure(**sets, more=[name]).values
+    assert set(found) == {*MEASURES.built_in, name}
+    assert found[name] == float(sets["generated"].std())
+    kind = metrics.metric_of(name)
+    assert kind.__name__ == "Spread"
+    assert float(fill(kind(), sets).compute()) == pytest.approx(found[name])
+    two = {role: sets[role] for role in ("generated", "training")}
+    assert name not in measure(**two, more=[name]).values
+    with pytest.raises(UserError, match="not_a_number: must return one number, returned Tensor"):
+        measure(**sets, more=[f"{__name__}:not_a_number"])
+
+
+def test_classes_take_name_and_facts_from_the_catalogue():
+    assert metrics.Precision.higher_is_better is True
+    assert metrics.CTScore.name == "ct_score"
+    assert metrics.MemorizedFraction.__doc__.startswith("Share of generated images")
+    assert pickle.loads(pickle.dumps(metrics.Density())).name == "density"

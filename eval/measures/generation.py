@@ -10,13 +10,12 @@ every rank gets the same row.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, Field
 
 from entroloop.data.features.encoder import resize_of
 from entroloop.data.store.shards import REAL, Provenance
@@ -25,17 +24,6 @@ from entroloop.eval.measures.registry import Measured, measure
 from entroloop.eval.measures.sets import Features
 
 Row = dict[str, Any]
-
-
-class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
-    """The section `evaluation` of a run's configuration."""
-
-    encoders: tuple[str, ...] = Field(("pixel", "classifier"), min_length=1)
-    """Feature spaces to measure in."""
-    samples: int | None = Field(None, ge=2)
-    """Generated images 0 … samples - 1 are measured, never a selection of them; None: as many as training images."""
-    entropy_size: int | None = Field(None, ge=2)
-    """Training images in the entropy estimate, which depends on their number; None: N of the first generation."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +56,7 @@ def evaluate_generation(
     provenance: Provenance,
     *,
     entropy_size: int | None,
+    more: Sequence[str] = (),
     world: World | None = None,
 ) -> Row:
     """The row of one generation.
@@ -75,19 +64,32 @@ def evaluate_generation(
     sets          features of unselected samples 0 … M - 1, of the training set and of held-out real images, by encoder
     provenance    of the whole training set
     entropy_size  the number of training images that the entropy estimate of every generation uses
+    more          the user's own measures, by name
     ->            {"generation", "measures": {encoder: {name: value or None}}, "provenance": {"real" or generation:
                   share}, "context": {…, "encoders": {encoder: {"digest", "resize", "k", …}}}}; None stands for an
                   undefined value
     """
     measured = {
-        name: measure(s.generated, s.training, s.heldout, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
+        name: measure(
+            s.generated,
+            s.training,
+            s.heldout,
+            world=world,
+            entropy_size=entropy_size,
+            more=more,
+            mirrored=s.mirrored,
+        )
         for name, s in sets.items()
     }
     return _row(generation, measured, sets, provenance_shares(provenance), entropy_size)
 
 
 def baseline_row(
-    sets: Mapping[str, FeatureSets], *, entropy_size: int | None = None, world: World | None = None
+    sets: Mapping[str, FeatureSets],
+    *,
+    entropy_size: int | None = None,
+    more: Sequence[str] = (),
+    world: World | None = None,
 ) -> Row:
     """Held-out real images in the place of generated ones, against the real training set of generation 0.
 
@@ -95,7 +97,7 @@ def baseline_row(
     """
     measured = {}
     for name, s in sets.items():
-        row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size, mirrored=s.mirrored)
+        row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size, more=more, mirrored=s.mirrored)
         measured[name] = Measured({**row.values, "generalization_score_ratio": 1.0}, row.context)
     return _row(None, measured, sets, {"real": 1.0}, entropy_size)
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from entroloop.data.errors import UserError
 from entroloop.data.world import World
+from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import diversity, frechet, manifold, memorization
 from entroloop.eval.measures.sets import K_MANIFOLD, Features, Sets
 from entroloop.selection import nearest
@@ -44,23 +47,35 @@ def measure(
     entropy_size: int | None = None,
     seed: int = 0,
     only: Iterable[str] | None = None,
+    more: Iterable[str] = (),
     mirrored: Features | None = None,
 ) -> Measured:
-    """All of the measures, or those named in `only`.
+    """All of the built-in measures and the user's own that are named in `more`, or those named in `only`.
 
     generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
     entropy_size                    training points, drawn with `seed`, for the entropy estimate; None: all of them
     mirrored                        [N, D] the training set flipped, where mirrored copies count as copies
 
     Frechet and kernel distance, precision, recall, density and coverage compare with `reference` where given, else with
-    `training`; what needs all three sets (NEEDS_REFERENCE) is left out without a reference.
+    `training`; what needs all three sets is left out without a reference.
     TF32 and reduced-precision sums are off during searches, for the other threads of the process too (see `nearest`).
-    Raises UserError when shapes do not fit, a set has fewer than two points or a value is not finite.
+    Raises UserError when shapes do not fit, a set has fewer than two points, a value is not finite, or a measure of the
+    user's own returns anything but a number.
     """
     sets = Sets(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed, mirrored=mirrored)
-    wanted = MEASURES if only is None else tuple(only)
-    values = {name: MEASURES[name](sets) for name in wanted if reference is not None or name not in NEEDS_REFERENCE}
+    wanted = [*MEASURES.built_in, *more] if only is None else list(only)
+    values = {
+        name: _number(name, MEASURES.load(name)(sets))
+        for name in wanted
+        if reference is not None or not MEASURES.facts(name).needs_reference
+    }
     return Measured(values, _context(sets) if only is None else {})
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise UserError(f"measure {name}: must return one number, returned {type(value).__name__}")
+    return float(value)
 
 
 def _context(sets: Sets) -> dict[str, Any]:
@@ -224,14 +239,3 @@ def _to_own_cell(queries: Tensor, bank: Tensor, bank_cell: Tensor, centres: Tens
         if mine.any() and theirs.any():
             distance[mine] = torch.as_tensor(nearest(queries[mine], bank[theirs], 1)[0])[:, 0].to(queries.device)
     return distance, cell
-
-
-MEASURES: dict[str, Callable[[Sets], float]] = {
-    f.__name__: f
-    for f in (
-        frechet_distance, kernel_distance, precision, recall, density, coverage, vendi_score, covariance_trace,
-        effective_rank, generalization_score, generalization_score_ratio, memorized_fraction, memorized_calibrated,
-        authenticity, ct_score, training_entropy,
-    )
-}  # fmt: skip
-NEEDS_REFERENCE = frozenset({"generalization_score_ratio", "memorized_calibrated", "ct_score"})

@@ -7,6 +7,9 @@ compares block by block through the World, so that no rank holds everything and 
 calls `compute`, and every rank gets the same. torchmetrics' own FID, KID and MiFID over the same encoder come from
 `library_metrics`.
 
+There is a class for each built-in measure (`Precision`, `VendiScore`, …), made from the facts in `catalogue.py`;
+`metric_of` makes that of the user's own.
+
 n samples of a call, D features.
 """
 
@@ -28,6 +31,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder
 from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
+from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures.frechet import Moments, merge, moments
 from entroloop.eval.measures.frechet import frechet_distance as distance_of_moments
 from entroloop.eval.measures.registry import measure
@@ -148,108 +152,24 @@ class AllMeasures(FeatureMetric):
         return self._measured(None)
 
 
-class KernelDistance(FeatureMetric):
-    """KID of all pairs: no subsets, no randomness."""
-
-    name = "kernel_distance"
-    higher_is_better = False
+def class_name(measure: str) -> str:
+    """`kernel_distance` -> `KernelDistance`; abbreviations of two letters, as in `ct_score`, are kept as such."""
+    return "".join(part.upper() if len(part) == 2 else part.capitalize() for part in measure.split("_"))
 
 
-class Precision(FeatureMetric):
-    """Share of generated points in real neighbourhoods, k = 3."""
-
-    name = "precision"
-    higher_is_better = True
-
-
-class Recall(FeatureMetric):
-    """Share of real points in generated neighbourhoods, k = 3."""
-
-    name = "recall"
-    higher_is_better = True
-
-
-class Density(FeatureMetric):
-    """Real neighbourhoods that hold a generated point, relative to k = 5."""
-
-    name = "density"
-
-
-class Coverage(FeatureMetric):
-    """Share of real neighbourhoods with a generated point, k = 5."""
-
-    name = "coverage"
-    higher_is_better = True
-
-
-class VendiScore(FeatureMetric):
-    """Effective number of different generated points."""
-
-    name = "vendi_score"
-
-
-class CovarianceTrace(FeatureMetric):
-    """Total variance of the generated points."""
-
-    name = "covariance_trace"
-
-
-class EffectiveRank(FeatureMetric):
-    """exp of the entropy of the generated points' covariance spectrum."""
-
-    name = "effective_rank"
-
-
-class GeneralizationScore(FeatureMetric):
-    """Mean distance of generated points to their nearest training point."""
-
-    name = "generalization_score"
-
-
-class GeneralizationScoreRatio(FeatureMetric):
-    """The same relative to reference points."""
-
-    name = "generalization_score_ratio"
-
-
-class MemorizedFraction(FeatureMetric):
-    """Share of generated points with d1 / d2 < 1/3."""
-
-    name = "memorized_fraction"
-    higher_is_better = False
-
-
-class MemorizedCalibrated(FeatureMetric):
-    """Share of generated points as near to the training set as 1% of reference points are."""
-
-    name = "memorized_calibrated"
-    higher_is_better = False
-
-
-class Authenticity(FeatureMetric):
-    """AuthPct, in percent."""
-
-    name = "authenticity"
-    higher_is_better = True
-
-
-class CTScore(FeatureMetric):
-    """C_T: below zero means copying."""
-
-    name = "ct_score"
-
-
-class TrainingEntropy(FeatureMetric):
-    """Kozachenko-Leonenko entropy of the training set, in nats."""
-
-    name = "training_entropy"
+def metric_of(measure: str) -> type[FeatureMetric]:
+    """The metric of a measure, built in or the user's own (`module:attribute`)."""
+    facts = MEASURES.facts(measure)
+    name = class_name(measure.rpartition(":")[2])
+    about = {"name": measure, "higher_is_better": facts.higher_is_better, "__doc__": facts.reading}
+    return type(name, (FeatureMetric,), {**about, "__module__": __name__})
 
 
 class FrechetDistance(_SetMetric):
     """FD of generated samples to the reference where there is one, else to the training set, from float64 sums: memory
     does not grow with the number of samples."""
 
-    higher_is_better = False
+    higher_is_better = MEASURES.built_in["frechet_distance"].higher_is_better
 
     def __init__(self, encoder: Encode | None = None, **options: Any) -> None:
         super().__init__(encoder, **options)
@@ -275,6 +195,10 @@ class FrechetDistance(_SetMetric):
                 raise UserError(f"{role}: holds too few points; the Frechet distance needs at least 2")
         value = distance_of_moments(sums["generated"], sums.get("reference", sums.get("training", sums["generated"])))
         return torch.tensor(value, dtype=torch.float64, device=self.device)
+
+
+# `Precision`, `Recall`, … : a class for each measure that is not here already.
+globals().update({class_name(m): metric_of(m) for m in MEASURES.built_in if class_name(m) not in globals()})
 
 
 def _pack(of: Moments) -> Tensor:

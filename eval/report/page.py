@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.eval.catalogue import HEADLINE, MEASURES, title
+from entroloop.eval.catalogue import HEADLINE, SHOWN, title
 from entroloop.eval.report import headline, pictures, plots, points, tables
 from entroloop.eval.report import statistics as analysis
 from entroloop.eval.report.runs import Arm, Run, arms, read_runs
@@ -128,7 +128,7 @@ def _curves(runs: Sequence[Run], wanted: Iterable[tuple[str, str]]) -> Iterator[
     for encoder, measure in wanted:
         figure = plots.measure_curves(groups, runs, encoder, measure)
         if figure is not None:
-            about = MEASURES[measure].text if measure in MEASURES else ""
+            about = SHOWN[measure].reading if measure in SHOWN else ""
             yield Picture(f"{measure}-{_slug(encoder)}", figure, _curve_words(groups, encoder, measure), about)
 
 
@@ -251,7 +251,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         environments=tables.environments(runs),
         context=tables.context(groups),
         base_sizes=tables.baseline_sizes(runs),
-        about=MEASURES,
+        about=SHOWN,
         measure_title=title,
         explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
     )

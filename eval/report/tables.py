@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from entroloop.eval.catalogue import MEASURES, title
+from entroloop.eval.catalogue import SHOWN, title
 from entroloop.eval.report import headline as sentences
 from entroloop.eval.report import plots
 from entroloop.eval.report import statistics as analysis
@@ -38,7 +38,7 @@ def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
 def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
     """The measures that some row has in this encoder, in the catalogue's order, others after them."""
     found = {m for run in runs for row in run.rows for m in row["measures"].get(encoder, {})}
-    return [*(m for m in MEASURES if m in found), *sorted(found - MEASURES.keys())]
+    return [*(m for m in SHOWN if m in found), *sorted(found - SHOWN.keys())]
 
 
 def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict[str, Any]:

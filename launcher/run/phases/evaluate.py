@@ -37,10 +37,10 @@ def evaluate(inputs: Inputs, step: Step) -> Row:
             digest=encoder_digest(inputs.layout.of(PREPARE), name),
             mirrored=_mirrored(inputs, selected, name),
         )
-    size = config.evaluation.entropy_size or config.data.size
-    row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size, world=world)
+    size, more = config.evaluation.entropy_size or config.data.size, config.evaluation.measures
+    row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size, more=more, world=world)
     if generation == 0:
-        row["baseline"] = baseline_row(sets, entropy_size=size, world=world)
+        row["baseline"] = baseline_row(sets, entropy_size=size, more=more, world=world)
     if world.is_main:
         folder = inputs.layout.of(step)
         line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
