@@ -72,8 +72,8 @@ class Registry(Generic[F]):
         if name in self.built_in:
             return self.built_in[name]
         thing = self.load(name)
-        own = [f.name for f in fields(self._facts_of) if f.name != "target" and hasattr(thing, f.name)]
-        return self._facts_of(name, **{field: getattr(thing, field) for field in own})
+        own = {f.name: getattr(thing, f.name) for f in fields(self._facts_of) if hasattr(thing, f.name)}
+        return self._facts_of(**{k: v for k, v in own.items() if not isinstance(v, property)} | {"target": name})
 
     def load(self, name: str, *others: str) -> Any:
         """The thing itself. Raises UserError where nothing has this name or its module cannot be imported."""
@@ -83,7 +83,9 @@ class Registry(Generic[F]):
         if name not in self._loaded:
             installed = {} if is_own(name) else self._installed()
             if not is_own(name) and name not in installed:
-                raise unknown(self.kind, name, [*others, *self.built_in, *installed], "; your own: module:attribute")
+                if ":" in name:
+                    raise UserError(f"{self.kind} {name!r} does not exist: give module:attribute")
+                raise unknown(self.kind, name, [*others, *self.built_in, *installed], " (your own: module:attribute)")
             self._loaded[name] = _imported(f"{self.kind} {name}", name if is_own(name) else installed[name].value)
         return self._loaded[name]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, Field, field_validator
+from typing import Annotated
 
+from pydantic import AfterValidator, BaseModel, Field, field_validator
+
+from entroloop.data.catalogue import ENCODERS
 from entroloop.eval.catalogue import MEASURES
 
 
 class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     """The section `evaluation` of a run's configuration."""
 
-    encoders: tuple[str, ...] = Field(("pixel", "classifier"), min_length=1)
+    encoders: tuple[Annotated[str, AfterValidator(ENCODERS.check)], ...] = Field(("pixel", "classifier"), min_length=1)
     """Feature spaces to measure in."""
     measures: tuple[str, ...] = ()
     """The user's own measures (`module:attribute`), taken beside the built-in ones."""

@@ -16,12 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from entroloop.data.config import HOW
 from entroloop.data.errors import UserError
-from entroloop.data.features.encoder import check_name
 from entroloop.data.plan import DataConfig
 from entroloop.data.store.removal import KeepConfig
 from entroloop.eval.evaluation_config import EvaluationConfig
-from entroloop.selection.choose import SelectionConfig, check_fit, needs_labels
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
+from entroloop.selection.selection_config import SelectionConfig
 from entroloop.slurm.config import SlurmConfig
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model
@@ -118,7 +117,11 @@ class Config(BaseModel):
         selection, loop, n = self.selection, self.loop, self.data.size
         if self.generations > 1 and self.chooses_by_class and not self.train.labels:
             raise ValueError(f"{self.chooses_by_class}: only a model with train.labels=true samples known classes")
-        for generation in range(1, self.generations if selection.options else 1):
+        if not selection.options:
+            return self
+        from entroloop.selection.choose import check_fit  # needs torch
+
+        for generation in range(1, self.generations):
             pool = pool_of(loop, generation, n)
             if pool.choose:
                 try:
@@ -134,8 +137,7 @@ class Config(BaseModel):
             return "loop.balanced=true"
         if self.selection.options.get("per_class"):
             return "selection.options.per_class=true"
-        by_label = needs_labels(self.selection.strategy, self.selection.options)
-        return f"selection.strategy={self.selection.strategy}" if by_label else ""
+        return f"selection.strategy={self.selection.strategy}" if self.selection.by_class else ""
 
     @model_validator(mode="after")
     def _samples_as_it_was_trained(self) -> Config:
@@ -197,15 +199,9 @@ def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Co
             raise UserError(f"{text}: give overrides as section.key=value, for example train.kimg=96")
         set_key(values, key.strip(), parse_value(value))
     try:
-        config = Config.model_validate(values)
+        return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {explain(error)}") from error
-    for name in config.encoders:
-        try:
-            check_name(name)
-        except UserError as error:
-            raise UserError(f"{origin}: selection.encoder or evaluation.encoders: {error}") from error
-    return config
 
 
 def _copy(value: Any) -> Any:

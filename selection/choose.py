@@ -1,4 +1,4 @@
-"""The registry of strategies, and `select`, the one door to them.
+"""`select`, the one door to all strategies, and the simplest of them.
 
     features (this rank's rows) + size + strategy + options  ->  Selection(ids, radii), the same on every rank
 
@@ -10,30 +10,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
-from importlib.metadata import entry_points
 from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.precision import full_precision
+from entroloop.data.registry import unknown
 from entroloop.data.world import World
-from entroloop.selection.exact.distance import check_metric, nearest_name, pair_distances
+from entroloop.selection.catalogue import DISTANCES, STRATEGIES
+from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.rows import Shard, agree
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
-from entroloop.selection.rules.adaptive import adaptive_threshold, entropy_matching
 from entroloop.selection.rules.greedy import greedy, two_level_greedy
-from entroloop.selection.rules.matching import covariance_matching
 from entroloop.selection.rules.problem import Problem, Selection, order_radii, quotas
 from entroloop.selection.rules.threshold import threshold_decay
+from entroloop.selection.selection_config import OF_A_RUN
 
-__all__ = ["Problem", "Selection", "SelectionConfig", "find", "select", "strategies"]
+__all__ = ["Problem", "Selection", "select"]
 
-ENTRY_POINTS = "entroloop.strategies"
 _PAIRS = 1 << 16  # drawn to find a high quantile of the distances
 _HIGH_QUANTILE = 0.95
 
@@ -108,34 +107,6 @@ def _high_quantile(problem: Problem) -> float:
     return float(np.quantile(distances.cpu().numpy(), _HIGH_QUANTILE)) or 1.0
 
 
-_BUILT_IN: dict[str, Strategy] = {
-    "random": random,
-    "random-class-balanced": random_class_balanced,
-    "greedy": greedy_selection,
-    "threshold-decay": threshold_selection,
-    "adaptive-threshold": adaptive_threshold,
-    "entropy-matching": entropy_matching,
-    "covariance-matching": covariance_matching,
-}
-
-
-def strategies() -> dict[str, Strategy]:
-    """Every strategy by name: the built-in ones, then those of the entry-point group `entroloop.strategies`."""
-    known = dict(_BUILT_IN)
-    for point in entry_points(group=ENTRY_POINTS):
-        if point.name not in known:
-            known[point.name] = point.load()
-    return known
-
-
-def find(name: str) -> Strategy:
-    """Raises UserError with the nearest name where there is none of this name."""
-    known = strategies()
-    if name not in known:
-        raise nearest_name("strategy", name, known)
-    return known[name]
-
-
 def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
     """Raises UserError for an option that the strategy does not have, or a value that its annotation does not allow.
 
@@ -143,7 +114,7 @@ def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str
 
     A strategy states an option's type and bounds where it declares it: `strength: Annotated[float, Field(ge=0, le=1)]`.
     """
-    function = find(name)
+    function = STRATEGIES.load(name)
     own, every = _annotations(function), _annotations(select)
     known = own | {option: every[option] for option in also}
     anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
@@ -151,7 +122,7 @@ def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str
         if option not in known and not anything:
             if not own:
                 raise UserError(f"strategy {name}: has no options, {option!r} was given")
-            raise nearest_name(f"option of strategy {name}", option, known)
+            raise unknown(f"option of strategy {name}", option, known)
         plain = value.item() if isinstance(value, np.generic) else value
         try:
             adapter = TypeAdapter(known.get(option, Any), config=ConfigDict(arbitrary_types_allowed=True))
@@ -183,51 +154,6 @@ def check_fit(name: str, options: Mapping[str, Any], size: int, total: int) -> N
         _check_start(options.get("start", -1), left)
 
 
-def needs_labels(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether the classes of the candidates decide the choice."""
-    return name == "random-class-balanced" or bool(options.get("per_class"))
-
-
-OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are options of a run, too
-
-
-class SelectionConfig(BaseModel, extra="forbid", frozen=True):
-    """The section `selection` of a run's configuration.
-
-    strategy  which of the candidates are chosen
-    metric    `euclidean`, `cosine` or `whitened`
-    encoder   the feature space whose distances count
-    options   of the strategy, and of every strategy `trim`, `trim_k` and `per_class` (see `select`)
-    """
-
-    strategy: str = "greedy"
-    metric: str = "euclidean"
-    encoder: str = "classifier"
-    options: dict[str, float | int | str | bool] = {}
-
-    @field_validator("strategy")
-    @classmethod
-    def _known_strategy(cls, name: str) -> str:
-        find(name)
-        return name
-
-    @field_validator("metric")
-    @classmethod
-    def _known_metric(cls, name: str) -> str:
-        check_metric(name)
-        return name
-
-    @field_validator("options")
-    @classmethod
-    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        for option, key in (("metric", "selection.metric"), ("seed", "seed")):
-            if option in options:
-                raise ValueError(f"{option}: set {key}")
-        if "strategy" in info.data:  # else that is wrong
-            check_options(info.data["strategy"], options, also=OF_A_RUN)
-        return options
-
-
 @full_precision()
 def select(
     features: Any,
@@ -251,21 +177,22 @@ def select(
     features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
     labels, generations  [n_r] integers, one a row, where the strategy or `per_class` asks for them
     reference            [., D] this rank's rows of real data, for entropy-matching and covariance-matching
+    strategy             a name of STRATEGIES in `catalogue.py`, of an entry point, or `module:attribute`
     metric               euclidean, cosine (distances 1 - cos) or whitened; thresholds and radii are in its units, but
                          for cosine, where they are |u - v| of rows scaled to length 1
     trim                 share of the rows with the largest distance to their `trim_k`-th neighbour that are dropped
                          before
     per_class            choose within each class of `labels`, as equal a number as possible from each, taken in turn
     on_progress          told how many more rows are chosen, by strategies that work in blocks
-    options              of the strategy: see it in `strategies`
+    options              of the strategy: its keyword-only parameters
     TF32 and reduced-precision sums are off during the call, for the other threads of the process too.
     Raises UserError for unusable input, unknown names (the nearest is shown) and options the strategy does not have,
     and InexactProductError where matrix products are less exact than promised.
     """
     world = World() if world is None else world
-    function = find(strategy)
+    function: Strategy = STRATEGIES.load(strategy)
     check_options(strategy, {**options, "trim": trim, "trim_k": trim_k, "per_class": per_class}, also=OF_A_RUN)
-    check_metric(metric)
+    DISTANCES.check(metric)
     shard = checked(features, "features", world)
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= shard.total:
         raise UserError(f"size: must be an integer between 1 and the {shard.total} rows there are, is {size}")

@@ -16,6 +16,7 @@ from scipy.special import digamma, gammaln
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
+from entroloop.selection.catalogue import DISTANCES
 from entroloop.selection.neighbours import nearest
 
 FLOOR = 1e-10  # the smallest distance whose logarithm is taken; the public code of the paper adds this number instead
@@ -63,7 +64,7 @@ def kl_entropy(
     world = World() if world is None else world
     d = int(np.shape(features)[1]) if len(np.shape(features)) == 2 else 0
     distances, _ = nearest(features, features, k, exclude_self=True, metric=metric, world=world)
-    radius = np.sqrt(2 * distances[:, -1]) if metric == "cosine" else distances[:, -1]
+    radius = np.sqrt(2 * distances[:, -1]) if DISTANCES.facts(metric).angular else distances[:, -1]
     logs = np.log(np.maximum(radius, floor))
     sums = torch.tensor([logs.sum(), len(radius), (radius < floor).sum()], dtype=torch.float64)
     total, count, floored = world.gather_rows(sums[None]).sum(0).tolist()

@@ -18,10 +18,11 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.memory import free_bytes
 from entroloop.data.precision import full_precision
+from entroloop.data.registry import unknown
 from entroloop.data.world import World
 from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders
-from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row, nearest_name
+from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
 from entroloop.selection.exact.rows import Shard, agree
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
@@ -128,7 +129,7 @@ def checked(features: Any, name: str, world: World) -> Shard:
 
 def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) -> None:
     if backend not in ("auto", "torch", "faiss"):
-        raise nearest_name("backend", backend, ("auto", "torch", "faiss"))
+        raise unknown("backend", backend, ("auto", "torch", "faiss"))
     if backend == "faiss" and not has_faiss(q.rows.device.type):
         extra = "cuda" if q.rows.device.type == "cuda" else "cpu"
         raise UserError(f"backend: faiss is not installed for this device; install entroloop[{extra}] or use torch")

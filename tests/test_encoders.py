@@ -64,7 +64,6 @@ def test_the_weights_hash_is_that_of_the_file(folder):
 
 
 def test_every_encoder_says_how_it_resizes():
-    assert set(encoders.RESIZES) == set(encoders.NAMES)
     assert encoders.resize_of("pixel") == "none"
     assert encoders.resize_of("inception") == "TF1 bilinear to 299 x 299"
     for name in ("test_encoders:mean", "test_encoders:Mean", "no_such_module_x:f", "unknown"):

@@ -23,6 +23,7 @@ from transformers import Dinov2Config, Dinov2Model
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from entroloop.data import files
+from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features import dinov2, inception
 from entroloop.data.features import encoder as encoders
@@ -32,6 +33,7 @@ from entroloop.data.features.inception_network import FID, TORCHVISION, Form, ne
 from entroloop.launcher import __main__ as launcher
 
 CPU = torch.device("cpu")
+FROZEN = [name for name in ENCODERS.built_in if name not in ("pixel", "classifier")]
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
 # Every 256th feature of IMAGES.
 RECORDED = {
@@ -104,7 +106,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 def test_features_are_those_recorded_with_the_libraries(name):
     encoder = encoders.load_encoder(name, (3, 32, 32))
     features = encoder(IMAGES)
-    assert features.shape == (3, encoder.dim) == (3, encoders.FROZEN_DIMS[name])
+    assert features.shape == (3, encoder.dim) == (3, ENCODERS.facts(name).dim)
     assert features.dtype == np.float32
     assert np.allclose(features[:, ::256], RECORDED[name], atol=2e-4)
 
@@ -224,7 +226,7 @@ def test_dinov2_is_transformers_class_token(weights, name, layers):
     with torch.inference_mode():
         want = model(pixels).pooler_output.numpy()
     got = encoder(IMAGES)
-    assert got.shape == (3, encoders.FROZEN_DIMS[name])
+    assert got.shape == (3, ENCODERS.facts(name).dim)
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
 
 
@@ -306,10 +308,10 @@ def test_digests_follow_the_weights_and_the_name(weights, elsewhere):
 
 def _all(weights: Path, elsewhere: Path) -> tuple[str, ...]:
     shutil.copytree(weights, elsewhere, dirs_exist_ok=True)
-    return tuple(encoders.FROZEN_DIMS)
+    return FROZEN
 
 
-@pytest.mark.parametrize("name", list(encoders.FROZEN_DIMS))
+@pytest.mark.parametrize("name", FROZEN)
 def test_the_weights_hashes_are_those_of_the_files_and_the_digest_stays(name, weights):
     """Sealed features are found by their digest, whose form must not change."""
     names = {"inception": [inception.STATES[0]], "inception-paper": [inception.PAPER_STATE]}.get(name, dinov2.PARTS)
@@ -335,7 +337,7 @@ def refusal(name: str, shape: tuple[int, ...] = (3, 32, 32)) -> str:
     return message
 
 
-@pytest.mark.parametrize("name", list(encoders.FROZEN_DIMS))
+@pytest.mark.parametrize("name", FROZEN)
 def test_missing_weights_say_what_to_put_where(name, elsewhere):
     wanted = {
         "inception": "inception-2015-12-05.pt or pt_inception-2015-12-05-6726825d.pth",
@@ -417,7 +419,7 @@ def test_dinov2_is_found_in_the_hubs_cache_without_a_network(weights, elsewhere,
     assert cached.digest == encoders.load_encoder("dinov2-small", (3, 32, 32)).digest
 
 
-@pytest.mark.parametrize("name", list(encoders.FROZEN_DIMS))
+@pytest.mark.parametrize("name", FROZEN)
 def test_vectors_and_other_channels_are_refused(name):
     assert f"encoder {name} takes images, but these samples are vectors of 5 numbers" in refusal(name, (5,))
     assert f"encoder {name} takes images of 1 or 3 channels, not 4" in refusal(name, (4, 8, 8))

@@ -47,7 +47,6 @@ def refused(config, line):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
-        (("selection.encoder=no_such_module:net",), "encoder no_such_module:net: cannot import no_such_module"),
         ((OURS.format("ready_wrong"),), "for 2 samples it must return finite float32 [2, 7], got float32 [2, 1]"),
         ((OURS.format("ready_nan"),), "must return finite float32 [2, 1], row 0 holds NaN or infinity"),
         (("sample.guide=/nowhere", "sample.guide_weight=1"), "sample.guide=/nowhere: /nowhere: no such folder"),

@@ -56,10 +56,10 @@ def test_the_users_own_things_and_installed_ones_say_their_facts_in_attributes(m
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("sqare", "shape 'sqare' does not exist: did you mean square?; your own: module:attribute"),
+        ("sqare", "shape 'sqare' does not exist: did you mean square? (your own: module:attribute)"),
         ("instaled", "did you mean installed?"),
         ("hexagon", "shape 'hexagon' does not exist: give one of square, sum, installed"),
-        ("triangles:", "does not exist"),
+        ("triangles:", "does not exist: give module:attribute"),
         (":flat", "does not exist"),
         ("triangles:missing", "shape triangles:missing: triangles has no 'missing'"),
         ("nowhere:flat", "shape nowhere:flat: cannot import nowhere (No module named 'nowhere'): is it beside"),

@@ -24,16 +24,15 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from entroloop.data.catalogue import CLASSIFIER_FEATURES, CLASSIFIER_SIDE
 from entroloop.data.errors import UserError
 from entroloop.data.plan import derive_seed, permutation
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
 from entroloop.data.store.shards import Samples
 
-FEATURES = 64
 WEIGHTS = "weights.safetensors"
 BATCH = 64
-LARGEST = 32  # px; larger images are averaged down to it first
 
 
 class Classifier(nn.Module):
@@ -44,7 +43,7 @@ class Classifier(nn.Module):
         self.shape = shape
         self.num_classes = num_classes
         self.body: nn.Module = _convolutions(shape) if len(shape) == 3 else _perceptron(shape[0])
-        self.head = nn.Linear(FEATURES, num_classes)
+        self.head = nn.Linear(CLASSIFIER_FEATURES, num_classes)
         # Standardises vectors; images have a fixed scale and leave both as they are.
         columns = shape[0] if len(shape) == 1 else 1
         self.mean: Tensor
@@ -58,8 +57,8 @@ class Classifier(nn.Module):
             x = (x - self.mean) / self.scale
         else:
             x = x.float() / 127.5 - 1
-            if max(self.shape[1:]) > LARGEST:
-                x = F.adaptive_avg_pool2d(x, LARGEST)
+            if max(self.shape[1:]) > CLASSIFIER_SIDE:
+                x = F.adaptive_avg_pool2d(x, CLASSIFIER_SIDE)
         features: Tensor = self.body(x)
         return features
 
@@ -70,9 +69,9 @@ class Classifier(nn.Module):
 
 
 def _convolutions(shape: tuple[int, ...]) -> nn.Module:
-    channels, side = shape[0], min(max(shape[1:]), LARGEST)
+    channels, side = shape[0], min(max(shape[1:]), CLASSIFIER_SIDE)
     strides = (1, 2, 1 if side < 16 else 2)
-    pooled = min(4, math.ceil(min(*shape[1:], LARGEST) / 4))
+    pooled = min(4, math.ceil(min(*shape[1:], CLASSIFIER_SIDE) / 4))
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, strides[0], 1),
         nn.SiLU(),
@@ -82,12 +81,14 @@ def _convolutions(shape: tuple[int, ...]) -> nn.Module:
         nn.SiLU(),
         nn.AdaptiveAvgPool2d(pooled),
         nn.Flatten(),
-        nn.Linear(64 * pooled * pooled, FEATURES),
+        nn.Linear(64 * pooled * pooled, CLASSIFIER_FEATURES),
     )
 
 
 def _perceptron(width: int) -> nn.Module:
-    return nn.Sequential(nn.Linear(width, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, FEATURES))
+    return nn.Sequential(
+        nn.Linear(width, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, CLASSIFIER_FEATURES)
+    )
 
 
 def fit(
@@ -168,7 +169,7 @@ def save(
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(model.state_dict().items())}
     payload = safetensors.torch.save(state)
     manifest.add(folder, WEIGHTS, lambda file: file.write(payload))
-    facts = {**(about or {}), "shape": list(model.shape), "num_classes": model.num_classes, "dim": FEATURES}
+    facts = {**(about or {}), "shape": list(model.shape), "num_classes": model.num_classes, "dim": CLASSIFIER_FEATURES}
     return manifest.seal(folder, "classifier", 1, [WEIGHTS], about=facts, made_from=made_from)
 
 

@@ -12,6 +12,7 @@ B batch, C channels, H height, W width, D features (384 or 1024).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from entroloop.data import files
+from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features import weights as frozen
 
@@ -39,9 +41,10 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
     Raises UserError when there are no weights, they are damaged or of another network, or transformers is missing.
     """
     frozen.check_images(name, shape)
-    variant = VARIANTS[name]
+    variant, dim = VARIANTS[name], ENCODERS.facts(name).dim
+    assert dim is not None
     folder = _folder(name, variant.weights)
-    model = _model(folder, variant.dim)
+    model = _model(folder, dim)
     if variant.published_positions:
         embeddings = model.embeddings
         embeddings.position_embeddings = torch.nn.Parameter(resample_positions(embeddings.position_embeddings.detach()))
@@ -54,7 +57,7 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
         return tokens[:, 0]
 
     weights = {part: files.sha256(folder / part) for part in PARTS}
-    return frozen.Frozen(name, variant.dim, shape, forward, weights=weights, version=1, device=device)
+    return frozen.Frozen(name, dim, shape, forward, weights=weights, version=1, device=device)
 
 
 def whole(images: Tensor) -> Tensor:
@@ -77,22 +80,25 @@ class Variant:
     """One encoder.
 
     weights              the folder of its weights, and their name on the hub
-    dim                  D
     resize               how images come to SIDE x SIDE
     published_positions  position embeddings by `resample_positions`; else by transformers
     """
 
     weights: str
-    dim: int
     resize: Callable[[Tensor], Tensor]
     published_positions: bool
 
 
 VARIANTS = {
-    "dinov2-small": Variant("dinov2-small", 384, whole, published_positions=True),
-    "dinov2-large": Variant("dinov2-large", 1024, whole, published_positions=True),
-    "dinov2-paper": Variant("dinov2-small", 384, middle, published_positions=False),
+    "dinov2-small": Variant("dinov2-small", whole, published_positions=True),
+    "dinov2-large": Variant("dinov2-large", whole, published_positions=True),
+    "dinov2-paper": Variant("dinov2-small", middle, published_positions=False),
 }
+
+
+load_small = functools.partial(load_dinov2, "dinov2-small")
+load_large = functools.partial(load_dinov2, "dinov2-large")
+load_paper = functools.partial(load_dinov2, "dinov2-paper")
 
 
 def _folder(encoder: str, name: str) -> Path:

@@ -10,10 +10,9 @@ N samples, C channels, H height, W width, D features of a vector set, B the fixe
 
 from __future__ import annotations
 
-import difflib
-import importlib
+import contextlib
+import functools
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,25 +22,14 @@ import torch
 from numpy.typing import NDArray
 
 from entroloop.data import files
+from entroloop.data.catalogue import CLASSIFIER_FEATURES, ENCODERS, EncoderFacts
 from entroloop.data.errors import UserError
 from entroloop.data.features import classifier as classifiers
 from entroloop.data.features import weights as frozen
+from entroloop.data.registry import said
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Samples
 
-FROZEN_DIMS = {
-    "inception": 2048, "inception-paper": 2048, "dinov2-small": 384, "dinov2-large": 1024, "dinov2-paper": 384,
-}  # fmt: skip
-NAMES = ("pixel", "classifier", *FROZEN_DIMS)
-RESIZES = {
-    "pixel": "none",
-    "classifier": f"images above {classifiers.LARGEST} pixels averaged to {classifiers.LARGEST}",
-    "inception": "TF1 bilinear to 299 x 299",
-    "inception-paper": "Pillow bilinear to 299 x 299",
-    "dinov2-small": "Pillow bicubic to 224 x 224",
-    "dinov2-large": "Pillow bicubic to 224 x 224",
-    "dinov2-paper": "Pillow bicubic, shorter side to 256, middle 224 x 224",
-}
 BATCH = 64
 CPU = torch.device("cpu")
 REQUIRED = ("dim", "digest", "__call__")
@@ -70,7 +58,7 @@ class Encoder(Protocol):
 class Pixel:
     """The samples themselves: images flattened on the 0..255 scale, vectors as they are."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device = CPU) -> None:
         self.name = "pixel"
         self.dim = math.prod(shape)
         self.digest = files.digest({"encoder": "pixel", "version": 1})
@@ -83,30 +71,18 @@ class Pixel:
 class ClassifierFeatures:
     """The 64 penultimate features of a sealed classifier (see `classifier.py`)."""
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], device: torch.device) -> None:
+    def __init__(self, shape: tuple[int, ...], device: torch.device, *, fitted: Path) -> None:
         self.name = "classifier"
-        self.dim = classifiers.FEATURES
-        self._model = classifiers.load(folder).to(device)
+        self.dim = CLASSIFIER_FEATURES
+        self._model = classifiers.load(fitted).to(device)
         self._device = device
         if self._model.shape != shape:
-            raise UserError(f"{folder}: this classifier takes samples of shape {self._model.shape}, not {shape}")
-        self.weights_sha256 = {entry.name: entry.sha256 for entry in manifest.read(folder).files}
+            raise UserError(f"{fitted}: this classifier takes samples of shape {self._model.shape}, not {shape}")
+        self.weights_sha256 = {entry.name: entry.sha256 for entry in manifest.read(fitted).files}
         self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": self.weights_sha256})
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
         return frozen.in_batches(samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH)
-
-
-def check_name(name: str) -> None:
-    """Raises UserError, with the nearest known name, unless `name` is an encoder or has the form `module:attribute`."""
-    module, colon, attribute = name.partition(":")
-    if name in NAMES or (module and attribute):
-        return
-    if colon:
-        raise UserError(f"encoder {name!r} does not exist: give module:attribute, as in my_module:MyEncoder")
-    near = difflib.get_close_matches(name, NAMES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give one of {', '.join(NAMES)}"
-    raise UserError(f"encoder {name!r} does not exist: {hint} (your own: module:attribute)")
 
 
 def load_encoder(
@@ -120,29 +96,18 @@ def load_encoder(
     Raises UserError when there is no such encoder, it does not fit the shape, its weights are missing or damaged, or
     it needs labels that do not exist.
     """
-    check_name(name)
-    if name == "pixel":
-        return Pixel(shape)
-    if name == "classifier":
+    if name not in ENCODERS.built_in:
+        return _own(name, shape, device)
+    load = ENCODERS.load(name)
+    if ENCODERS.facts(name).fitted:
         if classifier is None:
             raise UserError(
-                "encoder classifier needs a labelled data set to train on, but this one has no labels: "
+                f"encoder {name} needs a labelled data set to train on, but this one has no labels: "
                 "import it with labels or use the encoder pixel"
             )
-        return ClassifierFeatures(classifier, shape, device)
-    if name in FROZEN_DIMS:
-        return _frozen(name, shape, device)
-    return _own(name, shape, device)
-
-
-def _frozen(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
-    from entroloop.data.features import dinov2, inception
-
-    if name == "inception":
-        return inception.load_inception(shape, device)
-    if name == "inception-paper":
-        return inception.load_paper_inception(shape, device)
-    return dinov2.load_dinov2(name, shape, device)
+        load = functools.partial(load, fitted=classifier)
+    encoder: Encoder = load(shape, device)
+    return encoder
 
 
 def resize_of(name: str, encoder: Encoder | None = None) -> str:
@@ -151,36 +116,17 @@ def resize_of(name: str, encoder: Encoder | None = None) -> str:
     encoder  of that name, where it is at hand. One of the user's own says it in an attribute `resize`, which may also
              be that of what `module:attribute` names; where there is none: "its own"
     """
-    if name in RESIZES:
-        return RESIZES[name]
-    said = getattr(encoder, "resize", None)
-    if said is None and encoder is None and ":" in name:
-        try:
-            said = getattr(_named(name), "resize", None)
-        except UserError:  # it was there when the features were made; the description alone is no reason to stop
-            said = None
-    return said if isinstance(said, str) else "its own"
+    resize = None if name in ENCODERS.built_in else getattr(encoder, "resize", None)
+    if resize is None and (encoder is None or name in ENCODERS.built_in):
+        with contextlib.suppress(UserError):  # it was there when the features were made; its size is no reason to stop
+            resize = ENCODERS.facts(name).resize
+    return resize if isinstance(resize, str) else EncoderFacts.resize
 
 
 def weights_of(encoder: Encoder) -> dict[str, str] | None:
     """SHA-256 of each of its weights files, by file name, as `sha256sum` prints it; None where it does not say."""
     found = getattr(encoder, "weights_sha256", None)
     return dict(found) if isinstance(found, Mapping) else None
-
-
-def _named(name: str) -> Any:
-    """What `module:attribute` names. Raises UserError when it cannot be imported."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise UserError(f"encoder {name}: cannot import {module} ({error}): is it on PYTHONPATH?") from error
-    except AttributeError as error:
-        if module in sys.modules:
-            raise UserError(f"encoder {name}: module {module} has no {attribute!r}") from error
-        raise UserError(f"encoder {name}: importing {module} raised {_said(error)}") from error
-    except Exception as error:  # whatever the module does
-        raise UserError(f"encoder {name}: importing {module} raised {_said(error)}") from error
 
 
 class Own:
@@ -199,7 +145,7 @@ class Own:
         try:
             found: Any = self._encoder(samples)
         except Exception as error:  # whatever the encoder does
-            raise UserError(f"{wanted}, raised {_said(error)}") from error
+            raise UserError(f"{wanted}, raised {said(error)}") from error
         if not isinstance(found, np.ndarray) or found.shape != (n, self.dim) or found.dtype != np.float32:
             got = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
             raise UserError(f"{wanted}, got {got}")
@@ -222,19 +168,19 @@ def check_own(names: Iterable[str], shape: tuple[int, ...] | None, device: torch
     Raises UserError as `load_encoder` does.
     """
     for name in names:
-        if ":" in name:
-            _named(name) if shape is None else _own(name, shape, device)
+        if name not in ENCODERS.built_in:
+            ENCODERS.load(name) if shape is None else _own(name, shape, device)
 
 
 def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
     """The encoder that `module:attribute` names or makes. What has a `dim` and is no class is meant to be one."""
-    found = _named(name)
+    found = ENCODERS.load(name)
     if callable(found) and (isinstance(found, type) or not hasattr(found, "dim")):
         try:
             found = found(shape, device)
         except Exception as error:  # whatever the factory does
             raise UserError(
-                f"encoder {name}: called with (shape, device) it raised {_said(error)}: {WHAT_IT_IS}"
+                f"encoder {name}: called with (shape, device) it raised {said(error)}: {WHAT_IT_IS}"
             ) from error
     lacking = [attribute for attribute in REQUIRED if not hasattr(found, attribute)]
     if lacking:
@@ -245,8 +191,3 @@ def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
             raise UserError(f"encoder {name}: its {attribute} is {is_a}, not {kind.__name__}: {WHAT_IT_IS}")
     made: Encoder = found
     return made
-
-
-def _said(error: Exception) -> str:
-    """Type and message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")

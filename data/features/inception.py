@@ -15,12 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from entroloop.data import files
+from entroloop.data.catalogue import INCEPTION_FEATURES as DIM
 from entroloop.data.errors import UserError
 from entroloop.data.features import weights as frozen
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
 
 SIDE = 299
-DIM = 2048
 COUNTER = "num_batches_tracked"  # of batch norm: in some files, and of no use here
 SCRIPT = "inception-2015-12-05.pt"
 STATES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")

@@ -17,6 +17,7 @@ import typer
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
+from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +30,7 @@ _ENTROPY_ROWS = 16_384  # at most this many rows tell the entropy before and aft
 Features = Annotated[Path, typer.Argument(help="A .npy or .npz file [N, D], or a sealed feature folder.")]
 Key = Annotated[str | None, typer.Option(help="Which array of an .npz file (default: the only one, or `features`).")]
 EncoderName = Annotated[str | None, typer.Option("--encoder", help="Which encoder of a feature folder.")]
-MetricName = Annotated[str, typer.Option("--metric", help="euclidean, cosine or whitened.")]
+MetricName = Annotated[str, typer.Option("--metric", help=f"{', '.join(DISTANCES.built_in)}, or module:attribute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
@@ -37,7 +38,7 @@ def select_command(
     features: Features,
     size: Annotated[int, typer.Option(help="How many rows to choose.")],
     out: Annotated[Path, typer.Option(help="Where the ids go, .npy; a .json beside it says what was done.")],
-    strategy: Annotated[str, typer.Option(help="random, greedy, threshold-decay, adaptive-threshold, …")] = "greedy",
+    strategy: Annotated[str, typer.Option(help=f"{', '.join(STRATEGIES.built_in)}, or module:attribute.")] = "greedy",
     seed: Annotated[int, typer.Option(help="Where all randomness comes from.")] = 0,
     metric: MetricName = "euclidean",
     option: Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")] = None,

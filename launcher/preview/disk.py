@@ -11,9 +11,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
-from entroloop.data.features import classifier
-from entroloop.data.features.encoder import FROZEN_DIMS
 from entroloop.data.sources.base import ArraySource, ImageSource
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.store import manifest
@@ -76,11 +75,18 @@ def shards_bytes(count: int, shard_size: int, one: int) -> int:
     return count * one + -(-count // shard_size) * END
 
 
+def _dim(encoder: str, shape: tuple[int, ...]) -> int:
+    """Features per sample, those of an encoder that does not tell before it is made by assumption."""
+    dim = ENCODERS.facts(encoder).dim
+    if encoder in ENCODERS.built_in:
+        return math.prod(shape) if dim is None else dim
+    return dim if isinstance(dim, int) else FEATURES_OF_OTHERS
+
+
 def generation_bytes(config: Config, source: Source, generation: int, parameters: int) -> dict[str, int]:
     """Of one generation's folders, by name; of the real data for generation -1."""
     one = sample_bytes(source.shape, source.labelled)
-    dims = {**FROZEN_DIMS, "pixel": math.prod(source.shape), "classifier": classifier.FEATURES}
-    features = 4 * sum(dims.get(name, FEATURES_OF_OTHERS) for name in config.encoders)
+    features = 4 * sum(_dim(name, source.shape) for name in config.encoders)
     if generation < 0:
         imported = (
             0

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 import torch
 
+from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import check_own
 from entroloop.data.plan import split_real
@@ -34,7 +35,8 @@ def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, 
     check_installed(config.tracking)
     if "sample" in ahead:
         guide_of(config, Layout(config.run_folder), 0)
-    own = [name for name in config.encoders if ":" in name] if {"prepare", "encode", "evaluate"} & set(ahead) else []
+    encoding = {"prepare", "encode", "evaluate"} & set(ahead)
+    own = [name for name in config.encoders if encoding and name not in ENCODERS.built_in]
     sealed = manifest.is_sealed(real_folder(config, Layout(config.run_folder)))
     real = source_of(config) if look or own or (sealed and ahead) else None
     if real is not None:

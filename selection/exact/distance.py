@@ -1,4 +1,4 @@
-"""The one canonical distance, the checks on features, and the metrics.
+"""The one canonical distance, and the checks on features.
 
     array, memory map or tensor  ->  check_features  ->  tensor [N, D]  ->  pair_distances  ->  float64
 
@@ -12,9 +12,7 @@ Shapes: N points, D features, P pairs.
 
 from __future__ import annotations
 
-import difflib
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,25 +21,9 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 
-METRICS = ("euclidean", "cosine", "whitened")
-
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8)
 _CHECK_ELEMENTS = 1 << 24  # elements looked at in one step of the NaN check: 64 MiB of float32
 _PAIR_ELEMENTS = 1 << 16  # elements of one chunk of pairs: 512 KiB of float64, which stays in a core's cache
-
-
-def nearest_name(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for an unknown name, with the nearest known one first."""
-    names = sorted(known)
-    close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError(f"{kind}: {name!r} is unknown; {hint}known: {', '.join(names)}")
-
-
-def check_metric(metric: str) -> None:
-    """Raises UserError, with the nearest name, unless `metric` is one of METRICS."""
-    if metric not in METRICS:
-        raise nearest_name("metric", metric, METRICS)
 
 
 def as_rows(features: Any, name: str = "features", device: torch.device | None = None) -> Tensor:

@@ -2,6 +2,8 @@
 
     bank Shard -> fit_metric -> Metric: rows [n, D] -> rows [n, D] whose Euclidean distance is the metric
 
+A metric is a function (bank: Shard) -> (rows [n, D] -> rows [n, D']), found by name in `catalogue.py`.
+
 `cosine` scales rows to length 1; distances come out as 1 - cos = |u - v|^2 / 2, which keeps its accuracy for near
 neighbours. `whitened` is the Mahalanobis distance under the covariance of all bank rows. Its statistics and its
 products are taken on integers in float64, exactly: rows come out with the same bits however they are spread over
@@ -23,7 +25,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
-from entroloop.selection.exact.distance import check_metric, fold_sum, root
+from entroloop.selection.catalogue import DISTANCES
+from entroloop.selection.exact.distance import fold_sum, root
 from entroloop.selection.exact.rows import Shard, agree
 
 _BITS = 18  # of one slice; products of slices summed over 2^14 rows or features stay below 2^53
@@ -40,22 +43,35 @@ class Metric:
     rows: Callable[[Tensor], Tensor]
 
     def report(self, distance: Tensor) -> Tensor:
-        return distance.square() / 2 if self.name == "cosine" else distance
+        return distance.square() / 2 if DISTANCES.facts(self.name).angular else distance
 
 
 def fit_metric(name: str, bank: Shard) -> Metric:
-    """Raises UserError for an unknown name, and where the bank cannot have a covariance under `whitened`."""
-    check_metric(name)
-    if name == "cosine":
-        return Metric(name, _unit_rows)
-    if name == "whitened":
-        return Metric(name, _Whitening(bank))
-    return Metric(name, lambda rows: rows)
+    """The metric of that name, fitted to the bank where it is one that is.
+
+    Raises UserError for an unknown name, and where the bank cannot have a covariance under `whitened`.
+    """
+    rows = DISTANCES.load(name)(bank)
+    if not callable(rows):
+        raise UserError(f"metric {name}: called with the bank it must return a map of rows, not {type(rows).__name__}")
+    return Metric(name, rows)
+
+
+def euclidean(bank: Shard) -> Callable[[Tensor], Tensor]:
+    return lambda rows: rows
+
+
+def cosine(bank: Shard) -> Callable[[Tensor], Tensor]:
+    return _unit_rows
+
+
+def whitened(bank: Shard) -> Callable[[Tensor], Tensor]:
+    return _Whitening(bank)
 
 
 def check_rows(name: str, shard: Shard, what: str) -> None:
-    """Raises UserError on every rank, naming the first row that has no direction, under `cosine`."""
-    if name != "cosine":
+    """Raises UserError on every rank, naming the first row without a direction, under an angular metric."""
+    if not DISTANCES.facts(name).angular:
         return
     first = -1
     for start in range(0, len(shard.rows), _ROWS):
@@ -63,7 +79,7 @@ def check_rows(name: str, shard: Shard, what: str) -> None:
         if bool(zero.any()):
             first = start + int(zero.int().argmax())
             break
-    message = f"{what}: row {first + shard.offset} is zero and has no direction under metric cosine"
+    message = f"{what}: row {first + shard.offset} is zero and has no direction under metric {name}"
     agree(shard.world, message if first >= 0 else None)
 
 

@@ -1,0 +1,59 @@
+"""The strategies and distances that a configuration names, and what is known of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from entroloop.data.registry import Facts, Registry
+
+
+@dataclass(frozen=True)
+class StrategyFacts(Facts):
+    """A function (problem: Problem, *, options) -> Selection. See `selection/rules/problem.py`.
+
+    Its options are its keyword-only parameters, whose annotations give type and bounds.
+
+    by_class  whether it chooses by the labels of the candidates
+    """
+
+    by_class: bool = False
+
+
+@dataclass(frozen=True)
+class DistanceFacts(Facts):
+    """A function (bank: Shard) -> map of rows whose Euclidean distance it is. See `selection/exact/spaces.py`.
+
+    angular  whether its numbers are 1 - cos, half the squared distance of rows of length 1; zero rows are refused
+    """
+
+    angular: bool = False
+
+
+_STRATEGIES = "entroloop.selection.choose"
+_DISTANCES = "entroloop.selection.exact.spaces"
+
+STRATEGIES = Registry(
+    "strategy",
+    "strategies",
+    StrategyFacts,
+    {
+        "random": StrategyFacts(f"{_STRATEGIES}:random"),
+        "random-class-balanced": StrategyFacts(f"{_STRATEGIES}:random_class_balanced", by_class=True),
+        "greedy": StrategyFacts(f"{_STRATEGIES}:greedy_selection"),
+        "threshold-decay": StrategyFacts(f"{_STRATEGIES}:threshold_selection"),
+        "adaptive-threshold": StrategyFacts("entroloop.selection.rules.adaptive:adaptive_threshold"),
+        "entropy-matching": StrategyFacts("entroloop.selection.rules.adaptive:entropy_matching"),
+        "covariance-matching": StrategyFacts("entroloop.selection.rules.matching:covariance_matching"),
+    },
+)
+
+DISTANCES = Registry(
+    "metric",
+    "distances",
+    DistanceFacts,
+    {
+        "euclidean": DistanceFacts(f"{_DISTANCES}:euclidean"),
+        "cosine": DistanceFacts(f"{_DISTANCES}:cosine", angular=True),
+        "whitened": DistanceFacts(f"{_DISTANCES}:whitened"),
+    },
+)
