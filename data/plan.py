@@ -11,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field
 
 from entroloop.data.config import HOW, Section
 from entroloop.data.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def derive_seed(run_seed: int, generation: int, purpose: str, index: int = 0) -> int:
@@ -30,6 +32,8 @@ def derive_seed(run_seed: int, generation: int, purpose: str, index: int = 0) ->
 
 def generator(run_seed: int, generation: int, purpose: str, index: int = 0) -> torch.Generator:
     """A CPU generator with the seed of `derive_seed`; drawn on the CPU, numbers do not depend on the device."""
+    import torch  # not needed where only the configuration is read
+
     return torch.Generator().manual_seed(derive_seed(run_seed, generation, purpose, index))
 
 

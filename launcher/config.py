@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from entroloop.data.config import HOW
 from entroloop.data.errors import UserError
 from entroloop.data.plan import DataConfig
+from entroloop.data.registry import is_own, search_also
 from entroloop.data.store.removal import KeepConfig
 from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
@@ -48,6 +49,8 @@ class Config(BaseModel):
     seed         of everything random, with `data.split_seed` for the held-out split
     generations  how many, generation 0 (trained on real images) included
     threads      of a process on the CPU; results repeat byte by byte at equal threads
+    modules      folder that is appended to the import path, for names `module:attribute`; by default that of the
+                 configuration file. It comes last, so that its modules never hide another
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +59,7 @@ class Config(BaseModel):
     seed: int = Field(0, ge=0)
     generations: int = Field(6, ge=1)
     threads: int = Field(1, ge=1)
+    modules: str | None = None
     data: DataConfig
     loop: LoopConfig = LoopConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -165,7 +169,7 @@ class Config(BaseModel):
 
 # Keys that may differ when a run is resumed: they decide how it is computed, not what.
 _HOW_DATA_IS_READ = [f"data.{name}" for name, field in DataConfig.model_fields.items() if HOW in field.metadata]
-MAY_CHANGE = ("threads", "folder", "name", "slurm", "tracking", "keep", *_HOW_DATA_IS_READ)
+MAY_CHANGE = ("threads", "folder", "name", "modules", "slurm", "tracking", "keep", *_HOW_DATA_IS_READ)
 
 
 _GRID = "sweep.grid."
@@ -191,17 +195,34 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Config:
-    """Applies `section.key=value` overrides to the values of a file and validates the whole."""
+    """Applies `section.key=value` overrides to the values of a file and validates the whole.
+
+    origin  the file, for messages. Modules that the values name as `module:attribute` are looked for beside it, too;
+            a configuration that names any keeps that folder, so that saved copies of it elsewhere find them
+    """
     values: dict[str, Any] = _copy(raw)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise UserError(f"{text}: give overrides as section.key=value, for example train.kimg=96")
         set_key(values, key.strip(), parse_value(value))
+    if any(map(is_own, _texts(values))):
+        values.setdefault("modules", str(Path(origin).parent.absolute()))
+        if isinstance(values["modules"], str):
+            search_also(Path(values["modules"]))
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {explain(error)}") from error
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text among the values, at any depth."""
+    if isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
+    elif isinstance(value, str):
+        yield value
 
 
 def _copy(value: Any) -> Any:

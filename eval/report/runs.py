@@ -23,7 +23,9 @@ from entroloop.selection.pool import LoopConfig
 
 Row = dict[str, Any]
 # May differ between runs of one arm: what the run is called, where it runs, how far it went.
-_ASIDE = ("name", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep")
+_ASIDE = (
+    "name", "modules", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep",
+)  # fmt: skip
 _OPEN = ("selection.options.", "train.more_emas.")  # keys of these are there only where somebody set them
 
 
