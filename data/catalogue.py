@@ -1,4 +1,4 @@
-"""The encoders that a configuration names, and what is known of them."""
+"""The encoders and sources that a configuration names, and what is known of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,16 @@ class EncoderFacts(Facts):
     dim: int | None = None
     resize: str = "its own"
     fitted: bool = False
+
+
+@dataclass(frozen=True)
+class SourceFacts(Facts):
+    """A function () -> `Source`. See `data/sources/base.py`.
+
+    shape  of a sample, where it is known: (C, H, W) or (D,)
+    """
+
+    shape: tuple[int, ...] | None = None
 
 
 CLASSIFIER_FEATURES = 64
@@ -58,5 +68,20 @@ ENCODERS = Registry(
             dim=384,
             resize="Pillow bicubic, shorter side to 256, middle 224 x 224",
         ),
+    },
+)
+
+_ARRAYS = "entroloop.data.sources.arrays"
+
+SOURCES = Registry(
+    "source",
+    "sources",
+    SourceFacts,
+    {
+        "digits": SourceFacts(f"{_ARRAYS}:digits", shape=(1, 8, 8)),
+        "mixture": SourceFacts(f"{_ARRAYS}:mixture", shape=(2,)),
+        "wine": SourceFacts(f"{_ARRAYS}:wine", shape=(13,)),
+        "breast_cancer": SourceFacts(f"{_ARRAYS}:breast_cancer", shape=(30,)),
+        "iris": SourceFacts(f"{_ARRAYS}:iris", shape=(4,)),
     },
 )

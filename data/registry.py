@@ -98,11 +98,11 @@ def is_own(name: str) -> bool:
     return OWN.fullmatch(name) is not None
 
 
-def hint(name: object, known: Iterable[str]) -> str:
+def hint(name: object, known: Iterable[str], otherwise: str = "give one of") -> str:
     """`did you mean X?`, or all the names where none is near."""
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"give one of {', '.join(names)}"
+    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names)}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> UserError:

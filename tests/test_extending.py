@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from entroloop.data.catalogue import ENCODERS
+from entroloop.data.catalogue import ENCODERS, SOURCES
 from entroloop.data.features.blocks import load_features
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
@@ -24,7 +24,7 @@ from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.trainer.catalogue import NETWORKS, OBJECTIVES, SAMPLERS, TRACKERS
 
 DOCS = Path(__file__).parent.parent / "docs" / "extending.md"
-REGISTRIES = (ENCODERS, STRATEGIES, DISTANCES, SAMPLERS, NETWORKS, OBJECTIVES, MEASURES, TRACKERS)
+REGISTRIES = (SOURCES, ENCODERS, STRATEGIES, DISTANCES, SAMPLERS, NETWORKS, OBJECTIVES, MEASURES, TRACKERS)
 
 
 def blocks(language):
@@ -60,7 +60,7 @@ def test_the_examples_run_from_beside_the_configuration(mine, monkeypatch):
         assert manifest.problems(layout.of(step)) == []
     assert load_features(layout.generation(REAL) / "features", "mine:Radius").shape[1] == 2
     about = json.loads((layout.of(Step(1, "train")) / "network.json").read_text())
-    assert about == {"kind": "mine:Shallow", "shape": [13], "num_classes": 0, "options": {"width": 16}}
+    assert about == {"kind": "mine:Shallow", "shape": [2], "num_classes": 0, "options": {"width": 16}}
     row = read_run(layout.run).rows[1]
     assert row["measures"]["mine:Radius"]["mine:distance_of_means"] >= 0
     assert row["context"]["encoders"]["mine:Radius"]["resize"] == "none"

@@ -97,3 +97,14 @@ def test_importing_entroloop_imports_no_room_and_names_them_all():
 def test_catalogues_import_nothing_that_is_slow(path):
     allowed = ("__future__", "collections", "dataclasses", "typing", "entroloop.data.registry")
     assert not [name for name in imports(path) if not name.startswith(allowed)]
+
+
+def test_a_configuration_is_read_without_torch():
+    """In a process of its own, since this one has imported everything."""
+    code = (
+        "import sys; from pathlib import Path; from entroloop.launcher import config;"
+        f"config.load(Path({str(ROOT / 'configs' / 'cifar10-edm.yaml')!r}));"
+        "slow = {'torch', 'diffusers', 'scipy', 'sklearn', 'matplotlib', 'accelerate', 'torchmetrics'};"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

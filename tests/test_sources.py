@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_wine
 
+from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError
 from entroloop.data.sources import recognise
+from entroloop.data.sources.base import ArraySource
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store.shards import Dataset
 
@@ -464,3 +466,25 @@ def test_gzipped_idx_is_recognised_by_content(tmp_path: Path):
     (tmp_path / "pictures").write_bytes(gzip.compress(raw))
     assert recognise.open_source(str(tmp_path / "pictures")).kind == "IDX"
     assert imported(tmp_path / "pictures", dest=tmp_path / "out").all().reshape(-1).tolist() == list(range(18))
+
+
+def numbers():
+    return ArraySource("numbers", "numbers", np.arange(12, dtype=np.float32).reshape(6, 2), None)
+
+
+def nothing():
+    return None
+
+
+def test_a_function_of_the_users_own_is_a_source(tmp_path):
+    dataset = imported(f"{__name__}:numbers", dest=tmp_path / "set")
+    assert np.array_equal(dataset.all(), np.arange(12, dtype=np.float32).reshape(6, 2))
+    with pytest.raises(UserError, match="nothing: returned NoneType, which lacks kind, where"):
+        recognise.open_source(f"{__name__}:nothing")
+    with pytest.raises(UserError, match="cannot import no_such_module"):
+        recognise.open_source("no_such_module:f")
+
+
+def test_the_catalogue_knows_the_shapes_of_sources_by_name():
+    for name, facts in SOURCES.built_in.items():
+        assert recognise.open_source(name).array.shape[1:] == facts.shape

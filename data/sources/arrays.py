@@ -7,10 +7,10 @@ N samples, C channels, H height, W width, D features.
 
 from __future__ import annotations
 
+import functools
 import gzip
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +57,9 @@ def tabular(name: str) -> ArraySource:
     return ArraySource(name, name, x.astype(np.float32), table.target.astype(np.int64), classes, prefix=f"{name}/")
 
 
-WORDS: dict[str, Callable[[], ArraySource]] = {
-    "digits": digits,
-    "mixture": mixture,
-    "wine": lambda: tabular("wine"),
-    "breast_cancer": lambda: tabular("breast_cancer"),
-    "iris": lambda: tabular("iris"),
-}
+wine = functools.partial(tabular, "wine")
+breast_cancer = functools.partial(tabular, "breast_cancer")
+iris = functools.partial(tabular, "iris")
 
 # --- IDX ----------------------------------------------------------------------------------------------------------
 

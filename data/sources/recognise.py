@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import gzip
 import os
 import re
@@ -12,22 +11,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entroloop.data import listing
+from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError, reading
+from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import arrays, cifar, containers, parquet
 from entroloop.data.sources.base import Source, is_image, no_splits
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store import manifest, remote
 from entroloop.data.store.index import open_set
 
+REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "naming")
+
 
 def open_source(text: str, split: str | None = None) -> Source:
-    """The source of that name: a word (`digits`, …), a file or a folder, or the address of a sealed set.
+    """The source of that name: a file or a folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
 
     Raises UserError when there is none, it is empty, of no known kind or damaged, or has no such split.
     """
-    if text in arrays.WORDS:
+    if text in SOURCES.built_in:
         no_splits(text, split)
-        return arrays.WORDS[text]()
+        found: Source = SOURCES.load(text)()
+        return found
     if remote.is_remote(text):
         no_splits(text, split)
         return SealedSource.of(remote.open_dataset(text))
@@ -39,9 +43,25 @@ def open_source(text: str, split: str | None = None) -> Source:
             return _file(path, split)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
-    near = difflib.get_close_matches(text, arrays.WORDS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"give a file, a folder or one of {', '.join(arrays.WORDS)}"
-    raise UserError(f"{text}: no such file or folder: {hint}")
+    if is_own(text) or text in SOURCES.names:
+        no_splits(text, split)
+        return _own(text)
+    raise UserError(f"{text}: no such file or folder: {hint(text, SOURCES.names, 'give a file, a folder or one of')}")
+
+
+def _own(name: str) -> Source:
+    """A source that is not built in. Raises UserError when it cannot be made or is none."""
+    try:
+        found = SOURCES.load(name)()
+    except UserError:
+        raise
+    except Exception as error:  # whatever the function does
+        raise UserError(f"source {name}: called without arguments it raised {said(error)}") from error
+    lacking = [word for word in REQUIRED if not hasattr(found, word)]
+    if lacking:
+        raise UserError(f"source {name}: returned {type(found).__name__}, which lacks {', '.join(lacking)}")
+    source: Source = found
+    return source
 
 
 TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
+from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config
 from entroloop.trainer.network import build
 
-KNOWN_SHAPES = {"digits": (1, 8, 8), "mixture": (2,)}
 ASSUMED_CLASSES = 10
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3")
 
@@ -32,8 +32,9 @@ def sample_shape(config: Config) -> tuple[tuple[int, ...], str]:
         return (fold[0] * fold[1] * fold[2],), "network.fold"
     if manifest.is_sealed(source):
         return tuple(manifest.read(source).about["shape"]), str(source)
-    if config.data.source in KNOWN_SHAPES:
-        return KNOWN_SHAPES[config.data.source], config.data.source
+    known = SOURCES.built_in.get(config.data.source)
+    if known is not None and known.shape is not None:
+        return known.shape, config.data.source
     if config.network.kind == "mlp" or config.data.resolution is None:
         raise UserError(f"data.resolution: not given, and {source} is not a sealed data set that would tell the shape")
     return (3, config.data.resolution, config.data.resolution), "data.resolution, in colour"
