@@ -29,7 +29,7 @@ class DistanceFacts(Facts):
     angular: bool = False
 
 
-_STRATEGIES = "entroloop.selection.choose"
+_RULES = "entroloop.selection.rules"
 _DISTANCES = "entroloop.selection.exact.spaces"
 
 STRATEGIES = Registry(
@@ -37,13 +37,13 @@ STRATEGIES = Registry(
     "strategies",
     StrategyFacts,
     {
-        "random": StrategyFacts(f"{_STRATEGIES}:random"),
-        "random-class-balanced": StrategyFacts(f"{_STRATEGIES}:random_class_balanced", by_class=True),
-        "greedy": StrategyFacts(f"{_STRATEGIES}:greedy_selection"),
-        "threshold-decay": StrategyFacts(f"{_STRATEGIES}:threshold_selection"),
-        "adaptive-threshold": StrategyFacts("entroloop.selection.rules.adaptive:adaptive_threshold"),
-        "entropy-matching": StrategyFacts("entroloop.selection.rules.adaptive:entropy_matching"),
-        "covariance-matching": StrategyFacts("entroloop.selection.rules.matching:covariance_matching"),
+        "random": StrategyFacts(f"{_RULES}.random:random"),
+        "random-class-balanced": StrategyFacts(f"{_RULES}.random:random_class_balanced", by_class=True),
+        "greedy": StrategyFacts(f"{_RULES}.greedy:greedy_selection"),
+        "threshold-decay": StrategyFacts(f"{_RULES}.threshold:threshold_selection"),
+        "adaptive-threshold": StrategyFacts(f"{_RULES}.adaptive:adaptive_threshold"),
+        "entropy-matching": StrategyFacts(f"{_RULES}.adaptive:entropy_matching"),
+        "covariance-matching": StrategyFacts(f"{_RULES}.matching:covariance_matching"),
     },
 )
 

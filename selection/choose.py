@@ -1,4 +1,4 @@
-"""`select`, the one door to all strategies, and the simplest of them.
+"""`select`, the one door to all strategies, and the checks of what they are asked for.
 
     features (this rank's rows) + size + strategy + options  ->  Selection(ids, radii), the same on every rank
 
@@ -22,89 +22,16 @@ from entroloop.data.precision import full_precision
 from entroloop.data.registry import unknown
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
-from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.rows import Shard, agree
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
-from entroloop.selection.rules.greedy import greedy, two_level_greedy
+from entroloop.selection.rules.greedy import check_start
 from entroloop.selection.rules.problem import Problem, Selection, order_radii, quotas
-from entroloop.selection.rules.threshold import threshold_decay
 from entroloop.selection.selection_config import OF_A_RUN
 
 __all__ = ["Problem", "Selection", "select"]
 
-_PAIRS = 1 << 16  # drawn to find a high quantile of the distances
-_HIGH_QUANTILE = 0.95
-
 Strategy = Callable[..., Selection]
-
-
-def random(problem: Problem, *, stratified: bool = False) -> Selection:
-    """Uniform, or with as equal a number as possible from each generation (`stratified`, needs `generations`)."""
-    if not stratified:
-        return problem.selection(problem.order()[: problem.size])
-    if problem.generations is None:
-        raise UserError("random: stratified needs generations, one integer a row")
-    return problem.selection(_balanced(problem, problem.generations))
-
-
-def random_class_balanced(problem: Problem) -> Selection:
-    """As equal a number as possible from each class, at random within it."""
-    if problem.labels is None:
-        raise UserError("random-class-balanced: needs labels, one integer a row")
-    return problem.selection(_balanced(problem, problem.labels))
-
-
-def _balanced(problem: Problem, groups: Tensor) -> Tensor:
-    order = problem.order()
-    members = [order[groups[order] == group] for group in torch.unique(groups)]
-    shares = quotas([len(m) for m in members], problem.size)
-    taken = torch.zeros(len(order), dtype=torch.bool)
-    for ids, share in zip(members, shares, strict=True):
-        taken[ids[:share]] = True
-    return order[taken[order]]
-
-
-def greedy_selection(
-    problem: Problem, *, start: int = -1, parts: Annotated[int, Field(ge=0)] = 0,
-    oversample: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.25,
-) -> Selection:  # fmt: skip
-    """Farthest-point sampling.
-
-    start       id of the first pick; negative: a random row
-    parts       0: exact. Else two levels: each rank's rows are cut into this many parts, greedy chooses in each, and
-                exact greedy chooses among the chosen (an approximation for sizes beyond exact reach)
-    oversample  how many times its share each part chooses
-    """
-    _check_start(start, problem.shard.total)
-    first = start if start >= 0 else int(problem.order()[0])
-    if parts == 0:
-        return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
-    ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
-    return problem.selection(ids, radii, cover=cover)
-
-
-def _check_start(start: int, total: int) -> None:
-    if start >= total:
-        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")
-
-
-def threshold_selection(
-    problem: Problem, *, threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95,
-) -> Selection:  # fmt: skip
-    """The published filter. threshold 0: the 95 % quantile of the distances of random pairs."""
-    if threshold == 0:
-        threshold = _high_quantile(problem)
-    ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
-    return problem.selection(ids, radii, threshold=threshold, decay=decay)
-
-
-def _high_quantile(problem: Problem) -> float:
-    sample = problem.shard.take(problem.order()[:1024].to(problem.shard.rows.device))
-    draw = torch.from_numpy(problem.generator("pairs").integers(len(sample), size=(2, _PAIRS))).to(sample.device)
-    distances = pair_distances(sample, draw[0], sample, draw[1])
-    return float(np.quantile(distances.cpu().numpy(), _HIGH_QUANTILE)) or 1.0
 
 
 def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
@@ -151,7 +78,7 @@ def check_fit(name: str, options: Mapping[str, Any], size: int, total: int) -> N
     if trim and k >= total:
         raise UserError(f"trim_k: must be below the number of rows, {total}, is {k}")
     if name == "greedy":
-        _check_start(options.get("start", -1), left)
+        check_start(options.get("start", -1), left)
 
 
 @full_precision()

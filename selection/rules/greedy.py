@@ -13,15 +13,19 @@ Shapes: N rows of all ranks, D features, B rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from entroloop.data.errors import UserError
 from entroloop.selection.exact.blocks import Block
 from entroloop.selection.exact.frontier import CHOSEN, Frontier
 from entroloop.selection.exact.rows import Shard
+from entroloop.selection.rules.problem import Problem, Selection
 
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
@@ -199,3 +203,28 @@ def two_level_greedy(
     rest = float(radii[size]) if more > size else 0.0
     covers = world.all_reduce(torch.tensor([local_cover], dtype=torch.float64), "max")
     return every[ids[:size]], radii[:size], float(covers) + rest
+
+
+def greedy_selection(
+    problem: Problem, *, start: int = -1, parts: Annotated[int, Field(ge=0)] = 0,
+    oversample: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.25,
+) -> Selection:  # fmt: skip
+    """Farthest-point sampling.
+
+    start       id of the first pick; negative: a random row
+    parts       0: exact. Else two levels: each rank's rows are cut into this many parts, greedy chooses in each, and
+                exact greedy chooses among the chosen (an approximation for sizes beyond exact reach)
+    oversample  how many times its share each part chooses
+    """
+    check_start(start, problem.shard.total)
+    first = start if start >= 0 else int(problem.order()[0])
+    if parts == 0:
+        return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
+    ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
+    return problem.selection(ids, radii, cover=cover)
+
+
+def check_start(start: int, total: int) -> None:
+    """Raises UserError where there is no row of the id `start`."""
+    if start >= total:
+        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")

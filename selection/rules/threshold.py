@@ -14,10 +14,12 @@ Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
 from entroloop.selection.exact.blocks import conflicts, earlier_distances
@@ -25,8 +27,11 @@ from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.frontier import Frontier
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import InexactProductError, Side
+from entroloop.selection.rules.problem import Problem, Selection
 
 BLOCK = 512
+_PAIRS = 1 << 16  # drawn to find a high quantile of the distances
+_HIGH_QUANTILE = 0.95
 _CHUNK = 8192  # candidates of all ranks that are brought up to date together
 
 
@@ -137,3 +142,21 @@ def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Te
             by[excluded] = i
     rejected = np.flatnonzero(by >= 0)
     return torch.tensor(accepted), torch.from_numpy(rejected), torch.from_numpy(by[rejected])
+
+
+def threshold_selection(
+    problem: Problem, *, threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95,
+) -> Selection:  # fmt: skip
+    """The published filter. threshold 0: the 95 % quantile of the distances of random pairs."""
+    if threshold == 0:
+        threshold = _high_quantile(problem)
+    ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
+    return problem.selection(ids, radii, threshold=threshold, decay=decay)
+
+
+def _high_quantile(problem: Problem) -> float:
+    sample = problem.shard.take(problem.order()[:1024].to(problem.shard.rows.device))
+    draw = torch.from_numpy(problem.generator("pairs").integers(len(sample), size=(2, _PAIRS))).to(sample.device)
+    distances = pair_distances(sample, draw[0], sample, draw[1])
+    return float(np.quantile(distances.cpu().numpy(), _HIGH_QUANTILE)) or 1.0
