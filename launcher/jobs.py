@@ -14,24 +14,24 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.data.features.blocks import block_name
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import shard_name
-from entroloop.launcher import sweep
 from entroloop.launcher.config import Config
-from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.lease import Lease
-from entroloop.launcher.run.steps import PREPARE, Layout, Step, next_phase, steps
+from entroloop.launcher.run.steps import PREPARE, Layout, Step, is_sealed, next_phase, steps
 from entroloop.slurm import states
 from entroloop.slurm import submit as submission
 from entroloop.slurm.sbatch import Job, Site, array_option, render
 from entroloop.slurm.submit import Plan
+
+if TYPE_CHECKING:
+    from entroloop.launcher import sweep
 
 SUBMITTED = Path("slurm") / "submitted.yaml"
 
@@ -48,7 +48,7 @@ def site_of(folder: Path, threads: int = 1) -> Site:
 def jobs_of(config: Config) -> list[Job]:
     """The jobs of a run that are not done, predecessors first."""
     layout = Layout(config.run_folder)
-    if next_phase(drive.is_sealed(layout), config.generations) is None:
+    if next_phase(is_sealed(layout), config.generations) is None:
         return []
     file = str(layout.run.absolute() / SUBMITTED)
     jobs = list(_import_jobs(config, layout, file))
@@ -86,7 +86,7 @@ def _import_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
 
 
 def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
-    sealed = drive.is_sealed(layout)
+    sealed = is_sealed(layout)
     for step in steps(config.generations):
         if sealed(step):
             continue
@@ -108,6 +108,8 @@ def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
 
 def missing_parts(config: Config, layout: Layout, step: Step) -> tuple[int, tuple[int, ...]]:
     """Into how many parts a step is cut, and which of them lack a shard (sample) or a block of features (encode)."""
+    from entroloop.data.features.blocks import block_name  # needs torch
+
     shards = -(-config.samples // config.sample.shard_size)
     count, folder = min(config.slurm.array, shards), layout.of(step)
 
@@ -124,9 +126,11 @@ def missing_parts(config: Config, layout: Layout, step: Step) -> tuple[int, tupl
 
 def submit_run(config: Config) -> Plan:
     """Submits what is missing of a run. Raises UserError when its folder belongs to another configuration."""
+    from entroloop.launcher.run.runner import open_run  # needs torch
+
     slurm = config.slurm
     submission.check_python(slurm, which(slurm.python), sys.executable)
-    layout = drive.open_run(config)
+    layout = open_run(config)
     values = {**config.settled(), "folder": str(Path(config.folder).absolute())}
     _write_config(layout.run, yaml.safe_dump(values, sort_keys=False).encode())
     file = str(layout.run.absolute() / SUBMITTED)
@@ -136,10 +140,13 @@ def submit_run(config: Config) -> Plan:
 
 def submit_sweep(path: Path, overrides: Sequence[str]) -> Plan:
     """Submits what is missing of a sweep: work that arms share, an array over the arms, and the report."""
+    from entroloop.launcher import sweep  # needs torch
+    from entroloop.launcher.run.runner import open_run
+
     base, arms = sweep.arms_of(path, overrides)
     submission.check_python(base.slurm, which(base.slurm.python), sys.executable)
     for arm in arms:
-        drive.open_run(arm.config)
+        open_run(arm.config)
     values = {**base.model_dump(mode="json"), "folder": str(Path(base.folder).absolute())}
     _write_config(base.run_folder, yaml.safe_dump(values, sort_keys=False).encode())
     file = str(base.run_folder.absolute() / SUBMITTED)
@@ -160,7 +167,7 @@ def _submit(jobs: Callable[[], list[Job]], config: Config, site: Site, extend: t
 
 def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
     """Shared work first (an array for leaders, one for leaders of leaders, …), then every arm, then the report."""
-    unfinished = [arm for arm in arms if next_phase(drive.is_sealed(arm.layout), arm.config.generations) is not None]
+    unfinished = [arm for arm in arms if next_phase(is_sealed(arm.layout), arm.config.generations) is not None]
     if not unfinished and (base.run_folder / "report.html").exists():
         return []
     jobs: list[Job] = []
@@ -180,8 +187,10 @@ def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
 
 def _shares_unsealed(arm: sweep.Arm, arms: Sequence[sweep.Arm]) -> bool:
     """Whether others wait for something of this arm that is not sealed."""
-    step = sweep.furthest_shared(arm, arms)
-    return step is not None and not drive.is_sealed(arm.layout)(step)
+    from entroloop.launcher.sweep import furthest_shared
+
+    step = furthest_shared(arm, arms)
+    return step is not None and not is_sealed(arm.layout)(step)
 
 
 def _depth(arm: sweep.Arm) -> int:

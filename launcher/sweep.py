@@ -28,8 +28,8 @@ from entroloop.eval.report import page as report
 from entroloop.launcher import config as configuration
 from entroloop.launcher.config import Config
 from entroloop.launcher.run import retention
-from entroloop.launcher.run.runner import is_sealed, open_run
-from entroloop.launcher.run.steps import PREPARE, Layout, Step, next_phase, recipes, steps
+from entroloop.launcher.run.runner import open_run
+from entroloop.launcher.run.steps import PREPARE, Layout, Step, is_sealed, next_phase, recipes, steps
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds

@@ -99,12 +99,21 @@ def test_catalogues_import_nothing_that_is_slow(path):
     assert not [name for name in imports(path) if not name.startswith(allowed)]
 
 
-def test_a_configuration_is_read_without_torch():
+def test_commands_that_only_read_import_nothing_that_is_slow(tmp_path):
     """In a process of its own, since this one has imported everything."""
-    code = (
-        "import sys; from pathlib import Path; from entroloop.launcher import config;"
-        f"config.load(Path({str(ROOT / 'configs' / 'cifar10-edm.yaml')!r}));"
-        "slow = {'torch', 'diffusers', 'scipy', 'sklearn', 'matplotlib', 'accelerate', 'torchmetrics'};"
-        "assert not slow & set(sys.modules), slow & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("generations: 1")
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from entroloop.launcher import __main__ as program
+
+program._register()
+script = ["slurm", "script", "{ROOT}/configs/cifar10-edm.yaml", "slurm.setup=[true_env]"]
+for command in (["--help"], ["status", "{tmp_path}/run"], script):
+    done = CliRunner().invoke(program.app, command)
+    assert done.exit_code == 0, done
+    slow = {{"torch", "diffusers", "scipy", "sklearn", "matplotlib", "accelerate", "torchmetrics"}} & set(sys.modules)
+    assert not slow, (command, slow)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

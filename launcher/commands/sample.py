@@ -58,10 +58,9 @@ def sample_command(
 def load_run(run: Path) -> Config:
     """The configuration saved with a run, at the place where the run is now. Raises UserError when it is no run."""
     from entroloop.launcher import config as configuration
-    from entroloop.launcher.run import runner as drive
-    from entroloop.launcher.run.steps import Layout
+    from entroloop.launcher.run.steps import Layout, read_config
 
-    saved = drive.read_config(Layout(run))
+    saved = read_config(Layout(run))
     config = configuration.compose(saved, [], str(run / "config.yaml"))
     if config.run_folder.resolve() == run.resolve():
         return config

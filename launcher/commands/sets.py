@@ -131,8 +131,7 @@ def verify_command(
 def _other_inputs(path: Path) -> list[str]:
     """One line for each input of a run's sealed folder that is not the one that the folder was made from."""
     from entroloop.data.store import manifest
-    from entroloop.launcher.run.runner import read_config
-    from entroloop.launcher.run.steps import Layout, steps
+    from entroloop.launcher.run.steps import Layout, read_config, steps
 
     layout = Layout(path.absolute().parent.parent)
     if not layout.config.is_file():

@@ -89,12 +89,11 @@ def conclude_command(config: ConfigFile) -> None:
     from entroloop.eval.report import page as report
     from entroloop.launcher import sweep
     from entroloop.launcher.run import retention
-    from entroloop.launcher.run import runner as drive
-    from entroloop.launcher.run.steps import Step, next_phase
+    from entroloop.launcher.run.steps import Step, is_sealed, next_phase
 
     base, arms = sweep.arms_of(config, [])
-    shown = [arm for arm in arms if drive.is_sealed(arm.layout)(Step(0, "evaluate"))]
-    unfinished = [arm for arm in arms if next_phase(drive.is_sealed(arm.layout), arm.config.generations) is not None]
+    shown = [arm for arm in arms if is_sealed(arm.layout)(Step(0, "evaluate"))]
+    unfinished = [arm for arm in arms if next_phase(is_sealed(arm.layout), arm.config.generations) is not None]
     if shown:
         report.write([arm.layout.run for arm in shown], base.run_folder / "report.html")
     for arm in arms if not unfinished else []:

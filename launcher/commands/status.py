@@ -11,8 +11,7 @@ from typing import Any
 from entroloop.data.errors import UserError
 from entroloop.launcher.run import lease
 from entroloop.launcher.run.retention import size
-from entroloop.launcher.run.runner import is_sealed, read_config
-from entroloop.launcher.run.steps import PHASES, Layout, Step, steps
+from entroloop.launcher.run.steps import PHASES, Layout, Step, is_sealed, read_config, steps
 
 MARKS = {"sealed": "done", "pending": "."}
 

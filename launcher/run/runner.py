@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from pydantic import ValidationError
 
 from entroloop.data import files
@@ -31,7 +30,7 @@ from entroloop.launcher.run import lease, retention
 from entroloop.launcher.run.facts import numerics
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.launcher.run.ready import check_ready
-from entroloop.launcher.run.steps import PREPARE, Layout, Phase, Step, inputs, next_phase, steps
+from entroloop.launcher.run.steps import PREPARE, Layout, Phase, Step, inputs, is_sealed, next_phase, read_config, steps
 from entroloop.launcher.run.work import Work
 from entroloop.trainer.engine import check_launch
 from entroloop.trainer.network import check_precision
@@ -103,20 +102,6 @@ def _begun(layout: Layout) -> bool:
     """Whether anything is sealed, or being made, that depends on the configuration."""
     leases = layout.generation(REAL).glob(f"{layout.lease(PREPARE, '').name}*")
     return is_sealed(layout)(PREPARE) or any(leases)
-
-
-def read_config(layout: Layout) -> dict[str, Any]:
-    """The configuration saved with a run. Raises UserError when the folder is not a run."""
-    if not layout.config.is_file():
-        raise UserError(f"{layout.run}: not a run (no {layout.config.name}): give a folder that `entroloop run` made")
-    saved = yaml.safe_load(layout.config.read_text())
-    if not isinstance(saved, dict) or "generations" not in saved:
-        raise UserError(f"{layout.config}: damaged: restore it, or start again under another name=")
-    return saved
-
-
-def is_sealed(layout: Layout) -> Callable[[Step], bool]:
-    return lambda step: manifest.is_sealed(layout.of(step))
 
 
 def run(

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel
 
 from entroloop.data import files
+from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.config import Config
@@ -103,6 +105,21 @@ class Layout:
 
     def lease(self, step: Step, part: str = "0::1") -> Path:
         return self.generation(step.generation) / f".lease-{step.phase}-{part.replace('::', '-of-')}"
+
+
+def read_config(layout: Layout) -> dict[str, Any]:
+    """The configuration saved with a run. Raises UserError when the folder is not a run."""
+    if not layout.config.is_file():
+        raise UserError(f"{layout.run}: not a run (no {layout.config.name}): give a folder that `entroloop run` made")
+    saved = yaml.safe_load(layout.config.read_text())
+    if not isinstance(saved, dict) or "generations" not in saved:
+        raise UserError(f"{layout.config}: damaged: restore it, or start again under another name=")
+    return saved
+
+
+def is_sealed(layout: Layout) -> Callable[[Step], bool]:
+    """Whether a step of the run is sealed."""
+    return lambda step: manifest.is_sealed(layout.of(step))
 
 
 def recipes(config: Config) -> dict[Step, str]:
