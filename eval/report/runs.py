@@ -26,7 +26,11 @@ Row = dict[str, Any]
 _ASIDE = (
     "name", "modules", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep",
 )  # fmt: skip
-_OPEN = ("selection.options.", "train.more_emas.")  # keys of these are there only where somebody set them
+_OPEN = (
+    "selection.options.",
+    "network.options.",
+    "train.more_emas.",
+)  # keys of these are there only where somebody set them
 
 
 class _Config(BaseModel, strict=True):
