@@ -126,6 +126,10 @@ def test_bad_numpy_files_are_named(tmp_path: Path):
     assert (source.names[0], source.ignored) == ("caf\\xe9/0", {"caf\\xe9/notes": "of another kind"})
     np.savez(tmp_path / "odd.npz", p=x, q=x)
     refused(tmp_path / "odd.npz", "holds p, q: name the samples one of images", tmp_path / "out")
+    with (tmp_path / "two.npy").open("wb") as file:
+        np.save(file, x)
+        np.save(file, x)
+    refused(tmp_path / "two.npy", "two.npy: goes on after its array", tmp_path / "out")
     head = b"{'descr': ('<f4', 'fortran_order': False, 'shape': (4, 3), }".ljust(117) + b"\n"  # numpy: TokenError
     (tmp_path / "head.npy").write_bytes(b"\x93NUMPY\x01\0" + len(head).to_bytes(2, "little") + head + bytes(48))
     refused(tmp_path / "head.npy", "head.npy: damaged, or not an array", tmp_path / "out")
@@ -217,6 +221,9 @@ def test_damaged_and_malicious_cifar_is_refused(tmp_path: Path):
     refused(
         archive(tmp_path / "b.tar", {**files, "data_batch_2": bad}), "refers to .*exec, which no CIFAR", tmp_path / "o"
     )
+    wrong = pickle.dumps({b"data": np.zeros((1, 3072), np.uint8), b"labels": [10]}, protocol=2)
+    path = archive(tmp_path / "w.tar", {**files, "data_batch_1": wrong})
+    refused(path, "train/00 has the label 10: labels go from 0 to 9", tmp_path / "o")
     missing = {name: raw for name, raw in files.items() if name != "data_batch_3"}
     refused(archive(tmp_path / "c.tar", missing), "CIFAR-10 python without data_batch_3", tmp_path / "o")
     cut = archive(tmp_path / "d.tar.gz", files, "w:gz")
@@ -358,12 +365,17 @@ def test_parquet_of_plain_bytes_missing_labels_and_damage(tmp_path: Path):
     assert np.array_equal(imported(tmp_path / "a.parquet", dest=tmp_path / "out").all(), IMAGES)
     pq.write_table(pa.table({"img": PNGS, "label": pa.array([0, None, 1, 1, 1, 1])}), tmp_path / "b.parquet")
     refused(tmp_path / "b.parquet", "1 of 6 samples have no label, first b.parquet/1", tmp_path / "x")
-    for number, message in ((200, ""), (-2, "e/1 has the label -2"), (2**31, "has the label"), (2**63, "not in range")):
+    for number, message in (
+        (200, ""),
+        (-2, "e/1 has the label -2: labels go from 0"),
+        (2**31, "has the"),
+        (2**63, "not in range"),
+    ):
         kind = pa.uint64() if number > 0 else pa.int8()
         table = pa.table({"img": PNGS, "label": pa.array([0, number, 1, 1, 1, 1], kind)})
         pq.write_table(table, tmp_path / "e.parquet")
         if message:
-            refused(tmp_path / "e.parquet", message.replace("e/", "e.parquet/"), tmp_path / "x")
+            refused(tmp_path / "e.parquet", message, tmp_path / "x")
         else:
             assert imported(tmp_path / "e.parquet", dest=tmp_path / "e").labels.tolist() == [0, 200, 1, 1, 1, 1]
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "c.parquet")

@@ -161,6 +161,8 @@ def numpy_file(path: Path) -> ArraySource:
     with reading(str(path), "damaged, or not an array of numbers"):
         found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
         if isinstance(found, np.ndarray):
+            if isinstance(found, np.memmap) and found.offset + found.nbytes < path.stat().st_size:
+                raise UserError(f"{path}: goes on after its array: keep several arrays in an .npz, or in a file each")
             return ArraySource("NumPy array", str(path), as_samples(found, str(path)), None, prefix=prefix)
         names = {name.lower(): name for name in found.files}
         key = next((names[name] for name in SAMPLES if name in names), None)

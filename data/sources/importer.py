@@ -155,9 +155,12 @@ def _open(source: str, settings: Settings) -> Source:
             f"{source}: {len(without)} of {len(opened.names)} samples have no label, first {opened.names[without[0]]}: "
             "label them or give --no-labels"
         )
-    if settings.labels and opened.labels is not None and not 0 <= opened.labels.min() <= opened.labels.max() < LABELS:
-        row = int(np.flatnonzero((opened.labels < 0) | (opened.labels >= LABELS))[0])
-        raise UserError(f"{source}: {opened.names[row]} has the label {opened.labels[row]}, not one from 0 up")
+    if settings.labels and opened.labels is not None:
+        end = len(opened.classes) or LABELS
+        wrong = np.flatnonzero((opened.labels < 0) | (opened.labels >= end))
+        if len(wrong):
+            one = f"{opened.names[wrong[0]]} has the label {opened.labels[wrong[0]]}"
+            raise UserError(f"{source}: {one}: labels go from 0 to {end - 1}")
     return opened
 
 
