@@ -367,7 +367,7 @@ def test_parquet_of_plain_bytes_missing_labels_and_damage(tmp_path: Path):
     refused(tmp_path / "b.parquet", "1 of 6 samples have no label, first b.parquet/1", tmp_path / "x")
     for number, message in (
         (200, ""),
-        (-2, "e/1 has the label -2: labels go from 0"),
+        (-2, "parquet/1 has the label -2: labels go from 0"),
         (2**31, "has the"),
         (2**63, "not in range"),
     ):

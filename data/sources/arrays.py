@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
-from entroloop.data.listing import OTHER_KIND, Listing, spelled
 from entroloop.data.sources.base import ArraySource, pick_split
+from entroloop.data.sources.listing import OTHER_KIND, Listing, spelled
 
 # --- words --------------------------------------------------------------------------------------------------------
 

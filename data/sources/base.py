@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from entroloop.data.errors import UserError, reading
-from entroloop.data.listing import spelled
 from entroloop.data.sources.images import Channels, channels_of, open_image, upright_size
+from entroloop.data.sources.listing import spelled
 
 HEADER = 2**16  # bytes that nearly always hold what an image's header says
 LABELS = 2**31  # labels are smaller

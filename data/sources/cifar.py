@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data import listing
 from entroloop.data.errors import UserError, reading
-from entroloop.data.listing import Entry, Listing
+from entroloop.data.sources import listing
 from entroloop.data.sources.base import ArraySource, pick_split
+from entroloop.data.sources.listing import Entry, Listing
 
 #: By version: files of the two splits, the file of class names, bytes of label before an image (binary) or None.
 VERSIONS: dict[str, tuple[dict[str, tuple[str, ...]], str, int | None]] = {

@@ -18,9 +18,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from entroloop.data import listing
 from entroloop.data.errors import UserError, reading
-from entroloop.data.listing import Listing
+from entroloop.data.sources import listing
 from entroloop.data.sources.base import (
     MISSING,
     SPLIT_FOLDERS,
@@ -33,6 +32,7 @@ from entroloop.data.sources.base import (
     split_folders,
     whole_number,
 )
+from entroloop.data.sources.listing import Listing
 
 EDM = "dataset.json"
 

@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.listing import HIDDEN
 from entroloop.data.plan import Part, bounds
 from entroloop.data.progress import Progress
 from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
 from entroloop.data.sources.convert import Job
+from entroloop.data.sources.listing import HIDDEN
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_layout, num_classes
 from entroloop.data.store import manifest

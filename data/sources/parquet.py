@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
-from entroloop.data.listing import stamp
 from entroloop.data.sources.base import MISSING, ImageSource
+from entroloop.data.sources.listing import stamp
 
 IMAGES = ("image", "img", "images", "png", "jpg", "jpeg", "webp")
 LABELS = ("label", "labels", "fine_label", "cls", "class", "target")

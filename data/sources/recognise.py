@@ -10,11 +10,10 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from entroloop.data import listing
 from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError, reading
 from entroloop.data.registry import hint, is_own, said
-from entroloop.data.sources import arrays, cifar, containers, parquet
+from entroloop.data.sources import arrays, cifar, containers, listing, parquet
 from entroloop.data.sources.base import Source, is_image, no_splits
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store import manifest, remote
