@@ -120,7 +120,8 @@ def test_a_stopped_import_goes_on_to_the_same_bytes(tmp_path: Path, kind: signal
         pixels = np.random.default_rng(i).integers(0, 256, (300, 300, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "src" / f"{i}.png", compress_level=0)
     run_main = (
-        "import sys, typer\nfrom entroloop.launcher.commands import sets\nfrom entroloop.data.errors import Interrupted\n"
+        "import sys, typer\nfrom entroloop.launcher.commands import sets\n"
+        "from entroloop.data.errors import Interrupted\n"
         "if __name__ == '__main__':\n  try: typer.run(sets.import_command)\n  except Interrupted: sys.exit(75)\n"
     )
     (tmp_path / "main.py").write_text(run_main)

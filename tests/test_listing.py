@@ -8,6 +8,7 @@ import os
 import stat
 import struct
 import subprocess
+import sys
 import tarfile
 import tempfile
 import unicodedata
@@ -315,6 +316,26 @@ def test_classes_and_edm_labels_do_not_depend_on_how_accents_are_coded(tmp_path:
         found.append((list(source.names), source.labels.tolist(), source.classes, edm.labels.tolist()))
     assert found[0] == found[1]
     assert found[0] == (["f/1.png", "z/2.png", "é/0.png"], [0, 1, 2], ("f", "z", "é"), [6, 7, 5])
+
+
+def test_names_are_the_same_in_every_locale(tmp_path: Path):
+    (tmp_path / "src").mkdir()
+    for name in (b"caf\xe9.png", "é.png".encode(), "e\u0301.txt".encode()):
+        Path(os.fsdecode(bytes(tmp_path / "src") + b"/" + name)).write_bytes(picture())
+    subprocess.run(["tar", "-C", "src", "-cf", "a.tar", "."], check=True, cwd=tmp_path)
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom entroloop.data.sources import listing\n"
+        "folder, tar = listing.of_folder(Path('src')), listing.of_tar(Path('a.tar'))\n"
+        "files = [folder.path(name).read_bytes() for name in folder.entries]\n"
+        "print(ascii([sorted(folder.entries), sorted(name[2:] for name in tar.entries), len(files)]))"
+    )
+    found = []
+    for locale in ({"LC_ALL": "C.UTF-8"}, {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+        environment = {**os.environ, **locale}
+        command = [sys.executable, "-c", code]
+        found.append(subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True).stdout)
+    names = ["caf\\xe9.png", "é.png", "é.txt"]
+    assert [line.decode().strip() for line in found] == [ascii([names, names, 3])] * 2
 
 
 def test_images_of_another_split_are_counted_as_such(tmp_path: Path):
