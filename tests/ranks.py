@@ -1,11 +1,10 @@
 """Real process groups for tests: `on_ranks(3, function, *args)` runs a module-level function on 3 gloo ranks.
 
-The processes of each world size are started once a session and reused, since importing torch takes seconds.
+The processes of each world size are forked once per session and reused.
 """
 
 from __future__ import annotations
 
-import atexit
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.multiprocessing as mp
+from forked import CONTEXT
 
 from entroloop.data import world as world_module
 
@@ -38,12 +37,11 @@ def _serve(rank: int, size: int, rendezvous: str, connection: Any) -> None:
 
 def _pool(size: int) -> list[tuple[Any, Any]]:
     if size not in _POOLS:
-        context = mp.get_context("spawn")
         rendezvous = str(Path(tempfile.mkdtemp()) / "rendezvous")
         _POOLS[size] = []
         for rank in range(size):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, rendezvous, theirs), daemon=True)
+            ours, theirs = CONTEXT.Pipe()
+            process = CONTEXT.Process(target=_serve, args=(rank, size, rendezvous, theirs), daemon=True)
             process.start()
             _POOLS[size].append((process, ours))
     return _POOLS[size]
@@ -73,14 +71,9 @@ def on_ranks(
 
 
 def stop() -> None:
+    """Ends the processes of all world sizes; between two tests they only wait."""
     for pool in _POOLS.values():
-        for process, connection in pool:
-            if process.is_alive():
-                connection.send(None)
         for process, _ in pool:
-            process.join(5)
             process.kill()
+            process.join()
     _POOLS.clear()
-
-
-atexit.register(stop)

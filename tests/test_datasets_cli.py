@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
+from forked import entroloop
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -119,16 +117,8 @@ def test_a_stopped_import_goes_on_to_the_same_bytes(tmp_path: Path, kind: signal
     for i in range(40):
         pixels = np.random.default_rng(i).integers(0, 256, (300, 300, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "src" / f"{i}.png", compress_level=0)
-    run_main = (
-        "import sys, typer\nfrom entroloop.launcher.commands import sets\n"
-        "from entroloop.data.errors import Interrupted\n"
-        "if __name__ == '__main__':\n  try: typer.run(sets.import_command)\n  except Interrupted: sys.exit(75)\n"
-    )
-    (tmp_path / "main.py").write_text(run_main)
-    command = [sys.executable, str(tmp_path / "main.py"), str(tmp_path / "src"), str(tmp_path / "out")]
-    command += ["--resolution", "32", "--shard-size", "1", "--workers", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    options = ["--resolution", 32, "--shard-size", 1, "--workers", 2]
+    process = entroloop("import", tmp_path / "src", tmp_path / "out", *options)
     while process.poll() is None and len(list((tmp_path / "out").glob("*.json"))) < 5:
         time.sleep(0.02)
     process.send_signal(kind)

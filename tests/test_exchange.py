@@ -1,12 +1,14 @@
-import subprocess
-import sys
+import atexit
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from forked import Forked
 from ranks import on_ranks
 from slow_references import split
 
+from entroloop.data import world
 from entroloop.selection.exact.rows import Shard
 
 
@@ -52,20 +54,14 @@ def test_proposals_of_all_ranks_arrive_in_one_exchange(size):
         assert exchanges == 1
 
 
+def _meet(rank, place):
+    atexit.register(lambda: print("left", not dist.is_initialized()))  # called after what is registered later
+    world.join(rank, 2, init_method=place).barrier()
+    assert dist.is_initialized()
+
+
 def test_a_process_that_ends_has_left_its_group(tmp_path):
     """Gloo's thread aborts a few of those that have not: `terminate called without an active exception`."""
-    code = (
-        "import atexit, sys, torch.distributed as dist\n"
-        "from entroloop.data.world import join\n"
-        "atexit.register(lambda: print('left', not dist.is_initialized()))\n"  # called after what is registered later
-        "join(int(sys.argv[1]), 2, init_method=sys.argv[2]).barrier()\n"
-        "assert dist.is_initialized()\n"
-    )
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(r), f"file://{tmp_path}/meet"], stdout=subprocess.PIPE, text=True
-        )
-        for r in range(2)
-    ]
+    ranks = [Forked(_meet, r, f"file://{tmp_path}/meet") for r in range(2)]
     assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["left True\n"] * 2
     assert [rank.returncode for rank in ranks] == [0, 0]

@@ -280,6 +280,7 @@ def test_it_takes_the_disk_that_is_foreseen(index, shards):
             assert 0.3 * foreseen < used < 1.1 * foreseen + 3000
 
 
+@pytest.mark.usefixtures("forked_arms")
 def test_arms_of_a_sweep_link_an_index_with_what_it_refers_to(tmp_path):
     path = tiny_file(tmp_path, *SHORT, INDEX, "generations=2", "name=grid")
     with path.open("a") as file:

@@ -1,9 +1,8 @@
 """`entroloop measure` and `report` from the command line: what they read, print and refuse."""
 
 import json
-import subprocess
-import sys
 
+import loops
 import numpy as np
 import pytest
 import report_runs
@@ -244,8 +243,7 @@ def test_a_seed_out_of_range_is_one_line(kinds, capsys, seed):
 
 
 def test_exit_status_two_without_traceback(tmp_path):
-    command = [sys.executable, "-m", "entroloop.launcher", "measure", tmp_path / "a.npy", tmp_path / "b.npy"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = loops.command("measure", tmp_path / "a.npy", tmp_path / "b.npy")
     assert done.returncode == 2
     assert "a.npy: no such file or folder" in done.stderr
     assert "Traceback" not in done.stderr

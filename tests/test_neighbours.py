@@ -1,10 +1,11 @@
-import os
-import subprocess
-import sys
+import re
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from forked import Forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks
@@ -248,21 +249,17 @@ def test_every_rank_names_the_global_row():
     assert on_ranks(2, _bad_row) == ["queries: row 5 holds NaN or infinity; every feature must be finite"] * 2
 
 
-_MORE_THAN_ALLOWED = """
-import resource, sys
-import numpy as np
-from entroloop.selection import nearest, neighbours
-x = np.load(sys.argv[1], mmap_mode="r")
-neighbours._BLOCK_BYTES = (1 << 24, 1 << 27)  # else a block may take more than is allowed here
-nearest(x[:64], x[:2048])  # libraries allocate their own once
-free = int(next(l for l in open("/proc/self/status") if l.startswith("VmData")).split()[1]) * 1024
-resource.setrlimit(resource.RLIMIT_DATA, (free + (200 << 20),) * 2)
-distances, ids = nearest(x[:64], x)
-try:
-    np.array(x)
-except MemoryError:
-    np.savez(sys.argv[2], distances=distances, ids=ids)
-"""
+def _search_within(allowed, mapped, out):
+    x = np.load(mapped, mmap_mode="r")
+    neighbours._BLOCK_BYTES = (1 << 24, 1 << 27)  # else a block may take more than is allowed here
+    nearest(x[:64], x[:2048])  # libraries allocate their own once
+    used = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (used + allowed,) * 2)
+    distances, ids = nearest(x[:64], x)
+    try:
+        np.array(x)
+    except MemoryError:
+        np.savez(out, distances=distances, ids=ids)
 
 
 def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path):
@@ -272,8 +269,7 @@ def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path):
     for start in range(0, len(mapped), 8192):
         mapped[start : start + 8192] = r.standard_normal((8192, 512), np.float32)
     mapped.flush()
-    command = [sys.executable, "-c", _MORE_THAN_ALLOWED, str(tmp_path / "x.npy"), str(tmp_path / "out.npz")]
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    run = Forked(_search_within, 200 << 20, tmp_path / "x.npy", tmp_path / "out.npz").result()
     assert run.returncode == 0, run.stderr
     found = np.load(tmp_path / "out.npz")
     np.testing.assert_array_equal(found["ids"][:, 0], np.arange(64))

@@ -6,10 +6,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import loops
 import numpy as np
 import pytest
 import report_runs
@@ -793,9 +793,7 @@ def test_a_folder_that_goes_away_meanwhile_is_no_traceback(sweep, tmp_path, monk
 def test_a_refused_path_is_exit_status_two(sweep, tmp_path):
     (tmp_path / "plain.txt").write_text("")
     words = ["report", sweep, "--format", "csv", "--out", tmp_path / "plain.txt" / "x.csv"]
-    done = subprocess.run(
-        [sys.executable, "-m", "entroloop.launcher", *words], capture_output=True, text=True, check=False
-    )
+    done = loops.command(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"entroloop: {words[-1]}: {tmp_path / 'plain.txt'} is a file; give a path in a folder\n"
 

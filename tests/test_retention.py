@@ -139,6 +139,7 @@ def test_the_dry_run_foresees_the_disk_and_status_shows_it(whole, tmp_path):
     assert "not known" in describe_disk(nowhere, source_of(nowhere))[0]
 
 
+@pytest.mark.usefixtures("forked_arms")
 def test_a_sweeps_leader_keeps_all_until_the_others_have_it(tmp_path):
     path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid")
     with path.open("a") as file:

@@ -2,15 +2,13 @@
 
 import json
 import logging
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from forked import entroloop
 from loops import command, tiny
 from ranks import on_ranks
 
@@ -106,13 +104,7 @@ def resample(source, folder, step, *overrides):
 
 
 def start(run):
-    return subprocess.Popen(
-        [sys.executable, "-m", "entroloop.launcher", "sample", str(run)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return entroloop("sample", run)
 
 
 def test_ended_by_signals_it_makes_only_the_missing_shards(tmp_path, trained, monkeypatch):
@@ -214,12 +206,10 @@ def pixels(layout, generation):
 RANDOM = "selection.strategy=random"
 
 
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory):
+@pytest.fixture
+def plain(finished):
     """Two generations sampled without a guide."""
-    config = tiny(tmp_path_factory.mktemp("plain"), RANDOM)
-    drive.run(config, World(), lambda: False, until=LAST)
-    return Layout(config.run_folder)
+    return finished
 
 
 @pytest.mark.parametrize("name", ["previous", "generation_0000"])

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from loops import TINY, command, sealed_bytes, tiny_file
+from loops import VECTORS, command, python_command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.launcher import __main__ as launcher
 from entroloop.launcher import sweep
 from entroloop.launcher.commands.status import inspect
 from entroloop.launcher.run import lease
@@ -24,7 +25,7 @@ GRID = {"selection.strategy": ["random", "greedy"], "seed": [0, 1]}
 def grid_file(folder, grid=GRID, **values):
     path = folder / "grid.yaml"
     path.write_text(
-        yaml.safe_dump({**TINY, "folder": str(folder / "runs"), "sweep": {"grid": grid}, **values}, sort_keys=False)
+        yaml.safe_dump({**VECTORS, "folder": str(folder / "runs"), "sweep": {"grid": grid}, **values}, sort_keys=False)
     )
     return path
 
@@ -82,11 +83,11 @@ def test_bad_grids_are_refused(tmp_path, grid, line):
 
 def test_a_sweep_shares_work_gives_the_bytes_of_single_runs_and_reports(tmp_path):
     path = grid_file(tmp_path, {"selection.strategy": ["random", "greedy"]})
-    done = command("sweep", path)
+    done = python_command("sweep", path)
     assert done.returncode == 0, done.stderr + done.stdout
     runs = tmp_path / "runs" / "tiny"
-    weights = Layout(runs / "random").of(Step(0, "train")) / "unet/diffusion_pytorch_model.safetensors"
-    twin = Layout(runs / "greedy").of(Step(0, "train")) / "unet/diffusion_pytorch_model.safetensors"
+    weights = Layout(runs / "random").of(Step(0, "train")) / "manifest.json"
+    twin = Layout(runs / "greedy").of(Step(0, "train")) / "manifest.json"
     assert os.path.samefile(weights, twin)
     assert (runs / "report.html").stat().st_size > 10_000
     alone = command("run", path, "selection.strategy=greedy", "name=alone")
@@ -98,18 +99,25 @@ def test_a_sweep_shares_work_gives_the_bytes_of_single_runs_and_reports(tmp_path
     assert again.returncode == 0
 
 
-def test_a_failing_arm_is_named_with_its_log(tmp_path):
+@pytest.mark.usefixtures("forked_arms")
+def test_a_failing_arm_is_named_with_its_log(tmp_path, capsys):
     path = grid_file(tmp_path, {"data.size": [48, 5000]}, generations=1)
-    failed = command("sweep", path)
-    assert failed.returncode == 1
-    assert "1 of 2 runs did not finish" in failed.stderr
-    assert "log.txt" in failed.stderr
-    assert "Traceback" not in failed.stderr
+    with pytest.raises(SystemExit) as ended:
+        launcher.main(["sweep", str(path)])
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert "1 of 2 runs did not finish" in said
+    assert "log.txt" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end processes with their parent")
 def test_the_runs_of_a_killed_sweep_end_with_it_and_the_same_command_goes_on(tmp_path):
-    small = {"generations": 1, "network": {"kind": "mlp"}, "data": {**TINY["data"], "source": "mixture", "limit": 200}}
+    small = {
+        "generations": 1,
+        "network": {"kind": "mlp"},
+        "data": {**VECTORS["data"], "source": "mixture", "limit": 200},
+    }
     path = grid_file(tmp_path, {"train.kimg": [400]}, **small)  # minutes, if it went on
     layout = Layout(tmp_path / "runs" / "tiny" / "kimg400")
     swept = multiprocessing.get_context("fork").Process(target=sweep.run, args=(path, [], lambda: False))

@@ -1,10 +1,8 @@
 import hashlib
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 
@@ -86,14 +84,11 @@ def test_sealed_feature_folders(sealed, tmp_path, capsys):
     (folder / "kept").rename(folder / "manifest.json")
 
 
-def test_the_same_ids_under_torchrun(features):
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-        "-m", "entroloop.launcher", "select", str(features / "x.npy"), "--size", "40", "--seed", "5",
-        "--out", str(features / "ids.npy"), "--json",
-    ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert run.returncode == 0, run.stderr
+def test_the_same_ids_on_two_ranks(features):
+    words = ["select", features / "x.npy", "--size", 40, "--seed", 5, "--out", features / "ids.npy", "--json"]
+    run, other = (rank.result() for rank in forked.ranks(2, *words))
+    assert (run.returncode, other.returncode) == (0, 0), run.stderr + other.stderr
+    assert other.stdout == ""
     np.testing.assert_array_equal(np.load(features / "ids.npy"), select(X, 40, seed=5).ids)
     assert json.loads(run.stdout) == json.loads((features / "ids.json").read_text())
 

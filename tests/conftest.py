@@ -1,0 +1,74 @@
+"""What the whole suite shares: a disk that nobody waits for, and finished runs that are made once."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import BinaryIO
+
+import forked
+import pytest
+import ranks
+from loops import tiny
+
+from entroloop.data.world import World
+from entroloop.launcher import process, sweep
+from entroloop.launcher.run import runner
+from entroloop.launcher.run.steps import Layout
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_disk() -> None:
+    """No test cuts the power: nothing waits until the disk has what was written."""
+    os.fsync = lambda descriptor: None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _processes_end() -> Iterator[None]:
+    yield
+    ranks.stop()
+    forked.stop()
+
+
+@pytest.fixture
+def forked_arms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep in this process forks its runs, where it would start Python."""
+
+    def start(command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: object) -> forked.Forked:
+        assert command[:3] == [sys.executable, "-m", "entroloop.launcher"]
+        return forked.entroloop(*command[3:], merged=True, output=Path(stdout.name), **env)
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    monkeypatch.setattr(process, "StopFlag", bool)  # this process keeps its signal handlers
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder that `make(folder)` has filled, once for all workers of the session. Read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    shared.mkdir(exist_ok=True)
+
+    def get(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with (shared / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def finished(once: Callable[[str, Callable[[Path], object]], Path]) -> Layout:
+    """The tiny loop of `loops.py`, finished; its configuration is `tiny(finished.run.parent)`. Read only."""
+    folder = once("tiny", lambda folder: runner.run(tiny(folder), World(), lambda: False))
+    return Layout(tiny(folder).run_folder)
