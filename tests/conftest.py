@@ -22,6 +22,13 @@ from entroloop.launcher.run import runner
 from entroloop.launcher.run.steps import Layout
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not os.environ.get("ENTROLOOP_LONG"):
+        for item in items:
+            if item.get_closest_marker("long"):
+                item.add_marker(pytest.mark.skip(reason="takes long: set ENTROLOOP_LONG=1, as CI does"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_disk() -> None:
     """No test cuts the power: nothing waits until the disk has what was written."""

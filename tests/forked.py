@@ -186,4 +186,7 @@ def stop() -> None:
             started.kill()
         started.wait(10)
     _STARTED.clear()
-    forkserver._forkserver._stop()  # waits for it, so that its CPU time counts as that of a child
+    server = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()  # waits for it, so that its CPU time counts as that of a child

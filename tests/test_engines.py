@@ -1,4 +1,4 @@
-"""Real DDP and DeepSpeed on two gloo ranks, started as people start them, against one process.
+"""Real DDP and DeepSpeed on two gloo ranks against one process; a launcher starts them where it is what is tested.
 
 The losses of a step agree to rounding: the same images, noise and weights, summed in another order over two ranks. Adam
 divides by the root of the second moment, which turns rounding of tiny gradients into steps of the size of the learning
@@ -15,32 +15,44 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from loops import command, sealed_bytes, tiny_file
+from loops import VECTORS, command, sealed_bytes, tiny_file
 
 from entroloop.launcher.run.steps import Layout, Step
 from entroloop.trainer import network
 
-pytestmark = pytest.mark.slow  # starts dozens of processes: eight minutes on one core
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[1]
-EACH_STEP = ("train.log_kimg=0.016", "generations=1", "train.more_emas.slow={halflife_kimg: 0.3, rampup: 9}")
+EACH_STEP = (
+    "train.kimg=0.64",
+    "train.log_kimg=0.016",
+    "generations=1",
+    "train.more_emas.slow={halflife_kimg: 0.3, rampup: 9}",
+)
 
 
-def torchrun(path, *overrides, ranks=2, wait=True, **environment):
+def torchrun(path, *overrides):
     arguments = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks),
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
         "--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1", "-m", "entroloop.launcher", "run", str(path), *overrides,
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    process = subprocess.Popen(
-        arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-    if not wait:
-        return process
-    out, _ = process.communicate(timeout=240)
-    return process.returncode, out
+    return subprocess.Popen(
+        arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def two_ranks(path, *overrides):
+    return forked.ranks(2, "run", path, *overrides, merged=True)
+
+
+def ended(ranks):
+    """The exit status of all ranks, 0 where all are 0, and what rank 0 wrote."""
+    outs = [rank.communicate(timeout=240)[0] for rank in ranks]
+    return max((rank.returncode for rank in ranks), key=abs), outs[0]
 
 
 def losses(layout):
@@ -64,7 +76,7 @@ def alone(tmp_path_factory):
 @pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3"])
 def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
     path = tiny_file(tmp_path)
-    status, out = torchrun(path, *EACH_STEP, f"train.engine={engine}")
+    status, out = ended(two_ranks(path, *EACH_STEP, f"train.engine={engine}"))
     assert status == 0, out
     layout = Layout(tmp_path / "runs" / "tiny")
     assert f"by {engine} on 2 ranks" in out
@@ -79,7 +91,7 @@ def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
 
 def test_zero_in_half_precision_trains_as_float32_does_but_for_8_bits_of_mantissa(alone, tmp_path):
     path = tiny_file(tmp_path)
-    status, out = torchrun(path, *EACH_STEP, "train.engine=zero2", "train.precision=bf16")
+    status, out = ended(two_ranks(path, *EACH_STEP, "train.engine=zero2", "train.precision=bf16"))
     assert status == 0, out
     assert "zero2 on 2 process(es) of cpu, precision bf16" in out
     layout = Layout(tmp_path / "runs" / "tiny")
@@ -93,7 +105,7 @@ def test_accumulation_changes_nothing_but_rounding(alone, tmp_path):
     assert command("run", path, *EACH_STEP, "train.micro_batch=4").returncode == 0
     layout = Layout(tmp_path / "runs" / "tiny")
     torch.testing.assert_close(losses(layout), losses(alone), rtol=2e-3, atol=2e-3)
-    status, out = torchrun(path, *EACH_STEP, "train.micro_batch=4", "train.engine=zero2", "name=zero")
+    status, out = ended(two_ranks(path, *EACH_STEP, "train.micro_batch=4", "train.engine=zero2", "name=zero"))
     assert status == 0, out
     torch.testing.assert_close(losses(Layout(tmp_path / "runs" / "zero")), losses(alone), rtol=2e-3, atol=2e-3)
 
@@ -102,60 +114,56 @@ def checkpoints(run):
     return {p.name for p in run.glob("generation_0000/checkpoints/images-*.pt")}
 
 
-def wait_for_checkpoint(folder, process):
-    while not checkpoints(folder):
+def wait_for_checkpoint(folder, process, before=frozenset()):
+    while checkpoints(folder) <= before:
         assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.02)
+        time.sleep(0.01)
 
 
 LONG = ("train.kimg=6.4", "generations=1", "train.checkpoint_kimg=0.32")
 
 
-@pytest.mark.parametrize(("engine", "kimg"), [("ddp", 8), ("zero3", 2.4)])  # a step of zero3 takes five times as long
+@pytest.mark.parametrize(("engine", "kimg"), [("ddp", 8), ("zero3", 3.2)])  # a step of zero3 takes longer
 def test_signals_and_kills_of_ranks_resume_with_the_same_bytes(tmp_path, engine, kimg):
     """At random steps: a random while after a checkpoint."""
-    path = tiny_file(tmp_path, *LONG, f"train.engine={engine}", f"train.kimg={kimg}")
-    status, out = torchrun(path, "name=whole")
+    path = tiny_file(tmp_path, *LONG, f"train.engine={engine}", f"train.kimg={kimg}", of=VECTORS)
+    status, out = ended(two_ranks(path, "name=whole"))
     assert status == 0, out
     run = tmp_path / "runs" / "tiny"
-
-    process = torchrun(path, wait=False)  # SIGTERM to the launcher, as a scheduler does
-    wait_for_checkpoint(run, process)
-    time.sleep(random.uniform(0, 0.5))
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert json.loads((run / "state.json").read_text())["exit"] == 75, out
-
-    for which in ("one rank", "all ranks"):
+    for which in ("signal", "one rank", "all ranks"):
         before = checkpoints(run)
-        process = torchrun(path, wait=False)
-        while process.poll() is None and checkpoints(run) <= before:
-            time.sleep(0.02)
-        time.sleep(random.uniform(0, 0.5))
-        assert process.poll() is None, process.communicate()[0]
-        ranks = children(process.pid)
-        for pid in ranks[:1] if which == "one rank" else ranks:
-            os.kill(pid, signal.SIGKILL)
-        out, _ = process.communicate(timeout=90)
-        assert process.returncode != 0, out
-    status, out = torchrun(path)
+        ranks = two_ranks(path)
+        wait_for_checkpoint(run, ranks[0], before)
+        time.sleep(random.uniform(0, 0.1))
+        assert ranks[0].poll() is None, ranks[0].communicate()[0]
+        if which == "all ranks":
+            for rank in ranks:
+                rank.kill()
+        else:
+            if which == "one rank":
+                ranks[0].kill()
+            for rank in ranks:  # as a launcher does, with the signal that it got or when a rank has died
+                rank.terminate()
+        status, out = ended(ranks)
+        assert status != 0, out
+        if which == "signal":
+            assert json.loads((run / "state.json").read_text())["exit"] == 75, out
+    status, out = ended(two_ranks(path))
     assert status == 0, out
     assert "resumed at" in out
     assert sealed_bytes(run) == sealed_bytes(tmp_path / "runs" / "whole")
 
 
-def children(pid):
-    return [int(p) for p in open(f"/proc/{pid}/task/{pid}/children").read().split()]
-
-
-def test_a_checkpoint_resumes_at_another_world_size_and_engine(tmp_path):
-    path = tiny_file(tmp_path, *LONG)
-    process = torchrun(path, wait=False)
+def test_a_checkpoint_of_torchruns_ranks_resumes_at_another_world_size_and_engine(tmp_path):
+    """SIGTERM to the launcher, as a scheduler sends it."""
+    path = tiny_file(tmp_path, *LONG, of=VECTORS)
+    process = torchrun(path)
     run = tmp_path / "runs" / "tiny"
     wait_for_checkpoint(run, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert json.loads((run / "state.json").read_text())["exit"] == 75, out
     done = command("run", path)
     assert done.returncode == 0, done.stderr
     assert "saved by ddp on 2 ranks, so the last bits may differ" in done.stdout
@@ -179,7 +187,7 @@ def test_launches_that_would_run_something_else_are_refused(tmp_path):
         assert refused.returncode == 2, refused.stdout + refused.stderr
         assert line in refused.stderr
         assert len(refused.stderr.strip().splitlines()) == 1
-    status, out = torchrun(path, "train.batch=15", "name=odd")
+    status, out = ended(two_ranks(path, "train.batch=15", "name=odd"))
     assert status != 0
     assert "train.batch=15 does not divide over 2 processes" in out
     assert not (tmp_path / "runs" / "odd").exists()
@@ -193,7 +201,7 @@ def accelerate_launch(name, *arguments, **environment):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("cpu", [["--cpu"], []])
+@pytest.mark.parametrize("cpu", [pytest.param(["--cpu"], marks=pytest.mark.long), []])
 def test_accelerate_launch_that_starts_one_process_for_two_is_refused(tmp_path, cpu):
     if not cpu and torch.cuda.is_available():
         pytest.skip("accelerate starts all processes where there is a GPU")
@@ -207,7 +215,7 @@ def test_accelerate_launch_that_starts_one_process_for_two_is_refused(tmp_path, 
 
 
 def test_accelerate_launch_trains_with_deepspeed(tmp_path):
-    path = tiny_file(tmp_path, "generations=1")
+    path = tiny_file(tmp_path, "generations=1", of=VECTORS)
     launched = accelerate_launch(
         "zero2", "--num_processes", 2, "--main_process_port", 0, "-m", "entroloop.launcher", "run", path,
         DS_ACCELERATOR="cpu",
@@ -217,8 +225,9 @@ def test_accelerate_launch_trains_with_deepspeed(tmp_path):
     assert "by zero2 on 2 ranks" in out
 
 
+@pytest.mark.long
 def test_accelerate_launch_trains_on_several_machines(tmp_path):
-    path = tiny_file(tmp_path, "generations=1")
+    path = tiny_file(tmp_path, "generations=1", of=VECTORS)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -13,10 +13,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import forked
+import loops
 import numpy as np
 import pytest
 import yaml
-from loops import TINY, command, sealed_bytes, tiny, tiny_file
+from loops import VECTORS, command, sealed_bytes
 
 from entroloop.data.world import World
 from entroloop.launcher import jobs as clusters
@@ -25,11 +27,8 @@ from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.steps import Layout, Step
 
 pytestmark = pytest.mark.slow  # minutes on a real cluster
-long = pytest.mark.skipif(
-    "ENTROLOOP_LONG" not in os.environ, reason="three minutes more: set ENTROLOOP_LONG=1, as CI does"
-)
 HERE = Path(__file__).parent / "slurm"
-CHECKPOINTS = "train.checkpoint_kimg=0.016"  # after every batch, so that there is one when the kill comes
+CHECKPOINTS = ("train.kimg=3.2", "train.checkpoint_kimg=0.016")  # after every batch: one is there when the kill comes
 SLURM = ["slurm.gpus_per_node=0", "slurm.lead=30", "slurm.time=1h"]
 
 
@@ -77,6 +76,14 @@ def cluster():
         shutil.rmtree(base, ignore_errors=True)
         for name, value in kept.items():
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def tiny(folder, *overrides):
+    return loops.tiny(folder, *overrides, of=VECTORS)
+
+
+def tiny_file(folder, *overrides):
+    return loops.tiny_file(folder, *overrides, of=VECTORS)
 
 
 @functools.cache
@@ -146,11 +153,9 @@ def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path
     folder = tmp_path / "a folder with spaces"
     folder.mkdir()
     scratch = tmp_path / "node local"
-    path = tiny_file(folder, *SLURM, "slurm.import_array=2", f"slurm.scratch={scratch}", CHECKPOINTS)
+    path = tiny_file(folder, *SLURM, "slurm.import_array=2", f"slurm.scratch={scratch}", *CHECKPOINTS)
     run = folder / "runs" / "tiny"
-    both = [
-        subprocess.Popen([sys.executable, "-m", "entroloop.launcher", "slurm", "submit", str(path)]) for _ in range(2)
-    ]
+    both = [forked.entroloop("slurm", "submit", path) for _ in range(2)]
     assert [process.wait(120) for process in both] == [0, 0]
     assert [job["key"] for job in submissions(run)] == ["import", "import.seal", "real.encode", "run"]
     owner = until(lambda: training(run), run)
@@ -160,7 +165,7 @@ def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path
     finish(run)
     assert "resumed at" in logs(run)
     assert len(list(scratch.glob("entroloop-*/manifest.json"))) == 2  # a copy of each generation's training set
-    assert sealed_bytes(run) == local(CHECKPOINTS)
+    assert sealed_bytes(run) == local(*CHECKPOINTS)
     assert "nothing" not in submit(path)  # a finished run has nothing left
     assert len(submissions(run)) == 4
 
@@ -197,7 +202,7 @@ def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_pa
     assert {job.node for job in jobs(run) if job.key.endswith(".encode")} == {"n1", "n2"}
 
 
-@long
+@pytest.mark.long
 def test_a_chain_of_two_generations_ends_with_the_bytes_of_a_local_run(tmp_path):
     """All phases as jobs, in arrays longer than the cluster's MaxArraySize, submitted in a window that moves."""
     chain = ["slurm.shape=phases", "slurm.array=6", "slurm.window=9"]
@@ -212,10 +217,10 @@ def test_a_chain_of_two_generations_ends_with_the_bytes_of_a_local_run(tmp_path)
     assert sealed_bytes(run) == local(*small)
 
 
-@long
+@pytest.mark.long
 def test_a_job_whose_node_is_lost_starts_again_from_its_checkpoint(tmp_path):
     """The scheduler kills and requeues it without a signal that its script could answer."""
-    path = tiny_file(tmp_path, *SLURM, "train.kimg=6.4", "generations=1", CHECKPOINTS)
+    path = tiny_file(tmp_path, *SLURM, *CHECKPOINTS, "generations=1")
     run = tmp_path / "runs" / "tiny"
     submit(path)
     node = until(lambda: training(run), run)["host"]
@@ -223,12 +228,12 @@ def test_a_job_whose_node_is_lost_starts_again_from_its_checkpoint(tmp_path):
     until(lambda: "resumed at" in logs(run), run)
     finish(run)
     assert "requeued: stopped" not in logs(run)
-    assert sealed_bytes(run) == local("train.kimg=6.4", "generations=1", CHECKPOINTS)
+    assert sealed_bytes(run) == local(*CHECKPOINTS, "generations=1")
 
 
-@long
+@pytest.mark.long
 def test_the_signal_comes_before_a_real_time_limit(tmp_path):
-    path = tiny_file(tmp_path, *SLURM, "slurm.time=1m", "train.kimg=400", "generations=1")
+    path = tiny_file(tmp_path, *SLURM, "slurm.time=1m", "train.kimg=4000", "generations=1")
     run = tmp_path / "runs" / "tiny"
     submit(path)
     until(lambda: "requeued: stopped by USR1: training saved" in logs(run), run)
@@ -239,8 +244,8 @@ def test_the_signal_comes_before_a_real_time_limit(tmp_path):
 
 def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_limit(tmp_path):
     (tmp_path / "twin").mkdir()
-    twin = tiny_file(tmp_path / "twin", "train.kimg=1.92", "generations=1")
-    path = tiny_file(tmp_path, *SLURM, "slurm.nodes=2", "train.kimg=1.92", "generations=1")
+    twin = tiny_file(tmp_path / "twin", "train.kimg=9.6", "generations=1")
+    path = tiny_file(tmp_path, *SLURM, "slurm.nodes=2", "train.kimg=9.6", "generations=1")
     run = tmp_path / "runs" / "tiny"
     submit(path)
     until(lambda: training(run), run)
@@ -249,34 +254,27 @@ def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_lim
     finish(run)
     assert "resumed at" in logs(run)
     assert "by ddp on 2 ranks" in logs(run)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-         "-m", "entroloop.launcher", "run", str(twin)],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    for rank in forked.ranks(2, "run", twin):
+        done = rank.result()
+        assert done.returncode == 0, done.stderr
     assert sealed_bytes(run) == sealed_bytes(tmp_path / "twin" / "runs" / "tiny")
 
 
 @pytest.mark.parametrize("engine", ["ddp", "zero2"])
 def test_bare_srun_starts_ranks_that_train_as_those_of_torchrun_do(tmp_path, engine):
-    values = [f"train.engine={engine}", "data.source=mixture", "data.limit=200", "network.kind=mlp", "generations=1"]
-    started, runs = {"srun": ["srun", "-N2", "-n2", sys.executable], "torchrun": [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-    ]}, []  # fmt: skip
-    for name, launcher in started.items():
+    paths = []
+    for name in ("srun", "ranks"):
         (tmp_path / name).mkdir()
-        path = tiny_file(tmp_path / name, *values)
-        done = subprocess.run(
-            [*launcher, "-m", "entroloop.launcher", "run", path],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"by {engine} on 2 ranks" in done.stdout
-        runs.append(tmp_path / name / "runs" / "tiny")
+        paths.append(tiny_file(tmp_path / name, f"train.engine={engine}", "generations=1"))
+    done = subprocess.run(
+        ["srun", "-N2", "-n2", sys.executable, "-m", "entroloop.launcher", "run", paths[0]],
+        capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"by {engine} on 2 ranks" in done.stdout
+    for rank in forked.ranks(2, "run", paths[1]):
+        assert rank.result().returncode == 0
+    runs = [path.parent / "runs" / "tiny" for path in paths]
     assert sealed_bytes(runs[0]) == sealed_bytes(runs[1])
 
 
@@ -302,7 +300,7 @@ def test_a_task_that_waits_in_vain_says_for_whom(tmp_path):
 
 
 def test_a_preempted_job_saves_its_state_and_goes_on_later(tmp_path):
-    path = tiny_file(tmp_path, *SLURM, "train.kimg=40", "generations=1", "slurm.lines=[--exclusive]")
+    path = tiny_file(tmp_path, *SLURM, "train.kimg=4000", "generations=1", "slurm.lines=[--exclusive]")
     run = tmp_path / "runs" / "tiny"
     submit(path)
     until(lambda: training(run), run)
@@ -337,7 +335,7 @@ def test_a_failing_phase_stops_the_chain_and_status_says_why(tmp_path):
 def test_a_sweep_is_one_array_after_the_shared_work_with_a_report_at_the_end(tmp_path):
     path = tmp_path / "grid.yaml"
     grid = {"selection.strategy": ["random", "greedy"]}
-    values = {**TINY, "folder": str(tmp_path / "runs"), "sweep": {"grid": grid}}
+    values = {**VECTORS, "folder": str(tmp_path / "runs"), "sweep": {"grid": grid}}
     path.write_text(yaml.safe_dump({**values, "slurm": {"gpus_per_node": 0, "at_once": 2}}, sort_keys=False))
     done = command("sweep", path, "--slurm")
     assert done.returncode == 0, done.stderr

@@ -28,7 +28,7 @@ def test_tensorboard_shows_training_and_measures_also_on_resume(tmp_path):
     losses = [line["loss"] for line in lines if "loss" in line]
     shown = events.Scalars("train/loss")
     assert [event.value for event in shown] == pytest.approx(losses)
-    assert [event.step for event in shown] == [640 + 160 * i for i in (1, 2, 3, 4)]
+    assert [event.step for event in shown] == [320 + 80 * i for i in (1, 2, 3, 4)]
     row = json.loads((layout.generation(1) / "metrics" / "metrics.jsonl").read_text())
     measure = row["measures"]["pixel"]["frechet_distance"]
     assert events.Scalars("metrics/measures/pixel/frechet_distance")[0].value == pytest.approx(measure)
