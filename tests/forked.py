@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 ROOMS = ("data", "trainer", "selection", "eval", "launcher", "slurm")
-# Libraries that the program imports inside its functions. pyarrow is missing here because it starts a thread.
+# Libraries that the program, and what it uses, import inside functions. pyarrow is missing: it starts a thread.
 LATER = (
-    "accelerate", "deepspeed", "diffusers.models.unets.unet_2d", "faiss", "matplotlib.pyplot", "scipy.stats",
-    "sklearn.datasets", "torch._dynamo",
+    "accelerate", "deepspeed", "diffusers.models.unets.unet_2d", "faiss", "matplotlib.pyplot", "networkx", "scipy.stats",
+    "setuptools", "sklearn.cluster", "sklearn.datasets", "sklearn.manifold", "torch._dynamo", "torch._inductor.graph",
+    "torch.utils.cpp_extension",
 )  # fmt: skip
 
 CONTEXT = multiprocessing.get_context("forkserver")
