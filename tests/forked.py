@@ -28,9 +28,9 @@ from typing import Any
 ROOMS = ("data", "trainer", "selection", "eval", "launcher", "slurm")
 # Libraries that the program, and what it uses, import inside functions. pyarrow is missing: it starts a thread.
 LATER = (
-    "accelerate", "deepspeed", "diffusers.models.unets.unet_2d", "faiss", "matplotlib.pyplot", "networkx", "scipy.stats",
-    "setuptools", "sklearn.cluster", "sklearn.datasets", "sklearn.manifold", "torch._dynamo", "torch._inductor.graph",
-    "torch.utils.cpp_extension",
+    "accelerate", "deepspeed", "diffusers.models.unets.unet_2d", "faiss", "matplotlib.pyplot", "networkx",
+    "scipy.stats", "setuptools", "sklearn.cluster", "sklearn.datasets", "sklearn.manifold", "torch._dynamo",
+    "torch._inductor.graph", "torch.utils.cpp_extension",
 )  # fmt: skip
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from loops import sealed_bytes, tiny, tiny_file
+from loops import VECTORS, sealed_bytes, tiny, tiny_file
 
 from entroloop.data.errors import Failed, UserError
 from entroloop.data.store import manifest
@@ -141,7 +141,7 @@ def test_the_dry_run_foresees_the_disk_and_status_shows_it(whole, tmp_path):
 
 @pytest.mark.usefixtures("forked_arms")
 def test_a_sweeps_leader_keeps_all_until_the_others_have_it(tmp_path):
-    path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid")
+    path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid", of=VECTORS)
     with path.open("a") as file:
         file.write("sweep: {jobs: 1, grid: {selection.strategy: [random, greedy]}}\n")
     sweep.run(path, [], lambda: False)
@@ -153,7 +153,7 @@ def test_a_sweeps_leader_keeps_all_until_the_others_have_it(tmp_path):
 @pytest.fixture
 def arms(tmp_path, monkeypatch):
     """A sweep of two arms that share generation 0, and what an array task of it and its last job do."""
-    path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid")
+    path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid", of=VECTORS)
     with path.open("a") as file:
         file.write("sweep: {jobs: 1, grid: {selection.strategy: [random, greedy]}}\n")
     monkeypatch.setattr(process, "StopFlag", lambda: False)
