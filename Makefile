@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PYTHONSAFEPATH=1 $(BIN)/python -m
 BENCHMARKS := selection data training sampling encoders
-# Two files at a time, each test on one thread.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two files at a time in the order of tests/conftest.py, each test on one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast lint format bench clean
 

@@ -22,7 +22,13 @@ from entroloop.launcher.run import runner
 from entroloop.launcher.run.steps import Layout
 
 
+# Files that take longest, first: whoever begins with them last would work alone at the end.
+LONGEST = ("slurm_cluster", "engines", "frozen_networks", "sweep", "indexed", "loop_end_to_end", "greedy", "neighbours")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
     if not os.environ.get("ENTROLOOP_LONG"):
         for item in items:
             if item.get_closest_marker("long"):
