@@ -16,7 +16,10 @@ from entroloop.launcher.run.runner import open_run
 from entroloop.launcher.run.steps import PREPARE, Layout, Step, parents, steps
 from entroloop.launcher.run.work import Work
 
-SHORT = ("train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=64", "data.limit=200", "generations=3", "sample.steps=1")
+SHORT = (
+    "train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=64", "data.limit=200", "generations=3",
+    "sample.steps=1",
+)  # fmt: skip
 LABELS = ("train.labels=true", "evaluation.encoders=[pixel,classifier]")
 RUNS = {
     "subsample": (
