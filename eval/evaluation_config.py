@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from entroloop.data.catalogue import ENCODERS
+from entroloop.data.config import Section
 from entroloop.eval.catalogue import MEASURES
 
 
-class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
-    """The section `evaluation` of a run's configuration."""
+class EvaluationConfig(Section):
+    """What is measured of every generation."""
 
     encoders: tuple[Annotated[str, AfterValidator(ENCODERS.check)], ...] = Field(("pixel", "classifier"), min_length=1)
     """Feature spaces to measure in."""
     measures: tuple[str, ...] = ()
-    """The user's own measures (`module:attribute`), taken beside the built-in ones."""
+    """Your own measures as `module:attribute`, taken beside the built-in ones."""
     samples: int | None = Field(None, ge=2)
-    """Generated images 0 … samples - 1 are measured, never a selection of them; None: as many as training images."""
+    """Generated samples 0 … samples - 1 are measured, never a selection of them; null: as many as training samples."""
     entropy_size: int | None = Field(None, ge=2)
-    """Training images in the entropy estimate, which depends on their number; None: N of the first generation."""
+    """Training samples in the entropy estimate, which depends on their number; null: N."""
 
     @field_validator("measures")
     @classmethod

@@ -124,6 +124,7 @@ def status_command(
 
 def _register() -> None:
     """Adds the commands that live in modules of their own."""
+    from entroloop.launcher.commands import config as config_keys
     from entroloop.launcher.commands import latents
     from entroloop.launcher.commands import report as reporting
     from entroloop.launcher.commands import sample as sampling
@@ -131,6 +132,7 @@ def _register() -> None:
     from entroloop.launcher.commands import sets as datasets
     from entroloop.launcher.commands import slurm as cluster_commands
 
+    app.command("config")(config_keys.config_command)
     app.command("import")(datasets.import_command)
     app.command("verify")(datasets.verify_command)
     app.command("seal")(datasets.seal_command)

@@ -9,12 +9,12 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from entroloop.data.config import HOW
+from entroloop.data.config import HOW, Section
 from entroloop.data.errors import UserError
 from entroloop.data.plan import DataConfig
 from entroloop.data.registry import is_own, search_also
@@ -29,37 +29,29 @@ from entroloop.trainer.tracking import TrackingConfig
 from entroloop.trainer.train_config import TrainConfig
 
 
-class SweepConfig(BaseModel):
-    """A grid of runs: every combination of the values under `grid`, whose keys are dotted configuration keys.
+class SweepConfig(Section):
+    """A grid of runs: every combination of the values under `grid`."""
 
-    grid  a value may also be a mapping of such keys, for settings that go together; its own key is then any name
-    jobs  runs side by side; 0: as many as the cores hold at `threads` each
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    grid: dict[str, tuple[Any, ...]] = {}
+    grid: dict[str, tuple[Any, ...]] = Field({})
+    """Lists of values by dotted configuration key. A value may also be a mapping of such keys, for settings that go
+    together; its own key is then any name."""
     jobs: int = Field(0, ge=0)
+    """Runs side by side; 0: as many as the cores hold at `threads` each."""
 
 
-class Config(BaseModel):
-    """Everything that decides a run.
+class Config(Section):
+    """Everything that decides a run."""
 
-    name         of the run's folder
-    folder       where run folders are
-    seed         of everything random, with `data.split_seed` for the held-out split
-    generations  how many, generation 0 (trained on real images) included
-    threads      of a process on the CPU; results repeat byte by byte at equal threads
-    modules      folder that is appended to the import path, for names `module:attribute`; by default that of the
-                 configuration file. It comes last, so that its modules never hide another
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    name: str
-    folder: str = "runs"
+    name: Annotated[str, HOW]
+    """Name of the run's folder."""
+    folder: Annotated[str, HOW] = "runs"
+    """Folder that holds the run's folder."""
     seed: int = Field(0, ge=0)
-    generations: int = Field(6, ge=1)
-    threads: int = Field(1, ge=1)
-    modules: str | None = None
+    """Seed of everything random but the held-out split, which `data.split_seed` decides."""
+    generations: Annotated[int, HOW] = Field(6, ge=1)
+    """Number of generations, with generation 0, which trains on real data. It may grow when a run is resumed."""
+    threads: Annotated[int, HOW] = Field(1, ge=1)
+    """Threads of a process on the CPU. Results repeat byte by byte at equal threads."""
     data: DataConfig
     loop: LoopConfig = LoopConfig()
     selection: SelectionConfig = SelectionConfig()
@@ -67,10 +59,10 @@ class Config(BaseModel):
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    keep: KeepConfig = KeepConfig()
-    sweep: SweepConfig = SweepConfig()
-    slurm: SlurmConfig = SlurmConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    keep: Annotated[KeepConfig, HOW] = KeepConfig()
+    sweep: Annotated[SweepConfig, HOW] = SweepConfig()
+    slurm: Annotated[SlurmConfig, HOW] = SlurmConfig()
+    tracking: Annotated[TrackingConfig, HOW] = TrackingConfig()
 
     @field_validator("name")
     @classmethod

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from entroloop.data.catalogue import ENCODERS
+from entroloop.data.config import Section
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 
 OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are options of a run, too
 
 
-class SelectionConfig(BaseModel, extra="forbid", frozen=True):
-    """The section `selection` of a run's configuration.
-
-    strategy  which of the candidates are chosen
-    metric    `euclidean`, `cosine` or `whitened`
-    encoder   the feature space whose distances count; each of the three may be the user's own (`module:attribute`)
-    options   of the strategy, and of every strategy `trim`, `trim_k` and `per_class` (see `select`)
-    """
+class SelectionConfig(Section):
+    """How the training samples of a generation are chosen from its pool."""
 
     strategy: Annotated[str, AfterValidator(STRATEGIES.check)] = "greedy"
+    """`random`, `greedy`, `threshold-decay`, `adaptive-threshold`, `entropy-matching`, `covariance-matching`, one of an
+    installed package, or your own as `module:attribute`."""
     metric: Annotated[str, AfterValidator(DISTANCES.check)] = "euclidean"
+    """The distance: `euclidean`, `cosine` or `whitened`."""
     encoder: Annotated[str, AfterValidator(ENCODERS.check)] = "classifier"
-    options: dict[str, float | int | str | bool] = {}
+    """The feature space whose distances count: `pixel`, `classifier`, `dinov2-small`, `inception`, …, or your own as
+    `module:attribute`."""
+    options: dict[str, float | int | str | bool] = Field({})
+    """Options of the strategy by name, and `trim`, `trim_k` and `per_class` of `select`."""
 
     @field_validator("options")
     @classmethod

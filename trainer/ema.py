@@ -9,28 +9,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from entroloop.data.config import Section
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class EmaConfig(BaseModel):
-    """Which average of the weights is exported.
+class EmaConfig(Section):
+    """An average of the weights."""
 
-    rule           `halflife` (EDM), `power` (the paper's script) or `none` (the raw weights)
-    halflife_kimg  thousands of images after which an old weight counts half
-    rampup         half-life at most this share of the images seen, so that short runs forget their start
-    power, max     of the power rule, whose steps are `power_batch` images each
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     rule: Literal["halflife", "power", "none"] = "halflife"
+    """`halflife` (EDM: by images seen), `power` (diffusers' EMAModel, as in the paper's script) or `none` (the weights
+    themselves)."""
     halflife_kimg: float = Field(500.0, gt=0)
+    """Rule `halflife`: thousands of images after which a weight counts half."""
     rampup: float = Field(0.05, gt=0)
+    """Rule `halflife`: the half-life is at most this share of the images seen so far, so that short runs forget their
+    start."""
     power: float = Field(0.75, gt=0)
+    """Rule `power`: the exponent in 1 - (1 + steps)^-power."""
     max: float = Field(0.9999, ge=0, lt=1)
+    """Rule `power`: the largest decay per step."""
     power_batch: int = Field(128, ge=1)
+    """Rule `power`: images per step."""
 
 
 def decay(config: EmaConfig, images_seen: int, batch: int) -> float:

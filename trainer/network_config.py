@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from entroloop.data.config import Section
 from entroloop.data.registry import check_options
 from entroloop.trainer.catalogue import NETWORKS
 
@@ -15,34 +16,31 @@ AUTO = "auto"
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 
-class NetworkConfig(BaseModel):
-    """The network's shape.
+class NetworkConfig(Section):
+    """The network's shape."""
 
-    kind              `unet` for images, `mlp` for vectors, `auto` decides by the data, or a class of the user's own
-                      (`module:attribute`), which is called with (shape, num_classes, **options)
-    options           of the user's own class
-    channels          UNet: channels of each level, each level half the resolution of the one before
-    layers_per_block  UNet: residual blocks a level
-    attention         UNet: levels (0 = full resolution) with self-attention
-    middle_attention  UNet: self-attention at the lowest resolution
-    norm_groups       UNet: groups of every group normalization; must divide every level's channels
-    fold              UNet: vectors are seen as images of this shape [C, H, W], for example a VAE's latents
-    width, depth      MLP: hidden features and residual blocks
-    dropout           in every residual block
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     kind: str = "auto"
-    options: dict[str, Any] = {}
+    """`unet` for images, `mlp` for vectors, `auto` decides by the data, or your own class as `module:attribute`."""
+    options: dict[str, Any] = Field({})
+    """Keyword arguments of your own class."""
     channels: tuple[int, ...] = (16, 32)
+    """UNet: channels of each level; each level has half the resolution of the one before."""
     layers_per_block: int = Field(1, ge=1)
+    """UNet: residual blocks per level."""
     attention: tuple[int, ...] = ()
+    """UNet: levels with self-attention; 0 is the full resolution."""
     middle_attention: bool = True
+    """UNet: self-attention at the lowest resolution."""
     norm_groups: int = Field(8, ge=1)
+    """UNet: groups of every group normalization; must divide the channels of every level."""
     fold: tuple[int, int, int] | None = None
+    """UNet: shape [C, H, W] by which vectors are seen as images, for example the latents of a VAE."""
     width: int = Field(128, ge=1)
+    """MLP: hidden features."""
     depth: int = Field(3, ge=1)
+    """MLP: residual blocks."""
     dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout in every residual block."""
 
     @field_validator("kind")
     @classmethod

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from entroloop.data.config import Section
 from entroloop.data.errors import UserError
 from entroloop.trainer.catalogue import OBJECTIVES, SAMPLERS
 from entroloop.trainer.network_config import Precision
@@ -19,47 +20,49 @@ if TYPE_CHECKING:
 GuideKind = Literal["autoguidance", "sims", "neon"]
 
 
-class SampleConfig(BaseModel):
-    """How a generation is sampled.
+class SampleConfig(Section):
+    """How a generation is sampled."""
 
-    sampler       `heun`, `euler`, `ddim`, `ddpm`, `dpm-solver++`, or the user's own (`module:attribute`)
-    steps         noise levels; Heun calls the network 2 steps - 1 times an image, the others `steps` times
-    s_churn       of EDM's stochastic sampler (sampler=heun): noise added anew, in all steps together; 0 adds none.
-                  `s_min` … `s_max` (None: no limit) are the noise levels where it is added, `s_noise` inflates it
-    guidance      weight w of classifier-free guidance: D = D_null + w (D_label - D_null); 1 is none
-    guide         a second network: `previous` (the generation before), `generation_0000` (that one of the same run), or
-                  a sealed folder of weights. Generations that come no later than it are sampled without it
-    guide_kind    `autoguidance`: the guide is a weaker network, D = D_guide + w (D - D_guide);
-                  `sims`: the guide is the base whose samples trained this one, D = (1 + w) D_guide - w D;
-                  `neon`: as sims, with the weights of the two networks in place of what they return
-    guide_weight  that w
-    labels        of a conditional model's samples: every class equally often, or as often as in the real data or in
-                  this generation's training set
-    precision     of the network's calls: `no` is float32; the state keeps its precision
-    compile       torch.compile the network
-    batch         images a network call; part of the sampling plan, since it may change the last bits
-    shard_size    images a shard
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "heun"
+    """`heun`, `euler`, `ddim`, `ddpm`, `dpm-solver++`, or your own as `module:attribute`."""
     steps: int = Field(18, ge=1)
+    """Number of noise levels. Heun calls the network 2 steps - 1 times per image, the others `steps` times."""
     sigma_min: float = Field(0.002, gt=0)
+    """Smallest noise level above 0 (objective `edm`)."""
     sigma_max: float = Field(80.0, gt=0)
+    """Largest noise level (objective `edm`)."""
     rho: float = Field(7.0, gt=0)
+    """Exponent by which the noise levels are spaced (objective `edm`)."""
     s_churn: float = Field(0.0, ge=0)
+    """S_churn of EDM's stochastic sampler (sampler `heun`): noise added anew in all steps together; 0 adds none."""
     s_min: float = Field(0.0, ge=0)
+    """Smallest noise level at which churn adds noise."""
     s_max: float | None = Field(None, gt=0)
+    """Largest noise level at which churn adds noise; null sets no limit."""
     s_noise: float = Field(1.0, gt=0)
+    """Factor by which churn inflates the noise that it adds."""
     guidance: float = Field(1.0, ge=0)
+    """Weight w of classifier-free guidance, D = D_null + w (D_label - D_null); 1 is none."""
     guide: str | None = Field(None, min_length=1)
+    """A second network: `previous` (the generation before), `generation_0000` (that one of the same run), or a sealed
+    folder of weights. Generations that come no later than it are sampled without a guide."""
     guide_kind: GuideKind = "autoguidance"
+    """`autoguidance`: the guide is a weaker network, D = D_guide + w (D - D_guide); `sims`: the guide is the base whose
+    samples trained this network, D = (1 + w) D_guide - w D; `neon`: as `sims`, with the weights of the two networks in
+    place of what they return."""
     guide_weight: float | None = Field(None, ge=0)
+    """The weight w of the guide."""
     labels: Literal["balanced", "real", "training"] = "balanced"
+    """Labels of a conditional model's samples: every class equally often, or as often as in the real data or in this
+    generation's training set."""
     precision: Precision = "no"
+    """Precision of the network's calls; `no` is float32. The state keeps its precision."""
     compile: bool = False
+    """Compile the network with torch.compile."""
     batch: int = Field(256, ge=1)
+    """Images per network call. Part of the sampling plan, since it may change the last bits."""
     shard_size: int = Field(1024, ge=1)
+    """Images per shard."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> SampleConfig:

@@ -15,8 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, Field
 
+from entroloop.data.config import Section
 from entroloop.data.errors import UserError
 from entroloop.trainer.catalogue import TRACKERS
 
@@ -25,20 +26,17 @@ log = logging.getLogger(__name__)
 TrackerName = Annotated[str, AfterValidator(TRACKERS.check)]
 
 
-class TrackingConfig(BaseModel):
-    """Where a run's statistics are shown; may change when a run is resumed.
+class TrackingConfig(Section):
+    """Where a run's statistics are shown. May change when a run is resumed."""
 
-    trackers  any of Accelerate's, by name, or the user's own (`module:attribute`); none by default
-    project   the tracker's project
-    folder    of trackers that write files; None: `tracking` in the run's folder
-    options   by tracker, what its own start takes: `{wandb: {name: mine, mode: offline}}`
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     trackers: tuple[TrackerName, ...] = ()
+    """Any of Accelerate's trackers by name, or your own; none by default."""
     project: str = "entroloop"
+    """The tracker's project."""
     folder: str | None = None
-    options: dict[TrackerName, dict[str, Any]] = {}
+    """Folder of trackers that write files; null: `tracking` in the run's folder."""
+    options: dict[TrackerName, dict[str, Any]] = Field({})
+    """By tracker, keyword arguments of its start: `{wandb: {name: mine, mode: offline}}`."""
 
 
 def check_installed(config: TrackingConfig) -> None:

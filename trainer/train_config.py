@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from entroloop.data.config import HOW, Section
 from entroloop.data.errors import UserError
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.ema import EmaConfig
@@ -15,55 +16,56 @@ from entroloop.trainer.network_config import Precision
 EngineName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"]
 
 
-class TrainConfig(BaseModel):
-    """How a generation is trained.
+class TrainConfig(Section):
+    """How a generation is trained."""
 
-    objective        `edm` (Karras et al. 2022) or `ddpm` (epsilon prediction, the paper's), or the user's own
-    engine           `auto` takes what the process was launched with; any other is refused unless it is what runs
-    kimg             thousands of images seen in all: fixed for every generation, also where the training set grows
-    batch            global batch, over all processes and accumulation steps
-    micro_batch      images of one forward pass of a process; None: the process's whole share of the batch
-    lr               of AdamW, after the warm-up
-    warmup_kimg      linear warm-up
-    schedule         of the learning rate after it: `constant`, `cosine` or `linear` to 0 at the end
-    clip             largest gradient norm; 0 clips nothing
-    labels           condition the network on class labels
-    label_dropout    share of labels replaced by "no class", for classifier-free guidance
-    flip             mirror half of the images
-    precision        of the network's calls: `no` is float32; weights and averages stay float32
-    compile          torch.compile the network: minutes at the start, faster steps on a GPU
-    channels_last    memory format of convolutions
-    warm_start       start from the previous generation's weights instead of from scratch
-    checkpoint_kimg  thousands of images between checkpoints, of which the last `keep` stay
-    log_kimg         thousands of images between lines of stats.jsonl
-    ema              the average of the weights that is exported and sampled from
-    more_emas        further averages, exported beside it as `ema_<name>`
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
     objective: Annotated[str, AfterValidator(OBJECTIVES.check)] = "edm"
-    engine: EngineName = "auto"
+    """`edm` (Karras et al. 2022), `ddpm` (epsilon prediction, as in the paper), or your own as `module:attribute`."""
+    engine: Annotated[EngineName, HOW] = "auto"
+    """What runs the optimizer. `auto` takes what the process was launched with; any other name is refused unless it is
+    what runs."""
     kimg: float = Field(96.0, gt=0)
+    """Thousands of images seen in all. Every generation sees the same number, also where the training set grows."""
     batch: int = Field(64, ge=1)
+    """Global batch size, over all processes and accumulation steps."""
     micro_batch: int | None = Field(None, ge=1)
+    """Images per forward pass of one process; null: the process's whole share of the batch."""
     lr: float = Field(1e-3, gt=0)
+    """Learning rate of AdamW after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """The two betas of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of AdamW."""
     warmup_kimg: float = Field(3.0, ge=0)
+    """Thousands of images over which the learning rate rises linearly from 0."""
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
+    """Learning rate after the warm-up: `constant`, or `cosine` or `linear` down to 0 at the end."""
     clip: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
     labels: bool = False
+    """Condition the network on class labels."""
     label_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of labels replaced by "no class", which classifier-free guidance needs."""
     flip: bool = False
+    """Mirror half of the images."""
     precision: Precision = "no"
+    """Precision of the network's calls; `no` is float32. Weights and averages stay float32."""
     compile: bool = False
+    """Compile the network with torch.compile: takes minutes at the start, and steps are faster on a GPU."""
     channels_last: bool = False
+    """Keep convolutions in the channels-last memory format."""
     warm_start: bool = False
-    checkpoint_kimg: float = Field(20.0, gt=0)
-    keep: int = Field(2, ge=1)
-    log_kimg: float = Field(2.0, gt=0)
+    """Start from the weights of the generation before instead of from scratch."""
+    checkpoint_kimg: Annotated[float, HOW] = Field(20.0, gt=0)
+    """Thousands of images between checkpoints."""
+    keep: Annotated[int, HOW] = Field(2, ge=1)
+    """Number of checkpoints that stay while a generation is trained."""
+    log_kimg: Annotated[float, HOW] = Field(2.0, gt=0)
+    """Thousands of images between lines of stats.jsonl."""
     ema: EmaConfig = EmaConfig()
-    more_emas: dict[str, EmaConfig] = {}
+    """The average of the weights that is exported and sampled from."""
+    more_emas: dict[str, EmaConfig] = Field({})
+    """Further averages by name, exported beside it as `ema_<name>`."""
 
     @model_validator(mode="after")
     def _checkpoints_can_be_resumed(self) -> TrainConfig:

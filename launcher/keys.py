@@ -1,0 +1,144 @@
+"""Every configuration key with its type, default, bounds and meaning.
+
+sections of the rooms (pydantic models)  ->  Key per field  ->  text, JSON, or a page of the docs
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from entroloop.data.config import HOW
+from entroloop.data.errors import UserError
+from entroloop.data.registry import hint
+
+BOUNDS = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One configuration key.
+
+    name     dotted: `train.lr`
+    type     for reading: `integer`, `number or null`, or the choices: `edm | ddpm`
+    default  as YAML has it; None where the key has to be given
+    bounds   for reading: `> 0, <= 1`; empty where there are none
+    decides  whether it decides what is sealed; other keys may change when a run is resumed
+    meaning  one or more sentences
+    """
+
+    name: str
+    type: str
+    default: str | None
+    bounds: str
+    decides: bool
+    meaning: str
+
+
+def keys(model: type[BaseModel], prefix: str = "", decides: bool = True) -> Iterator[Key]:
+    """Every key of a section in the order in which the section lists them, then those of its nested sections."""
+    schema = model.model_json_schema()
+    nested = {}
+    for name, field in model.model_fields.items():
+        decides_here = decides and HOW not in field.metadata
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            nested[name] = (inner, decides_here)
+            continue
+        about = schema["properties"][name]
+        default = None if field.is_required() else _yaml(about.get("default", field.default))
+        meaning = " ".join((field.description or "").split())
+        bounds = ", ".join(dict.fromkeys(_bounds(about)))
+        yield Key(f"{prefix}{name}", _type(about, schema.get("$defs", {})), default, bounds, decides_here, meaning)
+    for name, (inner, decides_here) in nested.items():
+        yield from keys(inner, f"{prefix}{name}.", decides_here)
+
+
+def _yaml(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    return json.dumps(value, default=str)
+
+
+def _bounds(about: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{sign} {about[word]:g}" for word, sign in BOUNDS.items() if word in about)
+    for inner in about.get("anyOf", ()):
+        yield from _bounds(inner)
+
+
+def _type(about: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """A JSON schema as words."""
+    if "$ref" in about:
+        return _type(definitions[about["$ref"].rpartition("/")[2]], definitions)
+    if "enum" in about:
+        return " | ".join(map(str, about["enum"]))
+    if "const" in about:
+        return str(about["const"])
+    if "anyOf" in about:
+        return " or ".join(dict.fromkeys(_type(inner, definitions) for inner in about["anyOf"]))
+    match about.get("type"):
+        case "array" if "prefixItems" in about:
+            return f"list of {len(about['prefixItems'])}: {_type(about['prefixItems'][0], definitions)}"
+        case "array":
+            return f"list of {_type(about.get('items', {}), definitions)}"
+        case "object" if isinstance(about.get("additionalProperties"), Mapping):
+            return f"mapping to {_type(about['additionalProperties'], definitions)}"
+        case "object":
+            return "mapping"
+        case None:
+            return "any"
+    return str({"string": "text", "null": "null"}.get(about["type"], about["type"]))
+
+
+def find(model: type[BaseModel], section: str | None) -> list[Key]:
+    """The keys of a section, or the one key, of that name; all without one. Raises UserError where there is none."""
+    every = list(keys(model))
+    if section is None:
+        return every
+    found = [key for key in every if key.name == section or key.name.startswith(f"{section}.")]
+    if not found:
+        names = {key.name for key in every} | {key.name.rpartition(".")[0] for key in every if "." in key.name}
+        raise UserError(f"{section}: no section, key or run of that name: {hint(section, sorted(names))}")
+    return found
+
+
+def text(found: list[Key]) -> str:
+    """For a terminal: the key with its type and default on one line, its meaning below."""
+    lines = []
+    for key in found:
+        default = "" if key.default is None else f" = {key.default}"
+        facts = ", ".join(filter(None, [key.type, key.bounds, "" if key.decides else "may change on resume"]))
+        lines.append(f"{key.name}{default}  ({facts}{', required' if key.default is None else ''})")
+        lines.append(textwrap.fill(key.meaning, 110, initial_indent="    ", subsequent_indent="    "))
+    return "\n".join(lines)
+
+
+def page(model: type[BaseModel]) -> str:
+    """docs/configuration.md."""
+    lines = [
+        "# Configuration",
+        "",
+        "This page is made from the code by `make docs`; `entroloop config [SECTION]` prints the same, and",
+        "`entroloop config --schema` a JSON schema by which editors complete a configuration file.",
+        "",
+        "A value comes from the command line (`section.key=value`), else from the YAML file, else it is the default.",
+        "Keys marked *how* decide how something is computed or shown and never what is sealed; they may differ when a",
+        "run is resumed. Any other key may differ only while nothing is sealed that depends on it.",
+    ]
+    section = None
+    for key in keys(model):
+        here = key.name.rpartition(".")[0]
+        if here != section:
+            section = here
+            lines += ["", f"## {here or 'At the top level'}", ""]
+            lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+        type_ = ", ".join(filter(None, [key.type, key.bounds])).replace("|", "\\|")
+        default = "required" if key.default is None else f"`{key.default}`"
+        how = "" if key.decides else " *(how)*"
+        lines.append(f"| `{key.name}` | {type_} | {default} | {key.meaning.replace('|', chr(92) + '|')}{how} |")
+    return "\n".join(lines) + "\n"
