@@ -243,3 +243,20 @@ def test_a_changed_bit_in_a_checkpoint_is_found_and_it_does_not_outlast_better_o
 def test_flips_of_vectors_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"train\.flip=true: vectors, and latents among them, have no mirror images"):
         drive.run(tiny(tmp_path, "data.source=mixture", "train.flip=true", "network.kind=mlp"), World(), lambda: False)
+
+
+def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):
+    """Also one in the directory of torch's archive, which keeps no checksum of itself."""
+    state = {"engine": {"weights": {"a": torch.zeros(3)}}, "seen": 8}
+    path = checkpoint.save(tmp_path, 8, state, keep=1)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 5):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert checkpoint.newest(tmp_path) is None, place
+    for length in (0, 10, 64, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        assert checkpoint.newest(tmp_path) is None, length
+    path.write_bytes(whole)
+    assert checkpoint.newest(tmp_path)["seen"] == 8

@@ -3,30 +3,31 @@
     state (weights, optimizer, EMA, samples seen)  <->  checkpoints/images-000000064000.pt   unsealed, the last k kept
     network with the averaged weights               ->  weights/ in diffusers form           sealed, read by sampling
 
-A checkpoint is one file, written whole or not at all; the newest readable one wins.
+A checkpoint is one file, written whole or not at all: what `torch.save` writes, then the SHA-256 of it in hexadecimal.
+The newest undamaged one wins.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import pickle
 import shutil
 import uuid
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest
 from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Scale
 
 log = logging.getLogger(__name__)
+_DIGITS = 64  # of a SHA-256
 
 
 def path_of(folder: Path, images_seen: int) -> Path:
@@ -39,7 +40,7 @@ def save(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int) ->
     One of more images seen was damaged, since training went on from fewer: it is removed too.
     """
     path = path_of(folder, images_seen)
-    files.replace(path, lambda file: torch.save(dict(state), file))
+    files.replace(path, lambda file: _write(file, state))
     there = sorted(folder.glob("images-*.pt"))
     upto = there.index(path) + 1
     for other in [*there[: max(0, upto - keep)], *there[upto:]]:
@@ -47,12 +48,36 @@ def save(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int) ->
     return path
 
 
+class _Hashed:
+    """A file that is written from its beginning to its end, and the SHA-256 of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, content: bytes) -> int:
+        self.sha256.update(content)
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+def _write(file: IO[bytes], state: Mapping[str, Any]) -> None:
+    hashed = _Hashed(file)
+    torch.save(dict(state), hashed)  # type: ignore[arg-type]  # it only writes
+    file.write(hashed.sha256.hexdigest().encode())
+
+
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU. Raises zipfile.BadZipFile where its content is not what was written (CRC-32)."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
-    if damaged:
-        raise zipfile.BadZipFile(f"{damaged} is not what was written")
+    """A checkpoint, on the CPU. Raises UserError, naming the file, where its content is not what was written."""
+    sha256, left = hashlib.sha256(), path.stat().st_size - _DIGITS
+    with path.open("rb") as file:
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
+            sha256.update(block)
+            left -= len(block)
+        if file.read() != sha256.hexdigest().encode():
+            raise UserError(f"{path}: damaged checkpoint (SHA-256 differs)")
+    # torch's own check is not enough: one bit in the directory of its archive makes tensors of memory that nobody set.
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
@@ -62,8 +87,11 @@ def newest(folder: Path) -> dict[str, Any] | None:
     for path in sorted(folder.glob("images-*.pt"), reverse=True):
         try:
             return read(path)
-        except (RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            log.warning("%s: damaged checkpoint, trying the one before (%s)", path, str(error).splitlines()[0])
+        except Exception as error:
+            log.warning(
+                "%s; trying the one before",
+                error if isinstance(error, UserError) else f"{path}: damaged checkpoint ({reason(error)})",
+            )
     return None
 
 
