@@ -181,6 +181,26 @@ def test_verify_follows_every_seal_to_what_it_was_made_from(finished, layout):
     assert f"{path.parent}: not sealed, but {layout.of(Step(0, 'sample'))} was made from it" in verified(layout.run)[1]
 
 
+@pytest.mark.parametrize("file", ["generation_0000/weights/manifest.json", "config.yaml", "real/features/removed.json"])
+def test_verify_goes_on_after_a_file_that_cannot_be_read(layout, file):
+    (layout.of(PREPARE) / manifest.REMOVED).write_bytes(files.json_bytes({"removed": []}))
+    path = layout.run / file
+    path.write_text("{" + path.read_text())
+    flip(layout.of(Step(1, "sample")) / "shard-000000.tar")
+    code, problems = verified(layout.run)
+    assert code == 2
+    assert sum(line.startswith(f"{path}: damaged") for line in problems) == 1
+    assert any("samples/shard-000000.tar: content changed" in line for line in problems)
+    assert not any("\n" in line for line in problems)
+
+
+def test_a_run_whose_configuration_is_damaged_is_refused_in_one_line(layout):
+    path = layout.config
+    path.write_text("{" + path.read_text())
+    with pytest.raises(UserError, match=f"{path}: damaged: restore it, or start again"):
+        drive.run(points(layout.run.parent), World(), lambda: False)
+
+
 def test_verify_names_an_outside_data_set_that_is_another_now(tmp_path, finished):
     source = finished.images
     shutil.copytree(source, tmp_path / "set")

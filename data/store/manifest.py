@@ -17,7 +17,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.json"  # beside it: which sealed files were removed by choice
@@ -139,9 +139,12 @@ def read(folder: Path) -> Manifest:
 
 
 def removed(folder: Path) -> frozenset[str]:
-    """Names of the sealed files that `entroloop.data.store.removal` removed."""
+    """Names of the sealed files that `entroloop.data.store.removal` removed. Raises UserError when that is damaged."""
     path = folder / REMOVED
-    return frozenset(json.loads(path.read_text())["removed"]) if path.is_file() else frozenset()
+    if not path.is_file():
+        return frozenset()
+    with reading(str(path)):
+        return frozenset(json.loads(path.read_text())["removed"])
 
 
 def copy_sealed(source: Path, target: Path) -> None:

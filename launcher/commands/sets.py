@@ -94,12 +94,12 @@ def verify_command(
     for path in sealed:
         try:
             found = manifest.read(path)
+            gone = sorted(name for name in manifest.removed(path) if not (path / name).exists())
         except UserError as error:
             problems.append(str(error))
             continue
         readable.append(path)
         count, size = count + len(found.files), size + found.bytes
-        gone = sorted(name for name in manifest.removed(path) if not (path / name).exists())
         removed += len(gone)
         if not as_json:
             for name in gone:
@@ -109,7 +109,7 @@ def verify_command(
             damaged = manifest.problems(path, bar.advance)
             if not damaged and manifest.read(path).kind == indexed.KIND:
                 damaged = indexed.problems(path)
-            problems += damaged + _other_inputs(path)
+            problems += [line for line in damaged + _other_inputs(path) if line not in problems]
     if as_json:
         facts = {
             "folder": str(folder), "sealed": len(sealed), "files": count, "bytes": size, "removed": removed,
@@ -130,17 +130,23 @@ def verify_command(
 
 def _other_inputs(path: Path) -> list[str]:
     """One line for each input of a run's sealed folder that is not the one that the folder was made from."""
+    from entroloop.data.errors import UserError, reading
     from entroloop.data.store import manifest
     from entroloop.launcher.run.steps import Layout, read_config, steps
 
     layout = Layout(path.absolute().parent.parent)
     if not layout.config.is_file():
         return []
-    config = read_config(layout)
-    inside = {str(step): layout.of(step) for step in steps(config["generations"])}
+    try:
+        config = read_config(layout)
+        with reading(str(layout.config)):
+            inside = {str(step): layout.of(step) for step in steps(config["generations"])}
+            source, guide = Path(config["data"]["source"]), Path(config["sample"]["guide"] or "")
+    except UserError as error:
+        return [str(error)]
     inside["classifier"] = layout.classifier
-    real = layout.images if manifest.is_sealed(layout.images) else Path(config["data"]["source"])
-    outside = {"real": real, "guide": Path(config.get("sample", {}).get("guide") or "")}  # may be on another machine
+    real = layout.images if manifest.is_sealed(layout.images) else source
+    outside = {"real": real, "guide": guide}  # may be on another machine
     found = []
     for name, digest in manifest.read(path).made_from.items():
         folder = {**inside, **outside}.get(name)
@@ -148,8 +154,12 @@ def _other_inputs(path: Path) -> list[str]:
             continue
         if not manifest.is_sealed(folder):
             found.append(f"{folder}: not sealed, but {path} was made from it")
-        elif manifest.read(folder).digest != digest:
-            found.append(f"{folder / manifest.MANIFEST}: changed since {path} was made from it")
+            continue
+        try:
+            if manifest.read(folder).digest != digest:
+                found.append(f"{folder / manifest.MANIFEST}: changed since {path} was made from it")
+        except UserError as error:
+            found.append(str(error))
     return found
 
 

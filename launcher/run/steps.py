@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.config import Config
@@ -111,7 +111,8 @@ def read_config(layout: Layout) -> dict[str, Any]:
     """The configuration saved with a run. Raises UserError when the folder is not a run."""
     if not layout.config.is_file():
         raise UserError(f"{layout.run}: not a run (no {layout.config.name}): give a folder that `entroloop run` made")
-    saved = yaml.safe_load(layout.config.read_text())
+    with reading(str(layout.config), "damaged: restore it, or start again under another name="):
+        saved = yaml.safe_load(layout.config.read_text())
     if not isinstance(saved, dict) or "generations" not in saved:
         raise UserError(f"{layout.config}: damaged: restore it, or start again under another name=")
     return saved
