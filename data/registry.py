@@ -134,7 +134,7 @@ def search_also(folder: Path) -> None:
         sys.path.append(text)
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Type and message of an error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
@@ -148,7 +148,7 @@ def _imported(what: str, target: str) -> Any:
         raise UserError(
             f"{what}: cannot import {module} ({error}): is it beside the configuration file or on PYTHONPATH?"
         ) from error
-    except Exception as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise UserError(f"{what}: importing {module} raised {said(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

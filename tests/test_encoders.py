@@ -1,4 +1,4 @@
-from __future__ import annotations
+from __future__ import sys
 
 import hashlib
 from pathlib import Path
@@ -86,6 +86,8 @@ def test_every_encoder_says_how_it_resizes():
         (":x", "give module:attribute"),
         ("os:", "give module:attribute"),
         ("own_encoder_that_raises:x", "importing own_encoder_that_raises raised RuntimeError: no such luck$"),
+        ("own_script:x", "importing own_script raised SystemExit: 0$"),
+        ("test_encoders:leaving", "raised SystemExit: 0.*must be, or return"),
         ("test_encoders:failing_factory", "raised ZeroDivisionError: division by zero.*must be, or return"),
         ("test_encoders:failing", "must return finite float32 \\[2, 1\\], raised ValueError: two lines$"),
         ("test_encoders:infinite", "must return finite float32 \\[2, 1\\], row 0 holds NaN or infinity$"),
@@ -95,6 +97,7 @@ def test_every_encoder_says_how_it_resizes():
 )
 def test_bad_names_give_one_line(name, message, tmp_path, monkeypatch):
     (tmp_path / "own_encoder_that_raises.py").write_text("raise RuntimeError('no such luck')")
+    (tmp_path / "own_script.py").write_text("import sys\nsys.exit(0)")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=message) as caught:
         encoders.load_encoder(name, (1, 8, 8))
@@ -126,6 +129,10 @@ class Wrong(Mean):
 class Failing(Mean):
     def __call__(self, samples: Samples) -> np.ndarray:
         raise ValueError("two\nlines")
+
+
+def leaving(shape, device):
+    sys.exit(0)
 
 
 class Infinite(Mean):

@@ -144,7 +144,7 @@ class Own:
         wanted = f"encoder {self.name}: for {n} samples it must return finite float32 [{n}, {self.dim}]"
         try:
             found: Any = self._encoder(samples)
-        except Exception as error:  # whatever the encoder does
+        except (Exception, SystemExit) as error:  # whatever the encoder does
             raise UserError(f"{wanted}, raised {said(error)}") from error
         if not isinstance(found, np.ndarray) or found.shape != (n, self.dim) or found.dtype != np.float32:
             got = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
@@ -178,7 +178,7 @@ def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
     if callable(found) and (isinstance(found, type) or not hasattr(found, "dim")):
         try:
             found = found(shape, device)
-        except Exception as error:  # whatever the factory does
+        except (Exception, SystemExit) as error:  # whatever the factory does
             raise UserError(
                 f"encoder {name}: called with (shape, device) it raised {said(error)}: {WHAT_IT_IS}"
             ) from error
