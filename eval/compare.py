@@ -1,6 +1,6 @@
 """Every measure between any two or three sets of files, whoever made them.
 
-    folder | sealed shards | .npz | .npy  ->  encoder  ->  measure  ->  one row, as JSON or as text
+    folder | sealed shards | .npz | .npy | features  ->  encoder  ->  measure  ->  one row, as JSON or as text
 
 N points, C channels, H height, W width, D features.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder, resize_of, weights_of
 from entroloop.data.sources.images import Channels, convert, from_array
 from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.rows import is_rows, keys_of, opened
 from entroloop.data.sources.settings import Settings, find_layout
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
@@ -30,7 +31,6 @@ from entroloop.eval.report.statistics import number
 
 Samples = NDArray[Any]
 RESIZE = "central square; block means where the factor is whole, else Lanczos"  # `entroloop.data.sources.images.square`
-NAMES = ("images", "samples", "features", "x", "x_train")  # of the samples in an .npz of several arrays; the first
 GENERATION = "generation_"  # how the folders of a run's generations begin
 SHOWN = 16  # digits of a hash
 
@@ -40,6 +40,7 @@ def compare(
     training: Path,
     reference: Path | None = None,
     *,
+    keys: Sequence[str] = (),
     encoder: str = "pixel",
     classifier: Path | None = None,
     resolution: int | None = None,
@@ -51,6 +52,7 @@ def compare(
 ) -> dict[str, Any]:
     """The measures at the top level (None where undefined), everything else under "context".
 
+    keys       of the arrays in archives and feature folders that hold several: one for all such sets, or one each
     resolution images are cropped and resized to this many pixels a side first, as `import` does; None: as they are
     resamples  times that half of every set is drawn and measured again: 2.5 % and 97.5 % quantiles of each measure
                under context["resampled"]. They show the spread at half the size, not an interval of the full number.
@@ -60,7 +62,8 @@ def compare(
     """
     where = find_device(device)
     paths = {"generated": generated, "training": training, **({"reference": reference} if reference else {})}
-    sets = {name: read_set(path, resolution) for name, path in paths.items()}
+    chosen = dict(zip(paths, keys_of(list(paths.values()), keys), strict=True))
+    sets = {name: read_set(path, resolution, chosen[name]) for name, path in paths.items()}
     _check_fit(sets, paths)
     shape = sets["generated"].shape[1:]
     if flip and len(shape) == 1:
@@ -79,6 +82,7 @@ def compare(
         "resolution": resolution,
         "resize": RESIZE if resolution is not None else None,
         **{name: str(path) for name, path in paths.items()},
+        "keys": chosen,
         **found.context,
     }
     if resamples:
@@ -87,7 +91,10 @@ def compare(
 
 
 def _encoded(samples: Samples, net: Encoder, path: Path) -> NDArray[np.float32]:
-    features = net(samples)
+    try:
+        features = net(samples)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     if not np.isfinite(features).all():
         raise UserError(f"{path}: its features by {net.name} hold values that are not finite (inf or nan)")
     return features
@@ -150,13 +157,15 @@ def _shape(samples: Samples) -> str:
     return f"{samples.shape[2]}x{samples.shape[3]} images with {samples.shape[1]} channel(s)"
 
 
-def read_set(path: Path, resolution: int | None = None) -> Samples:
+def read_set(path: Path, resolution: int | None = None, key: str | None = None) -> Samples:
     """A set of images, uint8 [N, C, H, W], or vectors, float32 [N, D], of at least two samples.
+
+    key  of the array to read, where a file or feature folder holds several (see `entroloop.data.sources.rows`)
 
     Raises UserError naming the path when it is missing, damaged, neither of the two or a run's folder, holds fewer
     samples or values that are not finite, or is of vectors and has a resolution asked of it.
     """
-    samples = _read(path, resolution)
+    samples = _read(path, resolution, key)
     if samples.ndim == 2 and resolution is not None:
         raise UserError(f"--resolution {resolution}: {path} holds vectors, which have none")
     if len(samples) < 2:
@@ -169,11 +178,14 @@ def read_set(path: Path, resolution: int | None = None) -> Samples:
     return samples
 
 
-def _read(path: Path, resolution: int | None) -> Samples:
+def _read(path: Path, resolution: int | None, key: str | None) -> Samples:
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    if path.suffix in (".npy", ".npz") and path.is_file():
-        return resized(as_samples(_load_array(path), path), resolution)
+    if is_rows(path):
+        with opened(path, key) as rows:
+            rows.check()
+            samples = np.array(rows[:], np.uint8 if len(rows.shape) == 3 else np.float32)
+        return resized(samples, resolution)
     if (path / MANIFEST).exists():
         return resized(open_set(path).all(), resolution)
     if any(path.glob("shard-*.tar")):
@@ -195,61 +207,16 @@ def _check_no_run(path: Path) -> None:
         )
 
 
-def _load_array(path: Path) -> Samples:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return np.asarray(loaded)
-        named = [key for key in NAMES if key in loaded]
-        keys = named[:1] or [key for key in loaded if loaded[key].ndim in (2, 3, 4)]
-        if not keys:
-            raise UserError(f"{path}: holds no array of images or vectors (has: {', '.join(loaded) or 'nothing'})")
-        if len(keys) > 1:
-            names = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
-            raise UserError(f"{path}: holds several arrays ({', '.join(keys)}): call the samples {names}")
-        return np.asarray(loaded[keys[0]])
-    except (OSError, ValueError, EOFError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: damaged or not a numpy file ({str(error).splitlines()[0]})") from error
-    except Exception as error:  # zipfile.BadZipFile, zlib.error, …: numpy lets them through
-        raise UserError(f"{path}: damaged or not a numpy file ({error})") from error
-
-
-def as_samples(array: Samples, path: Path) -> Samples:
-    """[N, D] numbers -> float32 vectors; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W].
-
-    Raises UserError naming the path for any other array, and for numbers beyond the range of float32.
-    """
-    if array.ndim == 2 and array.dtype.kind in "fiu":
-        with np.errstate(over="ignore"):
-            vectors = array.astype(np.float32)
-        if (np.isinf(vectors) & np.isfinite(array)).any():
-            raise UserError(f"{path}: holds numbers beyond the range of float32 (±3.4e38)")
-        return vectors
-    if array.ndim in (3, 4) and array.dtype == np.uint8:
-        if array.ndim == 3:
-            return array[:, None]
-        if array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
-            return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
-        if array.shape[1] in (1, 3):
-            return array
-    raise UserError(
-        f"{path}: holds {array.dtype} of shape {list(array.shape)}; "
-        "expected vectors [N, D] or uint8 images [N, H, W], [N, H, W, C] or [N, C, H, W]"
-    )
-
-
 def _read_source(path: Path, resolution: int | None) -> Samples:
     """A folder of images, a zip, IDX files: whatever `import` reads."""
-    opened = open_source(str(path))
-    rows = np.arange(len(opened.names))
+    source = open_source(str(path))
+    rows = np.arange(len(source.names))
     if not len(rows):
         raise UserError(f"{path}: holds no images")
-    layout = find_layout(opened, rows, Settings(resolution=resolution, labels=False), 1)
+    layout = find_layout(source, rows, Settings(resolution=resolution, labels=False), 1)
     out = np.empty((len(rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
-    for row, sample in zip(rows, opened.read(rows), strict=True):
-        with opened.naming(int(row)):
+    for row, sample in zip(rows, source.read(rows), strict=True):
+        with source.naming(int(row)):
             out[row] = (
                 sample if isinstance(sample, np.ndarray) else convert(sample, _channels(layout.shape), resolution)
             )

@@ -21,6 +21,7 @@ import yaml
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import block_name
 from entroloop.data.store.shards import shard_name
 from entroloop.launcher.config import Config
 from entroloop.launcher.run.lease import Lease
@@ -108,8 +109,6 @@ def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
 
 def missing_parts(config: Config, layout: Layout, step: Step) -> tuple[int, tuple[int, ...]]:
     """Into how many parts a step is cut, and which of them lack a shard (sample) or a block of features (encode)."""
-    from entroloop.data.features.blocks import block_name  # needs torch
-
     shards = -(-config.samples // config.sample.shard_size)
     count, folder = min(config.slurm.array, shards), layout.of(step)
 

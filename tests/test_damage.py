@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.features import classifier
-from entroloop.data.features.blocks import load_features
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import load_features
 from entroloop.data.world import World
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import __main__ as program

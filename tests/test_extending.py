@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from entroloop.data.catalogue import ENCODERS, SOURCES
-from entroloop.data.features.blocks import load_features
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import load_features
 from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.eval.catalogue import MEASURES

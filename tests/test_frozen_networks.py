@@ -28,8 +28,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.features import dinov2, inception
 from entroloop.data.features import encoder as encoders
 from entroloop.data.features import weights as frozen
-from entroloop.data.features.blocks import load_features
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
+from entroloop.data.store.blocks import load_features
 from entroloop.launcher import __main__ as launcher
 
 CPU = torch.device("cpu")

@@ -259,7 +259,7 @@ def test_bad_sources_are_named(tmp_path: Path):
         (str(tmp_path / "missing"), "missing: no such file or folder: give a file"),
         (str(tmp_path / "empty"), "empty: empty folder"),
         (str(tmp_path / "text"), r"text: holds no images \(a.txt\)"),
-        (str(tmp_path / "nothing.bin"), "empty file"),
+        (str(tmp_path / "nothing.bin"), "nothing.bin: holds no rows: the file is empty"),
         (str(tmp_path / "some.bin"), "some.bin: not a kind of data set"),
     ):
         refused(message, source, tmp_path / "out")

@@ -138,23 +138,20 @@ def broken(tmp_path):
     ("name", "message"),
     [
         ("absent", "no such file"),
-        ("cut.npy", "damaged"),
+        ("cut.npy", "damaged, or not a NumPy file"),
         ("cut.npz", "damaged"),
         ("empty", "empty"),
         ("images", "a.png"),
         ("unsealed", "manifest.json"),
-        ("floats.npy", "expected vectors"),
+        ("floats.npy", "images must be uint8 from 0 to 255, these are float64"),
         ("line.npy", "expected vectors"),
         ("one.npy", "holds 1 sample; measures need at least 2"),
-        ("nan.npy", "not finite"),
+        ("nan.npy", "row 0 holds NaN or infinity"),
         ("large.npy", "beyond the range of float32"),
-        ("rowless.npy", "holds 0 samples; measures need at least 2"),
-        ("narrow.npy", "holds vectors of 0 numbers"),
-        (
-            "unnamed.npz",
-            "holds several arrays (arr_0, arr_1): call the samples images, samples, features, x or x_train",
-        ),
-        ("several.npz", "holds several arrays (a, b): call the samples images,"),
+        ("rowless.npy", "holds no rows"),
+        ("narrow.npy", "holds rows without numbers, shape [9, 0]"),
+        ("unnamed.npz", "holds several arrays of rows: choose one with --key: arr_0, arr_1"),
+        ("several.npz", "holds several arrays of rows: choose one with --key: a, b"),
     ],
 )
 @pytest.mark.filterwarnings("error::RuntimeWarning")
@@ -186,7 +183,7 @@ class Broken:
 
 
 def test_features_that_are_not_finite_name_the_set_and_the_encoder(kinds):
-    with pytest.raises(UserError, match=r"images: its features by broken hold values that are not finite"):
+    with pytest.raises(UserError, match=r"images: encoder test_measure_cli:Broken: .* row 0 holds NaN or infinity"):
         compare.compare(kinds["images"], kinds["shards"], encoder="test_measure_cli:Broken")
 
 

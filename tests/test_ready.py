@@ -7,9 +7,9 @@ import pytest
 from loops import tiny
 
 from entroloop.data.errors import UserError
-from entroloop.data.features.blocks import load_features
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import load_features
 from entroloop.data.world import World
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher.preview.dry_run import describe

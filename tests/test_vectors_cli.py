@@ -11,8 +11,9 @@ from entroloop.data.features.blocks import encode_shards, seal_features
 from entroloop.data.features.encoder import load_encoder
 from entroloop.data.plan import Part
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.rows import opened
 from entroloop.data.store.shards import Dataset
-from entroloop.launcher.commands.select import entropy_command, opened, parse_options, select_command
+from entroloop.launcher.commands.select import entropy_command, parse_options, select_command
 from entroloop.selection import kl_entropy, select
 
 X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
@@ -21,7 +22,8 @@ X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
 @pytest.fixture
 def features(tmp_path):
     np.save(tmp_path / "x.npy", X)
-    np.savez(tmp_path / "x.npz", features=X, other=X[:5])
+    np.savez(tmp_path / "x.npz", features=X)
+    np.savez(tmp_path / "two.npz", features=X, other=X[:5])
     np.savez_compressed(tmp_path / "packed.npz", X)
     np.save(tmp_path / "order.npy", np.asfortranarray(X))
     return tmp_path
@@ -71,16 +73,16 @@ mean, MEAN = _Mean(), "test_vectors_cli:mean"
 
 def test_sealed_feature_folders(sealed, tmp_path, capsys):
     folder, pixels = sealed
-    select_command(folder, 30, tmp_path / "ids.npy", seed=2, encoder="pixel")
+    select_command(folder, 30, tmp_path / "ids.npy", seed=2, key=["pixel"])
     np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), select(pixels, 30, seed=2).ids)
     capsys.readouterr()
-    entropy_command(folder, encoder="pixel", as_json=True)
+    entropy_command(folder, key="pixel", as_json=True)
     assert json.loads(capsys.readouterr().out)["nats"] == pytest.approx(kl_entropy(pixels).nats)
-    with pytest.raises(UserError, match=r"name one of its encoders: pixel, test_vectors_cli:mean"):
+    with pytest.raises(UserError, match=r"choose one with --key: pixel, test_vectors_cli:mean"):
         entropy_command(folder)
     (folder / "manifest.json").rename(folder / "kept")
     with pytest.raises(UserError, match="not a sealed feature folder"):
-        entropy_command(folder, encoder="pixel")
+        entropy_command(folder, key="pixel")
     (folder / "kept").rename(folder / "manifest.json")
 
 
@@ -95,11 +97,11 @@ def test_the_same_ids_on_two_ranks(features):
 
 def test_arrays_are_mapped_not_read(features):
     for name in ("x.npy", "x.npz"):
-        with opened(features / name) as (array, _):
-            assert isinstance(array, np.memmap)
-            np.testing.assert_array_equal(array, X)
-    with opened(features / "x.npz", "other") as (array, about):
-        assert about["shape"] == [5, 6]
+        with opened(features / name) as rows:
+            assert isinstance(rows[:], np.memmap)
+            np.testing.assert_array_equal(rows[:], X)
+    with opened(features / "two.npz", "other") as rows:
+        assert rows.about()["shape"] == [5, 6]
 
 
 def test_entropy_prints_the_documented_keys(features, capsys):
@@ -116,8 +118,14 @@ def test_labels_come_from_a_file(features):
     out = features / "ids.npy"
     select_command(features / "x.npy", 30, out, "random-class-balanced", labels=features / "labels.npy")
     assert np.bincount(np.load(out) % 3).tolist() == [10, 10, 10]
-    with pytest.raises(UserError, match=r"--labels: .*must hold 300 integers, one a row, has shape \[300, 6\]"):
+    with pytest.raises(UserError, match=r"x.npy: must hold 300 integers, one per row, holds float32 of shape"):
         select_command(features / "x.npy", 30, out, "random-class-balanced", labels=features / "x.npy")
+
+
+def test_a_reference_of_another_width_is_named(features):
+    np.save(features / "wide.npy", X[:, [0, *range(6)]])
+    with pytest.raises(UserError, match=r"wide.npy: rows of shape \[7\], but .*x.npy has \[6\]"):
+        select_command(features / "x.npy", 3, features / "i.npy", reference=features / "wide.npy")
 
 
 def _truncated(folder):
@@ -141,9 +149,9 @@ def _flat(folder):
     ("make", "message"),
     [
         (lambda folder: folder / "none.npy", "none.npy: no such file or folder"),
-        (_truncated, "cut.npy: not a complete .npy file"),
-        (_text, "text.npz: not a complete .npz file"),
-        (_flat, r"flat.npy: must hold an array \[N, D\], holds one of shape \[6\]"),
+        (_truncated, "cut.npy: damaged: holds 1872 bytes of data, but its header says 7200"),
+        (_text, "text.npz: damaged, or not a NumPy file"),
+        (_flat, r"flat.npy: holds float32 of shape \[6\]; expected vectors \(numbers \[N, D\]\) or images"),
         (lambda folder: folder, "not a sealed feature folder"),
     ],
 )
@@ -154,8 +162,8 @@ def test_unusable_files_are_named(features, make, message):
 
 def test_a_missing_array_lists_those_there_are(features):
     with (
-        pytest.raises(UserError, match="has no array 'images'; choose one with --key: features, other"),
-        opened(features / "x.npz", "images"),
+        pytest.raises(UserError, match=r"^--key images: .*two.npz holds no such array: give one of features, other$"),
+        opened(features / "two.npz", "images"),
     ):
         pass
 

@@ -1,31 +1,25 @@
 """Shards -> feature blocks on disk, computed once and shared by selection and measures.
 
-    Dataset + encoders  ->  encode_shards (any part of the shards)  ->  seal_features  ->  load_features
+    Dataset + encoders  ->  encode_shards (any part of the shards)  ->  seal_features
 
-A sealed folder holds one `.npy` block a shard and encoder. N samples, D features.
+A sealed folder holds one `.npy` block per shard and encoder; `data.store.blocks` reads it.
 """
 
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.features.encoder import Encoder
 from entroloop.data.plan import Part
 from entroloop.data.progress import Progress
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import block_name
 from entroloop.data.store.shards import Dataset, Samples
-
-
-def block_name(encoder: str, shard: int) -> str:
-    """File of one block; characters of `module:attribute` that do not belong in a file name become `_`."""
-    return f"{re.sub(r'[^A-Za-z0-9-]', '_', encoder)}-{shard:06d}.npy"
 
 
 def encode_shards(
@@ -78,38 +72,3 @@ def seal_features(
             raise UserError(f"{folder / name}: missing feature block: encode this shard before sealing")
     about = {"encoders": {name: {"dim": e.dim, "digest": e.digest} for name, e in encoders.items()}, "blocks": blocks}
     return manifest.seal(folder, "features", len(dataset), names, about=about, made_from=made_from)
-
-
-def load_features(folder: Path, encoder: str | None = None) -> NDArray[np.float32]:
-    """The features of a sealed folder: float32 [N, D], memory-mapped where it is a single block.
-
-    encoder  may be left out where the folder holds one encoder's features only
-    Every block is checked against the manifest. Raises UserError when the folder is not sealed, holds no features, or
-    not that encoder's, and, naming the block, when one is not what was sealed.
-    """
-    sealed = manifest.read(folder)
-    if sealed.kind != "features":
-        raise UserError(f"{folder}: holds {sealed.kind}, not features")
-    encoders = list(sealed.about["encoders"])
-    if encoder is None and len(encoders) == 1:
-        encoder = encoders[0]
-    if encoder is None or encoder not in encoders:
-        raise UserError(f"{folder}: name one of its encoders: {', '.join(encoders)}")
-    names = [block_name(encoder, i) for i in range(sealed.about["blocks"])]
-    manifest.check(folder, names)
-    blocks = [load_block(folder / name) for name in names]
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-
-def load_block(path: Path) -> NDArray[np.float32]:
-    """One block, memory-mapped copy-on-write (torch warns about read-only arrays). Raises UserError when damaged."""
-    try:
-        block: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged feature block ({error})") from error
-    return block
-
-
-def encoder_digest(folder: Path, encoder: str) -> str:
-    """Identifies the weights and preprocessing that made an encoder's features in a sealed folder."""
-    return str(manifest.read(folder).about["encoders"][encoder]["digest"])

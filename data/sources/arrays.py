@@ -1,4 +1,4 @@
-"""Sets that are arrays already: built-in words, IDX, `.npy` and `.npz` files.
+"""Sets that are arrays already: built-in words, IDX files, and what `rows` reads.
 
     a word or a path  ->  ArraySource: uint8 [N, C, H, W] or float32 [N, D], with labels
 
@@ -12,7 +12,6 @@ import gzip
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources.base import ArraySource, pick_split
 from entroloop.data.sources.listing import OTHER_KIND, Listing, spelled
+from entroloop.data.sources.rows import open_rows
 
 # --- words --------------------------------------------------------------------------------------------------------
 
@@ -149,57 +149,16 @@ def _labels_of(images: str) -> str | None:
     return name if name != _unzipped(images) else None
 
 
-# --- NumPy --------------------------------------------------------------------------------------------------------
-
-SAMPLES = ("images", "samples", "x", "data", "features", "arr_0")
-LABELS = ("labels", "label", "y", "targets", "classes", "arr_1")
+# --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def numpy_file(path: Path) -> ArraySource:
-    """A `.npy` array, or an `.npz` with samples (`images`, `x`, …) and maybe labels (`labels`, `y`, …)."""
+def stored(path: Path, key: str | None, labels: bool) -> ArraySource:
+    """What `open_rows` reads, with the labels beside it if they are wanted. All values are checked."""
+    rows = open_rows(path, key)
+    rows.check()
+    name = rows.labels_key() if labels else None
     prefix = f"{spelled(os.fsencode(path.stem))}/"
-    with reading(str(path), "damaged, or not an array of numbers"):
-        found: Any = np.load(path, allow_pickle=False, mmap_mode="r")
-        if isinstance(found, np.ndarray):
-            if isinstance(found, np.memmap) and found.offset + found.nbytes < path.stat().st_size:
-                raise UserError(f"{path}: goes on after its array: keep several arrays in an .npz, or in a file each")
-            return ArraySource("NumPy array", str(path), as_samples(found, str(path)), None, prefix=prefix)
-        names = {name.lower(): name for name in found.files}
-        key = next((names[name] for name in SAMPLES if name in names), None)
-        if key is None and len(names) == 1:
-            key = found.files[0]
-        if key is None:
-            raise UserError(f"{path}: holds {', '.join(found.files)}: name the samples one of {', '.join(SAMPLES)}")
-        array = as_samples(found[key], f"{path}: {key}")
-        label_key = next((names[name] for name in LABELS if name in names and names[name] != key), None)
-        labels = None if label_key is None else as_labels(found[label_key], len(array), f"{path}: {label_key}")
-        ignored = {f"{prefix}{name}": OTHER_KIND for name in found.files if name not in (key, label_key)}
-    return ArraySource("NumPy arrays", str(path), array, labels, prefix=prefix, ignored=ignored)
-
-
-def as_samples(array: NDArray[Any], where: str) -> NDArray[Any]:
-    """uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]; numbers [N, D] -> float32 [N, D]."""
-    if array.ndim == 2 and array.dtype.kind in "fiu":
-        return array.astype(np.float32, copy=False)
-    if array.ndim in (3, 4) and array.dtype != np.uint8:
-        raise UserError(f"{where}: images must be uint8 from 0 to 255, these are {array.dtype}")
-    if array.ndim == 3:
-        return array[:, None]
-    if array.ndim == 4 and array.shape[3] in (1, 3):
-        return array.transpose(0, 3, 1, 2)
-    if array.ndim == 4 and array.shape[1] in (1, 3):
-        return array
-    raise UserError(
-        f"{where}: {array.dtype} {list(array.shape)} is neither images (uint8 [N, H, W], [N, H, W, C], [N, C, H, W] "
-        "with C = 1 or 3) nor vectors (numbers [N, D])"
-    )
-
-
-def as_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
-    """Whole numbers of at least 0, one a sample: int64 [N]."""
-    labels = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-    if labels.shape != (count,):
-        raise UserError(f"{where}: labels of shape {list(array.shape)} for {count} samples")
-    if labels.dtype.kind not in "iuf" or (labels != np.floor(labels)).any() or (labels < 0).any():
-        raise UserError(f"{where}: labels must be whole numbers from 0 up")
-    return labels.astype(np.int64)
+    ignored = {f"{prefix}{other}": OTHER_KIND for other in rows.beside if other != name}
+    kind = "features" if path.is_dir() else "NumPy array"
+    beside = None if name is None else rows.labels(name)
+    return ArraySource(kind, str(path), rows, beside, prefix=prefix, ignored=ignored)

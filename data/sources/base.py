@@ -26,6 +26,7 @@ from PIL import Image
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources.images import Channels, channels_of, open_image, upright_size
 from entroloop.data.sources.listing import spelled
+from entroloop.data.sources.rows import Rows
 
 HEADER = 2**16  # bytes that nearly always hold what an image's header says
 LABELS = 2**31  # labels are smaller
@@ -93,7 +94,7 @@ class ArraySource:
 
     kind: str
     where: str
-    array: NDArray[Any]
+    array: NDArray[Any] | Rows
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...] = ()
     prefix: str = ""

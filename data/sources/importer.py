@@ -55,6 +55,7 @@ def import_dataset(
     encoding: str = "png",
     shard_size: int | None = None,
     filter: str = "auto",
+    key: str | None = None,
     workers: int | None = 1,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -69,7 +70,7 @@ def import_dataset(
     The other arguments are those of `Settings`. A finished `dest` of the same settings is left alone.
     Raises UserError on anything wrong with the source, the settings, or a `dest` made otherwise.
     """
-    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter)
+    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key)
     import_part(source, dest, settings, workers=workers, progress=progress, stop=stop)
     return seal_import(dest)
 
@@ -146,7 +147,7 @@ def seal_import(dest: Path) -> Manifest:
 
 def _open(source: str, settings: Settings) -> Source:
     own_split = settings.heldout and settings.split in (None, "train", "test")
-    opened = open_source(source, None if own_split else settings.split)
+    opened = open_source(source, None if own_split else settings.split, key=settings.key, labels=settings.labels)
     if not len(opened.names):
         raise UserError(f"{source}: holds no samples")
     if settings.labels and opened.labels is not None and (opened.labels == MISSING).any():

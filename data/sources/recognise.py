@@ -14,7 +14,8 @@ from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError, reading
 from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import arrays, cifar, containers, listing, parquet
-from entroloop.data.sources.base import Source, is_image, no_splits
+from entroloop.data.sources.base import ArraySource, Source, is_image, no_splits
+from entroloop.data.sources.rows import Rows, is_rows
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store import manifest, remote
 from entroloop.data.store.index import open_set
@@ -22,11 +23,21 @@ from entroloop.data.store.index import open_set
 REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "naming")
 
 
-def open_source(text: str, split: str | None = None) -> Source:
+def open_source(text: str, split: str | None = None, *, key: str | None = None, labels: bool = True) -> Source:
     """The source of that name: a file or a folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
 
-    Raises UserError when there is none, it is empty, of no known kind or damaged, or has no such split.
+    key     of the array to read, where a file or feature folder holds several (see `rows`)
+    labels  False passes over labels that an archive of arrays may hold
+
+    Raises UserError when there is none, it is empty, of no known kind or damaged, or has no such split or key.
     """
+    source = _open(text, split, key, labels)
+    if key is not None and not (isinstance(source, ArraySource) and isinstance(source.array, Rows)):
+        raise UserError(f"--key {key}: {text} has no arrays with names")
+    return source
+
+
+def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source:
     if text in SOURCES.built_in:
         no_splits(text, split)
         found: Source = SOURCES.load(text)()
@@ -37,9 +48,9 @@ def open_source(text: str, split: str | None = None) -> Source:
     path = Path(text).expanduser()
     try:
         if path.is_dir():
-            return _folder(path, split)
+            return _folder(path, split, key, labels)
         if path.is_file():
-            return _file(path, split)
+            return _file(path, split, key, labels)
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
     if is_own(text) or text in SOURCES.names:
@@ -66,7 +77,10 @@ def _own(name: str) -> Source:
 TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
 
 
-def _folder(path: Path, split: str | None) -> Source:
+def _folder(path: Path, split: str | None, key: str | None, labels: bool) -> Source:
+    if is_rows(path):
+        no_splits(str(path), split)
+        return arrays.stored(path, key, labels)
     if manifest.is_sealed(path):
         no_splits(str(path), split)
         return SealedSource.of(open_set(path))
@@ -87,7 +101,7 @@ def _folder(path: Path, split: str | None) -> Source:
             return source
     if len(single := found.find(lambda name: name.lower().endswith((".npy", ".npz")))) == 1:
         no_splits(str(path), split)
-        array = arrays.numpy_file(found.path(single[0]))
+        array = arrays.stored(found.path(single[0]), key, labels)
         array.ignored = {**found.ignored(single), **array.ignored}
         return array
     raise UserError(f"{path}: holds no images ({_some(list(found.entries))})")
@@ -101,15 +115,15 @@ def _is_parquet(name: str) -> bool:
     return name.lower().endswith(".parquet")
 
 
-def _file(path: Path, split: str | None) -> Source:
+def _file(path: Path, split: str | None, key: str | None, labels: bool) -> Source:
+    if is_rows(path):
+        no_splits(str(path), split)
+        return arrays.stored(path, key, labels)
     head = _head(path)
     if not head:
-        raise UserError(f"{path}: empty file")
+        raise UserError(f"{path}: holds no rows: the file is empty")
     if head[:3] == b"\0\0\x08" or arrays.is_idx(path.name):
         return arrays.idx_file(path, split)
-    if head[:6] == b"\x93NUMPY" or (head[:2] == b"PK" and path.suffix.lower() == ".npz"):
-        no_splits(str(path), split)
-        return arrays.numpy_file(path)
     if head[:2] == b"PK":
         return containers.zip_images(path, split)
     if head[:4] == b"PAR1":

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError
 from entroloop.data.plan import derive_seed, permutation
 from entroloop.data.sources import convert as conversion
-from entroloop.data.sources.base import ImageSource, Source
+from entroloop.data.sources.base import ArraySource, ImageSource, Source
 from entroloop.data.sources.convert import Layout
 from entroloop.data.sources.images import Channels, Filter
 from entroloop.data.store.shards import Encoding
@@ -33,6 +33,7 @@ class Settings:
     resolution  pixels a side after centre-crop and resize; None keeps the size
     limit       how many samples; the first ones, or the first of each class in turn where the source is sorted by class
     split       one of the source's own splits
+    key         which array of an archive, or which encoder's features of a feature folder
     heldout     where it has none: this many seeded rows become `test`, the others `train`
     color       `auto` is grey where every image is
     labels      False leaves them out
@@ -51,6 +52,7 @@ class Settings:
     encoding: str = "png"
     shard_size: int | None = None
     filter: str = "auto"
+    key: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -99,7 +101,8 @@ def find_layout(
         if first.ndim == 1:
             if settings.resolution is not None:
                 raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
-            conversion.check_vectors(source, rows)
+            if not isinstance(source, ArraySource):  # those have been looked at
+                conversion.check_vectors(source, rows)
             return Layout(first.shape, "npy", labelled)
         channels, size = color or len(first), (first.shape[2], first.shape[1])
     elif color is not None and settings.resolution is not None:

@@ -115,9 +115,18 @@ def _heartbeats(runs: list[Run]) -> list[object]:
 
 
 def measure_command(
-    generated: Annotated[Path, typer.Argument(help="Images or vectors to judge: folder, sealed shards, .npz or .npy.")],
+    generated: Annotated[
+        Path, typer.Argument(help="Images or vectors to judge: folder, shards, .npz, .npy or features.")
+    ],
     training: Annotated[Path, typer.Argument(help="What the model was trained on.")],
     reference: Annotated[Path | None, typer.Argument(help="Held-out real data; distances are taken to it.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which array of an .npz file, or which encoder's of a feature folder, if it has several: one for all "
+            "such sets, or repeated, one for each of them."
+        ),
+    ] = None,
     encoder: Annotated[
         str,
         typer.Option(
@@ -142,7 +151,7 @@ def measure_command(
     from entroloop.eval import compare
 
     row = compare.compare(
-        generated, training, reference, encoder=encoder, classifier=classifier, resolution=resolution,
+        generated, training, reference, keys=key or [], encoder=encoder, classifier=classifier, resolution=resolution,
         entropy_size=entropy_size, resamples=resamples, seed=seed, device=device, flip=flip,
     )  # fmt: skip
     typer.echo(compare.as_json(row) if as_json else compare.as_text(row))

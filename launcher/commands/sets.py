@@ -23,6 +23,10 @@ def import_command(
     heldout: Annotated[int, typer.Option(help="where it has none: this many seeded samples are the test split")] = 0,
     split_seed: Annotated[int, typer.Option(help="seed of --heldout")] = 0,
     color: Annotated[str, typer.Option(help="auto (grey where every image is), grey or rgb")] = "auto",
+    key: Annotated[
+        str | None,
+        typer.Option(help="which array of an .npz, or which encoder's of a feature folder, if it has several"),
+    ] = None,
     labels: Annotated[bool, typer.Option(help="keep the labels")] = True,
     encoding: Annotated[str, typer.Option(help="of images in the shards: png or npy")] = "png",
     shard_size: Annotated[int | None, typer.Option(help="samples a shard; 1,000, fewer where they are large")] = None,
@@ -43,7 +47,7 @@ def import_command(
 
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
-    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter)
+    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key)
     share = None if part is None else parse_part(part)
     stop = StopFlag()
     if share is not None:

@@ -9,10 +9,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.features.blocks import load_features
 from entroloop.data.features.encoder import Encoder, load_encoder
 from entroloop.data.plan import RealSplit, split_real
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import load_features
 from entroloop.data.store.index import open_set
 from entroloop.data.store.shards import REAL, Dataset
 from entroloop.data.world import World

@@ -13,8 +13,8 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.features.blocks import encoder_digest
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import encoder_digest
 from entroloop.data.store.shards import REAL, Dataset, Samples
 from entroloop.eval.measures.generation import FeatureSets, Row, baseline_row, evaluate_generation
 from entroloop.launcher.run.inputs import Inputs, share

@@ -1,0 +1,359 @@
+"""Rows stored as arrays: `.npy` files, `.npz` archives and sealed feature folders.
+
+    a path (+ the key of an array)  ->  open_rows  ->  Rows: vectors [N, D], or images uint8 [N, C, H, W]
+
+`import`, `measure`, `select` and `entropy` all read such files here, so one file means the same array to each of them.
+An archive or feature folder that holds several arrays of rows is refused with their names unless a key is given.
+
+N rows, D numbers per vector, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data import files
+from entroloop.data.errors import UserError, reading
+from entroloop.data.store import manifest
+from entroloop.data.store.blocks import encoders_of, load_blocks
+
+DAMAGED = "damaged, or not a NumPy file"
+WHOLE = 2**24  # float32 holds every whole number up to this one
+_BLOCK_BYTES = 1 << 26  # read at a time where all of a file is looked at
+_KINDS = "vectors (numbers [N, D]) or images (uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3)"
+
+
+def is_rows(path: Path) -> bool:
+    """Whether `path` is a file or folder that `open_rows` is for, complete or damaged."""
+    if path.is_dir():
+        return manifest.is_sealed(path) and manifest.read(path).kind == "features"
+    if path.suffix.lower() in (".npy", ".npz"):
+        return True
+    with reading(str(path), DAMAGED), path.open("rb") as file:
+        return file.read(6) == b"\x93NUMPY"
+
+
+def keys_of(paths: Sequence[Path], keys: Sequence[str]) -> list[str | None]:
+    """The key of each path: the only one, or one after the other, for archives and folders; None for other files.
+
+    Raises UserError where there is neither one key nor one for each archive or folder.
+    """
+    named = [path.is_dir() or path.suffix.lower() == ".npz" for path in paths]
+    if len(keys) <= 1:
+        return [keys[0] if keys and (own or not any(named)) else None for own in named]
+    if len(keys) != sum(named):
+        raise UserError(f"--key {' '.join(keys)}: give one key, or one for each of {sum(named)} sets with named arrays")
+    each = iter(keys)
+    return [next(each) if own else None for own in named]
+
+
+def open_rows(path: Path, key: str | None = None) -> Rows:
+    """The rows of a file or feature folder. Values are not looked at yet: see `Rows.check`.
+
+    key  name of an array in an archive, or of an encoder of a feature folder; None: the only one that holds rows
+
+    Raises UserError, naming the path, when it is missing, damaged or neither of these, when it holds several arrays of
+    rows and no key was given, or none of that key, and when the array is empty or neither vectors nor images.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    if path.is_dir():
+        return _of_features(path, key)
+    with reading(str(path), DAMAGED), path.open("rb") as file:
+        head = file.read(6)
+    if not head:
+        raise UserError(f"{path}: holds no rows: the file is empty")
+    return _of_archive(path, key) if head[:2] == b"PK" else _of_array(path, key)
+
+
+@contextlib.contextmanager
+def opened(path: Path, key: str | None = None) -> Iterator[Rows]:
+    """`open_rows` for a while. Raises UserError at the end if the file changed in between."""
+    rows = open_rows(path, key)
+    before = _stamp(rows.file)
+    yield rows
+    if _stamp(rows.file) != before:
+        raise UserError(f"{path}: changed while it was read; run the command again when it is complete")
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows as they are stored, memory-mapped wherever the file allows.
+
+    path    the file or feature folder
+    key     name of the array in an archive, or of the encoder; None for a `.npy` file
+    parts   arrays [n, D] of numbers, or uint8 [n, C, H, W], which together are the N rows
+    beside  headers of the other arrays in the archive, by name
+    """
+
+    path: Path
+    key: str | None
+    parts: Sequence[NDArray[Any]]
+    beside: Mapping[str, Header] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> NDArray[Any]:
+        """Rows in the machine's byte order: one, a slice (still mapped where nothing needs converting) or some ids.
+
+        Integers other than uint8 become float32; `check` has to have passed for them.
+        """
+        if len(self.parts) == 1:
+            return _native(self.parts[0][rows])
+        ids = np.arange(len(self))[rows]
+        out = np.empty((ids.size, *self.shape), self.parts[0].dtype)
+        first = 0
+        for part in self.parts:
+            mine = (ids.reshape(-1) >= first) & (ids.reshape(-1) < first + len(part))
+            out[mine] = part[ids.reshape(-1)[mine] - first]
+            first += len(part)
+        return _native(out.reshape(*ids.shape, *self.shape))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one row: (D,) or (C, H, W)."""
+        return self.parts[0].shape[1:]
+
+    @property
+    def where(self) -> str:
+        """The file, and the array in it, for messages."""
+        return str(self.path) if self.key is None else f"{self.path}: {self.key}"
+
+    @property
+    def file(self) -> Path:
+        """The file that changes when the rows do."""
+        return self.path / manifest.MANIFEST if self.path.is_dir() else self.path
+
+    def about(self) -> dict[str, Any]:
+        """What to record: name and SHA-256 of the file (of a folder: of its manifest), key, shape and type."""
+        return {
+            "file": self.path.name,
+            "key": self.key,
+            "sha256": files.sha256(self.file),
+            "shape": [len(self), *self.shape],
+            "dtype": str(self.parts[0].dtype),
+        }
+
+    def problem(self, rows: slice = slice(None)) -> str | None:
+        """One line on the first row of a slice that holds an unusable value, None where all are usable.
+
+        Unusable are NaN and infinity, float64 beyond the range of float32, and integers that float32 does not hold.
+        Reads a block at a time.
+        """
+        if self.parts[0].dtype == np.uint8:
+            return None
+        limit = WHOLE if self.parts[0].dtype.kind in "iu" else float(np.finfo(np.float32).max)
+        first = 0
+        for part in self.parts:
+            start, stop, _ = rows.indices(len(self))
+            step = max(1, _BLOCK_BYTES // (part.itemsize * part.shape[1]))
+            for at in range(max(start - first, 0), min(stop - first, len(part)), step):
+                block = part[at : min(at + step, stop - first)]
+                if not (-limit <= block.min().item() and block.max().item() <= limit):
+                    bad = int(np.argmin(((block >= -limit) & (block <= limit)).all(1)))
+                    return f"{self.where}: row {first + at + bad} holds {_unusable(block[bad])}"
+            first += len(part)
+        return None
+
+    def check(self) -> None:
+        """Raises UserError naming the first row that holds an unusable value: see `problem`."""
+        if message := self.problem():
+            raise UserError(message)
+
+    def vectors(self) -> Rows:
+        """These rows. Raises UserError when they are images."""
+        if len(self.shape) != 1:
+            raise UserError(f"{self.where}: holds images, but vectors [N, D] are needed: encode the images first")
+        return self
+
+    def labels_key(self) -> str | None:
+        """The name of the labels beside the rows: the one-dimensional (or [N, 1]) array of N integers.
+
+        Raises UserError when several arrays could be the labels, and when the only one has another length.
+        """
+        shapes = {name: header.shape for name, header in self.beside.items() if header.dtype.kind in "iu"}
+        fitting = [name for name, shape in shapes.items() if shape in ((len(self),), (len(self), 1))]
+        if len(fitting) > 1:
+            names = " and ".join(fitting)
+            raise UserError(f"{self.path}: {names} could all be the labels: keep one, or give --no-labels")
+        other = [name for name, shape in shapes.items() if len(shape) == 1]
+        if not fitting and other and not any(map(_holds_rows, self.beside.values())):
+            name, count = other[0], shapes[other[0]][0]
+            raise UserError(f"{self.path}: {name}: {count} labels for {len(self)} rows: mend them, or give --no-labels")
+        return fitting[0] if fitting else None
+
+    def labels(self, key: str) -> NDArray[np.int64]:
+        """The labels of that name: int64 [N]. Raises UserError when they are damaged."""
+        with reading(str(self.path), DAMAGED), zipfile.ZipFile(self.path) as archive:
+            return _load(self.path, archive, key, self.beside[key]).reshape(-1).astype(np.int64)
+
+
+def read_integers(path: Path, count: int) -> NDArray[np.int64]:
+    """A `.npy` file of one integer per row: int64 [count]. Raises UserError, naming the path, for anything else."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with reading(str(path), DAMAGED), path.open("rb") as file:
+        header = _header(file)
+    if header.shape != (count,) or header.dtype.kind not in "iu":
+        raise UserError(
+            f"{path}: must hold {count} integers, one per row, holds {header.dtype} of shape {list(header.shape)}"
+        )
+    return _mapped(path, header, path.stat().st_size).astype(np.int64)
+
+
+# --- the three kinds ----------------------------------------------------------------------------------------------
+
+
+def _of_features(folder: Path, key: str | None) -> Rows:
+    if not manifest.is_sealed(folder):
+        raise UserError(f"{folder}: not a sealed feature folder (no {manifest.MANIFEST}); give a .npy or .npz file")
+    name = _choose(folder, encoders_of(folder), key)
+    return Rows(folder, name, [_as_rows(f"{folder}: {name}", block) for block in load_blocks(folder, name)])
+
+
+def _of_array(path: Path, key: str | None) -> Rows:
+    with reading(str(path), DAMAGED), path.open("rb") as file:
+        header = _header(file)
+    if key is not None:
+        raise UserError(f"--key {key}: {path} holds a single array, which has no name")
+    _check_header(str(path), header)
+    return Rows(path, None, [_as_rows(str(path), _mapped(path, header, path.stat().st_size))])
+
+
+def _of_archive(path: Path, key: str | None) -> Rows:
+    with reading(str(path), DAMAGED), zipfile.ZipFile(path) as archive:
+        headers = {}
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            if name in headers:
+                raise UserError(f"{path}: holds two arrays called {name}")
+            if name != entry.filename:
+                with archive.open(entry) as member:
+                    headers[name] = _header(member)
+    candidates = [name for name, header in headers.items() if _holds_rows(header)]
+    if not candidates and key is None:
+        told = ", ".join(f"{name} {header.dtype} {list(header.shape)}" for name, header in headers.items())
+        raise UserError(f"{path}: holds no array of numbers with two or more dimensions ({told or 'no arrays at all'})")
+    name = _choose(path, candidates if key is None else list(headers), key)
+    header = headers.pop(name)
+    _check_header(f"{path}: {name}", header)
+    with reading(str(path), DAMAGED), zipfile.ZipFile(path) as archive:
+        array = _load(path, archive, name, header)
+    return Rows(path, name, [_as_rows(f"{path}: {name}", array)], headers)
+
+
+def _choose(path: Path, names: Sequence[str], key: str | None) -> str:
+    if key is not None and key not in names:
+        raise UserError(f"--key {key}: {path} holds no such array: give one of {', '.join(names)}")
+    if key is None and len(names) > 1:
+        raise UserError(f"{path}: holds several arrays of rows: choose one with --key: {', '.join(names)}")
+    return names[0] if key is None else key
+
+
+# --- NumPy's format -----------------------------------------------------------------------------------------------
+
+
+class Header(NamedTuple):
+    """What the header of a `.npy` file says, and the number of bytes before its data."""
+
+    shape: tuple[int, ...]
+    fortran: bool
+    dtype: np.dtype[Any]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def _header(file: IO[bytes]) -> Header:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    return Header(*read(file), file.tell())
+
+
+def _holds_rows(header: Header) -> bool:
+    return len(header.shape) >= 2 and header.dtype.kind in "fiu"
+
+
+def _check_header(where: str, header: Header) -> None:
+    if header.dtype.hasobject:
+        raise UserError(f"{where}: holds Python objects, not numbers")
+    if header.dtype.kind not in "fiu" or header.dtype.itemsize > 8:
+        raise UserError(f"{where}: holds {header.dtype}: give integers, or floats of at most 64 bits")
+
+
+def _mapped(path: Path, header: Header, end: int, start: int = 0) -> NDArray[Any]:
+    """The array whose header begins at byte `start`, and which must reach to byte `end`."""
+    found = end - start - header.offset
+    if found > header.size:
+        raise UserError(f"{path}: goes on after its array: keep several arrays in an .npz, or in a file each")
+    if found < header.size:
+        raise UserError(f"{path}: damaged: holds {found} bytes of data, but its header says {header.size}")
+    if not header.size:
+        return np.empty(header.shape, header.dtype)
+    return np.memmap(path, header.dtype, "r", start + header.offset, header.shape, "F" if header.fortran else "C")
+
+
+def _load(path: Path, archive: zipfile.ZipFile, name: str, header: Header) -> NDArray[Any]:
+    """An array of an archive: mapped in place where it is stored, in memory where it is compressed."""
+    entry = archive.getinfo(f"{name}.npy")
+    with archive.open(entry) as member:  # which checks the CRC-32 once all is read
+        if entry.compress_type != zipfile.ZIP_STORED:
+            if entry.file_size != header.offset + header.size:
+                raise UserError(f"{path}: {name}: damaged: its header does not fit its {entry.file_size} bytes")
+            array: NDArray[Any] = np.lib.format.read_array(member, allow_pickle=False)
+            return array
+        while member.read(1 << 20):
+            pass
+    with path.open("rb") as file:
+        file.seek(entry.header_offset + 26)
+        start = entry.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
+    return _mapped(path, header, start + entry.file_size, start)
+
+
+def _as_rows(where: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Numbers [N, D] as they are; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]."""
+    if array.ndim in (3, 4) and array.dtype != np.uint8:
+        raise UserError(f"{where}: images must be uint8 from 0 to 255, these are {array.dtype}")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4 and array.shape[3] in (1, 3):
+        array = array.transpose(0, 3, 1, 2)
+    elif array.ndim != 2 and not (array.ndim == 4 and array.shape[1] in (1, 3)):
+        raise UserError(f"{where}: holds {array.dtype} of shape {list(array.shape)}; expected {_KINDS}")
+    if not len(array):
+        raise UserError(f"{where}: holds no rows")
+    if not array.size:
+        raise UserError(f"{where}: holds rows without numbers, shape {list(array.shape)}")
+    return array
+
+
+def _native(array: NDArray[Any]) -> NDArray[Any]:
+    if array.dtype.kind == "f" or array.dtype == np.uint8:
+        return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return array.astype(np.float32)
+
+
+def _unusable(row: NDArray[Any]) -> str:
+    if row.dtype.kind in "iu":
+        return f"integers beyond {WHOLE:,}, which float32 does not hold exactly: scale them, or store float64"
+    if not np.isfinite(row).all():
+        return "NaN or infinity"
+    return "numbers beyond the range of float32 (±3.4e38)"

@@ -1,0 +1,64 @@
+"""Sealed feature folders, read back: one `.npy` block per shard and encoder.
+
+    a sealed folder  ->  encoders_of  ->  names  ->  load_blocks (mapped)  or  load_features (one array)
+
+N samples, D features.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.store import manifest
+
+
+def block_name(encoder: str, shard: int) -> str:
+    """File of one block; characters of `module:attribute` that do not belong in a file name become `_`."""
+    return f"{re.sub(r'[^A-Za-z0-9-]', '_', encoder)}-{shard:06d}.npy"
+
+
+def encoders_of(folder: Path) -> list[str]:
+    """Names of the encoders whose features a sealed folder holds. Raises UserError when it holds no features."""
+    sealed = manifest.read(folder)
+    if sealed.kind != "features":
+        raise UserError(f"{folder}: holds {sealed.kind}, not features")
+    return list(sealed.about["encoders"])
+
+
+def load_blocks(folder: Path, encoder: str) -> list[NDArray[np.float32]]:
+    """The blocks of one encoder, memory-mapped: float32 [n, D] each, the rows of all of them in the order of samples.
+
+    Every block is checked against the manifest. Raises UserError when the folder is not sealed, holds no features, or
+    not that encoder's, and, naming the block, when one is not what was sealed.
+    """
+    known = encoders_of(folder)
+    if encoder not in known:
+        raise UserError(f"{folder}: holds no features by {encoder}, only by {', '.join(known)}")
+    names = [block_name(encoder, i) for i in range(manifest.read(folder).about["blocks"])]
+    manifest.check(folder, names)
+    return [load_block(folder / name) for name in names]
+
+
+def load_features(folder: Path, encoder: str) -> NDArray[np.float32]:
+    """The features of all samples: float32 [N, D], memory-mapped where they are a single block. See `load_blocks`."""
+    blocks = load_blocks(folder, encoder)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def load_block(path: Path) -> NDArray[np.float32]:
+    """One block, memory-mapped copy-on-write (torch warns about read-only arrays). Raises UserError when damaged."""
+    try:
+        block: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: damaged feature block ({error})") from error
+    return block
+
+
+def encoder_digest(folder: Path, encoder: str) -> str:
+    """Identifies the weights and preprocessing that made an encoder's features in a sealed folder."""
+    return str(manifest.read(folder).about["encoders"][encoder]["digest"])
