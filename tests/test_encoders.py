@@ -1,6 +1,7 @@
-from __future__ import sys
+from __future__ import annotations
 
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
