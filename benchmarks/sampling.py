@@ -38,7 +38,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from entroloop.data import world as worlds
-from entroloop.data.plan import Part, bounds
+from entroloop.data.seeds import Part, bounds
 from entroloop.data.store.shards import Dataset, seal_dataset
 from entroloop.data.world import World
 from entroloop.eval.measures.frechet import frechet_distance, moments

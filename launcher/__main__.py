@@ -55,7 +55,7 @@ def run_command(
 
         print(describe(settings))
         return
-    from entroloop.data.plan import parse_part
+    from entroloop.data.seeds import parse_part
     from entroloop.launcher.process import StopFlag, world_from_environment
     from entroloop.launcher.run import runner as drive
 

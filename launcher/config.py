@@ -14,9 +14,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from entroloop.data.config import HOW, Section
+from entroloop.data.config import HOW, DataConfig, Section
 from entroloop.data.errors import UserError
-from entroloop.data.plan import DataConfig
 from entroloop.data.registry import is_own, search_also
 from entroloop.data.store.removal import KeepConfig
 from entroloop.eval.evaluation_config import EvaluationConfig

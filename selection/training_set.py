@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.plan import bounds
+from entroloop.data.seeds import bounds
 from entroloop.data.store.index import write_index
 from entroloop.data.store.manifest import Manifest
 from entroloop.data.store.shards import REAL, Dataset, Provenance, Samples, seal_dataset, write_shard

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from test_files import small_disk
 
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.plan import Part
+from entroloop.data.seeds import Part
 from entroloop.data.sources import base as sources
 from entroloop.data.sources import importer as importers
 from entroloop.data.sources.convert import Layout

@@ -21,7 +21,8 @@ ALLOWED = {
     "launcher": set(ROOMS),
 }
 PURE = [
-    "data/plan.py",
+    "data/seeds.py",
+    "data/split.py",
     "selection/pool.py",
     "trainer/diffusion.py",
     "trainer/sampler.py",

@@ -13,7 +13,7 @@ from loops import command, tiny
 from ranks import on_ranks
 
 from entroloop.data.errors import UserError
-from entroloop.data.plan import derive_seed
+from entroloop.data.seeds import derive_seed
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Dataset
 from entroloop.data.world import World

@@ -9,7 +9,7 @@ import pytest
 from entroloop.data.errors import UserError
 from entroloop.data.features.blocks import encode_shards, seal_features
 from entroloop.data.features.encoder import load_encoder
-from entroloop.data.plan import Part
+from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import opened
 from entroloop.data.store.shards import Dataset

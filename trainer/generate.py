@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import Interrupted
-from entroloop.data.plan import Part, bounds, derive_seed, generator
 from entroloop.data.progress import Progress
+from entroloop.data.seeds import Part, bounds, derive_seed, generator
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Provenance, shard_name, write_shard
 from entroloop.trainer import network as networks

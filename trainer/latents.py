@@ -20,7 +20,7 @@ from torch import Tensor
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.plan import Part
+from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Dataset, seal_dataset, shard_name, write_shard
 

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from entroloop.data.errors import Failed, Interrupted, UserError
-from entroloop.data.plan import derive_seed
 from entroloop.data.progress import Progress
+from entroloop.data.seeds import derive_seed
 from entroloop.data.streams.resident import Batch, Resident, training_noise
 from entroloop.data.streams.streaming import Streaming
 from entroloop.data.world import World

@@ -15,8 +15,8 @@ import numpy as np
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.features.encoder import Encoder
-from entroloop.data.plan import Part
 from entroloop.data.progress import Progress
+from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import block_name
 from entroloop.data.store.shards import Dataset, Samples

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from entroloop.data.catalogue import CLASSIFIER_FEATURES, CLASSIFIER_SIDE
 from entroloop.data.errors import UserError
-from entroloop.data.plan import derive_seed, permutation
+from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
 from entroloop.data.store.shards import Samples

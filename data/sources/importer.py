@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.plan import Part, bounds
 from entroloop.data.progress import Progress
+from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
 from entroloop.data.sources.convert import Job

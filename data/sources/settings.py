@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
-from entroloop.data.plan import derive_seed, permutation
+from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import ArraySource, ImageSource, Source
 from entroloop.data.sources.convert import Layout

@@ -28,7 +28,7 @@ import yaml
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
-from entroloop.data.plan import bounds
+from entroloop.data.seeds import bounds
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
 from entroloop.data.store.shards import Dataset, Provenance, Samples

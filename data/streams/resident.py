@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
-from entroloop.data.plan import permutation
+from entroloop.data.seeds import permutation
 from entroloop.data.store.shards import Dataset
 from entroloop.data.streams.sharing import decode_together
 from entroloop.data.world import World

@@ -16,7 +16,7 @@ def latents_command(
     part: Annotated[str | None, typer.Option(help="i::n, the shards i, i + n, …; then once more without.")] = None,
 ) -> None:
     """Encode images by a frozen autoencoder, or decode latents. Run again, it goes on where it stopped."""
-    from entroloop.data.plan import parse_part
+    from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.launcher.process import StopFlag, world_from_environment
     from entroloop.trainer.latents import Autoencoder, convert

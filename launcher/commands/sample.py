@@ -29,7 +29,7 @@ def sample_command(
     ] = None,
 ) -> None:
     """Make the missing sample shards of a run, without a process group."""
-    from entroloop.data.plan import parse_part
+    from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.data.world import join
     from entroloop.launcher.process import StopFlag, check_alone

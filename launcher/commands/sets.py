@@ -38,7 +38,7 @@ def import_command(
 ) -> None:
     """Import images or vectors into sealed shards. Run again, it goes on where it stopped."""
     from entroloop.data.errors import UserError
-    from entroloop.data.plan import parse_part
+    from entroloop.data.seeds import parse_part
     from entroloop.data.sources import importer as importers
     from entroloop.data.sources.listing import told
     from entroloop.data.sources.settings import Settings

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.features.encoder import Encoder, load_encoder
-from entroloop.data.plan import RealSplit, split_real
+from entroloop.data.split import RealSplit, split_real
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
 from entroloop.data.store.index import open_set

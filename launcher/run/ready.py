@@ -12,7 +12,7 @@ import torch
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import check_own
-from entroloop.data.plan import split_real
+from entroloop.data.split import split_real
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.disk import Source, source_of

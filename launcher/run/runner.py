@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.plan import Part
+from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
 from entroloop.data.world import World

@@ -28,8 +28,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.features import classifier
 from entroloop.data.features.blocks import encode_shards, seal_features, write_blocks
 from entroloop.data.features.encoder import load_encoder
-from entroloop.data.plan import Part, derive_seed
 from entroloop.data.progress import Progress
+from entroloop.data.seeds import Part, derive_seed
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
 from entroloop.data.store.index import Indexed

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.plan import derive_seed
+from entroloop.data.seeds import derive_seed
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.run.inputs import Inputs, share
 from entroloop.launcher.run.steps import Step

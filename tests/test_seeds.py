@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from entroloop.data.errors import UserError
-from entroloop.data.plan import Part, bounds, derive_seed, generator, parse_part, permutation, split_real
+from entroloop.data.seeds import Part, bounds, derive_seed, generator, parse_part, permutation
 
 
 def test_seeds_differ_in_every_argument_and_stay_what_they_are():
@@ -59,20 +59,3 @@ def test_parts_are_read_and_written():
     for text in ("3", "3:7", "7::7", "-1::2", "a::b", "0::0", ""):
         with pytest.raises(UserError, match=r"give i::n with 0 <= i < n"):
             parse_part(text)
-
-
-def test_real_split_is_disjoint_and_measures_are_the_same_in_all_runs():
-    one, two = (split_real(100, 40, 20, 15, split_seed=3, run_seed=seed) for seed in (1, 2))
-    uses = np.concatenate([one.training, one.heldout, one.labelled, one.fresh])
-    assert np.array_equal(np.sort(uses), np.arange(100))
-    assert [len(x) for x in (one.training, one.heldout, one.labelled, one.fresh)] == [40, 20, 15, 25]
-    assert np.array_equal(one.heldout, two.heldout)
-    assert np.array_equal(one.labelled, two.labelled)
-    assert not np.array_equal(one.training, two.training)
-    other = split_real(100, 40, 20, 15, split_seed=4, run_seed=1)
-    assert not np.array_equal(one.heldout, other.heldout)
-
-
-def test_real_split_refuses_more_than_there_is():
-    with pytest.raises(UserError, match="ask for 101 real images, but the source has 100"):
-        split_real(100, 66, 20, 15, split_seed=0, run_seed=0)

@@ -1,0 +1,50 @@
+"""Which real samples train generation 0, which are held out for the measures, and which train the classifier."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from entroloop.data.errors import UserError
+from entroloop.data.seeds import derive_seed, permutation
+
+
+@dataclass(frozen=True)
+class RealSplit:
+    """Rows of the real data set, by use; no row has two uses.
+
+    training  the images of generation 0, int64 [N], sorted
+    heldout   real images no generator and no classifier sees, for the measures
+    labelled  for the classifier whose features selection and measures use
+    fresh     never used yet, in the order in which the `fresh` paradigm takes them
+    """
+
+    training: NDArray[np.int64]
+    heldout: NDArray[np.int64]
+    labelled: NDArray[np.int64]
+    fresh: NDArray[np.int64]
+
+
+def split_real(count: int, size: int, heldout: int, labelled: int, *, split_seed: int, run_seed: int) -> RealSplit:
+    """Splits `count` real rows: held-out and labelled by `split_seed` alone, so that all runs are measured alike; which
+    of the others train generation 0 also depends on `run_seed`.
+
+    Raises UserError when more rows are asked for than there are.
+    """
+    wanted = size + heldout + labelled
+    if wanted > count:
+        raise UserError(
+            f"data.size={size}, data.heldout={heldout} and data.labelled={labelled} ask for {wanted} real images, "
+            f"but the source has {count}: lower one of them"
+        )
+    order = permutation(derive_seed(split_seed, 0, "real split"), count)
+    rest = order[heldout + labelled :]
+    rest = rest[permutation(derive_seed(run_seed, 0, "real training"), len(rest))]
+    return RealSplit(
+        training=np.sort(rest[:size]),
+        heldout=np.sort(order[:heldout]),
+        labelled=np.sort(order[heldout : heldout + labelled]),
+        fresh=rest[size:],
+    )
