@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 
 from entroloop.data.errors import UserError
-from entroloop.eval import claims, sensitivity
-from entroloop.eval.report import tables
 from entroloop.eval.report.runs import read_runs
+from entroloop.eval.report.tables import encoders
+from paper import claims, sensitivity, tables
 
 MEASURES = {"comparison": ["frechet_distance"], "course": ["generalization_score", "training_entropy"]}
 
@@ -40,18 +40,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def table(options: argparse.Namespace) -> str:
     runs = read_runs(options.folders)
-    groups = claims.compared(runs, options.arms or ())
-    names = tables.encoders(runs)
+    groups = claims.finished_arms(runs, options.arms or ())
+    names = encoders(runs)
     if options.table == "correlation":
-        return claims.correlations(groups, names)
+        return tables.correlations(groups, names)
     if options.table == "threshold":
         return sensitivity.threshold_table([run for arm in groups for run in arm.runs])
     measures = options.measures or MEASURES[options.table]
     columns = [(encoder, m) for m in measures for encoder in (names if m != "real_share" else [""])]
     if options.table == "course":
-        return claims.course(groups, columns)
+        return tables.course(groups, columns)
     base = claims.named(groups, options.against) if options.against else groups[0]
-    return claims.comparison(groups, base, columns)
+    return tables.comparison(groups, base, columns)
 
 
 if __name__ == "__main__":

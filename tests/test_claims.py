@@ -11,10 +11,10 @@ import report_runs
 from scipy import stats
 
 from entroloop.data.errors import UserError
-from entroloop.eval import claims
 from entroloop.eval.report import plots
 from entroloop.eval.report import statistics as analysis
 from entroloop.eval.report.runs import Run
+from paper import claims, tables
 
 
 def made(strategy, seed, distances, *, scores=None, entropies=None, real=1.0, n=64, planned=None):
@@ -42,8 +42,8 @@ def test_differences_are_paired_by_seed_and_only_seeds_of_every_finished_arm_cou
     runs = [made("random", seed, [5.0, 100 + more]) for seed, more in luck.items()]
     runs += [made("greedy", seed, [5.0, 100 + luck[seed] - 15 - seed], real=0.25) for seed in (0, 1, 2)]
     runs += [made("greedy", 3, [5.0], planned=2)]  # unfinished: seed 3 counts nowhere
-    groups = claims.compared(runs)
-    table = cells(claims.comparison(groups, groups[0], [("pixel", "frechet_distance")]))
+    groups = claims.finished_arms(runs)
+    table = cells(tables.comparison(groups, groups[0], [("pixel", "frechet_distance")]))
     random, greedy = table[2], table[3]
     assert random[:3] == ["random", "3", "100% [100%, 100%]"]
     assert greedy[:3] == ["greedy", "3", "25% [25%, 25%]"]
@@ -58,8 +58,8 @@ def test_differences_are_paired_by_seed_and_only_seeds_of_every_finished_arm_cou
 def test_only_the_arms_that_are_named_decide_which_seeds_count():
     runs = [made(strategy, seed, [1.0]) for strategy in ("random", "greedy") for seed in range(4)]
     runs.append(made("threshold-decay", 2, [1.0]))
-    assert [len(arm.runs) for arm in claims.compared(runs)] == [1, 1, 1]
-    assert [(arm.label, len(arm.runs)) for arm in claims.compared(runs, ["greedy", "random"])] == [
+    assert [len(arm.runs) for arm in claims.finished_arms(runs)] == [1, 1, 1]
+    assert [(arm.label, len(arm.runs)) for arm in claims.finished_arms(runs, ["greedy", "random"])] == [
         ("greedy", 4),
         ("random", 4),
     ]
@@ -76,21 +76,21 @@ def test_every_table_ends_with_real_test_against_real_train_once_a_seed():
         })
         for run in runs
     ]  # fmt: skip
-    groups, columns = claims.compared(runs), [("pixel", "frechet_distance"), ("", "real_share")]
+    groups, columns = claims.finished_arms(runs), [("pixel", "frechet_distance"), ("", "real_share")]
     low, high = analysis.interval([1.0, 2.0, 3.0])
     known = f"2.00 [{low:.3g}, {high:.3g}]"
-    table = cells(claims.comparison(groups, groups[0], columns))
+    table = cells(tables.comparison(groups, groups[0], columns))
     assert table[0][3:] == ["Fréchet distance, pixel", "against random", "Share of real images", "against random"]
     assert table[-1] == ["real test vs real train (512 against 128)", "", "", known, "", "1.00 [1.00, 1.00]", ""]
-    table = cells(claims.course(groups, columns))
+    table = cells(tables.course(groups, columns))
     assert [row[2:] for row in table[-2:]] == [[known, "", "", ""], ["1.00 [1.00, 1.00]", "", "", ""]]
-    assert "real test" not in claims.course(claims.compared([made("random", 0, [1.0])]), columns)
+    assert "real test" not in tables.course(claims.finished_arms([made("random", 0, [1.0])]), columns)
 
 
 def test_rate_of_an_exponential_is_its_factor():
-    assert claims.rate([8.0, 4.0, 2.0, 1.0]) == pytest.approx(-0.5)
+    assert tables.rate([8.0, 4.0, 2.0, 1.0]) == pytest.approx(-0.5)
     runs = [made("random", s, [1, 1, 1], scores=[2.0 + s, 0.8 * (2 + s), 0.64 * (2 + s)]) for s in range(3)]
-    table = cells(claims.course(claims.compared(runs), [("pixel", "generalization_score")]))
+    table = cells(tables.course(claims.finished_arms(runs), [("pixel", "generalization_score")]))
     assert table[2][2:5] == ["3.00", "2.40", "1.92"]
     assert table[2][5].startswith("-1.08 [")
     assert table[2][6] == "-20.0% [-20.0%, -20.0%]"
@@ -98,7 +98,7 @@ def test_rate_of_an_exponential_is_its_factor():
 
 def test_entropy_has_no_rate_and_two_seeds_have_no_interval():
     runs = [made("random", s, [1, 1], scores=[2, 1], entropies=[-3.0, -5.0]) for s in range(2)]
-    table = cells(claims.course(claims.compared(runs), [("pixel", "training_entropy")]))
+    table = cells(tables.course(claims.finished_arms(runs), [("pixel", "training_entropy")]))
     assert table[2][4] == "-2.00"
     assert table[2][5] == ""
 
@@ -106,14 +106,14 @@ def test_entropy_has_no_rate_and_two_seeds_have_no_interval():
 def test_entropies_of_different_numbers_of_images_are_refused():
     runs = [made("random", 0, [1.0]), made("greedy", 0, [1.0], n=128)]
     with pytest.raises(UserError, match=r"64 in random0, 128 in greedy0.*evaluation\.entropy_size"):
-        claims.compared(runs)
+        claims.finished_arms(runs)
 
 
 def test_arms_without_a_common_seed_and_unknown_arms_are_refused():
     with pytest.raises(UserError, match="no seed is finished in every arm"):
-        claims.compared([made("random", 0, [1.0]), made("greedy", 1, [1.0])])
+        claims.finished_arms([made("random", 0, [1.0]), made("greedy", 1, [1.0])])
     with pytest.raises(UserError, match="best: is no arm; these are: random"):
-        claims.named(claims.compared([made("random", 0, [1.0])]), "best")
+        claims.named(claims.finished_arms([made("random", 0, [1.0])]), "best")
 
 
 def test_correlation_counts_a_shared_generation_once_and_draws_whole_clusters():
@@ -126,7 +126,7 @@ def test_correlation_counts_a_shared_generation_once_and_draws_whole_clusters():
             log_score = [start, *(np.array(entropy[1:]) + rng.normal(size=2))]
             runs.append(made(strategy, seed, [1, 1, 1], scores=list(np.exp(log_score)), entropies=entropy))
             points += list(zip(entropy, log_score, strict=True))
-    table = cells(claims.correlations(claims.compared(runs), ["pixel"]))
+    table = cells(tables.correlations(claims.finished_arms(runs), ["pixel"]))
     every = np.array(sorted({(round(x, 9), round(y, 9)) for x, y in points}))
     assert len(every) == 25
     r = float(stats.pearsonr(every[:, 0], every[:, 1])[0])

@@ -8,8 +8,8 @@ import report_runs
 
 from entroloop.data.errors import UserError
 from entroloop.data.store.shards import REAL, Provenance
-from entroloop.eval import sensitivity
 from entroloop.eval.report.runs import Run
+from paper import sensitivity
 
 N = 12
 

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.store.shards import Dataset
-from entroloop.eval.claims import markdown
 from entroloop.eval.report.runs import Run
 from entroloop.eval.report.statistics import mean_and_interval
 from entroloop.selection.choose import select
 from entroloop.selection.entropy import kl_entropy
 from entroloop.selection.rules.problem import Selection
+from paper.tables import markdown
 
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the default threshold, the 95 % quantile of random pairs
 DECAYS = (0.5, 0.8, 0.95, 0.99)

@@ -1,6 +1,6 @@
-"""The tables of docs/results.md: arms compared by seed, curves over generations, and a correlation, as Markdown.
+"""The tables of docs/results.md as Markdown: the last generation, every generation, and a correlation.
 
-    [Run]  ->  compared  ->  comparison | course | correlations
+    [Arm]  ->  comparison | course | correlations
 
 Intervals are 95% Student intervals of the mean over seeds. Differences and ratios are taken between runs of equal seed
 before they are averaged, so that what a seed brings to all arms cancels.
@@ -13,47 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entroloop.data.errors import UserError
 from entroloop.eval.catalogue import title
-from entroloop.eval.report import statistics as analysis
-from entroloop.eval.report import tables
-from entroloop.eval.report.runs import Arm, Run, arms, row_value
+from entroloop.eval.report import statistics
+from entroloop.eval.report.runs import Arm, row_value
 from entroloop.eval.report.statistics import mean_and_interval
+from entroloop.eval.report.tables import baseline_sizes
 
 Column = tuple[str, str]  # encoder, "" where a measure has none, and measure
-
-
-def compared(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Arm]:
-    """The arms of the finished runs, or those of them that are named, each with the seeds that all of these have.
-
-    Raises UserError for an unknown label, where no seed is finished in every arm, and where entropies were taken of
-    different numbers of images.
-    """
-    groups = arms([run for run in runs if run.finished])
-    if labels:
-        groups = [named(groups, label) for label in labels]
-    finished = [run for arm in groups for run in arm.runs]
-    even = analysis.compared(groups)
-    if not even.seeds:
-        raise UserError("no seed is finished in every arm: finish the sweeps, or give fewer folders")
-    check_equal_n(finished)
-    return even.groups
-
-
-def check_equal_n(runs: Sequence[Run]) -> None:
-    """Raises UserError unless every entropy is of the same number of images: the estimate depends on it."""
-    found = analysis.entropy_sizes(runs)
-    if len(found) > 1:
-        sizes = ", ".join(f"{n} in {name}" for n, name in found.items())
-        raise UserError(f"training_entropy is of different numbers of images ({sizes}): set evaluation.entropy_size")
-
-
-def named(groups: Sequence[Arm], label: str) -> Arm:
-    """The arm of that label. Raises UserError where there is none."""
-    found = next((arm for arm in groups if arm.label == label), None)
-    if found is None:
-        raise UserError(f"{label}: is no arm; these are: {'; '.join(arm.label for arm in groups)}")
-    return found
 
 
 def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> str:
@@ -61,7 +27,7 @@ def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> s
 
     Changes are in percent of the base's mean over seeds. The last line is the measuring stick.
     """
-    last = analysis.last_common(groups)
+    last = statistics.last_common(groups)
     assert last is not None
     heads = ["arm", "seeds", "real images"]
     for encoder, measure in columns:
@@ -92,7 +58,7 @@ def measuring_stick(groups: Sequence[Arm], columns: Sequence[Column]) -> tuple[s
     for encoder, measure in columns:
         found = [row_value(run.baseline, encoder, measure) for run in by_seed.values() if run.baseline is not None]
         values.append(mean_and_interval([value for value in found if value is not None]))
-    sizes = tables.baseline_sizes(list(by_seed.values()))
+    sizes = baseline_sizes(list(by_seed.values()))
     return f"real test vs real train ({sizes})" if sizes else "real test vs real train", values
 
 
@@ -101,10 +67,10 @@ def _head(encoder: str, measure: str) -> str:
 
 
 def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) -> str:
-    whole = analysis.mean_value(base, generation, encoder, measure)
-    found = analysis.paired(arm, base, generation, encoder, measure)
+    whole = statistics.mean_value(base, generation, encoder, measure)
+    found = statistics.paired(arm, base, generation, encoder, measure)
     if not whole or not found:
-        return analysis.number(None)
+        return statistics.number(None)
     return mean_and_interval([difference / abs(whole) for difference in found], "{:+.0%}".format)
 
 
@@ -113,7 +79,7 @@ def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
 
     Positive measures also have a rate: the slope of the logarithm, in percent a generation (entropy has no such scale).
     """
-    last = analysis.last_common(groups)
+    last = statistics.last_common(groups)
     assert last is not None
     heads = ["arm", "measure", *(f"{g}" for g in range(last + 1)), "first to last", "a generation"]
     lines = []
@@ -123,7 +89,7 @@ def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
             whole = [[v for v in values if v is not None] for values in series]
             whole = [values for values in whole if len(values) == last + 1]
             cells = [arm.label, _head(encoder, measure)]
-            cells += [analysis.number(float(np.mean(column))) for column in zip(*whole, strict=True)]
+            cells += [statistics.number(float(np.mean(column))) for column in zip(*whole, strict=True)]
             cells.append(mean_and_interval([values[-1] - values[0] for values in whole]))
             cells.append("" if measure == "training_entropy" else _rate(whole))
             lines.append(cells)
@@ -156,24 +122,24 @@ def correlations(groups: Sequence[Arm], encoders: Sequence[str]) -> str:
     for encoder in encoders:
         for name, chosen in (("all", groups), *((arm.label, [arm]) for arm in groups)):
             runs = [run for arm in chosen for run in arm.runs]
-            clusters = analysis.entropy_and_score(runs, encoder)
+            clusters = statistics.entropy_and_score(runs, encoder)
             seeds = sorted({run.seed for run in runs})
             by_seed = [
                 [pair for run, cluster in zip(runs, clusters, strict=True) if run.seed == seed for pair in cluster]
                 for seed in seeds
             ]
-            found, wider = analysis.correlation(clusters), analysis.correlation(by_seed)
+            found, wider = statistics.correlation(clusters), statistics.correlation(by_seed)
             if found is not None and wider is not None:
-                cells = [analysis.number(found.r), _span(found), _span(wider), str(found.n), str(len(runs))]
+                cells = [statistics.number(found.r), _span(found), _span(wider), str(found.n), str(len(runs))]
                 lines.append([name, encoder, *cells])
     heads = ["arms", "features", "r", "interval by runs", "by seeds", "points", "runs"]
     return markdown(heads, lines)
 
 
-def _span(found: analysis.Correlation) -> str:
+def _span(found: statistics.Correlation) -> str:
     if found.low is None or found.high is None:
-        return analysis.number(None)
-    return f"[{analysis.number(found.low)}, {analysis.number(found.high)}]"
+        return statistics.number(None)
+    return f"[{statistics.number(found.low)}, {statistics.number(found.high)}]"
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

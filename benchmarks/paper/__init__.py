@@ -1,0 +1,1 @@
+"""What the tables of docs/results.md are made by."""
