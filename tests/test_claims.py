@@ -11,8 +11,7 @@ import report_runs
 from scipy import stats
 
 from entroloop.data.errors import UserError
-from entroloop.eval.report import plots
-from entroloop.eval.report import statistics as analysis
+from entroloop.eval.report import plots, statistics
 from entroloop.eval.report.runs import Run
 from paper import claims, tables
 
@@ -77,7 +76,7 @@ def test_every_table_ends_with_real_test_against_real_train_once_a_seed():
         for run in runs
     ]  # fmt: skip
     groups, columns = claims.finished_arms(runs), [("pixel", "frechet_distance"), ("", "real_share")]
-    low, high = analysis.interval([1.0, 2.0, 3.0])
+    low, high = statistics.interval([1.0, 2.0, 3.0])
     known = f"2.00 [{low:.3g}, {high:.3g}]"
     table = cells(tables.comparison(groups, groups[0], columns))
     assert table[0][3:] == ["Fréchet distance, pixel", "against random", "Share of real images", "against random"]
@@ -143,7 +142,7 @@ def test_correlation_counts_a_shared_generation_once_and_draws_whole_clusters():
 
 def test_points_that_runs_share_are_dropped_after_the_first():
     """Also within a cluster: the runs of a seed, taken together, have generation 0 once."""
-    assert analysis.once([[(1, 2), (3, 4), (1, 2)], [(1, 2), (5, 6), (5, 6)]]) == [[(1, 2), (3, 4)], [(5, 6)]]
+    assert statistics.once([[(1, 2), (3, 4), (1, 2)], [(1, 2), (5, 6), (5, 6)]]) == [[(1, 2), (3, 4)], [(5, 6)]]
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ from matplotlib.collections import LineCollection
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
-from entroloop.eval.report import headline, pictures, plots, tables
+from entroloop.eval.report import headline, pictures, plots, statistics, tables
 from entroloop.eval.report import page as report
-from entroloop.eval.report import statistics as analysis
-from entroloop.eval.report.runs import Arm, Run, arms, differences, flat, read_run, read_runs
+from entroloop.eval.report.arms import Arm, arms, comparable, differences
+from entroloop.eval.report.runs import Run, flat, read_run, read_runs
 from entroloop.launcher.commands import report as reporting
 
 
@@ -286,10 +286,10 @@ def arm(*runs):
 
 def test_the_band_is_a_student_interval_from_three_seeds_on():
     three = arm(*(synthetic(seed=s, distances=(1 + s,)) for s in range(3)))
-    line = analysis.curve(three, "pixel", "frechet_distance")
+    line = statistics.curve(three, "pixel", "frechet_distance")
     assert line.mean == [2.0]
     assert line.high[0] - 2 == pytest.approx(4.303 / 3**0.5, rel=1e-3)
-    two = analysis.curve(arm(*three.runs[:2]), "pixel", "frechet_distance")
+    two = statistics.curve(arm(*three.runs[:2]), "pixel", "frechet_distance")
     assert (two.low, two.high, two.n) == ([1.0], [2.0], [2])
 
 
@@ -327,25 +327,25 @@ def test_correlation_agrees_with_numpy_and_its_interval_holds_the_runs_together(
     rng = np.random.default_rng(0)
     clusters = [[(x, x + rng.normal()) for x in rng.normal(size=5)] for _ in range(8)]
     points = np.concatenate([np.array(c) for c in clusters])
-    found = analysis.correlation(clusters)
+    found = statistics.correlation(clusters)
     assert found.r == pytest.approx(np.corrcoef(points.T)[0, 1])
     assert found.low < found.r < found.high
     assert (found.n, found.runs) == (40, 8)
     # Five copies of every point in its own run add no information: the interval stays as it was.
-    copies = analysis.correlation([c * 5 for c in clusters])
+    copies = statistics.correlation([c * 5 for c in clusters])
     assert (copies.low, copies.high) == pytest.approx((found.low, found.high))
 
 
 def test_no_correlation_without_points_or_spread():
-    assert analysis.correlation([[(1, 2), (2, 3)]]) is None
-    assert analysis.correlation([[(1, 2)] * 5]) is None
-    assert analysis.correlation([[(1, 1), (2, 2), (3, 4)]]).low is None
+    assert statistics.correlation([[(1, 2), (2, 3)]]) is None
+    assert statistics.correlation([[(1, 2)] * 5]) is None
+    assert statistics.correlation([[(1, 1), (2, 2), (3, 4)]]).low is None
 
 
 def test_differences_are_paired_by_seed():
     ours = arm(*(synthetic("greedy", s, (1, 10 + s)) for s in (0, 1, 2)))
     theirs = arm(*(synthetic("random", s, (1, 15 + s)) for s in (1, 2, 3)))
-    assert analysis.paired(ours, theirs, 1, "pixel", "frechet_distance") == [-5, -5]
+    assert statistics.paired(ours, theirs, 1, "pixel", "frechet_distance") == [-5, -5]
 
 
 def test_the_headline_says_what_the_numbers_say():
@@ -367,7 +367,7 @@ def test_the_headline_turns_with_the_data():
 
 def test_arms_are_compared_where_all_have_got_to():
     groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 3))])
-    assert analysis.compared(groups).generation == 1
+    assert comparable(groups).generation == 1
     assert "At generation 1" in headline.headline(groups, "pixel", "pixel")[1]
 
 
@@ -376,7 +376,7 @@ def test_only_seeds_that_every_arm_has_are_compared():
     random = [synthetic("random", s, (1, 1, 2 + 12 * (s > 0))) for s in range(3)]
     greedy = [synthetic("greedy", 0, (1, 1, 2)), synthetic("greedy", 1, (1, 1)), synthetic("greedy", 2, (1, 1))]
     groups = arms(random + greedy)
-    even = analysis.compared(groups)
+    even = comparable(groups)
     assert (even.generation, even.seeds) == (2, (0,))
     assert [run.name for run in even.left_out] == ["random-1", "random-2", "greedy-1", "greedy-2"]
     assert "2.00 with random; 2.00 with greedy (+0%)." in headline.headline(groups, "pixel", "pixel")[1]
@@ -393,12 +393,12 @@ def test_only_seeds_that_every_arm_has_are_compared():
 
 def test_arms_without_a_common_seed_say_so():
     groups = arms([synthetic("random", s, (1, 2)) for s in (1, 2)] + [synthetic("greedy", 3, (1, 3))])
-    assert analysis.compared(groups).seeds == ()
+    assert comparable(groups).seeds == ()
     assert "no seed in common" in headline.certainty(groups, "pixel", "pixel")[0]
 
 
 def test_a_curve_ends_where_its_seeds_part():
-    line = analysis.curve(
+    line = statistics.curve(
         arm(synthetic(seed=0, distances=(1, 2, 9)), synthetic(seed=1, distances=(3, 4))), "pixel", "frechet_distance"
     )
     assert line.mean == [2, 3]
@@ -518,7 +518,7 @@ def test_scores_of_training_sets_of_different_sizes_are_not_compared():
      (0.00123, "0.00123"), (1e-7, "1.00e\N{MINUS SIGN}07")],
 )  # fmt: skip
 def test_numbers_have_three_digits(value, text):
-    assert analysis.number(value) == text
+    assert statistics.number(value) == text
 
 
 # --- pictures ------------------------------------------------------------------------------------------------------
@@ -705,7 +705,7 @@ def test_the_numbers_of_images_stand_beside_the_real_row(sweep, page):
     everything = text[text.index("Every generation in numbers") :]
     base = plots.baseline_value(runs, "pixel", "frechet_distance")
     line = everything[everything.index("real test vs real train") :][:100]
-    assert f"<td>{analysis.number(base)}</td>" in line
+    assert f"<td>{statistics.number(base)}</td>" in line
 
 
 def test_what_is_behind_the_numbers_is_said_by_arm_where_arms_differ():

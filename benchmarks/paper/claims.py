@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from entroloop.data.errors import UserError
 from entroloop.eval.report import statistics
-from entroloop.eval.report.runs import Arm, Run, arms
+from entroloop.eval.report.arms import Arm, arms, comparable
+from entroloop.eval.report.runs import Run
 
 
 def finished_arms(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Arm]:
@@ -19,7 +20,7 @@ def finished_arms(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Arm]:
     if labels:
         groups = [named(groups, label) for label in labels]
     finished = [run for arm in groups for run in arm.runs]
-    even = statistics.compared(groups)
+    even = comparable(groups)
     if not even.seeds:
         raise UserError("no seed is finished in every arm: finish the sweeps, or give fewer folders")
     check_equal_n(finished)

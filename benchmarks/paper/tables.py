@@ -15,7 +15,8 @@ import numpy as np
 
 from entroloop.eval.catalogue import title
 from entroloop.eval.report import statistics
-from entroloop.eval.report.runs import Arm, row_value
+from entroloop.eval.report.arms import Arm, last_common
+from entroloop.eval.report.runs import row_value
 from entroloop.eval.report.statistics import mean_and_interval
 from entroloop.eval.report.tables import baseline_sizes
 
@@ -27,7 +28,7 @@ def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> s
 
     Changes are in percent of the base's mean over seeds. The last line is the measuring stick.
     """
-    last = statistics.last_common(groups)
+    last = last_common(groups)
     assert last is not None
     heads = ["arm", "seeds", "real images"]
     for encoder, measure in columns:
@@ -79,7 +80,7 @@ def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
 
     Positive measures also have a rate: the slope of the logarithm, in percent a generation (entropy has no such scale).
     """
-    last = statistics.last_common(groups)
+    last = last_common(groups)
     assert last is not None
     heads = ["arm", "measure", *(f"{g}" for g in range(last + 1)), "first to last", "a generation"]
     lines = []

@@ -1,6 +1,6 @@
 """What a report says first: how training on generated data drifts, how the arms compare, and how sure that is.
 
-    Arms  ->  compared (equal seeds)  ->  headline, certainty
+    Arms  ->  comparable (equal seeds)  ->  headline, certainty
 
 Every sentence is made from the rows; none has a result written into it.
 """
@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entroloop.eval.report import statistics as analysis
-from entroloop.eval.report.runs import Arm, Run
-from entroloop.eval.report.statistics import Compared, baseline_arm, interval, mean_value, number, paired
+from entroloop.eval.report import statistics
+from entroloop.eval.report.arms import Arm, Comparable, baseline_arm, comparable
+from entroloop.eval.report.runs import Run
+from entroloop.eval.report.statistics import interval, mean_value, number, paired
 
 SAME = 0.02  # relative changes below this are called "about the same"
 NAMED = 4  # more arms than these are not all named in a sentence
@@ -21,7 +22,7 @@ NAMED = 4  # more arms than these are not all named in a sentence
 
 def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
     """What the data show, in a sentence or two: how the first arm drifts, and how all compare at the end."""
-    even = analysis.compared(groups)
+    even = comparable(groups)
     if even.generation is None:
         return ["No generation has been measured yet."]
     if even.generation == 0:
@@ -34,7 +35,7 @@ def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -
 
 def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
     """How sure the headline is: seeds, encoders, and what cannot be compared."""
-    even = analysis.compared(groups)
+    even = comparable(groups)
     if not even.generation:
         return []
     out = [
@@ -104,7 +105,7 @@ def _percent(value: float) -> str:
     return f"{value:+.0%}".replace("-", "\N{MINUS SIGN}")
 
 
-def _seeds(even: Compared) -> str:
+def _seeds(even: Comparable) -> str:
     if not even.seeds:
         counts = ", ".join(f"{len(arm.runs)} with {arm.label}" for arm in even.measured)
         return f"the arms have no seed in common, so seeds are not paired ({counts})"
@@ -127,7 +128,7 @@ def _selecting(runs: Sequence[Run], distance_encoder: str) -> list[str]:
     return [out]
 
 
-def _sizes(even: Compared) -> list[str]:
+def _sizes(even: Comparable) -> list[str]:
     last = even.generation or 0
     if not equal_sizes(even.measured, last):
         by_size: dict[str, list[str]] = {}
@@ -150,7 +151,7 @@ def _sizes(even: Compared) -> list[str]:
 
 
 def _entropies(runs: Sequence[Run]) -> list[str]:
-    found = analysis.entropy_sizes(runs)
+    found = statistics.entropy_sizes(runs)
     if len(found) < 2:
         return []
     sizes = _listed([f"{n} in {name}" for n, name in found.items()])
@@ -160,7 +161,7 @@ def _entropies(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _drift(even: Compared, score_encoder: str, distance_encoder: str) -> str:
+def _drift(even: Comparable, score_encoder: str, distance_encoder: str) -> str:
     arm, last = even.measured[0], even.generation or 0
     words = []
     for measure, encoder in (("frechet_distance", distance_encoder), ("generalization_score", score_encoder)):
@@ -175,7 +176,7 @@ def _drift(even: Compared, score_encoder: str, distance_encoder: str) -> str:
     return f"{span}{where} with {arm.label} selection{which}, {' and '.join(words) or 'nothing was measured'}."
 
 
-def _comparison(even: Compared, score_encoder: str, distance_encoder: str) -> str:
+def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> str:
     """All arms at the last generation, each with its change against the arm without selection where there is one."""
     last, groups = even.generation or 0, even.measured
     distances = {arm.label: mean_value(arm, last, distance_encoder, "frechet_distance") for arm in groups}

@@ -25,9 +25,9 @@ from matplotlib.figure import Figure
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
-from entroloop.eval.report import headline, pictures, plots, points, tables
-from entroloop.eval.report import statistics as analysis
-from entroloop.eval.report.runs import Arm, Run, arms, read_runs
+from entroloop.eval.report import headline, pictures, plots, points, statistics, tables
+from entroloop.eval.report.arms import Arm, arms, comparable
+from entroloop.eval.report.runs import Run, read_runs
 
 FORMATS = ("html", "csv", "json", "png")
 
@@ -174,23 +174,23 @@ def _slug(name: str) -> str:
 
 def _curve_words(groups: Sequence[Arm], encoder: str, measure: str) -> str:
     parts = []
-    for arm in analysis.compared(groups).measured:
-        line = analysis.curve(arm, encoder, measure)
+    for arm in comparable(groups).measured:
+        line = statistics.curve(arm, encoder, measure)
         if line.generations:
-            ends = f"{analysis.number(line.mean[0])} to {analysis.number(line.mean[-1])}"
+            ends = f"{statistics.number(line.mean[0])} to {statistics.number(line.mean[-1])}"
             parts.append(f"{arm.label} from {ends} (generation {line.generations[0]} to {line.generations[-1]})")
     return f"Line chart of {title(measure, encoder)} in {encoder} features by generation: {'; '.join(parts)}."
 
 
 def _scatter_words(groups: Sequence[Arm], encoder: str) -> str:
-    found = analysis.correlation([c for arm in groups for c in analysis.entropy_and_score(arm.runs, encoder)])
-    words = f"Pearson r {analysis.number(found.r)} over {found.n} points" if found else "too few points to correlate"
+    found = statistics.correlation([c for arm in groups for c in statistics.entropy_and_score(arm.runs, encoder)])
+    words = f"Pearson r {statistics.number(found.r)} over {found.n} points" if found else "too few points to correlate"
     return f"Scatter plot of training-set entropy against log generalization score in {encoder} features: {words}."
 
 
 def _provenance_words(groups: Sequence[Arm]) -> str:
     parts = []
-    for arm in analysis.compared(groups).measured:
+    for arm in comparable(groups).measured:
         share = np.mean(arm.values(arm.generations[-1], "", "real_share"))
         parts.append(f"{arm.label} has {share:.0%} real images at generation {arm.generations[-1]}")
     return f"Stacked areas of where each training set's images come from: {'; '.join(parts)}."
@@ -215,12 +215,12 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         for kind in ("points", "entropy-score", "spectra", "provenance", "time")
     }
     generations = sorted({g for arm in groups for g in arm.generations} | _sampled(runs))
-    chosen = pictures.shown_runs(analysis.compared(groups).groups)
+    chosen = pictures.shown_runs(comparable(groups).groups)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )  # fmt: skip
-    environment.filters["number"] = analysis.number
+    environment.filters["number"] = statistics.number
     environment.filters["png"] = _png_uri
     strips = pictures.sample_strips(chosen, generations)
     page = environment.get_template("page.html.j2").render(
@@ -240,7 +240,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         generations=generations,
         strips=strips,
         strip_runs=chosen,
-        common_seed=pictures.common_seed(analysis.compared(groups).groups),
+        common_seed=pictures.common_seed(comparable(groups).groups),
         pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
         tables=[tables.last_table(runs, groups, name) for name in names],
         changes=tables.changes(groups, distance),

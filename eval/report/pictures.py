@@ -19,7 +19,8 @@ from PIL import Image
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST, removed
 from entroloop.data.store.shards import Dataset
-from entroloop.eval.report.runs import Arm, Run
+from entroloop.eval.report.arms import Arm
+from entroloop.eval.report.runs import Run
 from entroloop.selection import nearest
 
 BUDGET = 1_200_000  # bytes of sample images in one report, before base64

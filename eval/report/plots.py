@@ -27,16 +27,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from entroloop.eval.catalogue import title
-from entroloop.eval.report.runs import Arm, Run, row_value
-from entroloop.eval.report.statistics import (
-    compared,
-    correlation,
-    curve,
-    entropy_and_score,
-    entropy_sizes,
-    number,
-    once,
-)
+from entroloop.eval.report.arms import Arm, comparable
+from entroloop.eval.report.runs import Run, row_value
+from entroloop.eval.report.statistics import correlation, curve, entropy_and_score, entropy_sizes, number, once
 
 COLOURS = {
     "random": "#D55E00",
@@ -52,7 +45,7 @@ _BASELINE = "#555555"
 _ACROSS = 7  # panels side by side
 _LETTER = 0.065  # inches that a letter of a legend takes
 _BARRED, _BANDED = 3, 5  # seeds from which intervals are drawn, first as bars: wide bands would cover each other
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "entroloop",
     "font.family": "sans-serif",
@@ -122,7 +115,7 @@ def new_figure(
     """
     rows, columns = -(-panels // _ACROSS), min(panels, _ACROSS)
     inner, height = height - 0.35 - bottom, height * rows
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height))
         margins = {
             "left": left / width,
@@ -173,21 +166,21 @@ def png(figure: Figure, dpi: int = 200) -> bytes:
 
 def _saved(figure: Figure, form: str, **options: Any) -> bytes:
     out = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(out, format=form, **options)
     return out.getvalue()
 
 
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
     """Mean over equal seeds with its interval, every run thinly, held-out against training data as a dashed line."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         names = [*(arm.label for arm in groups), "real test vs real train"]
         columns = _columns(names, 4.4)
         room = _legend_height(names, columns, 4.4)
         figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
         looks = styles(groups)
         shown: list[float] = []
-        for i, (arm, even) in enumerate(zip(groups, compared(groups).groups, strict=True)):
+        for i, (arm, even) in enumerate(zip(groups, comparable(groups).groups, strict=True)):
             line = curve(even, encoder, measure)
             look = looks[arm.label]
             if not line.generations:
@@ -251,7 +244,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
     """
     if len(entropy_sizes([run for arm in groups for run in arm.runs])) > 1:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         names = [arm.label for arm in groups]
         columns = _columns(names, 4.6)
         room = _legend_height(names, columns, 4.6)
@@ -293,10 +286,10 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
 
     An area has the width of a generation on both sides of it, level, since no set lies between two generations.
     """
-    filled = compared(groups).measured
+    filled = comparable(groups).measured
     if not filled:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 2, 2.7, len(filled), right=1.3)
         last = max(max(arm.generations) for arm in filled)
         origins = ["real", *map(str, range(last))]
@@ -339,12 +332,12 @@ def _share(arm: Arm, generation: int, origin: str) -> float:
 def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
     """Leading eigenvalues of the generated features' covariance: a line for each of at most five generations, evenly
     spread, and a panel an arm."""
-    groups = compared(groups).measured
+    groups = comparable(groups).measured
     lines = {arm.label: _eigenvalues(arm, encoder) for arm in groups}
     filled = [arm for arm in groups if lines[arm.label]]
     if not filled:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 1.7, 2.8, len(filled), right=1)
         last = max(g for arm in filled for g in lines[arm.label])
         scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
@@ -386,7 +379,7 @@ def costs(runs: Sequence[Run]) -> Figure | None:
     phases = phases_of(runs)
     if not phases:
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         names = 0.3 + 0.075 * max(len(run.name) for run in runs)
         figure, (axes,) = new_figure(6 + names, 1.2 + 0.24 * len(runs), left=names, bottom=0.75)
         left = np.zeros(len(runs))

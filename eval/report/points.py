@@ -23,7 +23,7 @@ from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
 from entroloop.data.store.shards import Dataset
 from entroloop.eval.report.pictures import available
-from entroloop.eval.report.plots import _STYLE
+from entroloop.eval.report.plots import STYLE
 from entroloop.eval.report.runs import Run
 
 COLUMNS = 5  # generations side by side
@@ -92,7 +92,7 @@ def scatter(found: Sequence[Cloud]) -> Figure:
     bands = -(-len(found) // COLUMNS)
     columns = min(COLUMNS, len(found))
     low, high = limits(found[0].training)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.9 * columns + 0.5, 4.1 * bands), layout="constrained")
         panels: NDArray[Any] = figure.subplots(2 * bands, columns, sharex=True, sharey=True, squeeze=False)
         for panel in panels.flat:

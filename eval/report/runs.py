@@ -1,6 +1,6 @@
 """Finished and unfinished runs, read back from their folders for a report.
 
-    run and sweep folders  ->  read_runs  ->  [Run]  ->  arms (runs that differ in the seed only)
+    run and sweep folders  ->  read_runs  ->  [Run]
 
 Reads what `launcher` writes: `config.yaml`, `generation_*/metrics/metrics.jsonl` and `generation_*/stats.jsonl`.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,15 +22,6 @@ from entroloop.data.store import manifest
 from entroloop.selection.pool import LoopConfig
 
 Row = dict[str, Any]
-# May differ between runs of one arm: what the run is called, where it runs, how far it went.
-_ASIDE = (
-    "name", "modules", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep",
-)  # fmt: skip
-_OPEN = (
-    "selection.options.",
-    "network.options.",
-    "train.more_emas.",
-)  # keys of these are there only where somebody set them
 
 
 class _Config(BaseModel, strict=True):
@@ -125,24 +116,6 @@ def row_value(row: Row | None, encoder: str, measure: str) -> float | None:
         return float(row["provenance"].get("real", 0.0))
     value = row["measures"].get(encoder, {}).get(measure)
     return None if value is None else float(value)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """Runs that differ in nothing but the seed."""
-
-    label: str
-    strategy: str
-    rest: str  # what else tells it from other arms: "accumulate", "replace, tau=3", …
-    runs: tuple[Run, ...]
-
-    @property
-    def generations(self) -> list[int]:
-        return sorted({row["generation"] for run in self.runs for row in run.rows})
-
-    def values(self, generation: int, encoder: str, measure: str) -> list[float]:
-        found = (run.value(generation, encoder, measure) for run in self.runs)
-        return [value for value in found if value is not None]
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -298,71 +271,3 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 # How a run loops whose configuration was written before a key of it came.
 _LOOP = flat({"loop": LoopConfig().model_dump(mode="json")})
-
-
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent.
-
-    A key that an older version did not know is no difference where all runs that have it agree.
-    """
-    keys = sorted({key for run in runs for key in run.config})
-    differing = {}
-    for key in keys:
-        values = [run.config.get(key) for run in runs]
-        told = values if key.startswith(_OPEN) else [run.config[key] for run in runs if key in run.config]
-        if not _aside(key) and any(value != told[0] for value in told):
-            differing[key] = values
-    return differing
-
-
-def _aside(key: str) -> bool:
-    return key.split(".")[0] in _ASIDE or key.split(".")[-1] in ("seed", "name")
-
-
-def arms(runs: Sequence[Run]) -> list[Arm]:
-    """Groups runs that differ in the seed only; each label names the fewest keys that tell the arms apart.
-
-    Where that takes more than two keys, a value that more than half of the arms have goes without saying.
-    Arms come in the order of their first run, `random` first, since the others are compared with it.
-    """
-    differing = differences(runs)
-    groups: dict[str, list[int]] = {}
-    for i in range(len(runs)):
-        signature = json.dumps([differing[key][i] for key in differing], default=str)
-        groups.setdefault(signature, []).append(i)
-    naming = _telling_keys(differing, [members[0] for members in groups.values()])
-    usual = {}
-    for key in naming if len(naming) > 2 else ():
-        values = [json.dumps(differing[key][members[0]], default=str) for members in groups.values()]
-        usual[key] = next((value for value in values if values.count(value) > len(values) / 2), None)
-    out = []
-    for members in groups.values():
-        first = members[0]
-        told = [key for key in naming if json.dumps(differing[key][first], default=str) != usual.get(key)]
-        rest = ", ".join(_short(key, differing[key][first]) for key in told)
-        strategy = runs[first].strategy
-        label = f"{strategy} ({rest})" if rest else strategy
-        out.append(Arm(label, strategy, rest, tuple(sorted((runs[i] for i in members), key=lambda run: run.seed))))
-    return sorted(out, key=lambda arm: arm.strategy != "random")
-
-
-def _telling_keys(differing: Mapping[str, list[Any]], members: Iterable[int]) -> list[str]:
-    """Keys, beyond the strategy, that are needed to tell these runs apart: the paradigm first."""
-    members = list(members)
-    order = sorted((key for key in differing if key != "selection.strategy"), key=lambda key: key != "loop.paradigm")
-    naming: list[str] = []
-
-    def parts(keys: Sequence[str]) -> int:
-        every = [key for key in ("selection.strategy", *keys) if key in differing]
-        return len({json.dumps([differing[key][i] for key in every], default=str) for i in members})
-
-    for key in order:
-        if parts([*naming, key]) > parts(naming):
-            naming.append(key)
-    return naming
-
-
-def _short(key: str, value: Any) -> str:
-    if key == "loop.paradigm":
-        return str(value)
-    return f"{key.split('.')[-1]}={'none' if value is None else value}"

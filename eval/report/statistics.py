@@ -1,7 +1,6 @@
-"""Statistics that the report states: equal seeds, spread over seeds, and correlation with its interval.
+"""Statistics that the report states: spread over seeds, paired differences, and correlation with its interval.
 
-Arms  ->  compared  ->  curves, paired differences
-Arms  ->  correlation
+Arms  ->  curve | paired | correlation
 """
 
 from __future__ import annotations
@@ -13,70 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from entroloop.eval.report.runs import Arm, Run, differences, row_value
+from entroloop.eval.report.arms import Arm
+from entroloop.eval.report.runs import Run, row_value
 
 DRAWS = 2000
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Arms cut down to what can be compared: in each, one run of every seed that has reached `generation` in all arms.
-
-    Where arms have no seed in common, `seeds` is empty and each arm keeps whatever has reached the generation. Arms
-    that have measured nothing stay as they are.
-    """
-
-    groups: list[Arm]
-    generation: int | None  # None: nothing has been measured
-    seeds: tuple[int, ...]
-    left_out: tuple[Run, ...]  # have rows, but count in no mean
-
-    @property
-    def measured(self) -> list[Arm]:
-        return [arm for arm in self.groups if arm.generations]
-
-
-def compared(groups: Sequence[Arm]) -> Compared:
-    """The last generation that some seed has reached in every arm with any row, and the runs that count there."""
-    measured = [arm for arm in groups if arm.generations]
-    furthest = [{run.seed: run for run in sorted(arm.runs, key=lambda run: len(run.rows))} for arm in measured]
-    shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
-    reached = {seed: min(_reached(runs[seed]) for runs in furthest) for seed in shared}
-    last = max(reached.values(), default=-1)
-    seeds = tuple(sorted(seed for seed in reached if reached[seed] == last)) if last >= 0 else ()
-    if not seeds:
-        last = min((max(arm.generations) for arm in measured), default=-1)
-    by_label = dict(zip((arm.label for arm in measured), furthest, strict=True))
-    kept = []
-    for arm in groups:
-        if runs := by_label.get(arm.label):
-            counted = [
-                runs[seed] for seed in sorted(runs) if (seed in seeds if seeds else _reached(runs[seed]) >= last)
-            ]
-            arm = Arm(arm.label, arm.strategy, arm.rest, tuple(counted))
-        kept.append(arm)
-    counting = {id(run) for arm in kept for run in arm.runs}
-    left_out = tuple(run for arm in measured for run in arm.runs if run.rows and id(run) not in counting)
-    return Compared(kept, last if last >= 0 else None, seeds, left_out)
-
-
-def _reached(run: Run) -> int:
-    return max((row["generation"] for row in run.rows), default=-1)
-
-
-def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
-    """The arm that selects at random and differs from this one in the selection only; None where there is none."""
-    if arm.strategy == "random":
-        return None
-    alike = [
-        other for other in groups if other.strategy == "random" and _differ_in_selection(arm.runs[0], other.runs[0])
-    ]
-    return min(alike, key=lambda other: other.rest != arm.rest, default=None)
-
-
-def _differ_in_selection(a: Run, b: Run) -> bool:
-    """Selecting takes more candidates; what is kept on disk changes no number."""
-    return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
 
 
 @dataclass(frozen=True)
@@ -196,12 +135,6 @@ def paired(ours: Arm, theirs: Arm, generation: int, encoder: str, measure: str) 
         if a is not None and b is not None:
             out.append(a - b)
     return out
-
-
-def last_common(groups: Sequence[Arm]) -> int | None:
-    """The last generation that every arm with any row has reached."""
-    reached = [max(arm.generations) for arm in groups if arm.generations]
-    return min(reached) if reached else None
 
 
 def number(value: float | None, significant: int = 3) -> str:

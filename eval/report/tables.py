@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from entroloop.eval.catalogue import SHOWN, title
-from entroloop.eval.report import headline as sentences
-from entroloop.eval.report import plots
-from entroloop.eval.report import statistics as analysis
-from entroloop.eval.report.runs import Arm, Row, Run, arms, differences, row_value
+from entroloop.eval.report import plots, statistics
+from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
+from entroloop.eval.report.headline import NAMED, difference, headline, selecting_encoders
+from entroloop.eval.report.runs import Row, Run, row_value
 
 
 def encoders(runs: Sequence[Run]) -> list[str]:
@@ -31,7 +31,7 @@ def score_encoder(names: Sequence[str]) -> str:
 def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
     """Where distributions are compared: an encoder that selected in no run, if there is one; of those the first that is
     not the raw pixels, if there is one."""
-    selecting = sentences.selecting_encoders(runs)
+    selecting = selecting_encoders(runs)
     return min(names, key=lambda name: (name in selecting, name == "pixel"))
 
 
@@ -43,11 +43,11 @@ def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
 
 def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict[str, Any]:
     """Measures at the last generation that every arm has, over equal seeds: a line a measure, a column an arm."""
-    even = analysis.compared(groups)
+    even = comparable(groups)
     last, shown = even.generation, even.measured
     lines = []
     for measure in [*measures_of(runs, encoder), "real_share"]:
-        base = analysis.number(plots.baseline_value(runs, encoder, measure))
+        base = statistics.number(plots.baseline_value(runs, encoder, measure))
         lines.append((measure, base, [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]))
     rows = [row for arm in shown for run in arm.runs for row in run.rows if row["generation"] == last]
     return {
@@ -58,12 +58,12 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
 
 def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
     """Arm, its baseline, and the change of its Fréchet distance, where there are too many arms for the headline."""
-    even = analysis.compared(groups)
-    bases = [(arm, analysis.baseline_arm(arm, even.measured)) for arm in even.measured]
-    if len(bases) <= sentences.NAMED + 1 or not even.generation:
+    even = comparable(groups)
+    bases = [(arm, baseline_arm(arm, even.measured)) for arm in even.measured]
+    if len(bases) <= NAMED + 1 or not even.generation:
         return []
     return [
-        (arm.label, base.label, sentences.difference(arm, base, even.generation, encoder, "frechet_distance"))
+        (arm.label, base.label, difference(arm, base, even.generation, encoder, "frechet_distance"))
         for arm, base in bases
         if base
     ]
@@ -83,17 +83,17 @@ def baseline_sizes(runs: Sequence[Run]) -> str:
 
 def _cell(values: Sequence[float]) -> str:
     """Mean and interval; a line may break between the two, not within."""
-    return analysis.mean_and_interval(values).replace(", ", ",\N{NO-BREAK SPACE}")
+    return statistics.mean_and_interval(values).replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
     """A line an arm and generation, over the seeds that all of the arm's compared runs have."""
     lines = []
-    for arm in analysis.compared(groups).measured:
+    for arm in comparable(groups).measured:
         for generation in range(min(len(run.rows) for run in arm.runs)):
             cells = [_cell(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
             lines.append((arm.label, generation, cells))
-    base = [analysis.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]
+    base = [statistics.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]
     return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines, "base": base}
 
 
@@ -117,7 +117,7 @@ def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
 
 def difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:
     return {
-        key: [analysis.number(None) if v is None else str(v) for v in values]
+        key: [statistics.number(None) if v is None else str(v) for v in values]
         for key, values in differences(runs).items()
     }
 
@@ -167,7 +167,7 @@ def _brief(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {v}" for k, v in value.items())
     if isinstance(value, float):
-        return analysis.number(value)
+        return statistics.number(value)
     return value[:16] if isinstance(value, str) else str(value)
 
 
@@ -270,12 +270,12 @@ def as_json(runs: Sequence[Run]) -> str:
     """The headline, correlations, and every row of every run with its context and the label of its arm."""
     names, groups, labels = encoders(runs), arms(runs), _labels(runs)
     found = {
-        name: analysis.correlation([c for arm in groups for c in analysis.entropy_and_score(arm.runs, name)])
+        name: statistics.correlation([c for arm in groups for c in statistics.entropy_and_score(arm.runs, name)])
         for name in names
-        if len(analysis.entropy_sizes(runs)) < 2
+        if len(statistics.entropy_sizes(runs)) < 2
     }
     summary = {
-        "headline": sentences.headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],
+        "headline": headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],
         "correlation": {name: vars(one) if one else None for name, one in found.items()},
         "runs": [
             {

@@ -1,0 +1,176 @@
+"""Arms: the runs of a report that differ in the seed only, what tells arms apart, and which of their runs compare.
+
+[Run]  ->  arms  ->  [Arm]  ->  comparable  ->  the same arms, at the generation and seeds that all have
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from entroloop.eval.report.runs import Run
+
+# May differ between runs of one arm: what the run is called, where it runs, how far it went.
+_ASIDE = (
+    "name", "modules", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep",
+)  # fmt: skip
+_OPEN = (
+    "selection.options.",
+    "network.options.",
+    "train.more_emas.",
+)  # keys of these are there only where somebody set them
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs that differ in nothing but the seed."""
+
+    label: str
+    strategy: str
+    rest: str  # what else tells it from other arms: "accumulate", "replace, tau=3", …
+    runs: tuple[Run, ...]
+
+    @property
+    def generations(self) -> list[int]:
+        return sorted({row["generation"] for run in self.runs for row in run.rows})
+
+    def values(self, generation: int, encoder: str, measure: str) -> list[float]:
+        found = (run.value(generation, encoder, measure) for run in self.runs)
+        return [value for value in found if value is not None]
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent.
+
+    A key that an older version did not know is no difference where all runs that have it agree.
+    """
+    keys = sorted({key for run in runs for key in run.config})
+    differing = {}
+    for key in keys:
+        values = [run.config.get(key) for run in runs]
+        told = values if key.startswith(_OPEN) else [run.config[key] for run in runs if key in run.config]
+        if not _aside(key) and any(value != told[0] for value in told):
+            differing[key] = values
+    return differing
+
+
+def _aside(key: str) -> bool:
+    return key.split(".")[0] in _ASIDE or key.split(".")[-1] in ("seed", "name")
+
+
+def arms(runs: Sequence[Run]) -> list[Arm]:
+    """Groups runs that differ in the seed only; each label names the fewest keys that tell the arms apart.
+
+    Where that takes more than two keys, a value that more than half of the arms have goes without saying.
+    Arms come in the order of their first run, `random` first, since the others are compared with it.
+    """
+    differing = differences(runs)
+    groups: dict[str, list[int]] = {}
+    for i in range(len(runs)):
+        signature = json.dumps([differing[key][i] for key in differing], default=str)
+        groups.setdefault(signature, []).append(i)
+    naming = _telling_keys(differing, [members[0] for members in groups.values()])
+    usual = {}
+    for key in naming if len(naming) > 2 else ():
+        values = [json.dumps(differing[key][members[0]], default=str) for members in groups.values()]
+        usual[key] = next((value for value in values if values.count(value) > len(values) / 2), None)
+    out = []
+    for members in groups.values():
+        first = members[0]
+        told = [key for key in naming if json.dumps(differing[key][first], default=str) != usual.get(key)]
+        rest = ", ".join(_short(key, differing[key][first]) for key in told)
+        strategy = runs[first].strategy
+        label = f"{strategy} ({rest})" if rest else strategy
+        out.append(Arm(label, strategy, rest, tuple(sorted((runs[i] for i in members), key=lambda run: run.seed))))
+    return sorted(out, key=lambda arm: arm.strategy != "random")
+
+
+def _telling_keys(differing: Mapping[str, list[Any]], members: Iterable[int]) -> list[str]:
+    """Keys, beyond the strategy, that are needed to tell these runs apart: the paradigm first."""
+    members = list(members)
+    order = sorted((key for key in differing if key != "selection.strategy"), key=lambda key: key != "loop.paradigm")
+    naming: list[str] = []
+
+    def parts(keys: Sequence[str]) -> int:
+        every = [key for key in ("selection.strategy", *keys) if key in differing]
+        return len({json.dumps([differing[key][i] for key in every], default=str) for i in members})
+
+    for key in order:
+        if parts([*naming, key]) > parts(naming):
+            naming.append(key)
+    return naming
+
+
+def _short(key: str, value: Any) -> str:
+    if key == "loop.paradigm":
+        return str(value)
+    return f"{key.split('.')[-1]}={'none' if value is None else value}"
+
+
+@dataclass(frozen=True)
+class Comparable:
+    """Arms cut down to what can be compared: in each, one run of every seed that has reached `generation` in all arms.
+
+    Where arms have no seed in common, `seeds` is empty and each arm keeps whatever has reached the generation. Arms
+    that have measured nothing stay as they are.
+    """
+
+    groups: list[Arm]
+    generation: int | None  # None: nothing has been measured
+    seeds: tuple[int, ...]
+    left_out: tuple[Run, ...]  # have rows, but count in no mean
+
+    @property
+    def measured(self) -> list[Arm]:
+        return [arm for arm in self.groups if arm.generations]
+
+
+def comparable(groups: Sequence[Arm]) -> Comparable:
+    """The last generation that some seed has reached in every arm with any row, and the runs that count there."""
+    measured = [arm for arm in groups if arm.generations]
+    furthest = [{run.seed: run for run in sorted(arm.runs, key=lambda run: len(run.rows))} for arm in measured]
+    shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
+    reached = {seed: min(_reached(runs[seed]) for runs in furthest) for seed in shared}
+    last = max(reached.values(), default=-1)
+    seeds = tuple(sorted(seed for seed in reached if reached[seed] == last)) if last >= 0 else ()
+    if not seeds:
+        last = min((max(arm.generations) for arm in measured), default=-1)
+    by_label = dict(zip((arm.label for arm in measured), furthest, strict=True))
+    kept = []
+    for arm in groups:
+        if runs := by_label.get(arm.label):
+            counted = [
+                runs[seed] for seed in sorted(runs) if (seed in seeds if seeds else _reached(runs[seed]) >= last)
+            ]
+            arm = Arm(arm.label, arm.strategy, arm.rest, tuple(counted))
+        kept.append(arm)
+    counting = {id(run) for arm in kept for run in arm.runs}
+    left_out = tuple(run for arm in measured for run in arm.runs if run.rows and id(run) not in counting)
+    return Comparable(kept, last if last >= 0 else None, seeds, left_out)
+
+
+def _reached(run: Run) -> int:
+    return max((row["generation"] for row in run.rows), default=-1)
+
+
+def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
+    """The arm that selects at random and differs from this one in the selection only; None where there is none."""
+    if arm.strategy == "random":
+        return None
+    alike = [
+        other for other in groups if other.strategy == "random" and _differ_in_selection(arm.runs[0], other.runs[0])
+    ]
+    return min(alike, key=lambda other: other.rest != arm.rest, default=None)
+
+
+def _differ_in_selection(a: Run, b: Run) -> bool:
+    """Selecting takes more candidates; what is kept on disk changes no number."""
+    return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
+
+
+def last_common(groups: Sequence[Arm]) -> int | None:
+    """The last generation that every arm with any row has reached."""
+    reached = [max(arm.generations) for arm in groups if arm.generations]
+    return min(reached) if reached else None
