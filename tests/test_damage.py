@@ -18,7 +18,7 @@ from entroloop.data.world import World
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
-from entroloop.launcher.commands import sets as datasets
+from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.steps import PREPARE, Layout, Step
 from entroloop.trainer import network
@@ -162,7 +162,7 @@ def test_a_manifest_with_a_changed_number_is_damaged(layout):
 def verified(folder):
     """Exit status and problems that `verify` finds."""
     app = program.typer.Typer()
-    app.command()(datasets.verify_command)
+    app.command()(verify_command)
     done = CliRunner().invoke(app, [str(folder), "--json"])
     return done.exit_code, json.loads(done.stdout)["problems"]
 

@@ -17,12 +17,14 @@ from typer.testing import CliRunner
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Dataset
-from entroloop.launcher.commands import sets as datasets
+from entroloop.launcher.commands.import_ import import_command
+from entroloop.launcher.commands.seal import seal_command
+from entroloop.launcher.commands.verify import verify_command
 
 app = typer.Typer()
-app.command("import")(datasets.import_command)
-app.command("verify")(datasets.verify_command)
-app.command("seal")(datasets.seal_command)
+app.command("import")(import_command)
+app.command("verify")(verify_command)
+app.command("seal")(seal_command)
 
 
 def run(*arguments: object):

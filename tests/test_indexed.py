@@ -21,7 +21,7 @@ from entroloop.data.world import World
 from entroloop.eval.report import pictures, points
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import sweep
-from entroloop.launcher.commands import sets as datasets
+from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.config import compose
 from entroloop.launcher.preview.disk import generation_bytes, source_of
 from entroloop.launcher.run import runner as drive
@@ -201,13 +201,13 @@ def test_a_source_that_is_missing_or_changed_is_refused_and_verify_names_it(outs
     layout, source = outside
     folder = layout.of(Step(0, "select"))
     hidden = source.with_name("hidden")
-    datasets.verify_command(layout.run)
+    verify_command(layout.run)
     source.rename(hidden)
     try:
         with pytest.raises(UserError, match=r"digits: no such folder \(the index .*selected refers to it\)$"):
             open_set(folder).all()
         with pytest.raises(BaseException, match="2"):
-            datasets.verify_command(layout.run)
+            verify_command(layout.run)
         assert f"{source}: no such folder (the index {folder} refers to it)" in capsys.readouterr().err
         import_dataset("digits", source, limit=500)
         with pytest.raises(UserError, match=r"digits: changed since the index .*selected was made from it$"):
@@ -262,7 +262,7 @@ def test_verify_names_what_an_index_lost(index, tmp_path, capsys):
     (samples / "removed.json").write_text('{"removed": ["shard-000001.tar"]}')
     (samples / "shard-000001.tar").unlink()
     with pytest.raises(BaseException, match="2"):
-        datasets.verify_command(tmp_path / "run")
+        verify_command(tmp_path / "run")
     assert "shard-000001.tar: missing (the index" in capsys.readouterr().err
 
 

@@ -18,11 +18,12 @@ from entroloop.data.store.shards import REAL, Provenance
 from entroloop.eval import compare
 from entroloop.eval.measures.registry import measure
 from entroloop.launcher import __main__ as launcher
-from entroloop.launcher.commands import report as reporting
+from entroloop.launcher.commands.measure import measure_command
+from entroloop.launcher.commands.report import report_command
 
 app = typer.Typer()
-app.command("measure")(reporting.measure_command)
-app.command("report")(reporting.report_command)
+app.command("measure")(measure_command)
+app.command("report")(report_command)
 
 
 def digits(n, start=0):

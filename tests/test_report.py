@@ -23,7 +23,7 @@ from entroloop.eval.report import headline, pictures, plots, statistics, tables
 from entroloop.eval.report import page as report
 from entroloop.eval.report.arms import Arm, arms, comparable, differences
 from entroloop.eval.report.runs import Run, flat, read_run, read_runs
-from entroloop.launcher.commands import report as reporting
+from entroloop.launcher.commands.report import report_command
 
 
 @pytest.fixture(scope="module")
@@ -757,7 +757,7 @@ def test_png_writes_one_file_a_figure(sweep, monkeypatch):
 @pytest.fixture
 def command(sweep):
     app = typer.Typer()
-    app.command()(reporting.report_command)
+    app.command()(report_command)
 
     def run(*arguments):
         return CliRunner().invoke(app, [str(a) for a in arguments])

@@ -10,10 +10,9 @@ from entroloop.data.store import manifest
 from entroloop.data.store import removal as retention
 from entroloop.data.store.shards import Dataset
 from entroloop.data.world import World
-from entroloop.launcher import process, sweep
-from entroloop.launcher.commands import sets as datasets
-from entroloop.launcher.commands import slurm as cluster_commands
-from entroloop.launcher.commands import status
+from entroloop.launcher import process, status, sweep
+from entroloop.launcher.commands.slurm import arm_command, conclude_command
+from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.preview.disk import describe_disk, generation_bytes, source_of
 from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.retention import contents_read, removable
@@ -63,11 +62,11 @@ def sealed_bytes_there(layout):
 
 
 def test_verify_tells_removed_from_missing(lean, tmp_path, capsys):
-    datasets.verify_command(lean.run)
+    verify_command(lean.run)
     said = capsys.readouterr().out
     assert "shard-000001.tar: removed by retention" in said
     assert "all intact" in said
-    datasets.verify_command(lean.run, as_json=True)
+    verify_command(lean.run, as_json=True)
     facts = json.loads(capsys.readouterr().out)
     assert facts["removed"] > 0
     assert facts["problems"] == []
@@ -160,12 +159,12 @@ def arms(tmp_path, monkeypatch):
     runs = tmp_path / "runs" / "grid"
 
     def task(index, shared=False):
-        cluster_commands.arm_command(path, index, shared=shared)
+        arm_command(path, index, shared=shared)
 
     def removed():
         return [len(manifest.removed(runs / arm / "generation_0000" / "samples")) for arm in ("random", "greedy")]
 
-    return task, lambda: cluster_commands.conclude_command(path), removed, path
+    return task, lambda: conclude_command(path), removed, path
 
 
 def test_a_leader_that_is_an_array_task_keeps_all_until_the_last_job(arms):

@@ -13,7 +13,8 @@ from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import opened
 from entroloop.data.store.shards import Dataset
-from entroloop.launcher.commands.select import entropy_command, parse_options, select_command
+from entroloop.launcher.commands.entropy import entropy_command
+from entroloop.launcher.commands.select import parse_options, select_command
 from entroloop.selection import kl_entropy, select
 
 X = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)

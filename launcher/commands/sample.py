@@ -33,7 +33,7 @@ def sample_command(
     from entroloop.data.store import manifest
     from entroloop.data.world import join
     from entroloop.launcher.process import StopFlag, check_alone
-    from entroloop.launcher.run import runner as drive
+    from entroloop.launcher.run import runner
     from entroloop.launcher.run.steps import Layout, Step
 
     if part is None:  # the tasks of one srun may each make a part
@@ -52,17 +52,17 @@ def sample_command(
     if 0 <= generation < config.generations and not manifest.is_sealed(layout.of(Step(generation, "train"))):
         raise UserError(f"{run}: generation {generation} is not trained yet: run entroloop run {run}/config.yaml first")
     stop = StopFlag()
-    drive.run_single(config, join(0, 1), lambda: bool(stop), step, mine)
+    runner.run_single(config, join(0, 1), lambda: bool(stop), step, mine)
 
 
 def load_run(run: Path) -> Config:
     """The configuration saved with a run, at the place where the run is now. Raises UserError when it is no run."""
-    from entroloop.launcher import config as configuration
+    from entroloop.launcher.config import compose
     from entroloop.launcher.run.steps import Layout, read_config
 
     saved = read_config(Layout(run))
-    config = configuration.compose(saved, [], str(run / "config.yaml"))
+    config = compose(saved, [], str(run / "config.yaml"))
     if config.run_folder.resolve() == run.resolve():
         return config
     run = run.resolve()
-    return configuration.compose({**saved, "folder": str(run.parent), "name": run.name}, [], str(run / "config.yaml"))
+    return compose({**saved, "folder": str(run.parent), "name": run.name}, [], str(run / "config.yaml"))

@@ -1,4 +1,4 @@
-"""`entroloop select` and `entroloop entropy`: on anybody's vectors, in one process or under torchrun.
+"""`entroloop select`: the most informative rows of anybody's vectors, in one process or under torchrun.
 
     FEATURES (.npy, .npz, or a sealed feature folder) -> Rows -> this rank's -> selection -> files, JSON
 
@@ -15,21 +15,15 @@ import typer
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.selection.catalogue import DISTANCES, STRATEGIES
+from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, share, usable
+from entroloop.selection.catalogue import STRATEGIES
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from entroloop.data.sources.rows import Rows
     from entroloop.data.world import World
     from entroloop.selection import Selection
 
 _ENTROPY_ROWS = 16_384  # at most this many rows tell the entropy before and after choosing
-
-Features = Annotated[Path, typer.Argument(help="A .npy or .npz file [N, D], or a sealed feature folder.")]
-WHICH = "Which array of an .npz file, or which encoder's of a feature folder, if it has several"
-MetricName = Annotated[str, typer.Option("--metric", help=f"{', '.join(DISTANCES.built_in)}, or module:attribute.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 def select_command(
@@ -63,19 +57,19 @@ def select_command(
     world = world_from_environment()
     keys = keys_of([features, *([reference] if reference else [])], key or [])
     with opened(features, keys[0]) as rows:
-        mine = _usable(rows, world)
+        mine = usable(rows, world)
         sets = {"features": rows.about()}
         extra: dict[str, Any] = {}
         for name, path in (("labels", labels), ("generations", generations)):
             if path is not None:
-                extra[name] = read_integers(path, len(rows))[_share(len(rows), world)]
+                extra[name] = read_integers(path, len(rows))[share(len(rows), world)]
         if reference is not None:
             with opened(reference, keys[1]) as real:
                 if real.shape != rows.shape:
                     raise UserError(
                         f"{real.where}: rows of shape {[*real.shape]}, but {rows.where} has {[*rows.shape]}"
                     )
-                extra["reference"] = _usable(real, world)
+                extra["reference"] = usable(real, world)
                 sets["reference"] = real.about()
         with Progress("select", size, "row", show=world.is_main) as progress:
             chosen = select(
@@ -114,29 +108,6 @@ def select_command(
     world.barrier()
 
 
-def entropy_command(
-    features: Features,
-    k: Annotated[int, typer.Option(help="Distances go to the k-th nearest other row.")] = 1,
-    metric: MetricName = "euclidean",
-    key: Annotated[str | None, typer.Option(help=f"{WHICH}.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Kozachenko-Leonenko entropy of a set of vectors, in nats; compare it at equal n only."""
-    from entroloop.data.sources.rows import opened
-    from entroloop.launcher.process import world_from_environment
-    from entroloop.selection import kl_entropy
-
-    world = world_from_environment()
-    with opened(features, key) as rows:
-        entropy = kl_entropy(_usable(rows, world), k, metric=metric, world=world)
-    if world.is_main:
-        numbers = {name: getattr(entropy, name) for name in ("nats", "n", "d", "k", "floored")}
-        if as_json:
-            typer.echo(json.dumps(numbers))
-        else:
-            typer.echo(f"{entropy.nats:.6g} nats (n {entropy.n}, d {entropy.d}, k {k}, {entropy.floored} at the floor)")
-
-
 def parse_options(pairs: list[str]) -> dict[str, float | int | str | bool]:
     """`key=value` texts; values become true/false, an integer or a number where they read as one."""
     out: dict[str, float | int | str | bool] = {}
@@ -157,19 +128,6 @@ def _value(text: str) -> float | int | str | bool:
         except ValueError:
             continue
     return text
-
-
-def _usable(rows: Rows, world: World) -> NDArray[Any]:
-    """This rank's vectors. Every rank raises the same UserError if any rank's hold an unusable value."""
-    from entroloop.selection.exact.rows import agree
-
-    mine = _share(len(rows), world)
-    agree(world, rows.vectors().problem(mine))
-    return rows[mine]
-
-
-def _share(n: int, world: World) -> slice:
-    return slice(n * world.rank // world.size, n * (world.rank + 1) // world.size)
 
 
 def _summary(chosen: Selection) -> dict[str, float]:
@@ -193,7 +151,7 @@ def _entropies(all_rows: Rows, chosen: Selection, seed: int, metric: str, world:
         return {}
     draw = np.random.default_rng([seed, *b"entropy"])
     ids = {"before": draw.permutation(len(all_rows))[:n], "after": chosen.ids[draw.permutation(len(chosen.ids))[:n]]}
-    mine = _share(n, world)
+    mine = share(n, world)
     out: dict[str, Any] = {"n": n}
     for name, rows in ids.items():
         result = kl_entropy(all_rows[rows[mine]], metric=metric, world=world)

@@ -8,29 +8,27 @@ from typing import Annotated
 import typer
 
 from entroloop.data.errors import Failed, UserError
+from entroloop.launcher.commands.common import ConfigFile, Overrides
 
 app = typer.Typer(name="slurm", help="Run on a SLURM cluster.", no_args_is_help=True)
-ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 
 
 @app.command("submit")
 def submit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     """Submit what is missing of a run and not queued or running already."""
-    from entroloop.launcher import config as configuration
-    from entroloop.launcher import jobs as clusters
+    from entroloop.launcher import jobs
+    from entroloop.launcher.config import load
 
-    settings = configuration.load(config, overrides or [])
-    print(clusters.said(clusters.submit_run(settings), settings.run_folder))
+    settings = load(config, overrides or [])
+    print(jobs.said(jobs.submit_run(settings), settings.run_folder))
 
 
 def submit_sweep(path: Path, overrides: list[str]) -> None:
     """What `entroloop sweep --slurm` does."""
-    from entroloop.launcher import jobs as clusters
-    from entroloop.launcher import sweep
+    from entroloop.launcher import jobs, sweep
 
-    plan = clusters.submit_sweep(path, overrides)
-    print(clusters.said(plan, sweep.arms_of(path, overrides)[0].run_folder))
+    plan = jobs.submit_sweep(path, overrides)
+    print(jobs.said(plan, sweep.arms_of(path, overrides)[0].run_folder))
 
 
 @app.command("script")
@@ -40,10 +38,10 @@ def script_command(
     phase: Annotated[str | None, typer.Option(help="Only jobs of this kind: train, sample, run, seal, …")] = None,
 ) -> None:
     """Print the scripts of the jobs that are to be done, without submitting or writing anything."""
-    from entroloop.launcher import config as configuration
-    from entroloop.launcher import jobs as clusters
+    from entroloop.launcher import jobs
+    from entroloop.launcher.config import load
 
-    print(clusters.scripts(configuration.load(config, overrides or []), phase))
+    print(jobs.scripts(load(config, overrides or []), phase))
 
 
 @app.command("cancel")
@@ -69,7 +67,7 @@ def arm_command(
     """Run one arm of a sweep, with what it shares taken from its leader (called by the jobs)."""
     from entroloop.launcher import sweep
     from entroloop.launcher.process import StopFlag, world_from_environment
-    from entroloop.launcher.run import runner as drive
+    from entroloop.launcher.run import runner
 
     _, arms = sweep.arms_of(config, [])
     arm, stop = arms[index], StopFlag()
@@ -78,15 +76,15 @@ def arm_command(
         sweep.link_shared(arm)  # what the leader lacks this arm makes itself, with the same bytes
     world.barrier()
     until = sweep.furthest_shared(arm, arms) if shared else None
-    attempt = drive.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
+    attempt = runner.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
     settings = sweep.while_shared(arm, arms)
-    drive.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
+    runner.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
 
 
 @app.command("conclude", hidden=True)
 def conclude_command(config: ConfigFile) -> None:
     """Write the report of a sweep over all arms that have something to show (called by the last job)."""
-    from entroloop.eval.report import page as report
+    from entroloop.eval.report import page
     from entroloop.launcher import sweep
     from entroloop.launcher.run import retention
     from entroloop.launcher.run.steps import Step, is_sealed, next_phase
@@ -95,7 +93,7 @@ def conclude_command(config: ConfigFile) -> None:
     shown = [arm for arm in arms if is_sealed(arm.layout)(Step(0, "evaluate"))]
     unfinished = [arm for arm in arms if next_phase(is_sealed(arm.layout), arm.config.generations) is not None]
     if shown:
-        report.write([arm.layout.run for arm in shown], base.run_folder / "report.html")
+        page.write([arm.layout.run for arm in shown], base.run_folder / "report.html")
     for arm in arms if not unfinished else []:
         retention.apply(arm.config, arm.layout)
     if unfinished:

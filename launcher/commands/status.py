@@ -1,135 +1,20 @@
-"""Which phase of which generation a run is at, read from its folder alone: seals, leases and state.json."""
+"""`entroloop status`: which phase of which generation a run is at."""
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from entroloop.data.errors import UserError
-from entroloop.launcher.run import lease
-from entroloop.launcher.run.retention import size
-from entroloop.launcher.run.steps import PHASES, Layout, Step, is_sealed, read_config, steps
-
-MARKS = {"sealed": "done", "pending": "."}
+import typer
 
 
-def inspect(folder: Path) -> dict[str, Any]:
-    """The state of a run, or of every run below a sweep's folder, as plain values.
+def status_command(
+    run: Annotated[Path, typer.Argument(help="Folder of a run or a sweep.", show_default=False)],
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show which phase of which generation is at what."""
+    from entroloop.launcher import status
 
-    Raises UserError when the folder is neither.
-    """
-    if (folder / "config.yaml").is_file():
-        return _with_jobs(folder, _inspect_run(folder))
-    runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
-    if not runs:
-        raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it or one level below)")
-    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run) for run in runs]})
-
-
-def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Adds the cluster jobs of a run or sweep that has some, and what follows from them for its status."""
-    if not (folder / "slurm").is_dir():
-        return found
-    from entroloop.launcher import jobs as clusters
-
-    found |= clusters.for_status(folder)
-    jobs = found.get("jobs", [])
-    if found.get("status", "finished") not in ("finished", "running") and jobs:
-        failed = [job for job in jobs if job["state"] == "failed"]
-        for state in ("running", "queued"):
-            if any(job["state"] == state for job in jobs):
-                found |= {"status": state, "reason": ""}
-                break
-        if failed:
-            found |= {"status": "failed", "reason": f"{failed[0]['key']}: {failed[0]['reason']}"}
-    return found
-
-
-def _inspect_run(folder: Path) -> dict[str, Any]:
-    layout = Layout(folder)
-    generations = int(read_config(layout)["generations"])
-    sealed = is_sealed(layout)
-    found = []
-    for step in steps(generations):
-        parts = [part for path in _leases(layout, step) if (part := lease.read(path)) is not None]
-        done = sum(float((part["progress"] or {}).get("done", 0)) for part in parts)
-        total = sum(float((part["progress"] or {}).get("total", 0)) for part in parts)
-        state = "sealed" if sealed(step) else "running" if parts else "pending"
-        found.append(
-            {
-                "generation": step.generation,
-                "phase": step.phase,
-                "state": state,
-                "done": done,
-                "total": total,
-                "owners": [f"{part['host']}:{part['pid']}" for part in parts],
-            }
-        )
-    try:
-        state_file = json.loads((folder / "state.json").read_text())
-    except (OSError, ValueError):
-        state_file = None
-    finished = all(entry["state"] == "sealed" for entry in found)
-    if finished:
-        status = "finished"
-    elif any(entry["state"] == "running" for entry in found):
-        status = "running"
-    else:
-        # state.json is written at the end of an attempt: a killed one leaves none, or one of an earlier attempt
-        begun = any(entry["state"] == "sealed" for entry in found)
-        status = "stopped" if begun else "not begun"
-        if state_file and state_file["status"] != "finished":
-            status = state_file["status"]
-    reason = state_file["reason"] if state_file and status in ("failed", "interrupted") else ""
-    return {
-        "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,
-        "bytes": used(folder),
-    }  # fmt: skip
-
-
-def used(run: Path) -> dict[str, int]:
-    """Bytes on disk by what they are: real, selected, weights, samples, features, metrics, checkpoints, and in all."""
-    found: dict[str, int] = {}
-    for folder, _, names in os.walk(run):
-        parts = Path(folder).relative_to(run).parts
-        kind = "real" if parts[:1] == ("real",) else parts[1] if len(parts) > 1 else "other"
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a temporary of the process at work
-                found[kind] = found.get(kind, 0) + os.lstat(os.path.join(folder, name)).st_size
-    return {**dict(sorted(found.items())), "total": sum(found.values())}
-
-
-def _leases(layout: Layout, step: Step) -> list[Path]:
-    return sorted(layout.generation(step.generation).glob(f".lease-{step.phase}-*"))
-
-
-def table(found: dict[str, Any]) -> str:
-    """The same for reading: a row a generation, a column a phase."""
-    if "jobs" in found:
-        from entroloop.launcher import jobs as clusters
-
-        rest = {key: value for key, value in found.items() if key != "jobs"}
-        return f"{table(rest)}\n{clusters.table(found['jobs'], found['queue'])}"
-    if "runs" in found:
-        return "\n\n".join(table(run) for run in found["runs"])
-    reason = f" ({found['reason']})" if found["reason"] else ""
-    lines = [f"{found['run']}: {found['status']}{reason}"]
-    by_step = {(p["generation"], p["phase"]): p for p in found["phases"]}
-    lines.append("generation  " + "  ".join(f"{phase:<9}" for phase in PHASES))
-    for g in range(found["generations"]):
-        lines.append(f"{g:>10}  " + "  ".join(f"{_cell(by_step[g, phase]):<9}" for phase in PHASES).rstrip())
-    prepare = by_step[-1, "prepare"]
-    if prepare["state"] != "sealed":
-        lines.insert(1, f"real data   {_cell(prepare)}")
-    parts = ", ".join(f"{kind} {size(count)}" for kind, count in found["bytes"].items() if kind != "total")
-    lines.append(f"on disk     {size(found['bytes']['total'])}: {parts}")
-    return "\n".join(lines)
-
-
-def _cell(entry: dict[str, Any]) -> str:
-    if entry["state"] == "running":
-        return f"{100 * entry['done'] / entry['total']:.0f} %" if entry["total"] else "running"
-    return MARKS[entry["state"]]
+    found = status.inspect(run)
+    print(json.dumps(found) if json_ else status.table(found))

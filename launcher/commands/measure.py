@@ -1,0 +1,51 @@
+"""`entroloop measure GENERATED TRAINING [REFERENCE]`: every measure between any two or three sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def measure_command(
+    generated: Annotated[
+        Path, typer.Argument(help="Images or vectors to judge: folder, shards, .npz, .npy or features.")
+    ],
+    training: Annotated[Path, typer.Argument(help="What the model was trained on.")],
+    reference: Annotated[Path | None, typer.Argument(help="Held-out real data; distances are taken to it.")] = None,
+    key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Which array of an .npz file, or which encoder's of a feature folder, if it has several: one for all "
+            "such sets, or repeated, one for each of them."
+        ),
+    ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(
+            help="Feature space: pixel, classifier, inception, inception-paper, dinov2-small, dinov2-large, "
+            "dinov2-paper, or your own module:attribute."
+        ),
+    ] = "pixel",
+    classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,
+    resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
+    entropy_size: Annotated[int | None, typer.Option(min=2, help="Training points in the entropy estimate.")] = None,
+    resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95% ranges; 0: none.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of subsamples and of C_T's cells.")] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Of the encoder: cpu, cuda, cuda:1, …; CUDA if there is any, else the CPU.")
+    ] = None,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Mirrored copies of training images count as copies: trained with flips.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+) -> None:
+    """How good, how varied and how copied GENERATED is: every measure, between any two or three sets."""
+    from entroloop.eval import compare
+
+    row = compare.compare(
+        generated, training, reference, keys=key or [], encoder=encoder, classifier=classifier, resolution=resolution,
+        entropy_size=entropy_size, resamples=resamples, seed=seed, device=device, flip=flip,
+    )  # fmt: skip
+    typer.echo(compare.as_json(row) if as_json else compare.as_text(row))

@@ -1,0 +1,69 @@
+"""`entroloop run`: the whole loop of one run, or one phase of it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from entroloop.data.errors import UserError
+from entroloop.launcher.commands.common import ConfigFile, Overrides
+
+if TYPE_CHECKING:
+    from entroloop.launcher.run.steps import Step
+
+
+def run_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option(help="Print phases, sizes and network calls; do nothing.")] = False,
+    generation: Annotated[int | None, typer.Option(help="Run one phase of this generation only.")] = None,
+    phase: Annotated[str | None, typer.Option(help="prepare, select, train, sample, encode or evaluate.")] = None,
+    part: Annotated[str | None, typer.Option(help="i::n, the shards i, i + n, … of sample or encode.")] = None,
+    state: Annotated[Path | None, typer.Option(help="Write here too how the attempt ended, as state.json.")] = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the seals that a single phase needs.")] = 0,
+    scratch: Annotated[Path | None, typer.Option(help="Copy training shards to this folder first.")] = None,
+    overlap: Annotated[bool, typer.Option(help="Encode every shard as soon as it is sampled.")] = False,
+) -> None:
+    """Run the whole loop of one run, resumed where it stopped."""
+    from entroloop.launcher.config import load
+
+    settings = load(config, overrides or [])
+    if dry_run:
+        from entroloop.launcher.preview.dry_run import describe
+
+        print(describe(settings))
+        return
+    from entroloop.data.seeds import parse_part
+    from entroloop.launcher.process import StopFlag, world_from_environment
+    from entroloop.launcher.run import runner
+
+    single = _step(generation, phase)
+    if part is not None and single is None:
+        raise UserError("--part: goes with --generation and --phase sample or encode")
+    stop, attempt = StopFlag(), runner.Attempt(state, wait, scratch, overlap)
+    world = world_from_environment(should_stop=lambda: bool(stop))
+    if not world.is_main:
+        logging.getLogger("entroloop").setLevel(logging.WARNING)
+    if single is None:
+        runner.run(settings, world, lambda: bool(stop), attempt=attempt)
+    else:
+        share = parse_part(part) if part else None
+        runner.run_single(settings, world, lambda: bool(stop), single, share, attempt)
+
+
+def _step(generation: int | None, phase: str | None) -> Step | None:
+    """The step that --generation and --phase name; None without them. Raises UserError when they do not fit."""
+    from entroloop.launcher.run.steps import PHASES, PREPARE, Step
+
+    if phase is None and generation is None:
+        return None
+    if phase == "prepare":
+        return PREPARE
+    if phase not in PHASES:
+        raise UserError(f"--phase {phase}: give one of prepare, {', '.join(PHASES)}")
+    if generation is None:
+        raise UserError(f"--phase {phase}: say which generation with --generation")
+    return Step(generation, phase)

@@ -1,0 +1,17 @@
+"""`entroloop seal`: an import that was made in parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entroloop.launcher.commands.common import set_line
+
+
+def seal_command(folder: Annotated[Path, typer.Argument(help="an import whose parts are all done")]) -> None:
+    """Seal an import that was made in parts."""
+    from entroloop.data.sources import importer
+
+    typer.echo(set_line(folder, importer.seal_import(folder)))

@@ -1,0 +1,28 @@
+"""`entroloop sweep`: a grid of runs, on this machine or as one job array."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from entroloop.launcher.commands.common import ConfigFile, Overrides
+
+
+def sweep_command(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="As one job array on a SLURM cluster.")] = False,
+) -> None:
+    """Run a grid of runs side by side (strategy x paradigm x seed), then write one report."""
+    if slurm:
+        from entroloop.launcher.commands.slurm import submit_sweep
+
+        submit_sweep(config, overrides or [])
+        return
+    from entroloop.launcher import sweep
+    from entroloop.launcher.process import StopFlag, check_alone
+
+    check_alone("sweep", "it starts its runs itself: start it once, or use entroloop sweep --slurm")
+    stop = StopFlag()
+    sweep.run(config, overrides or [], lambda: bool(stop))
