@@ -33,7 +33,7 @@ def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     """Adds the cluster jobs of a run or sweep that has some, and what follows from them for its status."""
     if not (folder / "slurm").is_dir():
         return found
-    from entroloop.launcher.jobs import for_status
+    from entroloop.slurm.states import for_status
 
     found |= for_status(folder)
     jobs = found.get("jobs", [])
@@ -109,10 +109,10 @@ def _leases(layout: Layout, step: Step) -> list[Path]:
 def table(found: dict[str, Any]) -> str:
     """The same for reading: a row a generation, a column a phase."""
     if "jobs" in found:
-        from entroloop.launcher.jobs import table as table_of_jobs
+        from entroloop.slurm.states import table_of
 
         rest = {key: value for key, value in found.items() if key != "jobs"}
-        return f"{table(rest)}\n{table_of_jobs(found['jobs'], found['queue'])}"
+        return f"{table(rest)}\n{table_of(found['jobs'], found['queue'])}"
     if "runs" in found:
         return "\n\n".join(table(run) for run in found["runs"])
     reason = f" ({found['reason']})" if found["reason"] else ""

@@ -24,9 +24,7 @@ from entroloop.data import files
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.store import manifest
 from entroloop.data.store.removal import KeepConfig
-from entroloop.eval.report import page as report
-from entroloop.launcher import config as configuration
-from entroloop.launcher.config import Config
+from entroloop.launcher.config import Config, compose, dump, read_yaml
 from entroloop.launcher.run import retention
 from entroloop.launcher.run.runner import open_run
 from entroloop.launcher.run.steps import PREPARE, Layout, Step, is_sealed, next_phase, recipes, steps
@@ -60,8 +58,8 @@ class Arm:
 
 def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
     """The sweep's own configuration and its arms, leaders first. Raises UserError when the grid is empty or wrong."""
-    raw = configuration.read_yaml(path)
-    base = configuration.compose(raw, overrides, str(path))
+    raw = read_yaml(path)
+    base = compose(raw, overrides, str(path))
     if Layout(base.run_folder).config.exists():
         raise UserError(f"{base.run_folder}: is a single run, not a sweep: choose another name=")
     grid = base.sweep.grid
@@ -75,7 +73,7 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
         name = "-".join(_label(key, value) for key, value in chosen.items()) or "base"
         own = [f"{key}={_text(value)}" for key, value in chosen.items()]
         place = [f"folder={base.run_folder}", f"name={name}"]
-        arms.append(Arm(configuration.compose(raw, [*overrides, *own, *place], str(path))))
+        arms.append(Arm(compose(raw, [*overrides, *own, *place], str(path))))
     if len({arm.config.name for arm in arms}) != len(arms):
         raise UserError(f"{path}: sweep.grid: two runs of the grid would have the same name; values must differ")
     lead(arms)
@@ -178,7 +176,7 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
         arm.status = 0
         return True
     saved = arm.layout.run / "sweep-arm.yaml"
-    text = configuration.dump(while_shared(arm, arms))
+    text = dump(while_shared(arm, arms))
     files.replace(saved, lambda file: file.write(text))
     with (arm.layout.run / "log.txt").open("ab") as output:
         arm.process = subprocess.Popen(
@@ -249,6 +247,8 @@ def _conclude(base: Config, arms: Sequence[Arm]) -> None:
         raise Failed(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
     for arm in arms:
         retention.apply(arm.config, arm.layout)
+    from entroloop.eval.report import page  # here, since jobs of a sweep and their scripts need no plots
+
     out = base.run_folder / "report.html"
-    report.write([arm.layout.run for arm in arms], out)
+    page.write([arm.layout.run for arm in arms], out)
     log.info("report: %s", out)

@@ -1,4 +1,4 @@
-"""Jobs -> the text of their batch scripts. Pure: nothing is read, written or asked here.
+"""Jobs -> the text of their batch scripts. Nothing is written or asked here.
 
     Job (what to run) + SlurmConfig (what to ask for) + Site (where the run lies) -> script text
 
@@ -15,44 +15,13 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import jinja2
 
+from entroloop.data import files
+from entroloop.data.errors import UserError
+from entroloop.data.jobs import Job
 from entroloop.slurm.config import Resources, SlurmConfig, seconds
-
-
-@dataclass(frozen=True)
-class Job:
-    """One batch job, or one array of them.
-
-    key        its name within the run: `generation_0001.train`
-    kind       decides what it asks for (SlurmConfig.of)
-    arguments  of `entroloop`; in an array `{task}` stands for the number of the task
-    ranks      all processes of all nodes form one process group; otherwise one process runs
-    after      keys of the jobs that it waits for
-    condition  `afterok`: all of them succeeded; `afterany`: all of them ended
-    tasks      the array's tasks that are still to do; None for a job that is no array
-    of         how many tasks the whole array has
-    attempt    the command can tell how it ended (`run --state FILE`)
-    extends    when it succeeds it submits what did not fit into the window
-    """
-
-    key: str
-    kind: str
-    arguments: tuple[str, ...]
-    ranks: bool = False
-    after: tuple[str, ...] = ()
-    condition: Literal["afterok", "afterany"] = "afterok"
-    tasks: tuple[int, ...] | None = None
-    of: int = 1
-    attempt: bool = True
-    extends: tuple[str, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """How many jobs the scheduler counts it as."""
-        return 1 if self.tasks is None else len(self.tasks)
 
 
 @dataclass(frozen=True)
@@ -77,6 +46,12 @@ class Site:
         return f"entroloop {self.mark} {job.key} {offset} {job.of}"
 
 
+def site_of(folder: Path, threads: int = 1) -> Site:
+    """Where a run's jobs work; the mark is a digest of the folder's absolute path."""
+    run = folder.absolute()
+    return Site(folder.name, run, Path.cwd(), files.digest(str(run.resolve()))[:12], threads)
+
+
 def render(job: Job, config: SlurmConfig, site: Site) -> str:
     """The batch script of a job; it takes the number to add to SLURM_ARRAY_TASK_ID as its one argument."""
     wanted = config.of(job.kind)
@@ -87,6 +62,20 @@ def render(job: Job, config: SlurmConfig, site: Site) -> str:
         extends=" ".join(map(shlex.quote, job.extends)), q=lambda value: shlex.quote(str(value)),
         scratch=config.scratch if job.kind in ("train", "run", "arm") else None, shutdown=max(1, config.lead - 30),
     )  # fmt: skip
+
+
+def scripts(jobs: Sequence[Job], config: SlurmConfig, site: Site, kind: str | None = None) -> str:
+    """The scripts of the jobs that are to be done, of one kind or all. Raises UserError when there is none."""
+    chosen = [job for job in jobs if kind in (None, job.kind)]
+    if not chosen:
+        kinds = ", ".join(dict.fromkeys(job.kind for job in jobs))
+        raise UserError(f"--phase {kind}: the jobs to do are {kinds}" if jobs else f"{site.run}: is finished")
+    texts = []
+    for job in chosen:
+        array = "" if job.tasks is None else f" --array={array_option(job.tasks, config.at_once)}"
+        after = f" --dependency={job.condition}:<{'>:<'.join(job.after)}>" if job.after else ""
+        texts.append(f"# ==== {job.key}: sbatch{array}{after}\n{render(job, config, site)}")
+    return "\n".join(texts)
 
 
 def processes(wanted: Resources) -> int:

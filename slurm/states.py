@@ -12,6 +12,7 @@ from typing import Any
 from entroloop.data.errors import UserError
 from entroloop.slurm import client
 from entroloop.slurm.client import Entry
+from entroloop.slurm.sbatch import site_of
 
 TAIL = 8  # lines of a failed job's log that are shown
 LOST = {"CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "FAILED", "BOOT_FAIL", "DEADLINE", "PREEMPTED"}
@@ -146,3 +147,17 @@ def table(found: list[JobState], problem: str = "") -> str:
 
 def as_json(found: list[JobState]) -> list[dict[str, Any]]:
     return [vars(job) | {} for job in found]
+
+
+def for_status(folder: Path) -> dict[str, Any]:
+    """What `entroloop status` adds for runs with jobs: `jobs` and `queue`, the reason why the queue is unknown."""
+    if not (folder / "slurm").is_dir():
+        return {}
+    site = site_of(folder)
+    found, problem = read(site.folder, site.mark)
+    return {"jobs": as_json(found), "queue": problem} if found else {}
+
+
+def table_of(jobs: list[dict[str, Any]], problem: str) -> str:
+    """The jobs of `for_status` for reading."""
+    return table([JobState(**job) for job in jobs], problem)

@@ -15,14 +15,16 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
+from entroloop.data.jobs import Job
 from entroloop.slurm import client
 from entroloop.slurm.client import Entry
 from entroloop.slurm.config import SlurmConfig
-from entroloop.slurm.sbatch import Job, Site, array_option, chunks, render
+from entroloop.slurm.sbatch import Site, array_option, chunks, render
 
 SETTLING = 30.0  # seconds to wait for jobs that are just ending: they either leave the queue or are requeued
 
@@ -110,6 +112,23 @@ def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tupl
             numbers.setdefault(job.key, set()).add(number)
             _record(site, {"id": number, "key": job.key, "kind": job.kind, "offset": offset, "tasks": tasks})
     return found
+
+
+def said(plan: Plan, run: Path) -> str:
+    """What a submission did, in a line or two."""
+    lines = [f"replaced {len(plan.cancel)} queued job(s) whose predecessor is gone"] if plan.cancel else []
+    for job in plan.submit:
+        array = "" if job.tasks is None else f"  tasks {array_option(job.tasks)}"
+        lines.append(f"submitted {job.key}{array}")
+    if plan.left and not plan.submit:
+        lines.append(
+            f"{len(plan.left)} job(s) wait for room in the window of {len(plan.live)} queued: submit again later"
+        )
+    elif plan.left:
+        lines.append(f"{len(plan.left)} more job(s) follow when these are through")
+    if not lines:
+        lines.append("nothing to submit: everything that is left is queued or running" if plan.live else "finished")
+    return "\n".join([*lines, f"see: entroloop status {run}"])
 
 
 def settled(mark: str) -> list[Entry]:

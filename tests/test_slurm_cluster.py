@@ -21,10 +21,11 @@ import yaml
 from loops import VECTORS, command, sealed_bytes
 
 from entroloop.data.world import World
-from entroloop.launcher import jobs as clusters
 from entroloop.launcher.run import lease
 from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.steps import Layout, Step
+from entroloop.slurm import states
+from entroloop.slurm.sbatch import site_of
 
 pytestmark = pytest.mark.slow  # minutes on a real cluster
 HERE = Path(__file__).parent / "slurm"
@@ -111,7 +112,7 @@ def submit(path, *overrides):
 
 
 def jobs(run):
-    found, problem = clusters.states.read(run / "slurm", clusters.site_of(run).mark)
+    found, problem = states.read(run / "slurm", site_of(run).mark)
     assert problem == ""
     return found
 
@@ -128,7 +129,7 @@ def until(condition, run, seconds=150):
     """Waits for a condition and returns its value; shows the jobs and their logs when it does not come."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"{clusters.states.table(jobs(run))}\n{logs(run)}"
+        assert time.monotonic() < end, f"{states.table(jobs(run))}\n{logs(run)}"
         time.sleep(0.3)
     return value
 
@@ -139,7 +140,7 @@ def all_ended(run):
 
 def finish(run):
     until(lambda: all_ended(run), run)
-    assert {job.state for job in jobs(run)} == {"finished"}, f"{clusters.states.table(jobs(run))}\n{logs(run)}"
+    assert {job.state for job in jobs(run)} == {"finished"}, f"{states.table(jobs(run))}\n{logs(run)}"
 
 
 def training(run):

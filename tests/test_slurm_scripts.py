@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from loops import command, tiny, tiny_file
 
 from entroloop.data.errors import UserError
-from entroloop.launcher import jobs as clusters
+from entroloop.data.jobs import Job
+from entroloop.launcher.jobs import jobs_of
 from entroloop.slurm import client, states
 from entroloop.slurm.client import Entry
 from entroloop.slurm.config import Resources, SlurmConfig, seconds
-from entroloop.slurm.sbatch import Job, Site, array_option, chunks, render, sbatch_time
+from entroloop.slurm.sbatch import Site, array_option, chunks, render, sbatch_time
 from entroloop.slurm.submit import check_python, plan
 
 RECORDED = Path(__file__).parent / "slurm" / "recorded"
@@ -172,14 +173,14 @@ def test_squeue_lines_of_other_runs_are_passed_over():
 
 def test_jobs_of_a_fresh_run(tmp_path):
     config = tiny(tmp_path, "slurm.shape=phases", "slurm.array=2", "generations=1", "slurm.import_array=2")
-    jobs = clusters.jobs_of(config)
+    jobs = jobs_of(config, "submitted.yaml")
     assert keys(jobs) == [
         "import", "import.seal", "real.encode", "prepare",
         *(f"generation_0000.{n}" for n in ("select", "train", "sample", "sample.seal")),
         *(f"generation_0000.{n}" for n in ("encode", "encode.seal", "evaluate")),
     ]  # fmt: skip
     assert all(job.after == (before.key,) for before, job in itertools.pairwise(jobs))
-    assert keys(clusters.jobs_of(tiny(tmp_path))) == ["run"]
+    assert keys(jobs_of(tiny(tmp_path), "submitted.yaml")) == ["run"]
 
 
 def test_another_python_than_this_one_is_refused():

@@ -16,19 +16,20 @@ app = typer.Typer(name="slurm", help="Run on a SLURM cluster.", no_args_is_help=
 @app.command("submit")
 def submit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     """Submit what is missing of a run and not queued or running already."""
-    from entroloop.launcher import jobs
     from entroloop.launcher.config import load
+    from entroloop.launcher.submit import submit_run
+    from entroloop.slurm.submit import said
 
     settings = load(config, overrides or [])
-    print(jobs.said(jobs.submit_run(settings), settings.run_folder))
+    print(said(submit_run(settings), settings.run_folder))
 
 
 def submit_sweep(path: Path, overrides: list[str]) -> None:
     """What `entroloop sweep --slurm` does."""
-    from entroloop.launcher import jobs, sweep
+    from entroloop.launcher import submit
+    from entroloop.slurm.submit import said
 
-    plan = jobs.submit_sweep(path, overrides)
-    print(jobs.said(plan, sweep.arms_of(path, overrides)[0].run_folder))
+    print(said(*submit.submit_sweep(path, overrides)))
 
 
 @app.command("script")
@@ -38,21 +39,21 @@ def script_command(
     phase: Annotated[str | None, typer.Option(help="Only jobs of this kind: train, sample, run, seal, …")] = None,
 ) -> None:
     """Print the scripts of the jobs that are to be done, without submitting or writing anything."""
-    from entroloop.launcher import jobs
     from entroloop.launcher.config import load
+    from entroloop.launcher.submit import scripts
 
-    print(jobs.scripts(load(config, overrides or []), phase))
+    print(scripts(load(config, overrides or []), phase))
 
 
 @app.command("cancel")
 def cancel_command(run: Annotated[Path, typer.Argument(help="Folder of a run or sweep.", show_default=False)]) -> None:
     """Cancel the queued and running jobs of a run; what is sealed stays, and submitting again goes on."""
-    from entroloop.launcher.jobs import site_of
-    from entroloop.slurm import submit
+    from entroloop.slurm.sbatch import site_of
+    from entroloop.slurm.submit import cancel
 
     if not run.is_dir():
         raise UserError(f"{run}: no such folder")
-    numbers = submit.cancel(site_of(run).mark)
+    numbers = cancel(site_of(run).mark)
     print(f"cancelled {len(numbers)} job(s): {' '.join(numbers)}" if numbers else "nothing is queued or running")
 
 

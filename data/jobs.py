@@ -1,0 +1,39 @@
+"""A piece of a run's work for a scheduler, as a plain record that names no scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Job:
+    """One batch job, or one array of them.
+
+    key        its name within the run: `generation_0001.train`
+    kind       decides what it asks for: `train`, `sample`, …
+    arguments  of `entroloop`; in an array `{task}` stands for the number of the task
+    ranks      all processes of all nodes form one process group; otherwise one process runs
+    after      keys of the jobs that it waits for
+    condition  `afterok`: all of them succeeded; `afterany`: all of them ended
+    tasks      the array's tasks that are still to do; None for a job that is no array
+    of         how many tasks the whole array has
+    attempt    the command can tell how it ended (`run --state FILE`)
+    extends    when it succeeds it submits what did not fit into the window
+    """
+
+    key: str
+    kind: str
+    arguments: tuple[str, ...]
+    ranks: bool = False
+    after: tuple[str, ...] = ()
+    condition: Literal["afterok", "afterany"] = "afterok"
+    tasks: tuple[int, ...] | None = None
+    of: int = 1
+    attempt: bool = True
+    extends: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many jobs the scheduler counts it as."""
+        return 1 if self.tasks is None else len(self.tasks)

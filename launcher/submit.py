@@ -1,0 +1,73 @@
+"""What is missing of a run, or of a sweep, into SLURM's queue.
+
+Config  ->  jobs (plain records)  ->  entroloop.slurm: scripts and the queue
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from shutil import which
+from typing import Any
+
+import yaml
+
+from entroloop.data import files
+from entroloop.data.jobs import Job
+from entroloop.launcher.config import Config
+from entroloop.launcher.jobs import jobs_of, sweep_jobs
+from entroloop.launcher.run.lease import Lease
+from entroloop.slurm import sbatch, submit
+from entroloop.slurm.sbatch import Site, site_of
+from entroloop.slurm.submit import Plan, check_python
+
+
+def submit_run(config: Config) -> Plan:
+    """Submits what is missing of a run. Raises UserError when its folder belongs to another configuration."""
+    from entroloop.launcher.run.runner import open_run  # needs torch
+
+    check_python(config.slurm, which(config.slurm.python), sys.executable)
+    layout = open_run(config)
+    _write(layout.run, config.settled(), config)
+    site, file = site_of(layout.run, config.threads), _submitted(layout.run)
+    return _submit(lambda: jobs_of(config, file), config, site, ("slurm", "submit", file))
+
+
+def submit_sweep(path: Path, overrides: Sequence[str]) -> tuple[Plan, Path]:
+    """Submits what is missing of a sweep: work that arms share, an array over the arms, and the report.
+
+    Returns what was done and the sweep's folder.
+    """
+    from entroloop.launcher import sweep  # needs torch
+    from entroloop.launcher.run.runner import open_run
+
+    base, arms = sweep.arms_of(path, overrides)
+    check_python(base.slurm, which(base.slurm.python), sys.executable)
+    for arm in arms:
+        open_run(arm.config)
+    _write(base.run_folder, base.model_dump(mode="json"), base)
+    site, file = site_of(base.run_folder, base.threads), _submitted(base.run_folder)
+    return _submit(lambda: sweep_jobs(base, arms, file), base, site, ()), base.run_folder
+
+
+def scripts(config: Config, kind: str | None = None) -> str:
+    """The scripts of the jobs that are to be done, of one kind or all. Raises UserError when there is none."""
+    jobs = jobs_of(config, _submitted(config.run_folder))
+    return sbatch.scripts(jobs, config.slurm, site_of(config.run_folder, config.threads), kind)
+
+
+def _submitted(run: Path) -> str:
+    """The configuration that the jobs read."""
+    return str(run.absolute() / "slurm" / "submitted.yaml")
+
+
+def _write(run: Path, values: dict[str, Any], config: Config) -> None:
+    text = yaml.safe_dump({**values, "folder": str(Path(config.folder).absolute())}, sort_keys=False).encode()
+    files.replace(Path(_submitted(run)), lambda file: file.write(text))
+
+
+def _submit(jobs: Callable[[], list[Job]], config: Config, site: Site, extend: tuple[str, ...]) -> Plan:
+    """Holds the submission lease meanwhile: of two submitters the second waits, then finds the first one's jobs."""
+    with Lease(site.folder / ".lease-submit", "submitting", patience=180):
+        return submit.submit(jobs(), config.slurm, site, extend=extend)
