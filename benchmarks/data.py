@@ -30,8 +30,9 @@ from sklearn.datasets import load_sample_images
 
 from entroloop.data.sources import importer as importers
 from entroloop.data.store import png, shards
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.manifest import FileEntry, entry, seal
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Order, Resident
 from entroloop.data.streams.streaming import Streaming
 

@@ -39,7 +39,8 @@ from diffusers import DDPMPipeline, DDPMScheduler
 
 from entroloop.data import world as worlds
 from entroloop.data.seeds import Part, bounds
-from entroloop.data.store.shards import Dataset, seal_dataset
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import seal_dataset
 from entroloop.data.world import World
 from entroloop.eval.measures.frechet import frechet_distance, moments
 from entroloop.launcher import config as configuration

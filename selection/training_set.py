@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.seeds import bounds
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import write_index
 from entroloop.data.store.manifest import Manifest
-from entroloop.data.store.shards import REAL, Dataset, Provenance, Samples, seal_dataset, write_shard
+from entroloop.data.store.shards import REAL, Provenance, Samples, seal_dataset, write_shard
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.launcher.commands.import_ import import_command
 from entroloop.launcher.commands.seal import seal_command
 from entroloop.launcher.commands.verify import verify_command

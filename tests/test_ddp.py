@@ -11,7 +11,8 @@ import torch
 from ranks import on_ranks
 
 from entroloop.data.errors import Failed, Interrupted
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
 from entroloop.trainer import train as loop
 from entroloop.trainer.engine import make_engine

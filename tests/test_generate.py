@@ -15,7 +15,8 @@ from ranks import on_ranks
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
-from entroloop.data.store.shards import Dataset, seal_dataset
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import seal_dataset
 from entroloop.data.world import World
 from entroloop.trainer import diffusion
 from entroloop.trainer import generate as generating

@@ -24,7 +24,7 @@ from entroloop.data.sources.importer import Settings, import_dataset, import_par
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import default_shard_size
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 
 rng = np.random.default_rng(0)
 

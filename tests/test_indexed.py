@@ -12,8 +12,9 @@ from ranks import on_ranks
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
-from entroloop.data.store.shards import REAL, Dataset
+from entroloop.data.store.shards import REAL
 from entroloop.data.streams import sharing
 from entroloop.data.streams.resident import Resident
 from entroloop.data.streams.streaming import Streaming

@@ -10,7 +10,8 @@ from loops import command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.launcher.run.steps import Layout, Step
 from entroloop.trainer.latents import Autoencoder, convert
 

@@ -15,7 +15,7 @@ from loops import VECTORS, command, python_command, sealed_bytes, tiny, tiny_fil
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.steps import Layout, Step, steps

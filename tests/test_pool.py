@@ -8,7 +8,8 @@ from loops import TINY, VECTORS, tiny
 
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import REAL, Dataset
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner as drive

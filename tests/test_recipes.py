@@ -9,7 +9,8 @@ import torch
 from diffusers import UNet2DModel
 from loops import tiny
 
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
 from entroloop.launcher import config as configuration

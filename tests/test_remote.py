@@ -19,8 +19,8 @@ from test_streaming import COUNTS, N, make
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import remote
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.remote import Remote, RemoteDataset, make_room, open_dataset
-from entroloop.data.store.shards import Dataset
 from entroloop.data.streams.streaming import Streaming
 
 

@@ -8,7 +8,7 @@ from loops import VECTORS, sealed_bytes, tiny, tiny_file
 from entroloop.data.errors import Failed, UserError
 from entroloop.data.store import manifest
 from entroloop.data.store import removal as retention
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 from entroloop.launcher import process, status, sweep
 from entroloop.launcher.commands.slurm import arm_command, conclude_command

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
 from entroloop.data.features.blocks import encode_shards, seal_features
-from entroloop.data.plan import Part
+from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import keys_of, open_rows
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.eval import compare
 from entroloop.launcher.commands.report import measure_command
 from entroloop.launcher.commands.select import entropy_command, select_command

@@ -15,7 +15,7 @@ from ranks import on_ranks
 from entroloop.data.errors import UserError
 from entroloop.data.seeds import derive_seed
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 from entroloop.launcher import process
 from entroloop.launcher.commands import sample as sampling

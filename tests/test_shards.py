@@ -16,7 +16,8 @@ from test_files import small_disk
 
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest, shards
-from entroloop.data.store.shards import Dataset, Provenance, read_shard, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, read_shard, seal_dataset, write_shard
 
 rng = np.random.default_rng(0)
 GREY = rng.integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)

@@ -8,7 +8,7 @@ from ranks import on_ranks
 from test_streaming import COUNTS, make
 
 from entroloop.data.errors import UserError
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.streams import sharing
 from entroloop.data.world import World
 

@@ -22,7 +22,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.sources import recognise
 from entroloop.data.sources.base import ArraySource
 from entroloop.data.sources.importer import import_dataset
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entroloop.data.errors import UserError
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams import streaming
 from entroloop.data.streams.resident import Order, Resident
 from entroloop.data.streams.streaming import Grouped, Streaming, open_stream

@@ -13,7 +13,8 @@ from loops import tiny
 
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive

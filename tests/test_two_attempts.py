@@ -16,8 +16,9 @@ from entroloop.data.errors import UserError
 from entroloop.data.features import blocks as features
 from entroloop.data.features.encoder import load_encoder
 from entroloop.data.store import manifest
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import write_index
-from entroloop.data.store.shards import Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.world import World
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration

@@ -12,7 +12,7 @@ from entroloop.data.features.encoder import load_encoder
 from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import opened
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.launcher.commands.entropy import entropy_command
 from entroloop.launcher.commands.select import parse_options, select_command
 from entroloop.selection import kl_entropy, select

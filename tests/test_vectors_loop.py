@@ -8,7 +8,8 @@ import pytest
 from loops import TINY
 
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import REAL, Dataset, Provenance, seal_dataset, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import REAL, Provenance, seal_dataset, write_shard
 from entroloop.data.world import World
 from entroloop.eval.report import page as report
 from entroloop.eval.report import points

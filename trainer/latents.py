@@ -22,7 +22,8 @@ from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset, seal_dataset, shard_name, write_shard
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import seal_dataset, shard_name, write_shard
 
 BATCH = 16  # images of one call: part of what decides the last bits
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.eval.report.runs import Run
 from entroloop.eval.report.statistics import mean_and_interval
 from entroloop.selection.choose import select

@@ -19,7 +19,8 @@ from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import block_name
-from entroloop.data.store.shards import Dataset, Samples
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Samples
 
 
 def encode_shards(

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import reading
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 
 
 @dataclass

@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError
 from entroloop.data.seeds import bounds
 from entroloop.data.store import manifest
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.manifest import Manifest
-from entroloop.data.store.shards import Dataset, Provenance, Samples
-from entroloop.data.streams.streaming import Reader
+from entroloop.data.store.reader import Reader
+from entroloop.data.store.shards import Provenance, Samples
 
 KIND = "index"
 OUTSIDE = "data.source"  # names the real data set where it lies outside the run

@@ -30,7 +30,7 @@ from typing import IO, Any, cast
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 
 ATTEMPTS = 6
 TIMEOUT = 30.0  # s without a byte

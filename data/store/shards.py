@@ -1,7 +1,7 @@
 """Shards: tar files of samples that any webdataset reader can use, written once and read strictly.
 
     arrays  ->  write_shard  ->  shard-000000.tar + shard-000000.json  ->  seal_dataset  ->  manifest.json
-    Dataset(folder)  ->  arrays
+    shard-000000.tar  ->  read_shard, parse_shard  ->  arrays
 
 A sample is `<key>.png` (images) or `<key>.npy` (vectors, or images by choice) and, in labelled sets, `<key>.cls`; the
 key is its number in the whole set. The `.json` beside a shard is the shard's own seal: checksums of the tar's bytes and
@@ -18,7 +18,6 @@ N samples, C channels, H height, W width, D features.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
@@ -26,7 +25,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -181,10 +180,11 @@ def read_shard(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
 
     Raises UserError naming the file, and the sample, when anything in it is damaged, missing or of another shape.
     """
-    return parse_shard(_bytes(path), str(path))
+    return parse_shard(read_file(path), str(path))
 
 
-def _bytes(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file of a sealed set. Raises UserError naming it when it cannot be read, or was removed by retention."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -243,124 +243,3 @@ def seal_dataset(
     facts = {**first, "shards": shards, **(about or {})}
     kind_name = "vectors" if len(first["shape"]) == 1 else "images"
     return manifest.seal(folder, kind_name, count, entries, about=facts, made_from=made_from)
-
-
-class Dataset:
-    """A sealed set of shards. Opening it reads the manifest only.
-
-    Raises UserError, naming the folder, when it is not a sealed set of images or vectors.
-    """
-
-    kinds: tuple[str, ...] = ("images", "vectors")
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest = manifest.read(folder)
-        if self.manifest.kind not in self.kinds:
-            raise UserError(f"{folder}: holds {self.manifest.kind}, not a set of images or vectors")
-
-    def __len__(self) -> int:
-        return self.manifest.count
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) or (D,)."""
-        return tuple(self.manifest.about["shape"])
-
-    @property
-    def labelled(self) -> bool:
-        return bool(self.manifest.about["labelled"])
-
-    def path(self, name: str) -> Path:
-        """Where a file of the set can be read."""
-        return self.folder / name
-
-    @property
-    def sets(self) -> Sequence[Dataset]:
-        """The sets whose shards hold the samples: itself (see `entroloop.data.store.index` for others)."""
-        return (self,)
-
-    def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the samples lie: int64 [n, 2], the number of the set among `sets` and the row in it."""
-        return np.stack([np.zeros_like(rows), rows], axis=1)
-
-    @property
-    def shard_names(self) -> list[str]:
-        return [shard["name"] for shard in self.manifest.about["shards"]]
-
-    @property
-    def shard_counts(self) -> list[int]:
-        return [shard["count"] for shard in self.manifest.about["shards"]]
-
-    @functools.cached_property
-    def starts(self) -> NDArray[np.int64]:
-        """Number of the first sample of each shard, and the total: int64 [shards + 1]."""
-        return np.concatenate([[0], np.cumsum(self.shard_counts)]).astype(np.int64)
-
-    def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
-        """The samples and labels of one shard. Raises UserError when it is damaged or not what was sealed."""
-        name = self.shard_names[number]
-        path = self.path(name)
-        raw = _bytes(path)
-        samples, labels = parse_shard(raw, str(path))
-        if len(samples) != self.shard_counts[number]:
-            raise UserError(f"{path}: holds {len(samples)} samples instead of the sealed {self.shard_counts[number]}")
-        self._check(path, name, raw)
-        return samples, labels
-
-    def _check(self, path: Path, name: str, raw: bytes) -> None:
-        if hashlib.sha256(raw).hexdigest() != self._sealed[name].sha256:
-            raise UserError(f"{path}: content changed since it was sealed (SHA-256 differs)")
-
-    def all(self) -> Samples:
-        """Every sample, in order: uint8 [N, C, H, W] or float32 [N, D]."""
-        return np.concatenate([self.shard(i)[0] for i in range(len(self.shard_names))])
-
-    def take(self, rows: NDArray[np.int64]) -> Samples:
-        """The samples of the given numbers, in that order; each shard is read at most once."""
-        out = np.empty((len(rows), *self.shape), dtype=self.manifest.about["dtype"])
-        for number, here in self._by_shard(rows):
-            out[here] = self.shard(number)[0][rows[here] - self.starts[number]]
-        return out
-
-    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        owner = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(owner):
-            yield int(number), np.flatnonzero(owner == number)
-
-    @functools.cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        columns: dict[str, list[Any]] = {}
-        for name in self.shard_names:
-            side = self.side(name)
-            for key in ("generation", "index", "source", *(["label"] if self.labelled else [])):
-                columns.setdefault(key, []).extend(side["columns"][key])
-        return columns
-
-    def side(self, shard: str) -> dict[str, Any]:
-        """The contents of the `.json` beside a shard. Raises UserError when it is not what was sealed."""
-        name = str(PurePosixPath(shard).with_suffix(".json"))
-        path = self.path(name)
-        raw = _bytes(path)
-        self._check(path, name, raw)
-        side: dict[str, Any] = json.loads(raw)
-        return side
-
-    @functools.cached_property
-    def _sealed(self) -> dict[str, FileEntry]:
-        return {entry.name: entry for entry in self.manifest.files}
-
-    @functools.cached_property
-    def provenance(self) -> Provenance:
-        columns = self._columns
-        return Provenance(np.array(columns["generation"]), np.array(columns["index"]), tuple(columns["source"]))
-
-    @functools.cached_property
-    def labels(self) -> NDArray[np.int64] | None:
-        """int64 [N], or None for an unlabelled set."""
-        return np.array(self._columns["label"], dtype=np.int64) if self.labelled else None
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label; 0 for an unlabelled set."""
-        return int(self.manifest.about.get("num_classes", 0 if self.labels is None else self.labels.max() + 1))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.seeds import permutation
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.streams.sharing import decode_together
 from entroloop.data.world import World
 

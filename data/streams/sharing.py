@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 
 

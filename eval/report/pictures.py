@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST, removed
-from entroloop.data.store.shards import Dataset
 from entroloop.eval.report.arms import Arm
 from entroloop.eval.report.runs import Run
 from entroloop.selection import nearest

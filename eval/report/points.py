@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
-from entroloop.data.store.shards import Dataset
 from entroloop.eval.report.pictures import available
 from entroloop.eval.report.plots import STYLE
 from entroloop.eval.report.runs import Run

@@ -16,7 +16,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.sources.base import ArraySource, ImageSource
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Dataset
+from entroloop.data.store.dataset import Dataset
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.memory import count_parameters
 from entroloop.launcher.run.retention import removable, size

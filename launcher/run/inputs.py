@@ -13,8 +13,9 @@ from entroloop.data.features.encoder import Encoder, load_encoder
 from entroloop.data.split import RealSplit, split_real
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
-from entroloop.data.store.shards import REAL, Dataset
+from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.disk import Source

@@ -32,8 +32,9 @@ from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, derive_seed
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
+from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import Indexed
-from entroloop.data.store.shards import Dataset, read_shard, seal_dataset, shard_name
+from entroloop.data.store.shards import read_shard, seal_dataset, shard_name
 from entroloop.data.streams.resident import Resident
 from entroloop.data.streams.streaming import Streaming, open_stream
 from entroloop.launcher.run.guide import guide_of

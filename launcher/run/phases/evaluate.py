@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import encoder_digest
-from entroloop.data.store.shards import REAL, Dataset, Samples
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import REAL, Samples
 from entroloop.eval.measures.generation import FeatureSets, Row, baseline_row, evaluate_generation
 from entroloop.launcher.run.inputs import Inputs, share
 from entroloop.launcher.run.steps import PREPARE, Step
