@@ -33,7 +33,8 @@ from entroloop.data.store import png, shards
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.manifest import FileEntry, entry, seal
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
-from entroloop.data.streams.resident import Order, Resident
+from entroloop.data.streams.order import Order
+from entroloop.data.streams.resident import Resident
 from entroloop.data.streams.streaming import Streaming
 
 

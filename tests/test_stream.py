@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entroloop.data.errors import UserError
-from entroloop.data.streams.resident import NOISE_BLOCK, Order, rank_batch, training_noise
+from entroloop.data.streams.noise import BLOCK, training_noise
+from entroloop.data.streams.order import Order, rank_batch
 
 
 @settings(max_examples=60, deadline=None)
@@ -36,7 +37,7 @@ def test_noise_is_a_function_of_the_position(position, count, cut):
 
 
 def test_noise_is_standard_normal_and_blocks_differ():
-    normal, uniform = training_noise((4,), 0, 100 * NOISE_BLOCK, seed=0)
+    normal, uniform = training_noise((4,), 0, 100 * BLOCK, seed=0)
     assert normal.mean().item() == pytest.approx(0, abs=0.05)
     assert normal.std().item() == pytest.approx(1, abs=0.05)
     assert uniform.mean().item() == pytest.approx(0.5, abs=0.02)

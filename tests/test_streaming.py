@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from entroloop.data.errors import UserError
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
-from entroloop.data.streams import streaming
-from entroloop.data.streams.resident import Order, Resident
-from entroloop.data.streams.streaming import Grouped, Streaming, open_stream
+from entroloop.data.streams import choice
+from entroloop.data.streams.choice import open_stream
+from entroloop.data.streams.order import Grouped, Order
+from entroloop.data.streams.resident import Resident
+from entroloop.data.streams.streaming import Streaming
 
 COUNTS = [5, 3, 7, 1, 4, 6]
 N = sum(COUNTS)
@@ -216,13 +218,13 @@ def test_a_worker_that_dies_stops_the_run(folder):
 def test_sets_are_kept_in_memory_where_they_fit(folder, monkeypatch, tmp_path):
     dataset = Dataset(folder)
     size = N * 3 * 4 * 4
-    assert streaming.decoded_bytes(dataset) == size
+    assert choice.decoded_bytes(dataset) == size
     for free, kind in ((4 * size, Resident), (4 * size - 4, Streaming)):
-        monkeypatch.setattr(streaming, "free_bytes", lambda free=free: free)
+        monkeypatch.setattr(choice, "free_bytes", lambda free=free: free)
         assert isinstance(open_stream(dataset, memory_share=0.25), kind)
     assert isinstance(open_stream(dataset, "resident", memory_share=0), Resident)
     assert isinstance(open_stream(dataset, "streaming", memory_share=1), Streaming)
 
 
 def test_free_memory_is_plausible():
-    assert 2**20 < streaming.free_bytes() < 2**46
+    assert 2**20 < choice.free_bytes() < 2**46

@@ -24,8 +24,8 @@ from torch import Tensor
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import derive_seed
-from entroloop.data.streams.resident import Batch, Resident, training_noise
-from entroloop.data.streams.streaming import Streaming
+from entroloop.data.streams.noise import training_noise
+from entroloop.data.streams.stream import Batch, TrainingStream
 from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
@@ -72,7 +72,7 @@ class Trainer:
     averages  by name ("" is the one that is sampled from), tensors like the engine's masters
     """
 
-    def __init__(self, job: Job, data: Resident | Streaming, world: World) -> None:
+    def __init__(self, job: Job, data: TrainingStream, world: World) -> None:
         config = job.config
         self.job, self.data, self.world = job, data, world
         self.scale = Scale.of_images() if len(data.shape) == 3 else _scale_of_vectors(data, world)
@@ -204,7 +204,7 @@ class Trainer:
 
 def train(
     job: Job,
-    data: Resident | Streaming,
+    data: TrainingStream,
     world: World,
     *,
     should_stop: Callable[[], bool] = lambda: False,
@@ -253,7 +253,7 @@ def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
     return state if world.is_main or seen is None else checkpoint.read(checkpoint.path_of(folder, seen))
 
 
-def _scale_of_vectors(data: Resident | Streaming, world: World) -> Scale:
+def _scale_of_vectors(data: TrainingStream, world: World) -> Scale:
     """One rank reads; the others wait for what it found."""
     found = Scale.of_vectors(data.shards()) if world.is_main else None
     scale: Scale = world.gather_objects(found)[0]

@@ -1,126 +1,22 @@
-"""Training batches as a pure function of (data set, seed, samples seen, rank, size).
+"""A training set decoded into memory.
 
-The stream of a training set is one endless sequence of positions: epoch after epoch, each a seeded permutation of all
-samples. A global batch is the next B positions; rank r of W takes the r-th of W equal pieces. So the global batches are
-the same at any world size, no sample of an epoch is lost or doubled, and resuming needs only the samples seen.
+    Dataset + World  ->  Resident.batches  ->  Batch
 
 N samples in the set, B global batch, b = B / W batch of a rank.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.data.errors import UserError
-from entroloop.data.seeds import permutation
 from entroloop.data.store.dataset import Dataset
+from entroloop.data.streams.order import BUFFER, Grouped, rank_batch
 from entroloop.data.streams.sharing import decode_together
+from entroloop.data.streams.stream import Batch
 from entroloop.data.world import World
-
-NOISE_BLOCK = 32  # positions that share one generator of training noise
-BUFFER = 16  # shards whose samples are shuffled together
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What a rank trains on in one step.
-
-    samples   uint8 [b, C, H, W] or float32 [b, D]
-    labels    int64 [b], or None
-    ids       rows of the training set, int64 [b]
-    position  of the first sample in the endless stream
-    """
-
-    samples: Tensor
-    labels: Tensor | None
-    ids: NDArray[np.int64]
-    position: int
-
-
-class Order:
-    """The endless order of `count` samples: row = order[position]. Keeps the last two epochs' permutations."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.count, self.seed = count, seed
-        self._epochs: dict[int, NDArray[np.int64]] = {}
-
-    def epoch(self, number: int) -> NDArray[np.int64]:
-        if number not in self._epochs:
-            self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
-            # Seeds of neighbouring epochs must not collide with those of neighbouring runs.
-            mixed = np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0]
-            self._epochs[number] = permutation(int(mixed), self.count)
-        return self._epochs[number]
-
-    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The samples at positions start … stop - 1: int64 [stop - start]."""
-        pieces = []
-        while start < stop:
-            epoch, offset = divmod(start, self.count)
-            take = min(stop - start, self.count - offset)
-            pieces.append(self.epoch(epoch)[offset : offset + take])
-            start += take
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
-
-
-class Grouped(Order):
-    """The endless order of a set in shards; epoch by epoch a permutation, made of `buffer` shards at a time.
-
-    counts  samples of each shard
-
-    With no more than `buffer` shards it is the order of `Order`. One group's permutation is kept at a time.
-    """
-
-    def __init__(self, counts: list[int], seed: int, buffer: int = BUFFER) -> None:
-        super().__init__(sum(counts), seed)
-        self.counts = np.array(counts, dtype=np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.counts)])
-        self.buffer = buffer
-
-    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The samples at positions start … stop - 1: int64 [stop - start]."""
-        if len(self.counts) <= self.buffer:
-            return super().rows(start, stop)
-        pieces = [np.empty(0, np.int64)]
-        while start < stop:
-            epoch, offset = divmod(start, self.count)
-            _, ends = self._shards(epoch)
-            group = int(np.searchsorted(ends, offset, side="right"))
-            first = int(ends[group - 1]) if group else 0
-            take = min(stop - start, int(ends[group]) - offset)
-            pieces.append(self._group(epoch, group)[offset - first : offset - first + take])
-            start += take
-        return np.concatenate(pieces)
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps at most eight small orders alive
-    def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards of an epoch in order, and the position at which each group ends."""
-        shards = permutation(self._seed(epoch, 0), len(self.counts))
-        ends = np.cumsum(np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.buffer)))
-        return shards, ends
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019
-    def _group(self, epoch: int, group: int) -> NDArray[np.int64]:
-        shards = self._shards(epoch)[0][group * self.buffer : (group + 1) * self.buffer]
-        rows = np.concatenate([np.arange(self.starts[s], self.starts[s + 1]) for s in shards])
-        return rows[permutation(self._seed(epoch, group + 1), len(rows))]
-
-    def _seed(self, epoch: int, group: int) -> int:
-        return int(np.random.SeedSequence([self.seed, epoch, group]).generate_state(1, np.uint64)[0])
-
-
-def rank_batch(batch: int, size: int) -> int:
-    """B / W. Raises UserError when the world size does not divide the global batch."""
-    if batch % size:
-        raise UserError(f"train.batch={batch} does not divide over {size} processes: use a multiple of {size}")
-    return batch // size
 
 
 class Resident:
@@ -133,7 +29,8 @@ class Resident:
     def __init__(self, dataset: Dataset, world: World | None = None, *, buffer: int = BUFFER) -> None:
         self.counts, self.buffer = dataset.shard_counts, buffer
         self.samples = torch.from_numpy(decode_together(dataset, world or World()))
-        self.labels = None if dataset.labels is None else torch.from_numpy(dataset.labels)
+        self.labels: Tensor | None = None if dataset.labels is None else torch.from_numpy(dataset.labels)
+        self.damaged: list[str] = []  # a damaged shard has stopped the run
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -157,22 +54,3 @@ class Resident:
             rows = torch.from_numpy(ids)
             labels = None if self.labels is None else self.labels[rows]
             yield Batch(self.samples[rows], labels, ids, first)
-
-
-def training_noise(
-    shape: tuple[int, ...], position: int, count: int, seed: int, *, draws: int = 2
-) -> tuple[Tensor, Tensor]:
-    """The random numbers of the samples at positions position … position + count - 1 of the stream.
-
-    Returns (standard normal float32 [count, *shape], uniform float32 [count, draws]); a function of seed and position,
-    so that a step sees the same noise at any world size.
-    """
-    normals, uniforms = [], []
-    first_block, last_block = position // NOISE_BLOCK, (position + count - 1) // NOISE_BLOCK
-    generator = torch.Generator()
-    for block in range(first_block, last_block + 1):
-        generator.manual_seed((seed + block * 0x9E3779B97F4A7C15) % 2**63)
-        normals.append(torch.randn((NOISE_BLOCK, *shape), generator=generator))
-        uniforms.append(torch.rand((NOISE_BLOCK, draws), generator=generator))
-    cut = slice(position - first_block * NOISE_BLOCK, position - first_block * NOISE_BLOCK + count)
-    return torch.cat(normals)[cut], torch.cat(uniforms)[cut]

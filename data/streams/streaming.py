@@ -14,10 +14,9 @@ N samples, B global batch, b = B / W batch of a rank.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,14 +24,11 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
 from entroloop.data.errors import UserError
-from entroloop.data.memory import free_bytes
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.reader import Reader
-from entroloop.data.streams.resident import BUFFER, Batch, Grouped, Resident, rank_batch
-from entroloop.data.world import World
+from entroloop.data.streams.order import BUFFER, Grouped, rank_batch
+from entroloop.data.streams.stream import Batch
 
-Mode = Literal["auto", "resident", "streaming"]
-MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
 PREFETCH = 4  # batches a worker keeps ready
 
 
@@ -139,30 +135,3 @@ def _prefetched(source: _Batches, workers: int) -> Iterator[tuple[Batch, dict[in
     except (EOFError, ConnectionError, RuntimeError) as error:
         # Besides torch's own message, what a killed worker had sent can become unreadable.
         raise RuntimeError(f"a worker that reads training data died (killed, or out of memory): {error}") from error
-
-
-def open_stream(
-    dataset: Dataset,
-    mode: Mode = "auto",
-    *,
-    workers: int = 1,
-    buffer: int = BUFFER,
-    memory_share: float = MEMORY_SHARE,
-    skip_damaged: bool = False,
-    world: World | None = None,
-) -> Resident | Streaming:
-    """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
-
-    `skip_damaged` streams.
-    """
-    fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
-    if world is not None:  # all ranks must choose alike
-        fits = all(world.gather_objects(fits))
-    if mode == "resident" or (mode == "auto" and fits):
-        return Resident(dataset, world, buffer=buffer)
-    return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
-
-
-def decoded_bytes(dataset: Dataset) -> int:
-    """Bytes of the whole set in memory."""
-    return len(dataset) * math.prod(dataset.shape) * int(np.dtype(dataset.manifest.about["dtype"]).itemsize)

@@ -35,8 +35,8 @@ from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import Indexed
 from entroloop.data.store.shards import read_shard, seal_dataset, shard_name
-from entroloop.data.streams.resident import Resident
-from entroloop.data.streams.streaming import Streaming, open_stream
+from entroloop.data.streams.choice import open_stream
+from entroloop.data.streams.stream import TrainingStream
 from entroloop.launcher.run.guide import guide_of
 from entroloop.launcher.run.inputs import Inputs
 from entroloop.launcher.run.phases import evaluate as evaluating
@@ -199,10 +199,9 @@ class Work(Inputs):
             numbers = {**values, "generation": generation}
             self.tracking.log(numbers, prefix, generation * self.config.train.images + seen)
 
-    def _damaged(self, data: Resident | Streaming) -> str:
+    def _damaged(self, data: TrainingStream) -> str:
         """Counts what `data.skip_damaged` left out, on all ranks, and names each damaged sample once."""
-        found = data.damaged if isinstance(data, Streaming) else []
-        every = [line for lines in self.world.gather_objects(found) for line in lines]
+        every = [line for lines in self.world.gather_objects(data.damaged) for line in lines]
         if not every:
             return ""
         self.facts["damaged"] = len(every)

@@ -1,0 +1,49 @@
+"""Whether a training set is decoded into memory or streamed.
+
+Dataset + mode + free memory  ->  open_stream  ->  TrainingStream
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from entroloop.data.memory import free_bytes
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.streams.order import BUFFER
+from entroloop.data.streams.resident import Resident
+from entroloop.data.streams.stream import TrainingStream
+from entroloop.data.streams.streaming import Streaming
+from entroloop.data.world import World
+
+Mode = Literal["auto", "resident", "streaming"]
+MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
+
+
+def open_stream(
+    dataset: Dataset,
+    mode: Mode = "auto",
+    *,
+    workers: int = 1,
+    buffer: int = BUFFER,
+    memory_share: float = MEMORY_SHARE,
+    skip_damaged: bool = False,
+    world: World | None = None,
+) -> TrainingStream:
+    """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
+
+    `skip_damaged` streams.
+    """
+    fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
+    if world is not None:  # all ranks must choose alike
+        fits = all(world.gather_objects(fits))
+    if mode == "resident" or (mode == "auto" and fits):
+        return Resident(dataset, world, buffer=buffer)
+    return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)
+
+
+def decoded_bytes(dataset: Dataset) -> int:
+    """Bytes of the whole set in memory."""
+    return len(dataset) * math.prod(dataset.shape) * int(np.dtype(dataset.manifest.about["dtype"]).itemsize)
