@@ -51,6 +51,9 @@ class Config(Section):
     """Number of generations, with generation 0, which trains on real data. It may grow when a run is resumed."""
     threads: Annotated[int, HOW] = Field(1, ge=1)
     """Threads of a process on the CPU. Results repeat byte by byte at equal threads."""
+    modules: Annotated[str | None, HOW] = None
+    """Folder that is appended to the import path, for names of the form `module:attribute`; `null`: that of the
+    configuration file. It comes last, so that its modules never hide another."""
     data: DataConfig
     loop: LoopConfig = LoopConfig()
     selection: SelectionConfig = SelectionConfig()
