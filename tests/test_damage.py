@@ -113,6 +113,28 @@ def test_networks_are_checked_where_they_are_loaded(tmp_path, config, shape, dam
         (tmp_path / entry.name).write_bytes(kept)
 
 
+class Squares:
+    digest = "1"
+
+    def __init__(self, shape, device):
+        self.dim = shape[0]
+
+    def __call__(self, samples):
+        return samples**2
+
+
+def test_an_encoder_that_changed_since_the_real_data_were_encoded_is_refused(tmp_path, monkeypatch):
+    own = "test_damage:Squares"
+    config = configuration.compose(
+        POINTS, [f"folder={tmp_path}", f"selection.encoder={own}", f"evaluation.encoders=[{own}]"], "tiny"
+    )
+    drive.run(config, World(), lambda: False, until=Step(0, "sample"))
+    monkeypatch.setattr(Squares, "digest", "2")
+    with pytest.raises(UserError, match=f"encoder {own}: its digest is 2, .* is 1, so that they do not compare"):
+        drive.run(config, World(), lambda: False)
+    assert not manifest.is_sealed(Layout(config.run_folder).of(Step(0, "encode")))
+
+
 def test_the_guide_is_checked(tmp_path):
     own, guide = tmp_path / "own", tmp_path / "guide"
     for folder in (own, guide):

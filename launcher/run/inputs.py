@@ -9,10 +9,11 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder
 from entroloop.data.split import RealSplit, split_real
 from entroloop.data.store import manifest
-from entroloop.data.store.blocks import load_features
+from entroloop.data.store.blocks import encoder_digest, load_features
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
 from entroloop.data.store.shards import REAL
@@ -63,11 +64,19 @@ class Inputs:
 
     @functools.cached_property
     def encoders(self) -> dict[str, Encoder]:
+        """Raises UserError where an encoder is another one than when the real data were encoded."""
         folder = self.layout.classifier if manifest.is_sealed(self.layout.classifier) else None
-        return {
-            name: load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
-            for name in self.config.encoders
-        }
+        prepared = self.layout.of(PREPARE)
+        found = {}
+        for name in self.config.encoders:
+            found[name] = load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
+            if manifest.is_sealed(prepared) and found[name].digest != (before := encoder_digest(prepared, name)):
+                raise UserError(
+                    f"encoder {name}: its digest is {found[name].digest}, that of the real data's features in "
+                    f"{prepared} is {before}, so that they do not compare: restore the encoder, or start again under "
+                    "another name="
+                )
+        return found
 
     def check_real(self) -> None:
         """Raises UserError when the real data cannot serve all that the configuration wants of it."""
