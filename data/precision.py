@@ -68,15 +68,15 @@ def check_environment() -> None:
 
 
 def _set() -> dict[tuple[Any, str], Any]:
-    """Sets what is not at full precision. -> the settings that were changed, with their values before."""
+    """Sets full precision. -> the settings with their values before; none where all were at full precision."""
     check_environment()
-    changed = {}
-    for owner, name, wanted in _settings():
-        value = _read(owner, name)
-        if value != wanted:
-            changed[owner, name] = value
-            _write(owner, name, wanted)
-    return changed
+    settings = list(_settings())
+    before = {(owner, name): _read(owner, name) for owner, name, _ in settings}
+    if all(before[owner, name] == wanted for owner, name, wanted in settings):
+        return {}
+    for owner, name, wanted in settings:  # all of them, since torch's older settings change its newer ones
+        _write(owner, name, wanted)
+    return before
 
 
 def _settings() -> Iterator[tuple[Any, str, Any]]:
@@ -85,8 +85,8 @@ def _settings() -> Iterator[tuple[Any, str, Any]]:
     for name in ("bf16_reduced_precision_reduction", "fp16_reduced_precision_reduction", "fp16_accumulation"):
         if hasattr(_cuda, f"allow_{name}"):
             yield _cuda, f"allow_{name}", False
+    yield torch.backends.cudnn, "allow_tf32", False  # also where newer settings count: torch refuses to read it else
     if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
-        yield torch.backends.cudnn, "allow_tf32", False
         return
     for operation in _OPERATIONS:
         owner: Any = torch.backends
@@ -96,16 +96,16 @@ def _settings() -> Iterator[tuple[Any, str, Any]]:
 
 
 def _read(owner: Any, name: str) -> Any:
-    if name != _MATMUL:
-        return getattr(owner, name)
     try:
-        return torch.get_float32_matmul_precision()
+        return torch.get_float32_matmul_precision() if name == _MATMUL else getattr(owner, name)
     except RuntimeError:  # torch's older and newer settings contradict each other
         return None
 
 
 def _write(owner: Any, name: str, value: Any) -> None:
-    if name != _MATMUL:
-        setattr(owner, name, value)
-    elif value is not None:
+    if value is None:
+        return
+    if name == _MATMUL:
         torch.set_float32_matmul_precision(value)
+    else:
+        setattr(owner, name, value)

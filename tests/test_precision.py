@@ -56,6 +56,21 @@ def test_the_last_call_to_leave_restores_what_the_first_found(settings):
     assert _now() == settings
 
 
+@pytest.mark.parametrize("newer", [False, True])
+def test_older_settings_can_be_read_and_changed_during_a_call(settings, newer):
+    """`torch.backends.cudnn.flags` reads them, in libraries and encoders of the user's own."""
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
+    if newer and hasattr(torch.backends.cudnn, "conv"):
+        torch.backends.cudnn.conv.fp32_precision = "ieee"
+    before = _now()
+    with precision.full_precision():
+        assert _now() == FULL
+        assert not torch.backends.cudnn.allow_tf32
+        with torch.backends.cudnn.flags(enabled=False):
+            pass
+    assert _now() == before
+
+
 def test_an_encoder_in_one_thread_leaves_full_precision_to_another(settings):
     seen = []
     encoder = frozen.Frozen(
