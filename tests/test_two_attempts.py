@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from exported import MLP, export
 from loops import TINY, sealed_bytes
+from thread_world import on_threads
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
@@ -62,6 +64,22 @@ def test_a_step_that_was_sealed_between_its_choice_and_its_lease_is_left_alone(t
     assert {path: path.stat().st_mtime_ns for path in layout.of(TRAIN).rglob("*")} == times
     assert layout.stats(0).read_bytes() == before
     assert not layout.lease(TRAIN).exists()
+
+
+def test_ranks_that_see_a_seal_at_different_times_stay_in_step(tmp_path, monkeypatch):
+    config = points(tmp_path)
+    layout = run(config, until=TRAIN)
+    really, late = manifest.is_sealed, threading.local()
+    monkeypatch.setattr(manifest, "is_sealed", lambda folder: not hasattr(late, "here") and really(folder))
+
+    def single(world):
+        if world.rank == 1:
+            late.here = True
+        drive.run_single(config, world, lambda: False, TRAIN, None)
+
+    before = layout.stats(0).read_bytes()
+    on_threads(2, single)
+    assert layout.stats(0).read_bytes() == before
 
 
 def _state(layout):

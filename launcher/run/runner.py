@@ -142,7 +142,7 @@ def run_single(
     check_fits(config, world, {step.phase})
     layout = world.on_main(lambda: open_run(config))
     with _state(layout, world, attempt.state):
-        if manifest.is_sealed(layout.of(step)):
+        if world.on_main(lambda: manifest.is_sealed(layout.of(step))):  # seen at different times by different ranks
             _say(world, step, "already sealed", 0.0)
             return
         _await_seals(config, layout, step, attempt.wait)
