@@ -15,7 +15,7 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
 from entroloop.trainer import train as loop
-from entroloop.trainer.engine import make_engine
+from entroloop.trainer.engines.make import make_engine
 from entroloop.trainer.network import NetworkConfig, build
 from entroloop.trainer.train_config import TrainConfig
 

@@ -9,14 +9,14 @@ from loops import tiny
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive
-from entroloop.trainer import engine
+from entroloop.trainer.engines.make import make_engine
 from entroloop.trainer.network import NetworkConfig, build
 from entroloop.trainer.train_config import TrainConfig, micro_batches
 
 
 def make(world=None, **values):
     network = build(NetworkConfig(channels=(8,), norm_groups=4), (1, 4, 4), 0, seed=0)
-    return engine.make_engine(TrainConfig(**{"batch": 8, **values}), network, world or World())
+    return make_engine(TrainConfig(**{"batch": 8, **values}), network, world or World())
 
 
 @pytest.fixture

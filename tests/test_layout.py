@@ -20,9 +20,23 @@ ALLOWED = {
     "eval": {"data", "selection", "eval"},
     "launcher": set(ROOMS),
 }
+# What the files of a folder, or of a room outside its subfolders, do not import: prefixes of module names.
+APART = {
+    "data/store": ("data.sources", "data.streams", "data.features"),
+    "data/sources": ("data.streams", "data.features"),
+    "data/streams": ("data.sources", "data.features"),
+    "data/features": ("data.sources", "data.streams"),
+    "selection/exact": ("selection.rules", "selection.choose", "selection.pool", "selection.training_set"),
+    "selection/rules": ("selection.choose", "selection.training_set"),
+    "eval/measures": ("eval.report", "eval.compare"),
+    "launcher/run": ("launcher.commands", "launcher.sweep", "launcher.jobs", "launcher.submit", "launcher.status"),
+    "launcher/preview": ("launcher.commands",),
+}
 PURE = [
     "data/seeds.py",
     "data/split.py",
+    "data/streams/order.py",
+    "data/streams/noise.py",
     "selection/pool.py",
     "trainer/diffusion.py",
     "trainer/sampler.py",
@@ -54,19 +68,33 @@ def test_imports_point_down(room):
                 assert name.split(".")[1] in ALLOWED[room], f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("folder", APART)
+def test_subfolders_are_held_apart(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for name in imports(path):
+            known = name.removeprefix("entroloop.")
+            assert not any(f"{known}.".startswith(f"{other}.") for other in APART[folder]), f"{path} imports {name}"
+
+
+def test_only_the_program_knows_its_commands():
+    for path in (ROOT / "launcher").rglob("*.py"):
+        if path.parent.name != "commands" and path != ROOT / "launcher/__main__.py":
+            assert not any(name.startswith("entroloop.launcher.commands") for name in imports(path)), path
+
+
 @pytest.mark.parametrize("name", PURE)
 def test_pure_files_know_no_world_and_no_path(name):
     found = set(imports(ROOT / name))
     assert not {n for n in found if n.startswith(("pathlib", "os", "torch.distributed", "entroloop.data.world"))}
 
 
-def test_only_world_calls_torch_distributed_and_only_the_engine_imports_accelerate():
+def test_only_world_calls_torch_distributed_and_only_engines_import_accelerate():
     for room in ROOMS:
         for path in (ROOT / room).rglob("*.py"):
             found = set(imports(path))
             if path != ROOT / "data/world.py":
                 assert not any(n.startswith("torch.distributed") for n in found), path
-            if path != ROOT / "trainer/engine.py":
+            if path.parent != ROOT / "trainer/engines":
                 assert not any(n.split(".")[0] in ("accelerate", "deepspeed") for n in found), path
 
 

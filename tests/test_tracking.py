@@ -8,7 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from entroloop.data.errors import UserError
 from entroloop.launcher.run.steps import Layout
-from entroloop.trainer import engine, tracking
+from entroloop.trainer import tracking
+from entroloop.trainer.engines import trackers
 from entroloop.trainer.tracking import Tracking, TrackingConfig
 
 
@@ -44,7 +45,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, caplog,
         return lambda numbers, step: seen.append((numbers, step)), lambda: seen.append("finished")
 
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(engine, "start_tracker", start)
+    monkeypatch.setattr(trackers, "start_tracker", start)
     options = {"tensorboard": {"flush_secs": 3}}
     watch = Tracking(TrackingConfig(trackers=("wandb", "tensorboard"), options=options), tmp_path)
     watch.log({"x": 1}, "train", 5)

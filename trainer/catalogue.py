@@ -103,7 +103,7 @@ TRACKERS = Registry(
     "trackers",
     TrackerFacts,
     {
-        name: TrackerFacts("entroloop.trainer.engine:start_tracker", library=name)
+        name: TrackerFacts("entroloop.trainer.engines.trackers:start_tracker", library=name)
         for name in (
             "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio",
         )

@@ -29,7 +29,7 @@ from entroloop.data.streams.stream import Batch, TrainingStream
 from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
-from entroloop.trainer.engine import make_engine
+from entroloop.trainer.engines.make import make_engine
 from entroloop.trainer.network import DenoiserNetwork, build
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.stats import Window

@@ -32,7 +32,7 @@ from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.launcher.run.ready import check_ready
 from entroloop.launcher.run.steps import PREPARE, Layout, Phase, Step, inputs, is_sealed, next_phase, read_config, steps
 from entroloop.launcher.run.work import Work
-from entroloop.trainer.engine import check_launch
+from entroloop.trainer.engines.launch import check_launch
 from entroloop.trainer.network import check_precision
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,142 @@
+"""One process, or DDP: every rank holds whole weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.trainer.train_config import TrainConfig, micro_batches
+
+Named = dict[str, Tensor]
+
+
+class Engine:
+    """One process, or DDP: every rank holds whole weights, moments and averages."""
+
+    fused = True  # AdamW updates in one kernel, and keeps its step count on the device
+
+    def __init__(self, config: TrainConfig, network: nn.Module, world: World) -> None:
+        self.config, self.world, self.network = config, world, network
+        self.micro, self.passes = micro_batches(config, world.size)
+        self.names = [name for name, _ in network.named_parameters()]
+        self.parameters = list(network.parameters())  # once: walking the modules takes as long as an average
+        self.accelerator = self._accelerator()
+        if self.accelerator.num_processes != world.size:
+            raise UserError(
+                f"accelerate counts {self.accelerator.num_processes} process(es), the launcher {world.size}: start "
+                "with torchrun, or with accelerate launch --multi_gpu (ACCELERATE_USE_CPU=true on a CPU)"
+            )
+        network.to(world.device)
+        fused = {"fused": True} if self.fused else {}
+        optimizer = torch.optim.AdamW(
+            network.parameters(), config.lr, config.betas, weight_decay=config.weight_decay, **fused
+        )
+        self.model, self.optimizer = self.accelerator.prepare(network, optimizer)
+        self._check()
+        self.call = torch.compile(self.model) if config.compile else self.model
+
+    @property
+    def kind(self) -> str:
+        return "ddp" if self.world.size > 1 else "single"
+
+    def _accelerator(self) -> Accelerator:
+        cpu = self.world.device.type == "cpu"
+        AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients lie where they are reduced
+        return Accelerator(cpu=cpu, mixed_precision=self.config.precision, kwargs_handlers=[ddp])
+
+    def _check(self) -> None:
+        wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel)
+        assert wrapped == (self.world.size > 1), "accelerate did not wrap the network for DDP"
+
+    @property
+    def masters(self) -> list[Tensor]:
+        return [p.data for p in self.parameters]
+
+    @property
+    def adam(self) -> tuple[torch.optim.Optimizer, list[Any]]:
+        """The optimizer that holds the moments, and its keys in the order of `masters`."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        return inner, list(self.parameters)
+
+    def one_pass(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Around forward and backward of each of the step's `passes`: gradients are reduced in the last one only."""
+        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor) -> None:
+        """Of the mean loss of one pass's micro-batch."""
+        self.accelerator.backward(loss / self.passes)
+
+    def finish_step(self) -> tuple[float, bool]:
+        """Clips and updates. Returns the gradient's norm and whether the weights moved, the same on every rank.
+
+        They do not move where fp16 overflowed; a norm that is not finite moved them otherwise, and spoiled them.
+        """
+        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf")))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        # With a fused optimizer accelerate cannot see that the gradient scaler skipped a step.
+        overflowed = self.config.precision == "fp16" and not math.isfinite(norm)
+        return norm, not overflowed
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gather(self, local: Sequence[Tensor]) -> Named:
+        """Whole tensors, on the CPU, by parameter name, of tensors like `masters`. Every rank calls it."""
+        return {name: x.detach().to("cpu", copy=True) for name, x in zip(self.names, local, strict=True)}
+
+    def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
+        """Copies whole tensors into tensors like `masters`. Every rank calls it with the same values."""
+        for name, x in zip(self.names, local, strict=True):
+            x.copy_(whole[name])
+
+    # -- the state that a checkpoint holds -------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Weights, Adam's moments and step count, and fp16's loss scale. Every rank calls it."""
+        optimizer, keys = self.adam
+        held = [optimizer.state[key] for key in keys]
+        return {
+            "weights": self.gather(self.masters),
+            "exp_avg": self.gather([s["exp_avg"].view_as(m) for s, m in zip(held, self.masters, strict=True)]),
+            "exp_avg_sq": self.gather([s["exp_avg_sq"].view_as(m) for s, m in zip(held, self.masters, strict=True)]),
+            "steps": float(held[0]["step"]),
+            "loss_scale": self._loss_scale(),
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Puts a state back; the network's own weights were loaded before the engine was made."""
+        self.scatter(state["weights"], self.masters)
+        optimizer, keys = self.adam
+        for key, master in zip(keys, self.masters, strict=True):
+            step = torch.tensor(state["steps"], dtype=torch.float32, device=master.device if self.fused else "cpu")
+            optimizer.state[key] = {
+                "step": step,
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+        for moment in ("exp_avg", "exp_avg_sq"):
+            self.scatter(state[moment], [optimizer.state[key][moment] for key in keys])
+        self._set_loss_scale(state["loss_scale"])
+
+    def _loss_scale(self) -> Any:
+        scaler = self.accelerator.scaler
+        return None if scaler is None else scaler.state_dict()
+
+    def _set_loss_scale(self, value: Any) -> None:
+        if value is not None and self.accelerator.scaler is not None and isinstance(value, dict):
+            self.accelerator.scaler.load_state_dict(value)
+
+    def close(self) -> None:
+        self.accelerator.free_memory()

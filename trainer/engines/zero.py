@@ -1,0 +1,162 @@
+"""DeepSpeed's ZeRO-1, 2 and 3."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
+
+from entroloop.data.errors import UserError
+from entroloop.data.world import World
+from entroloop.trainer.engines.launch import deepspeed_file
+from entroloop.trainer.engines.plain import Engine, Named
+from entroloop.trainer.train_config import TrainConfig
+
+
+class ZeroEngine(Engine):
+    """DeepSpeed ZeRO: masters and moments (1), gradients (2) and weights (3) are partitioned over the ranks."""
+
+    fused = False
+
+    def __init__(self, config: TrainConfig, network: nn.Module, world: World, stage: int) -> None:
+        self.stage = stage
+        super().__init__(config, network, world)
+        if config.precision != "no":
+            self.call = functools.partial(_in_half, self.call, next(iter(network.parameters())).dtype)
+
+    @property
+    def kind(self) -> str:
+        return f"zero{self.stage}"
+
+    def _accelerator(self) -> Accelerator:
+        from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+        # A second generation in this process asks for a fresh plugin; the process group itself is the World's.
+        for state in (AcceleratorState, PartialState, GradientState):
+            state._reset_state()
+        given = deepspeed_file()
+        zero = {"stage3_param_persistence_threshold": 0, **given.get("zero_optimization", {}), "stage": self.stage}
+        asked = [
+            os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none") for what in ("OPTIMIZER", "PARAM")
+        ]
+        asked += [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
+        if any(device != "none" for device in asked):
+            raise UserError("zero_optimization.offload_…: this trainer keeps weights and moments on the device")
+        plugin = DeepSpeedPlugin(
+            hf_ds_config={
+                **given,
+                "train_micro_batch_size_per_gpu": self.micro,
+                "gradient_accumulation_steps": self.passes,
+                "gradient_clipping": self.config.clip,
+                "zero_optimization": zero,
+                "zero_allow_untested_optimizer": True,
+                "zero_force_ds_cpu_optimizer": False,
+                "steps_per_print": 10**9,
+                "fp16": {"enabled": self.config.precision == "fp16"},
+                "bf16": {"enabled": self.config.precision == "bf16"},
+            }
+        )
+        backend = InitProcessGroupKwargs(backend="nccl" if self.world.device.type == "cuda" else "gloo")
+        return Accelerator(
+            deepspeed_plugin=plugin, mixed_precision=self.config.precision, kwargs_handlers=[backend],
+            gradient_accumulation_steps=self.passes,
+        )  # fmt: skip
+
+    def _check(self) -> None:
+        import deepspeed
+
+        if not isinstance(self.model, deepspeed.DeepSpeedEngine) or self.model.zero_optimization_stage() != self.stage:
+            raise UserError(
+                f"train.engine=zero{self.stage}: accelerate made {type(self.model).__name__} instead of a DeepSpeed "
+                f"engine of stage {self.stage}"
+            )
+
+    @property
+    def masters(self) -> list[Tensor]:
+        zero = self.model.optimizer
+        return list(zero.fp32_partitioned_groups_flat if self.stage == 3 else zero.single_partition_of_fp32_groups)
+
+    @property
+    def adam(self) -> tuple[torch.optim.Optimizer, list[Any]]:
+        return self.model.optimizer.optimizer, self.masters
+
+    def one_pass(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        self.model.set_gradient_accumulation_boundary(is_boundary=last)
+        return contextlib.nullcontext()
+
+    def backward(self, loss: Tensor) -> None:
+        self.model.backward(loss)
+
+    def finish_step(self) -> tuple[float, bool]:
+        self.model.step()
+        norm = self.model.get_global_grad_norm()
+        found = 0.0 if norm is None else float(norm)
+        return found if found >= 0 else math.inf, not self.model.optimizer.overflow  # -1 stands for inf and NaN there
+
+    def set_rate(self, rate: float) -> None:
+        for group in self.model.optimizer.param_groups:
+            group["lr"] = rate
+
+    def gather(self, local: Sequence[Tensor]) -> Named:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        # DeepSpeed assembles whole masters only: what is to be assembled stands in for them meanwhile.
+        kept = [m.detach().clone() for m in self.masters]
+        self._put(local)
+        whole = {}
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            whole[name] = safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
+        self._put(kept)
+        return whole
+
+    def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
+        kept = [m.detach().clone() for m in self.masters]
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            value = whole[name].to(self.world.device)
+            if self.stage == 3:
+                safe_set_local_fp32_param(parameter, self._share(value))
+            else:
+                safe_set_full_fp32_param(parameter, value)
+        with torch.no_grad():
+            found = [m.detach().clone() for m in self.masters]
+            self._put(kept)
+            for x, value in zip(local, found, strict=True):
+                x.copy_(value)
+
+    def _share(self, value: Tensor) -> Tensor:
+        """This rank's share of a whole parameter under ZeRO-3: equal pieces of the flat values, padded with zeros.
+
+        DeepSpeed's own setter of whole parameters fails where a rank's piece is nothing but padding.
+        """
+        size = self.world.size
+        piece = -(-value.numel() // size)
+        padded = nn.functional.pad(value.flatten(), (0, piece * size - value.numel()))
+        return padded[self.world.rank * piece :][:piece]
+
+    def _put(self, values: Sequence[Tensor]) -> None:
+        with torch.no_grad():
+            for master, value in zip(self.masters, values, strict=True):
+                if master is not value:
+                    master.data.copy_(value)
+
+    def _loss_scale(self) -> Any:
+        return float(self.model.optimizer.loss_scale) if self.config.precision == "fp16" else None
+
+    def _set_loss_scale(self, value: Any) -> None:
+        if self.config.precision == "fp16" and isinstance(value, float):
+            self.model.optimizer.loss_scaler.cur_scale = value
+
+
+def _in_half(call: Callable[..., Tensor], dtype: torch.dtype, x: Tensor, condition: Tensor, labels: Any) -> Tensor:
+    """A call of a network whose weights DeepSpeed keeps in half precision: accelerate uses no autocast there."""
+    return call(x.to(dtype), condition, labels)
