@@ -138,7 +138,7 @@ MEASURES = Registry(
 SHOWN: dict[str, MeasureFacts] = {
     **MEASURES.built_in,
     "real_share": MeasureFacts(
-        "entroloop.eval.report.runs:row_value",
+        "entroloop.eval.measures.row:Row",
         "Share of real images",
         "Real images in the training set of that generation.",
     ),

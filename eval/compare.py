@@ -8,7 +8,6 @@ N points, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,9 @@ from entroloop.data.sources.settings import Settings, find_layout
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
 from entroloop.eval.catalogue import title
+from entroloop.eval.measures.generation import row_of
 from entroloop.eval.measures.registry import Measured, measure
+from entroloop.eval.measures.row import finite, flat
 from entroloop.eval.report.statistics import number
 
 Samples = NDArray[Any]
@@ -73,21 +74,26 @@ def compare(
     if flip:
         features["mirrored"] = _encoded(np.ascontiguousarray(sets["training"][..., ::-1]), net, training)
     found = _measured(features, entropy_size, seed)
+    resize = "none" if len(shape) == 1 else resize_of(encoder, net)
+    row = row_of(None, {encoder: found}, {encoder: (net.digest, resize)}, {}, entropy_size)
+    one = row.as_dict()["context"]
+    behind = one.pop("encoders")[encoder]
     context = {
         "encoder": encoder,
-        "encoder_digest": net.digest,
+        "encoder_digest": behind.pop("digest"),
         "encoder_weights": weights_of(net),
-        "encoder_resize": "none" if len(shape) == 1 else resize_of(encoder, net),
+        "encoder_resize": behind.pop("resize"),
         "sample_shape": list(shape),
         "resolution": resolution,
         "resize": RESIZE if resolution is not None else None,
         **{name: str(path) for name, path in paths.items()},
         "keys": chosen,
-        **found.context,
+        **one,
+        **behind,
     }
     if resamples:
         context["resampled"] = _resampled(features, entropy_size, resamples, seed)
-    return {**{name: _finite(value) for name, value in found.values.items()}, "context": context}
+    return flat(row.measures[encoder], context)
 
 
 def _encoded(samples: Samples, net: Encoder, path: Path) -> NDArray[np.float32]:
@@ -137,8 +143,8 @@ def _resampled(
         half = _measured(halves, entropy_size, seed)
         for name, value in half.values.items():
             drawn.setdefault(name, []).append(value)
-    ranges = {name: [_finite(float(q)) for q in np.quantile(v, [0.025, 0.975])] for name, v in drawn.items()}
-    return {"times": times, "share": 0.5, "ranges": ranges}
+    low, high = (finite({name: float(np.quantile(v, q)) for name, v in drawn.items()}) for q in (0.025, 0.975))
+    return {"times": times, "share": 0.5, "ranges": {name: [low[name], high[name]] for name in drawn}}
 
 
 def _check_fit(sets: dict[str, Samples], paths: dict[str, Path]) -> None:
@@ -281,7 +287,3 @@ def _in_one_line(context: dict[str, Any]) -> str:
         f"seed {context['seed']}",
     ]
     return "; ".join(parts)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

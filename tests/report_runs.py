@@ -51,7 +51,7 @@ def make_run(folder, strategy="random", seed=0, generations=3, n=60, *, planned=
             sets[name] = FeatureSets(*rows, digest="0" * 64)
         row = evaluate_generation(generation, sets, origin, entropy_size=n)
         if generation == 0:
-            row["baseline"] = baseline_row(sets)
+            row = row.model_copy(update={"baseline": baseline_row(sets)})
         write_row(place, row)
         phases = [{"phase": "train", "seconds": 12.5, "nfe": 1500}, {"phase": "sample", "seconds": 3.0, "nfe": 1140}]
         phases[0]["numerics"] = {"torch": "2.13.0", "threads": 1}
@@ -68,7 +68,7 @@ def write_set(folder, images, provenance):
 def write_row(generation_folder, row):
     metrics = generation_folder / "metrics"
     metrics.mkdir()
-    (metrics / "metrics.jsonl").write_text(json.dumps(row, allow_nan=False) + "\n")
+    (metrics / "metrics.jsonl").write_bytes(row.as_json())
     manifest.seal(metrics, "metrics", 1, ["metrics.jsonl"])
 
 

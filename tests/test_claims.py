@@ -11,6 +11,7 @@ import report_runs
 from scipy import stats
 
 from entroloop.data.errors import UserError
+from entroloop.eval.measures.row import Row
 from entroloop.eval.report import plots, statistics
 from entroloop.eval.report.runs import Run
 from paper import claims, tables
@@ -24,9 +25,7 @@ def made(strategy, seed, distances, *, scores=None, entropies=None, real=1.0, n=
         measures |= {"generalization_score": scores[g]} if scores else {}
         measures |= {"training_entropy": entropies[g]} if entropies else {}
         context = {"encoders": {"pixel": {"entropy_n": n}}}
-        rows.append(
-            {"generation": g, "measures": {"pixel": measures}, "provenance": {"real": real}, "context": context}
-        )
+        rows.append(Row(generation=g, measures={"pixel": measures}, provenance={"real": real}, context=context))
     config = {"seed": seed, "selection.strategy": strategy, "generations": planned or len(rows)}
     return Run(Path(f"{strategy}{seed}"), f"{strategy}{seed}", config, tuple(rows), None, ())
 
@@ -68,11 +67,12 @@ def test_every_table_ends_with_real_test_against_real_train_once_a_seed():
     runs = [made(strategy, seed, [5.0, 9.0 + seed]) for strategy in ("random", "greedy") for seed in range(3)]
     context = {"n_generated": 512, "n_reference": None, "n_training": 128}
     runs = [
-        dataclasses.replace(run, baseline={
-            "measures": {"pixel": {"frechet_distance": 1.0 + run.seed}},
-            "provenance": {"real": 1.0},
-            "context": context,
-        })
+        dataclasses.replace(run, baseline=Row(
+            generation=None,
+            measures={"pixel": {"frechet_distance": 1.0 + run.seed}},
+            provenance={"real": 1.0},
+            context=context,
+        ))
         for run in runs
     ]  # fmt: skip
     groups, columns = claims.finished_arms(runs), [("pixel", "frechet_distance"), ("", "real_share")]

@@ -21,6 +21,7 @@ from entroloop.eval.measures.generation import (
     measure_features,
 )
 from entroloop.eval.measures.registry import measure
+from entroloop.eval.measures.row import Row
 
 ALL = {
     "frechet_distance", "kernel_distance", "vendi_score", "covariance_trace", "effective_rank", "generalization_score",
@@ -118,7 +119,7 @@ def test_mirrored_copies_count_where_the_model_was_trained_with_flips():
         {"pixel": FeatureSets(copies, training, heldout, mirrored=mirrored)},
         Provenance.sampled(0, 0, 60),
         entropy_size=60,
-    )["measures"]["pixel"]
+    ).measures["pixel"]
     assert plain["memorized_fraction"] == 0.25
     assert found["memorized_fraction"] == 0.5
     assert found["memorized_calibrated"] >= 0.5 > plain["memorized_calibrated"]
@@ -156,7 +157,7 @@ def test_collapse_to_one_point_still_gives_a_row():
     row = evaluate_generation(
         1, {"pixel": FeatureSets(one, one, cloud(30, 4))}, Provenance.sampled(0, 0, 30), entropy_size=None
     )
-    assert json.loads(json.dumps(row, allow_nan=False))["measures"]["pixel"]["covariance_trace"] == 0
+    assert json.loads(row.as_json())["measures"]["pixel"]["covariance_trace"] == 0
 
 
 def test_few_points_shrink_k_and_say_so():
@@ -208,24 +209,25 @@ def test_rows_are_json_and_carry_what_is_needed_to_read_them(sets):
     provenance = Provenance.concatenate([Provenance.sampled(REAL, 0, 30), Provenance.sampled(0, 0, 90)])
     both = {name: FeatureSets(generated, training, heldout, digest=name) for name in ("pixel", "classifier")}
     row = evaluate_generation(3, both, provenance, entropy_size=100)
-    assert json.loads(json.dumps(row, allow_nan=False)) == row
-    assert row["generation"] == 3
-    assert row["provenance"] == {"real": 0.25, "0": 0.75}
-    assert set(row["measures"]["classifier"]) == ALL
-    assert row["context"]["n_training"] == 120
-    assert row["context"]["encoders"]["pixel"]["digest"] == "pixel"
-    assert row["context"]["encoders"]["pixel"]["entropy_n"] == 100
-    assert row["context"]["encoders"]["pixel"]["resize"] == "none"
-    assert row["context"]["encoders"]["classifier"]["resize"] == "images above 32 pixels averaged to 32"
+    assert Row.from_json(row.as_json()) == row
+    assert Row.from_json(row.as_json()).as_json() == row.as_json()
+    assert row.generation == 3
+    assert row.provenance == {"real": 0.25, "0": 0.75}
+    assert set(row.measures["classifier"]) == ALL
+    assert row.context.n_training == 120
+    assert row.encoder("pixel").digest == "pixel"
+    assert row.encoder("pixel").entropy_n == 100
+    assert row.encoder("pixel").resize == "none"
+    assert row.encoder("classifier").resize == "images above 32 pixels averaged to 32"
     assert row == evaluate_generation(3, both, provenance, entropy_size=100)
 
 
 def test_the_baseline_puts_held_out_data_in_the_place_of_samples(sets):
     generated, training, heldout = sets
     row = baseline_row({"pixel": FeatureSets(generated, training, heldout)})
-    assert row["measures"]["pixel"]["frechet_distance"] == measure_features(heldout, training)["frechet_distance"]
-    assert row["measures"]["pixel"]["generalization_score_ratio"] == 1
-    assert row["generation"] is None
+    assert row.value("pixel", "frechet_distance") == measure_features(heldout, training)["frechet_distance"]
+    assert row.value("pixel", "generalization_score_ratio") == 1
+    assert row.generation is None
 
 
 def test_tensors_and_arrays_give_the_same(sets):

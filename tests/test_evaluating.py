@@ -43,9 +43,9 @@ def test_the_row_is_the_same_at_every_world_size(flipped, tmp_path):
     for size in (2, 3):
         rows = on_ranks(size, _row, flipped, tmp_path / str(size))
         assert rows == rows[:1] * size
-        assert rows[0]["context"].keys() == alone["context"].keys()
-        for mine, theirs in ((rows[0], alone), (rows[0]["baseline"], alone["baseline"])):
-            values, wanted = mine["measures"]["pixel"], theirs["measures"]["pixel"]
+        assert rows[0].context.model_fields_set == alone.context.model_fields_set
+        for mine, theirs in ((rows[0], alone), (rows[0].baseline, alone.baseline)):
+            values, wanted = mine.measures["pixel"], theirs.measures["pixel"]
             assert values.keys() == wanted.keys()
             for name, value in values.items():
                 assert value == pytest.approx(wanted[name], rel=1e-9, abs=1e-9), name
@@ -53,7 +53,7 @@ def test_the_row_is_the_same_at_every_world_size(flipped, tmp_path):
 
 def test_mirrored_copies_count_after_training_with_flips(flipped, tmp_path):
     row = _row(World(), flipped, tmp_path / "row")
-    assert row["context"]["encoders"]["pixel"]["mirrored_copies_count"] is True
+    assert row.encoder("pixel").mirrored_copies_count is True
     work = Work(flipped, Layout(flipped.run_folder), World(), lambda: False)
     selected = work.dataset(Step(0, "select"))
     found = evaluating._mirrored(work, selected, "pixel")

@@ -62,8 +62,8 @@ def test_the_examples_run_from_beside_the_configuration(mine, monkeypatch):
     about = json.loads((layout.of(Step(1, "train")) / "network.json").read_text())
     assert about == {"kind": "mine:Shallow", "shape": [2], "num_classes": 0, "options": {"width": 16}}
     row = read_run(layout.run).rows[1]
-    assert row["measures"]["mine:Radius"]["mine:distance_of_means"] >= 0
-    assert row["context"]["encoders"]["mine:Radius"]["resize"] == "none"
+    assert row.value("mine:Radius", "mine:distance_of_means") >= 0
+    assert row.encoder("mine:Radius").resize == "none"
     shown = [json.loads(line) for line in (layout.run / "tracking" / "entroloop.jsonl").read_text().splitlines()]
     assert any("train/loss" in line for line in shown)
 

@@ -96,5 +96,5 @@ def test_an_own_encoder_is_known_by_its_configured_name(tmp_path, monkeypatch, v
     for step in (PREPARE, Step(0, "encode")):
         assert list(manifest.read(layout.of(step)).about["encoders"]) == ["ready_own:mean"]
         assert load_features(layout.of(step), "ready_own:mean").shape[1] == 1
-    assert "ready_own:mean" in read_run(layout.run).rows[0]["measures"]
+    assert "ready_own:mean" in read_run(layout.run).rows[0].measures
     assert "calls itself otherwise" not in caplog.text

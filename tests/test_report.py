@@ -19,6 +19,7 @@ from matplotlib.collections import LineCollection
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
+from entroloop.eval.measures.row import Row
 from entroloop.eval.report import headline, pictures, plots, statistics, tables
 from entroloop.eval.report import page as report
 from entroloop.eval.report.arms import Arm, arms, comparable, differences
@@ -41,15 +42,19 @@ def page(sweep):
 def synthetic(strategy="random", seed=0, distances=(1.0, 2.0, 4.0), name=None, **config):
     """A Run without a folder."""
     rows = tuple(
-        {
-            "generation": g,
-            "measures": {"pixel": {"frechet_distance": d, "generalization_score": 8 / d, "training_entropy": -d}},
-            "provenance": {"real": 1.0} if g == 0 else {str(g - 1): 1.0},
-        }
+        Row(
+            generation=g,
+            measures={"pixel": {"frechet_distance": d, "generalization_score": 8 / d, "training_entropy": -d}},
+            provenance={"real": 1.0} if g == 0 else {str(g - 1): 1.0},
+        )
         for g, d in enumerate(distances)
     )
     settings = {"seed": seed, "generations": len(distances), "selection.strategy": strategy, **config}
     return Run(None, name or f"{strategy}-{seed}", settings, rows, None, ())
+
+
+def with_context(row, **context):
+    return Row.model_validate({**row.as_dict(), "context": context})
 
 
 # --- reading -------------------------------------------------------------------------------------------------------
@@ -59,7 +64,7 @@ def test_a_sweep_is_all_of_its_runs_and_each_run_counts_once(sweep):
     runs = read_runs([sweep, sweep / "random-0"])
     assert [run.name for run in runs] == ["greedy-0", "greedy-1", "random-0", "random-1"]
     assert runs[0].config["loop.candidates"] == 2
-    assert [row["generation"] for row in runs[0].rows] == [0, 1]
+    assert runs[0].measured == [0, 1]
     assert runs[0].baseline is not None
     assert all(run.finished for run in runs)
 
@@ -82,8 +87,8 @@ def test_origins_are_stacked_areas_level_over_a_generation(tmp_path):
     report_runs.make_run(tmp_path / "run", generations=3, n=20)
     (run,) = read_runs([tmp_path / "run"])
     for row, shares in zip(run.rows, [{"real": 1.0}, {"real": 0.25, "0": 0.75}, {"0": 0.5, "1": 0.5}], strict=True):
-        row["provenance"].clear()
-        row["provenance"].update(shares)
+        row.provenance.clear()
+        row.provenance.update(shares)
     figure = plots.provenance_areas(arms([run]))
     heights = (np.arange(20) + 0.5) / 20
     for at, shares in [(-0.4, [1, 0, 0]), (0.4, [1, 0, 0]), (0.6, [0.25, 0.75, 0]), (2.4, [0, 0.5, 0.5])]:
@@ -463,8 +468,9 @@ def test_distances_are_judged_in_an_encoder_that_did_not_select():
 def paired_points(run, entropies, scores, n=64):
     """The run with these entropies, of n images each, and scores."""
     rows = [
-        {**row, "measures": {"pixel": {"training_entropy": e, "generalization_score": float(np.exp(s))}},
-         "context": {"encoders": {"pixel": {"entropy_n": n}}}}
+        Row(generation=row.generation, provenance=row.provenance,
+            measures={"pixel": {"training_entropy": e, "generalization_score": float(np.exp(s))}},
+            context={"encoders": {"pixel": {"entropy_n": n}}})
         for row, e, s in zip(run.rows, entropies, scores, strict=True)
     ]  # fmt: skip
     return Run(None, run.name, run.config, tuple(rows), None, ())
@@ -498,7 +504,7 @@ def test_the_line_through_the_points_counts_a_shared_generation_once():
 
 def test_scores_of_training_sets_of_different_sizes_are_not_compared():
     def sized(run, sizes):
-        rows = tuple({**row, "context": {"n_training": n}} for row, n in zip(run.rows, sizes, strict=True))
+        rows = tuple(with_context(row, n_training=n) for row, n in zip(run.rows, sizes, strict=True))
         return Run(None, run.name, run.config, rows, None, ())
 
     replace, accumulate = (synthetic(distances=(1, 2, 3), **{"loop.paradigm": p}) for p in ("replace", "accumulate"))
@@ -652,7 +658,7 @@ def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
         tmp_path / "model", generations=1, n=24, encoders=("pixel", "classifier", "inception", "dinov2-small"),
         images=np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8),
     )  # fmt: skip
-    row = json.loads((one / "generation_0000" / "metrics" / "metrics.jsonl").read_text())
+    (row,) = read_run(one).rows
     config = yaml.safe_load((one / "config.yaml").read_text())
     for i in range(10):
         run = tmp_path / "sweep" / f"strategy{i}-0"
@@ -663,14 +669,14 @@ def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
             place = run / f"generation_{g:04d}"
             shutil.copytree(one / "generation_0000" / "samples", place / "samples")
             shutil.copytree(one / "generation_0000" / "selected", place / "selected")
-            report_runs.write_row(place, {**row, "generation": g})
+            report_runs.write_row(place, row.model_copy(update={"generation": g}))
     report.write([tmp_path / "sweep"], tmp_path / "big.html")
     assert (tmp_path / "big.html").stat().st_size < 5_000_000
     text = (tmp_path / "big.html").read_text()
     for name in ("recall-pixel", "recall-classifier", "training_entropy-inception", "spectra-classifier"):
         assert f'<figure id="{name}">' in text
     assert '<figure id="recall-inception">' not in text
-    assert "In inception and dinov2-small features, other curves and the spectra are left out here" in text
+    assert "In dinov2-small and inception features, other curves and the spectra are left out here" in text
 
 
 def test_csv_has_a_line_a_value(sweep):
@@ -711,14 +717,16 @@ def test_the_numbers_of_images_stand_beside_the_real_row(sweep, page):
 def test_what_is_behind_the_numbers_is_said_by_arm_where_arms_differ():
     def run(strategy, seed, n, distance):
         one = synthetic(strategy, seed, (1,))
-        behind = {"digest": "ab", "k": {"recall": 3}, "distance": distance, "top_eigenvalues": [1]}
-        row = {**one.rows[0], "context": {"n_training": n, "encoders": {"pixel": behind}}}
+        behind = {
+            "digest": "ab", "k": {"recall": 3}, "memorized_calibrated_distance": distance, "top_eigenvalues": [1.0],
+        }  # fmt: skip
+        row = with_context(one.rows[0], n_training=n, encoders={"pixel": behind})
         return Run(None, one.name, one.config, (row,), None, ())
 
     runs = [run("random", 0, 128, 1.5), run("random", 1, 128, 2.5), run("greedy", 0, 512, 1.25)]
     assert tables.context(arms(runs)) == [
         ("all encoders", ["n_training 128 (random); 512 (greedy)"]),
-        ("pixel", ["digest ab", "k recall 3", "distance 1.25 … 2.50"]),
+        ("pixel", ["digest ab", "k recall 3", "memorized_calibrated_distance 1.25 … 2.50"]),
     ]
 
 

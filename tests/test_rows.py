@@ -249,7 +249,7 @@ def test_each_set_of_measure_and_select_has_its_key(tmp_path):
     assert row["context"]["keys"] == {"generated": None, "training": "x_train", "reference": "x_test"}
     out = tmp_path / "ids.npy"
     select_command(path, 5, out, "entropy-matching", reference=path, key=["x_train", "x_test"])
-    done = json.loads(out.with_suffix(".json").read_text())
+    done = json.loads(out.with_suffix(".json").read_text())["context"]
     assert (done["features"]["key"], done["reference"]["key"]) == ("x_train", "x_test")
 
 

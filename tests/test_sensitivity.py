@@ -8,6 +8,7 @@ import report_runs
 
 from entroloop.data.errors import UserError
 from entroloop.data.store.shards import REAL, Provenance
+from entroloop.eval.measures.row import Row
 from entroloop.eval.report.runs import Run
 from paper import sensitivity
 
@@ -24,7 +25,7 @@ def run(tmp_path):
     report_runs.write_set(place / "selected", real, Provenance(np.full(N, REAL), np.arange(N), ("",) * N))
     report_runs.write_set(place / "samples", samples, Provenance.sampled(0, 0, 4 * N))
     config = {"seed": 3, "selection.strategy": "random"}
-    return Run(Path(tmp_path), "run", config, ({"generation": 0, "measures": {}, "provenance": {}},), None, ())
+    return Run(Path(tmp_path), "run", config, (Row(generation=0, measures={}, provenance={}),), None, ())
 
 
 def test_the_pool_is_the_real_images_and_then_the_first_samples(run):

@@ -39,12 +39,15 @@ def test_ids_and_what_was_done(features, name, capsys):
     printed = json.loads(capsys.readouterr().out)
     done = json.loads(out.with_suffix(".json").read_text())
     assert printed == done
-    assert done["features"]["sha256"] == hashlib.sha256((features / name).read_bytes()).hexdigest()
-    assert done["ids"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
-    assert (done["strategy"], done["seed"], done["size"], done["options"]) == ("greedy", 5, 40, {"start": 7})
-    assert done["entropy"]["after"]["nats"] == pytest.approx(kl_entropy(X[ids]).nats)
-    assert done["entropy"]["before"]["nats"] < done["entropy"]["after"]["nats"]
-    assert done["radii"]["min"] > 0
+    context = done["context"]
+    assert context["features"]["sha256"] == hashlib.sha256((features / name).read_bytes()).hexdigest()
+    assert context["ids"]["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    chosen_by = [context[name] for name in ("strategy", "seed", "size", "options")]
+    assert chosen_by == ["greedy", 5, 40, {"start": 7}]
+    assert done["entropy_after"] == pytest.approx(kl_entropy(X[ids]).nats)
+    assert done["entropy_before"] < done["entropy_after"]
+    assert 0 < done["radius_min"] <= done["radius_last"]
+    assert all(isinstance(value, float) for name, value in done.items() if name != "context")
     assert sorted(p.name for p in out.parent.iterdir()) == ["ids.json", "ids.npy"], "no temporary file stays"
 
 

@@ -34,8 +34,8 @@ def pool(run: Run, candidates: int) -> tuple[NDArray[np.float32], int]:
     """
     real = Dataset(run.generation_folder(0) / "selected").all()
     parts = [real]
-    for row in run.rows:
-        samples = Dataset(run.generation_folder(row["generation"]) / "samples").all()
+    for generation in run.measured:
+        samples = Dataset(run.generation_folder(generation) / "samples").all()
         if len(samples) < candidates * len(real):
             raise UserError(f"{run.folder}: has {len(samples)} samples a generation, fewer than {candidates} N")
         parts.append(samples[: candidates * len(real)])

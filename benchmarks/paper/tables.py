@@ -16,7 +16,6 @@ import numpy as np
 from entroloop.eval.catalogue import title
 from entroloop.eval.report import statistics
 from entroloop.eval.report.arms import Arm, last_common
-from entroloop.eval.report.runs import row_value
 from entroloop.eval.report.statistics import mean_and_interval
 from entroloop.eval.report.tables import baseline_sizes
 
@@ -57,7 +56,7 @@ def measuring_stick(groups: Sequence[Arm], columns: Sequence[Column]) -> tuple[s
         return None
     values = []
     for encoder, measure in columns:
-        found = [row_value(run.baseline, encoder, measure) for run in by_seed.values() if run.baseline is not None]
+        found = [run.baseline.value(encoder, measure) for run in by_seed.values() if run.baseline is not None]
         values.append(mean_and_interval([value for value in found if value is not None]))
     sizes = baseline_sizes(list(by_seed.values()))
     return f"real test vs real train ({sizes})" if sizes else "real test vs real train", values

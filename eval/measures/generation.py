@@ -1,7 +1,7 @@
 """One row of measures a generation, from feature sets that have been computed and sealed.
 
-    FeatureSets of each encoder, provenance of the training set  ->  evaluate_generation  ->  one JSON-able row
-    FeatureSets of generation 0                                  ->  baseline_row         ->  real test vs real train
+    FeatureSets of each encoder, provenance of the training set  ->  evaluate_generation  ->  Row
+    FeatureSets of generation 0: real test vs real train         ->  baseline_row         ->  Row
 
 M generated points, N training points, R held-out points, D features. With a World, arrays are this rank's rows, and
 every rank gets the same row.
@@ -9,10 +9,8 @@ every rank gets the same row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +19,8 @@ from entroloop.data.features.encoder import resize_of
 from entroloop.data.store.shards import REAL, Provenance
 from entroloop.data.world import World
 from entroloop.eval.measures.registry import Measured, measure
+from entroloop.eval.measures.row import Context, EncoderContext, Row, finite
 from entroloop.eval.measures.sets import Features
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -65,9 +62,6 @@ def evaluate_generation(
     provenance    of the whole training set
     entropy_size  the number of training images that the entropy estimate of every generation uses
     more          the user's own measures, by name
-    ->            {"generation", "measures": {encoder: {name: value or None}}, "provenance": {"real" or generation:
-                  share}, "context": {…, "encoders": {encoder: {"digest", "resize", "k", …}}}}; None stands for an
-                  undefined value
     """
     measured = {
         name: measure(
@@ -81,7 +75,7 @@ def evaluate_generation(
         )
         for name, s in sets.items()
     }
-    return _row(generation, measured, sets, provenance_shares(provenance), entropy_size)
+    return row_of(generation, measured, _encoders(sets), provenance_shares(provenance), entropy_size)
 
 
 def baseline_row(
@@ -99,7 +93,11 @@ def baseline_row(
     for name, s in sets.items():
         row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size, more=more, mirrored=s.mirrored)
         measured[name] = Measured({**row.values, "generalization_score_ratio": 1.0}, row.context)
-    return _row(None, measured, sets, {"real": 1.0}, entropy_size)
+    return row_of(None, measured, _encoders(sets), {"real": 1.0}, entropy_size)
+
+
+def _encoders(sets: Mapping[str, FeatureSets]) -> dict[str, tuple[str, str]]:
+    return {name: (features.digest, resize_of(name)) for name, features in sets.items()}
 
 
 def provenance_shares(provenance: Provenance) -> dict[str, float]:
@@ -111,30 +109,25 @@ def provenance_shares(provenance: Provenance) -> dict[str, float]:
     }
 
 
-def _row(
+def row_of(
     generation: int | None,
     measured: Mapping[str, Measured],
-    sets: Mapping[str, FeatureSets],
+    encoders: Mapping[str, tuple[str, str]],
     shares: dict[str, float],
     entropy_size: int | None,
 ) -> Row:
+    """The row of what was measured in each encoder, of which `encoders` has the digest and how it resizes."""
     first = next(iter(measured.values()))
     counts = {key: first.context[key] for key in ("n_generated", "n_training", "n_reference", "seed")}
-    encoders = {
-        name: {
-            "digest": sets[name].digest,
-            "resize": resize_of(name),
-            **{k: v for k, v in m.context.items() if k not in counts},
-        }
-        for name, m in measured.items()
+    contexts = {
+        name: EncoderContext(
+            digest=digest, resize=resize, **{k: v for k, v in measured[name].context.items() if k not in counts}
+        )
+        for name, (digest, resize) in encoders.items()
     }
-    return {
-        "generation": generation,
-        "measures": {name: _finite(m.values) for name, m in measured.items()},
-        "provenance": shares,
-        "context": {**counts, "entropy_size": entropy_size, "encoders": encoders},
-    }
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return Row(
+        generation=generation,
+        measures={name: finite(m.values) for name, m in measured.items()},
+        provenance=shares,
+        context=Context(**counts, entropy_size=entropy_size, encoders=contexts),
+    )

@@ -34,7 +34,7 @@ class Arm:
 
     @property
     def generations(self) -> list[int]:
-        return sorted({row["generation"] for run in self.runs for row in run.rows})
+        return sorted({generation for run in self.runs for generation in run.measured})
 
     def values(self, generation: int, encoder: str, measure: str) -> list[float]:
         found = (run.value(generation, encoder, measure) for run in self.runs)
@@ -152,7 +152,7 @@ def comparable(groups: Sequence[Arm]) -> Comparable:
 
 
 def _reached(run: Run) -> int:
-    return max((row["generation"] for row in run.rows), default=-1)
+    return max(run.measured, default=-1)
 
 
 def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:

@@ -78,8 +78,8 @@ def selecting_encoders(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 def training_sizes(arm: Arm, generation: int) -> set[int]:
     """How many images the arm's runs trained on."""
-    rows = [row for run in arm.runs for row in run.rows if row["generation"] == generation]
-    return {size for row in rows if (size := row.get("context", {}).get("n_training"))}
+    rows = [row for run in arm.runs for row in run.rows if row.generation == generation]
+    return {size for row in rows if (size := row.context.n_training)}
 
 
 def equal_sizes(groups: Sequence[Arm], generation: int) -> bool:

@@ -28,7 +28,7 @@ from matplotlib.transforms import Affine2D
 
 from entroloop.eval.catalogue import title
 from entroloop.eval.report.arms import Arm, comparable
-from entroloop.eval.report.runs import Run, row_value
+from entroloop.eval.report.runs import Run
 from entroloop.eval.report.statistics import correlation, curve, entropy_and_score, entropy_sizes, number, once
 
 COLOURS = {
@@ -216,8 +216,8 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
 def _seeds(axes: Axes, arm: Arm, encoder: str, measure: str, colour: str) -> list[float]:
     shown: list[float] = []
     for run in arm.runs:
-        points = [(row["generation"], row_value(row, encoder, measure)) for row in run.rows]
-        known = [(g, value) for g, value in points if value is not None]
+        points = [(row.generation, row.value(encoder, measure)) for row in run.rows]
+        known = [(g, value) for g, value in points if g is not None and value is not None]
         axes.plot([g for g, _ in known], [v for _, v in known], color=colour, linewidth=0.6, alpha=0.55)
         shown += [value for _, value in known]
     return shown
@@ -232,7 +232,7 @@ def _limits(axes: Axes, shown: Sequence[float]) -> None:
 
 def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | None:
     """The mean of the real-test-vs-real-train rows of all runs."""
-    values = [row_value(run.baseline, encoder, measure) for run in runs if run.baseline]
+    values = [run.baseline.value(encoder, measure) for run in runs if run.baseline]
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
 
@@ -323,8 +323,8 @@ def _panel_title(axes: Axes, label: str) -> None:
 
 def _share(arm: Arm, generation: int, origin: str) -> float:
     shares = [
-        float(row["provenance"].get(origin, 0.0)) for run in arm.runs for row in run.rows
-        if row["generation"] == generation
+        float(row.provenance.get(origin, 0.0)) for run in arm.runs for row in run.rows
+        if row.generation == generation
     ]  # fmt: skip
     return float(np.mean(shares))
 
@@ -364,8 +364,8 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
 def _eigenvalues(arm: Arm, encoder: str) -> dict[int, list[float]]:
     """Generation -> the spectrum of the arm's first run that is compared."""
     rows = arm.runs[0].rows
-    found = {row["generation"]: row.get("context", {}).get("encoders", {}).get(encoder, {}) for row in rows}
-    return {g: context["top_eigenvalues"] for g, context in found.items() if context.get("top_eigenvalues")}
+    found = {row.generation: row.encoder(encoder).top_eigenvalues for row in rows if row.generation is not None}
+    return {generation: values for generation, values in found.items() if values}
 
 
 def phases_of(runs: Sequence[Run]) -> list[str]:

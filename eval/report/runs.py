@@ -8,56 +8,23 @@ Reads what `launcher` writes: `config.yaml`, `generation_*/metrics/metrics.jsonl
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
+from entroloop.eval.measures.row import Row
 from entroloop.selection.pool import LoopConfig
-
-Row = dict[str, Any]
 
 
 class _Config(BaseModel, strict=True):
     seed: NonNegativeInt = 0
     generations: PositiveInt = 1
-
-
-class _Encoder(BaseModel, strict=True):
-    k: dict[str, int] = {}
-    digest: str | None = None
-    entropy_n: int | None = None
-    entropy_k: int | None = None
-    top_eigenvalues: list[FiniteFloat] | None = None
-
-
-class _Context(BaseModel, strict=True):
-    encoders: dict[str, _Encoder] = {}
-    n_generated: int | None = None
-    n_training: int | None = None
-    n_reference: int | None = None
-    seed: int | None = None
-
-
-class _Measured(BaseModel, strict=True):
-    measures: dict[str, dict[str, FiniteFloat | None]]
-    provenance: dict[Annotated[str, Field(pattern="^(real|[0-9]+)$")], Annotated[FiniteFloat, Field(ge=0, le=1)]]
-    context: _Context = _Context()
-
-
-class _Baseline(_Measured):
-    generation: None
-
-
-class _Row(_Measured):
-    generation: NonNegativeInt
-    baseline: _Baseline | None = None
 
 
 class _Spent(BaseModel, strict=True):
@@ -102,20 +69,16 @@ class Run:
 
     def value(self, generation: int, encoder: str, measure: str) -> float | None:
         """A measure of one generation, None where it is missing or undefined."""
-        return row_value(next((row for row in self.rows if row["generation"] == generation), None), encoder, measure)
+        row = next((row for row in self.rows if row.generation == generation), None)
+        return None if row is None else row.value(encoder, measure)
+
+    @property
+    def measured(self) -> list[int]:
+        """The generations that have a row."""
+        return [row.generation for row in self.rows if row.generation is not None]
 
     def generation_folder(self, generation: int) -> Path:
         return self.folder / f"generation_{generation:04d}"
-
-
-def row_value(row: Row | None, encoder: str, measure: str) -> float | None:
-    """A measure out of a row. `real_share` comes from the provenance and is the same for every encoder."""
-    if row is None:
-        return None
-    if measure == "real_share":
-        return float(row["provenance"].get("real", 0.0))
-    value = row["measures"].get(encoder, {}).get(measure)
-    return None if value is None else float(value)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -183,8 +146,8 @@ def read_run(folder: Path) -> Run:
     for generation in sorted(folder.glob("generation_*")):
         rows += _rows(generation / "metrics")
         stats += [{**line, "generation": generation.name} for line in _json_lines(generation / "stats.jsonl")]
-    rows.sort(key=lambda row: int(row["generation"]))
-    baseline = next((row["baseline"] for row in rows if row.get("baseline")), None)
+    rows.sort(key=lambda row: row.generation or 0)
+    baseline = next((row.baseline for row in rows if row.baseline), None)
     name = str(config.get("name") or folder.name)
     failed = _status(folder / "state.json") == "failed"
     return Run(folder, name, _LOOP | flat(config), tuple(rows), baseline, tuple(stats), failed)
@@ -204,14 +167,11 @@ def _rows(folder: Path) -> list[Row]:
     rows = []
     for number, line in _lines(path):
         try:
-            row = json.loads(line)
-            wrong = _wrong(_Row, row) or _not_finite(row)
-        except ValueError:
-            row, wrong = {}, "not JSON"
-        if wrong:
+            rows.append(Row.from_json(line))
+        except ValueError as error:
+            wrong = _told(error) if isinstance(error, ValidationError) else "not JSON"
             what = f"damaged row of measures in line {number} ({wrong})"
-            raise UserError(f"{path}: {what}; delete the folder and run again")
-        rows.append(row)
+            raise UserError(f"{path}: {what}; delete the folder and run again") from error
     manifest.check(folder, [path.name])
     return rows
 
@@ -242,20 +202,16 @@ def _wrong(model: type[BaseModel], value: Any) -> str:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            return "expected keys and values"
-        key = ".".join(map(str, first["loc"]))
-        return f"{key} is missing" if first["type"] == "missing" else f"{key} is {first['input']!r:.60}: {first['msg']}"
+        return _told(error)
     return ""
 
 
-def _not_finite(value: Any, key: str = "") -> str:
-    """The first number in nested values that is nan or infinite, with its key; empty where there is none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{key} is {value}: expected a finite number"
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return next(filter(None, (_not_finite(one, f"{key}.{name}".lstrip(".")) for name, one in inside)), "")
+def _told(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if not first["loc"]:
+        return "expected keys and values"
+    key = ".".join(map(str, first["loc"]))
+    return f"{key} is missing" if first["type"] == "missing" else f"{key} is {first['input']!r:.60}: {first['msg']}"
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from scipy import stats
 
 from entroloop.eval.report.arms import Arm
-from entroloop.eval.report.runs import Run, row_value
+from entroloop.eval.report.runs import Run
 
 DRAWS = 2000
 
@@ -34,7 +34,7 @@ def curve(arm: Arm, encoder: str, measure: str) -> Curve:
 
     Over the generations that all of the arm's runs have reached, so that a mean is over the same seeds throughout.
     """
-    shared = set.intersection(*({row["generation"] for row in run.rows} for run in arm.runs)) if arm.runs else set()
+    shared = set.intersection(*(set(run.measured) for run in arm.runs)) if arm.runs else set()
     points = [(g, arm.values(g, encoder, measure)) for g in sorted(shared)]
     points = [(g, values) for g, values in points if values]
     bands = [interval(values) for _, values in points]
@@ -73,7 +73,7 @@ def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[floa
     for run in runs:
         pairs = []
         for row in run.rows:
-            entropy, score = (row_value(row, encoder, m) for m in ("training_entropy", "generalization_score"))
+            entropy, score = (row.value(encoder, m) for m in ("training_entropy", "generalization_score"))
             if entropy is not None and score is not None and score > 0:
                 pairs.append((entropy, math.log(score)))
         out.append(pairs)
@@ -85,8 +85,8 @@ def entropy_sizes(runs: Sequence[Run]) -> dict[int | None, str]:
     found: dict[int | None, str] = {}
     for run in runs:
         for row in run.rows:
-            for one in row.get("context", {}).get("encoders", {}).values():
-                found.setdefault(one.get("entropy_n"), run.name)
+            for one in row.context.encoders.values():
+                found.setdefault(one.entropy_n, run.name)
     return found
 
 

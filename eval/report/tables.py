@@ -12,15 +12,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from entroloop.eval.catalogue import SHOWN, title
+from entroloop.eval.measures.row import Row
 from entroloop.eval.report import plots, statistics
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.headline import NAMED, difference, headline, selecting_encoders
-from entroloop.eval.report.runs import Row, Run, row_value
+from entroloop.eval.report.runs import Run
 
 
 def encoders(runs: Sequence[Run]) -> list[str]:
     """All encoders with measures, in the order of the rows."""
-    return list(dict.fromkeys(name for run in runs for row in run.rows for name in row["measures"]))
+    return list(dict.fromkeys(name for run in runs for row in run.rows for name in row.measures))
 
 
 def score_encoder(names: Sequence[str]) -> str:
@@ -37,7 +38,7 @@ def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
 
 def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
     """The measures that some row has in this encoder, in the catalogue's order, others after them."""
-    found = {m for run in runs for row in run.rows for m in row["measures"].get(encoder, {})}
+    found = {m for run in runs for row in run.rows for m in row.measures.get(encoder, {})}
     return [*(m for m in SHOWN if m in found), *sorted(found - SHOWN.keys())]
 
 
@@ -49,7 +50,7 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
     for measure in [*measures_of(runs, encoder), "real_share"]:
         base = statistics.number(plots.baseline_value(runs, encoder, measure))
         lines.append((measure, base, [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]))
-    rows = [row for arm in shown for run in arm.runs for row in run.rows if row["generation"] == last]
+    rows = [row for arm in shown for run in arm.runs for row in run.rows if row.generation == last]
     return {
         "encoder": encoder, "generation": last, "arms": [arm.label for arm in shown], "lines": lines,
         "sizes": set_sizes(rows), "base_sizes": baseline_sizes(runs),
@@ -71,8 +72,8 @@ def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
 
 def set_sizes(rows: Sequence[Row]) -> str:
     """`512 against 128`: generated images, and those that distances are taken to; empty where rows do not say."""
-    contexts = [row["context"] for row in rows if row.get("context", {}).get("n_generated")]
-    found = sorted({(one["n_generated"], one["n_reference"] or one["n_training"]) for one in contexts})
+    contexts = [row.context for row in rows if row.context.n_generated]
+    found = sorted({(one.n_generated, one.n_reference or one.n_training) for one in contexts})
     return " or ".join(f"{generated} against {real}" for generated, real in found)
 
 
@@ -142,7 +143,7 @@ def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
     found: dict[str, dict[str, dict[str, list[Any]]]] = {}  # encoder -> key -> arm -> values
     for arm in groups:
         for row in (row for run in arm.runs for row in run.rows[-1:]):
-            whole = row.get("context", {})
+            whole = row.context.model_dump(exclude_unset=True)
             sections = {"all encoders": {key: value for key, value in whole.items() if key != "encoders"}}
             for name, one in {**sections, **whole.get("encoders", {})}.items():
                 for key, value in one.items():
@@ -191,9 +192,9 @@ def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -
                 "runs": [
                     [
                         [
-                            row["generation"],
-                            row_value(row, "", "real_share"),
-                            *(_short(row_value(row, *c)) for c in columns),
+                            row.generation,
+                            row.value("", "real_share"),
+                            *(_short(row.value(*c)) for c in columns),
                         ]
                         for row in run.rows
                     ]
@@ -231,19 +232,17 @@ def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
         }
         for row in [*run.rows, *([run.baseline] if run.baseline else [])]:
             kind = "baseline" if row is run.baseline else "generated"
-            context = row.get("context", {})
-            at = {"kind": kind, "generation": row["generation"]}
-            sizes = {key: context.get(key) for key in ("n_generated", "n_training", "n_reference")}
-            for origin, share in row["provenance"].items():
+            at = {"kind": kind, "generation": row.generation}
+            sizes = {key: getattr(row.context, key) for key in ("n_generated", "n_training", "n_reference")}
+            for origin, share in row.provenance.items():
                 records.append({**about, **at, "measure": f"provenance.{origin}", "value": share, **sizes})
-            for encoder, values in row["measures"].items():
-                one = context.get("encoders", {}).get(encoder, {})
-                ks = {**one.get("k", {}), "training_entropy": one.get("entropy_k")}
+            for encoder, values in row.measures.items():
+                one = row.encoder(encoder)
+                ks = {**one.k, "training_entropy": one.entropy_k}
                 behind = {
-                    **sizes, "entropy_n": one.get("entropy_n"), "measure_seed": context.get("seed"),
-                    "encoder_digest": one.get("digest"),
+                    **sizes, "entropy_n": one.entropy_n, "measure_seed": row.context.seed, "encoder_digest": one.digest,
                 }  # fmt: skip
-                for measure, value in {**values, "real_share": row_value(row, encoder, "real_share")}.items():
+                for measure, value in {**values, "real_share": row.value(encoder, "real_share")}.items():
                     of = {"encoder": encoder, "measure": measure, "value": value, "k": ks.get(measure)}
                     records.append({**about, **at, **of, **behind})
     return records
@@ -282,7 +281,7 @@ def as_json(runs: Sequence[Run]) -> str:
                 "name": run.name,
                 "arm": labels[id(run)],
                 "config": json.loads(json.dumps(run.config, default=str), parse_constant=str),  # infinity as text
-                "rows": run.rows,
+                "rows": [row.as_dict() for row in run.rows],
                 "finished": run.finished,
             }
             for run in runs

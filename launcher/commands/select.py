@@ -46,6 +46,7 @@ def select_command(
     """Choose the most informative rows of any set of vectors."""
     from entroloop.data.progress import Progress
     from entroloop.data.sources.rows import keys_of, opened, read_integers
+    from entroloop.eval.measures.row import flat
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import select
     from entroloop.selection.choose import check_options
@@ -86,8 +87,8 @@ def select_command(
                 **extra,
                 **options,
             )
-        spread = _entropies(rows, chosen, seed, metric, world)
-    done = {
+        spread, behind = _entropies(rows, chosen, seed, metric, world)
+    context = {
         **sets,
         "strategy": strategy,
         "options": options,
@@ -97,13 +98,11 @@ def select_command(
         "per_class": per_class,
         "trim": trim,
         "trim_k": trim_k,
-        "radii": _summary(chosen),
-        "entropy": spread,
+        **behind,
         "info": chosen.info,
-        "ids": {"file": out.name},
     }
     if world.is_main:
-        _write(out, chosen, done)
+        done = _write(out, chosen, flat({**spread, **_radii(chosen)}, context))
         typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}")
     world.barrier()
 
@@ -130,38 +129,41 @@ def _value(text: str) -> float | int | str | bool:
     return text
 
 
-def _summary(chosen: Selection) -> dict[str, float]:
+def _radii(chosen: Selection) -> dict[str, float]:
+    """Of the distances of picks to those before them, where there is any."""
     import numpy as np
 
     finite = chosen.radii[np.isfinite(chosen.radii)]
     if len(finite) == 0:
         return {}
-    middle = float(np.median(finite))
-    return {"min": float(finite.min()), "median": middle, "mean": float(finite.mean()), "last": float(finite[-1])}
+    found = {"min": finite.min(), "median": np.median(finite), "mean": finite.mean(), "last": finite[-1]}
+    return {f"radius_{name}": float(value) for name, value in found.items()}
 
 
-def _entropies(all_rows: Rows, chosen: Selection, seed: int, metric: str, world: World) -> dict[str, Any]:
-    """Entropy in nats of as many random rows of all, and of the chosen, at equal n."""
+def _entropies(
+    all_rows: Rows, chosen: Selection, seed: int, metric: str, world: World
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Entropy in nats of as many random rows of all, and of the chosen, at equal n; and n, and duplicates in each."""
     import numpy as np
 
     from entroloop.selection import kl_entropy
 
     n = min(len(chosen.ids), _ENTROPY_ROWS)
     if n < 2:
-        return {}
+        return {}, {}
     draw = np.random.default_rng([seed, *b"entropy"])
     ids = {"before": draw.permutation(len(all_rows))[:n], "after": chosen.ids[draw.permutation(len(chosen.ids))[:n]]}
     mine = share(n, world)
-    out: dict[str, Any] = {"n": n}
-    for name, rows in ids.items():
-        result = kl_entropy(all_rows[rows[mine]], metric=metric, world=world)
-        out[name] = {"nats": result.nats, "floored": result.floored}
-    return out
+    found = {name: kl_entropy(all_rows[rows[mine]], metric=metric, world=world) for name, rows in ids.items()}
+    nats = {f"entropy_{name}": one.nats for name, one in found.items()}
+    return nats, {"entropy_n": n, **{f"entropy_floored_{name}": one.floored for name, one in found.items()}}
 
 
-def _write(out: Path, chosen: Selection, done: dict[str, Any]) -> None:
+def _write(out: Path, chosen: Selection, done: dict[str, Any]) -> dict[str, Any]:
+    """Writes the ids and, beside them, what was done, which it returns with the name and SHA-256 of the ids."""
     import numpy as np
 
     files.replace(out, lambda file: np.save(file, chosen.ids, allow_pickle=False))
-    done["ids"]["sha256"] = files.sha256(out)
+    done["context"]["ids"] = {"file": out.name, "sha256": files.sha256(out)}
     files.replace(out.with_suffix(".json"), lambda file: file.write(files.json_bytes(done)))
+    return done

@@ -275,7 +275,7 @@ class Work(Inputs):
     def _evaluate(self, step: Step, part: Part | None) -> str:
         row = evaluating.evaluate(self, step)
         if self.world.is_main:
-            self._track(row, "metrics", step.generation, self.config.train.images)
+            self._track(row.as_dict(), "metrics", step.generation, self.config.train.images)
         first = self.config.evaluation.encoders[0]
-        measures = row["measures"][first]
+        measures = row.measures[first]
         return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"

@@ -7,7 +7,6 @@ Every rank of the World calls it, with its share of the rows of each set; rank 0
 
 from __future__ import annotations
 
-import json
 from typing import cast
 
 import numpy as np
@@ -17,7 +16,8 @@ from entroloop.data.store import manifest
 from entroloop.data.store.blocks import encoder_digest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import REAL, Samples
-from entroloop.eval.measures.generation import FeatureSets, Row, baseline_row, evaluate_generation
+from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
+from entroloop.eval.measures.row import Row
 from entroloop.launcher.run.inputs import Inputs, share
 from entroloop.launcher.run.steps import PREPARE, Step
 
@@ -41,11 +41,10 @@ def evaluate(inputs: Inputs, step: Step) -> Row:
     size, more = config.evaluation.entropy_size or config.data.size, config.evaluation.measures
     row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size, more=more, world=world)
     if generation == 0:
-        row["baseline"] = baseline_row(sets, entropy_size=size, more=more, world=world)
+        row = row.model_copy(update={"baseline": baseline_row(sets, entropy_size=size, more=more, world=world)})
     if world.is_main:
         folder = inputs.layout.of(step)
-        line = json.dumps(row, sort_keys=True, allow_nan=False).encode() + b"\n"
-        manifest.add(folder, "metrics.jsonl", lambda file: file.write(line))
+        manifest.add(folder, "metrics.jsonl", lambda file: file.write(row.as_json()))
         manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs.made_from(step))
     return row
 

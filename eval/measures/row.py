@@ -1,0 +1,110 @@
+"""The row of measures of one generation: the evaluate phase writes it, and the report reads it.
+
+    measured numbers, by encoder  ->  Row  ->  one line of JSON  ->  Row
+
+`flat` is the form for one set of numbers, which `measure` and `select` print. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt
+
+Value = FiniteFloat | None  # None: undefined
+Origin = Annotated[str, Field(pattern="^(real|[0-9]+)$")]  # "real", or the number of a generation
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class EncoderContext(_Model):
+    """What the measures in one encoder's features depend on.
+
+    digest, resize                  of the encoder's weights and preprocessing; how it resizes images
+    dimensions                      features per image
+    mirrored_copies_count           whether mirrored copies of training images count as copies
+    k                               neighbours that each measure looks at, by its name
+    entropy_n, _k, _floored         training images in the entropy, its neighbour, distances at the floor
+    top_eigenvalues                 of the generated features' covariance, largest first
+    reference_generalization_score  the score of the reference set
+    memorized_calibrated_distance   within which a generated image counts as memorized
+    ct                              principal components and cells of C_T
+    """
+
+    digest: str | None = None
+    resize: str | None = None
+    dimensions: int | None = None
+    mirrored_copies_count: bool = False
+    k: dict[str, int] = {}
+    entropy_n: int | None = None
+    entropy_k: int | None = None
+    entropy_floored: int | None = None
+    top_eigenvalues: list[FiniteFloat] = []
+    reference_generalization_score: FiniteFloat | None = None
+    memorized_calibrated_distance: FiniteFloat | None = None
+    ct: dict[str, int] = {}
+
+
+class Context(_Model):
+    """What all measures of a row depend on: numbers of images, the seed of subsets, and each encoder."""
+
+    n_generated: int | None = None
+    n_training: int | None = None
+    n_reference: int | None = None
+    seed: int | None = None
+    entropy_size: int | None = None
+    encoders: dict[str, EncoderContext] = {}
+
+
+class Row(_Model):
+    """The measures of one generation.
+
+    generation  None for the baseline: held-out real images in the place of generated ones
+    measures    by encoder and name; None where a value is undefined
+    provenance  share of the training set by origin: `real`, or the number of the generation that drew the images
+    baseline    in the row of generation 0
+    """
+
+    generation: NonNegativeInt | None
+    measures: dict[str, dict[str, Value]]
+    provenance: dict[Origin, Annotated[FiniteFloat, Field(ge=0, le=1)]]
+    context: Context = Context()
+    baseline: Row | None = None
+
+    @staticmethod
+    def from_json(text: str | bytes) -> Row:
+        """Raises pydantic's ValidationError for a row that does not fit, and ValueError for what is no JSON."""
+        return Row.model_validate(json.loads(text))
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `from_json` reads; fields that were never set are left out."""
+        return self.model_dump(exclude_unset=True)
+
+    def as_json(self) -> bytes:
+        """One line."""
+        return json.dumps(self.as_dict(), sort_keys=True, allow_nan=False).encode() + b"\n"
+
+    def value(self, encoder: str, measure: str) -> float | None:
+        """A measure, None where it is missing or undefined. `real_share` is the same for every encoder."""
+        if measure == "real_share":
+            return float(self.provenance.get("real", 0.0))
+        return self.measures.get(encoder, {}).get(measure)
+
+    def encoder(self, name: str) -> EncoderContext:
+        """What the measures of an encoder depend on; empty where the row does not say."""
+        return self.context.encoders.get(name, EncoderContext())
+
+
+def flat(values: Mapping[str, float | None], context: Mapping[str, Any]) -> dict[str, Any]:
+    """Numbers of one set as one JSON object: each under its name, None where undefined, all else under `context`."""
+    return {**finite(values), "context": dict(context)}
+
+
+def finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    """None in the place of NaN and infinity."""
+    return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}
