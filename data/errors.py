@@ -20,9 +20,13 @@ class Failed(RuntimeError):  # noqa: N818 - what happened, not a bug of the prog
 
 
 def reason(error: BaseException) -> str:
-    """What a library says, in one line and without addresses in memory; the name of its error where it says nothing."""
-    first = next(iter(str(error).splitlines()), "").strip()
-    return re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", first) or type(error).__name__
+    """What a library says, as part of a one-line message: at most 200 characters, without memory addresses.
+
+    An OSError is described without its number and path. An error without a text is described by its type.
+    """
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    lines = re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", said).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
 
 
 @contextlib.contextmanager
@@ -37,6 +41,6 @@ def reading(name: str, otherwise: str = "damaged") -> Iterator[None]:
         raise
     except OSError as error:
         what = otherwise if error.strerror is None else "cannot be read"
-        raise UserError(f"{name}: {what} ({error.strerror or reason(error)})") from error
+        raise UserError(f"{name}: {what} ({reason(error)})") from error
     except Exception as error:
         raise UserError(f"{name}: {otherwise} ({reason(error)})") from error

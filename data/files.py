@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 
 TEMPORARY = ".tmp-"  # every unfinished file starts with this; `sweep_temporaries` and readers of folders rely on it
 _fences: list[Callable[[], None]] = []
@@ -57,7 +57,7 @@ def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{path}: disk full or quota exceeded ({error.strerror}); nothing was kept of this file: "
+                f"{path}: disk full or quota exceeded ({reason(error)}); nothing was kept of this file: "
                 "free some space and run the same command again"
             ) from error
         raise

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.errors import Failed, Interrupted, UserError, reason
 from entroloop.data.precision import keep_full_precision
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def meet(
     """
     deadline, pause = time.monotonic() + seconds, 0.01
     store: Store | None = None
-    waits_for, reason = "rank 0", ""
+    waits_for, why = "rank 0", ""
     here = [f"here/{r}" for r in range(size)]
     while True:
         try:
@@ -193,12 +193,12 @@ def meet(
                 return store
             waits_for = _ranks(r for r in range(size) if not store.check([here[r]]))
         except (OSError, RuntimeError) as error:  # rank 0 has not come, or is gone
-            store, waits_for, reason = None, "rank 0", f" ({str(error).splitlines()[0]})"
+            store, waits_for, why = None, "rank 0", f" ({reason(error)})"
         if should_stop():
             raise Interrupted(f"stopped while rank {rank} waited for {waits_for}")
         if time.monotonic() >= deadline:
             raise Failed(
-                f"rank {rank} of {size} waited {seconds:g} s at {address}:{port} for {waits_for}{reason}: see why "
+                f"rank {rank} of {size} waited {seconds:g} s at {address}:{port} for {waits_for}{why}: see why "
                 "that did not start, or set ENTROLOOP_JOIN_SECONDS to wait longer"
             )
         time.sleep(pause)

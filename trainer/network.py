@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, load_model, save_file, save_model
 from torch import Tensor, nn
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import said
 from entroloop.data.store import manifest
 from entroloop.trainer.catalogue import NETWORKS
@@ -98,7 +98,7 @@ class ImageNetwork(DenoiserNetwork):
                 self.unet.enable_xformers_memory_efficient_attention()
                 return "xformers"
             except (ModuleNotFoundError, ValueError, RuntimeError, NotImplementedError) as error:
-                log.warning("xformers does not run here, torch's attention is used: %s", str(error).splitlines()[0])
+                log.warning("xformers does not run here, torch's attention is used: %s", reason(error))
         return "SDPA"
 
 

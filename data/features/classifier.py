@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from entroloop.data.catalogue import CLASSIFIER_FEATURES, CLASSIFIER_SIDE
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
@@ -186,5 +186,5 @@ def load(folder: Path) -> Classifier:
     try:
         model.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
     except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS}: damaged weights ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder / WEIGHTS}: damaged weights ({reason(error)})") from error
     return model.eval().requires_grad_(False)

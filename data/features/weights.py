@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from entroloop.data import files, precision
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 
 VARIABLE = "ENTROLOOP_WEIGHTS"
 MAX_KEYS = 3  # shown of those that do not fit
@@ -56,7 +56,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and tensor errors have no common base
-        raise UserError(f"{path}: cannot be read as a PyTorch state dict ({_first_line(error)})") from error
+        raise UserError(f"{path}: cannot be read as a PyTorch state dict ({reason(error)})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: is not a PyTorch state dict: it must map names to tensors")
     return dict(state)
@@ -83,13 +83,9 @@ def some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:MAX_KEYS]) + more
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
 def unreadable(path: Path, what: str, error: Exception) -> UserError:
     """The error of a file that a library could not read."""
-    return UserError(f"{path}: cannot be read as {what} ({_first_line(error)})")
+    return UserError(f"{path}: cannot be read as {what} ({reason(error)})")
 
 
 def in_batches(samples: Images, forward: Forward, dim: int, batch: int) -> NDArray[np.float32]:

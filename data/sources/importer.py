@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data import files
-from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.errors import Interrupted, UserError, reason
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert as conversion
@@ -104,7 +104,7 @@ def import_part(
     try:
         made = not manifest.is_sealed(dest) and files.create(dest / SETTINGS, lambda file: file.write(text))
     except OSError as error:
-        raise UserError(f"{dest}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{dest}: cannot be written ({reason(error)})") from error
     if not made:
         _check_dest(dest, source, identity)
     if manifest.is_sealed(dest):  # by another process, while this one looked at the source
@@ -221,7 +221,7 @@ def _read_settings(dest: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise UserError(f"{dest / SETTINGS}: damaged ({error}): remove the folder and import again") from error
+        raise UserError(f"{dest / SETTINGS}: damaged ({reason(error)}): remove the folder and import again") from error
 
 
 def _sweep_old(dest: Path) -> None:

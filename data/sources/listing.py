@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
-from entroloop.data.errors import UserError, reading
+from entroloop.data.errors import UserError, reading, reason
 from entroloop.data.store import tar
 
 HIDDEN = "hidden"
@@ -168,7 +168,7 @@ def _problem(path: str) -> str:
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
-        return f"{LOST} ({error.strerror})"
+        return f"{LOST} ({reason(error)})"
     if stat.S_ISREG(mode):
         return ""
     return "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device, not a file"

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from entroloop.data.catalogue import SOURCES
-from entroloop.data.errors import UserError, reading
+from entroloop.data.errors import UserError, reading, reason
 from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import arrays, cifar, containers, listing, parquet
 from entroloop.data.sources.base import ArraySource, Source, is_image, no_splits
@@ -52,7 +52,7 @@ def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source
         if path.is_file():
             return _file(path, split, key, labels)
     except OSError as error:
-        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from error
+        raise UserError(f"{error.filename or path}: cannot be read ({reason(error)})") from error
     if is_own(text) or text in SOURCES.names:
         no_splits(text, split)
         return _own(text)

@@ -17,7 +17,7 @@ from typing import IO, Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from entroloop.data import files
-from entroloop.data.errors import UserError, reading
+from entroloop.data.errors import UserError, reading, reason
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.json"  # beside it: which sealed files were removed by choice
@@ -135,7 +135,7 @@ def read(folder: Path) -> Manifest:
             raise UserError(f"{path}: damaged manifest (content changed since it was sealed)")
         return Manifest.model_validate(raw)
     except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: damaged manifest ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: damaged manifest ({reason(error)})") from error
 
 
 def removed(folder: Path) -> frozenset[str]:

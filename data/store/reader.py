@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import decode
 
@@ -93,5 +93,5 @@ def open_file(dataset: Dataset, name: str) -> tuple[Path, int]:
         except OSError as error:
             # Another process may just have removed the file from the cache of a remote set: `path` fetches it again.
             if last or not isinstance(error, FileNotFoundError):
-                raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+                raise UserError(f"{path}: cannot be read ({reason(error)})") from error
     raise AssertionError

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 
@@ -149,8 +149,8 @@ class Remote:
             except (OSError, http.client.HTTPException) as error:
                 if isinstance(error, UserError):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{self.address(name)}: could not be fetched in {self.attempts} attempts ({reason})")
+                said = reason(error)
+        raise UserError(f"{self.address(name)}: could not be fetched in {self.attempts} attempts ({said})")
 
     def _chunks(self, name: str) -> Iterator[bytes]:
         address = self.address(name)
@@ -235,7 +235,7 @@ def _opened(address: str) -> Any:
 
         if scheme in sys.modules["webdataset.gopen"].gopen_schemes:
             return webdataset.gopen(address)
-        raise Refused(f"reading {scheme}: needs fsspec: pip install 'entroloop[remote]' ({error})") from error
+        raise Refused(f"reading {scheme}: needs fsspec: pip install 'entroloop[remote]' ({reason(error)})") from error
 
 
 def make_room(cache: Path, limit: int) -> None:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest, png, tar
 from entroloop.data.store.manifest import FileEntry, Manifest
 
@@ -191,7 +191,7 @@ def read_file(path: Path) -> bytes:
         gone = path.name in manifest.removed(path.parent)
         raise UserError(f"{path}: {'removed by retention (keep)' if gone else 'no such file'}") from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({reason(error)})") from error
 
 
 def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | None]:
@@ -211,7 +211,7 @@ def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | Non
             raise ValueError(f"{len(samples)} samples and {len(labels)} labels do not go together")
         return np.stack(list(samples.values())), np.array(list(labels.values()), np.int64) if labels else None
     except (tarfile.TarError, ValueError, OSError, EOFError, SyntaxError, zlib.error) as error:
-        raise UserError(f"{name}: damaged shard, at sample {key or '(first)'}: {error}") from error
+        raise UserError(f"{name}: damaged shard, at sample {key or '(first)'}: {reason(error)}") from error
 
 
 def seal_dataset(

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
 from entroloop.eval.report import headline, pictures, plots, points, statistics, tables
 from entroloop.eval.report.arms import Arm, arms, comparable
@@ -94,7 +94,7 @@ def _replace(out: Path, content: bytes) -> None:
 
 
 def _unwritable(out: Path, error: OSError) -> str:
-    return f"{out}: cannot be written ({error.strerror}); give a path in a folder that files can be made in"
+    return f"{out}: cannot be written ({reason(error)}); give a path in a folder that files can be made in"
 
 
 def state(folders: Sequence[Path]) -> Any:

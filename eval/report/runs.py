@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest
 from entroloop.eval.measures.row import Row
 from entroloop.selection.pool import LoopConfig
@@ -96,7 +96,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
             try:
                 found.setdefault(path.resolve(), read_run(path))
             except OSError as error:
-                raise UserError(f"{error.filename}: not readable ({error.strerror})") from error
+                raise UserError(f"{error.filename}: not readable ({reason(error)})") from error
     return _told_apart(found)
 
 
@@ -136,7 +136,7 @@ def read_run(folder: Path) -> Run:
     try:
         config = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{path}: not readable as YAML ({reason(error)})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path}: holds no configuration (expected keys such as seed and loop)")
     if wrong := _wrong(_Config, config):

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reason
 from entroloop.data.world import World
 from entroloop.trainer.network import check_precision
 from entroloop.trainer.train_config import TrainConfig, micro_batches
@@ -87,7 +87,7 @@ def _check_deepspeed(stage: int, world: World) -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"train.engine=zero{stage}: DeepSpeed is not installed ({error}): pip install 'entroloop[deepspeed]'"
+            f"train.engine=zero{stage}: DeepSpeed is not installed ({reason(error)}): pip install 'entroloop[deepspeed]'"
         ) from error
 
 
@@ -100,7 +100,7 @@ def deepspeed_file() -> dict[str, Any]:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         assert isinstance(found.get("zero_optimization", {}), dict)
     except (OSError, ValueError, AttributeError, AssertionError) as error:
-        raise UserError(f"{path}: not a DeepSpeed configuration in JSON ({error})") from error
+        raise UserError(f"{path}: not a DeepSpeed configuration in JSON ({reason(error)})") from error
     for section in ("optimizer", "scheduler"):
         if section in found:
             raise UserError(f"{path}: {section}: this trainer brings its own (train.lr, …): leave the section out")
