@@ -2,7 +2,7 @@
 
 Every file is first written under a temporary name of its own in the target folder and forced to disk. It then gets its
 final name in one of two ways: `create` hard-links it, so that the first writer wins and nobody ever changes a file that
-others may already rely on; `replace` renames it over an earlier version.
+others may already rely on; `replace` renames it over an earlier version, and `put` does so with bytes.
 """
 
 from __future__ import annotations
@@ -92,6 +92,11 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     with _written(path, write) as temporary:
         temporary.replace(path)
     sync_folder(path.parent)
+
+
+def put(path: Path, content: bytes) -> None:
+    """Writes a file of these bytes, in one step replacing an earlier version of it. Raises what `replace` raises."""
+    replace(path, lambda file: file.write(content))
 
 
 def add_line(path: Path, value: Any) -> None:

@@ -64,7 +64,7 @@ def _submitted(run: Path) -> str:
 
 def _write(run: Path, values: dict[str, Any], config: Config) -> None:
     text = yaml.safe_dump({**values, "folder": str(Path(config.folder).absolute())}, sort_keys=False).encode()
-    files.replace(Path(_submitted(run)), lambda file: file.write(text))
+    files.put(Path(_submitted(run)), text)
 
 
 def _submit(jobs: Callable[[], list[Job]], config: Config, site: Site, extend: tuple[str, ...]) -> Plan:

@@ -177,7 +177,7 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
         return True
     saved = arm.layout.run / "sweep-arm.yaml"
     text = dump(while_shared(arm, arms))
-    files.replace(saved, lambda file: file.write(text))
+    files.put(saved, text)
     with (arm.layout.run / "log.txt").open("ab") as output:
         arm.process = subprocess.Popen(
             [sys.executable, "-m", "entroloop.launcher", "run", str(saved)],

@@ -10,13 +10,11 @@ submitter died before it could note the number.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
@@ -100,8 +98,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tupl
     for job in found.submit:
         _forget(job, site)
         script = site.folder / "scripts" / f"{job.key}.sh"
-        text = render(job, config, site).encode()
-        files.replace(script, lambda file, t=text: file.write(t))  # type: ignore[misc]
+        files.put(script, render(job, config, site).encode())
         waits = sorted({n for key in job.after for n in numbers.get(key, ())}, key=int)
         depends = [f"--dependency={job.condition}:{':'.join(waits)}"] if waits else []
         for offset, tasks in [(0, None)] if job.tasks is None else chunks(job.tasks, most):
@@ -110,7 +107,8 @@ def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tupl
             number = client.call(["sbatch", "--parsable", *depends, *array, comment, str(script), str(offset)])
             number = number.strip().partition(";")[0]
             numbers.setdefault(job.key, set()).add(number)
-            _record(site, {"id": number, "key": job.key, "kind": job.kind, "offset": offset, "tasks": tasks})
+            line = {"id": number, "key": job.key, "kind": job.kind, "offset": offset, "tasks": tasks}
+            files.add_line(site.folder / "jobs.jsonl", line)
     return found
 
 
@@ -148,11 +146,6 @@ def _forget(job: Job, site: Site) -> None:
         name = f"{job.key}-{task}" if job.tasks is not None else job.key
         for ending in ("", ".failures", ".json"):
             (site.folder / "attempts" / f"{name}{ending}").unlink(missing_ok=True)
-
-
-def _record(site: Site, value: dict[str, Any]) -> None:
-    with (site.folder / "jobs.jsonl").open("a") as file:
-        file.write(json.dumps(value) + "\n")
 
 
 def cancel(mark: str) -> list[str]:

@@ -23,6 +23,8 @@ def test_create_keeps_the_first_and_replace_takes_the_last(tmp_path: Path):
     assert path.read_bytes() == b"one"
     files.replace(path, lambda f: f.write(b"three"))
     assert path.read_bytes() == b"three"
+    files.put(path, b"four")
+    assert path.read_bytes() == b"four"
     assert names(path.parent) == ["file"]
 
 

@@ -33,8 +33,7 @@ def remove(folder: Path, names: list[str]) -> int:
     before = manifest.removed(folder)
     new = sorted(set(names) - before)
     if new:
-        text = files.json_bytes({"removed": sorted(before | set(new))})
-        files.replace(folder / manifest.REMOVED, lambda file: file.write(text))
+        files.put(folder / manifest.REMOVED, files.json_bytes({"removed": sorted(before | set(new))}))
     freed = 0
     for name in names:  # also those that an attempt killed in between has noted only
         path = folder / name

@@ -88,7 +88,7 @@ def make_room(out: Path, form: str) -> None:
 
 def _replace(out: Path, content: bytes) -> None:
     try:
-        files.replace(out, lambda file: file.write(content))
+        files.put(out, content)
     except OSError as error:
         raise UserError(_unwritable(out, error)) from error
 

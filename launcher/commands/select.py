@@ -165,5 +165,5 @@ def _write(out: Path, chosen: Selection, done: dict[str, Any]) -> dict[str, Any]
 
     files.replace(out, lambda file: np.save(file, chosen.ids, allow_pickle=False))
     done["context"]["ids"] = {"file": out.name, "sha256": files.sha256(out)}
-    files.replace(out.with_suffix(".json"), lambda file: file.write(files.json_bytes(done)))
+    files.put(out.with_suffix(".json"), files.json_bytes(done))
     return done

@@ -87,7 +87,8 @@ def _check_deepspeed(stage: int, world: World) -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"train.engine=zero{stage}: DeepSpeed is not installed ({reason(error)}): pip install 'entroloop[deepspeed]'"
+            f"train.engine=zero{stage}: DeepSpeed is not installed ({reason(error)}): "
+            "pip install 'entroloop[deepspeed]'"
         ) from error
 
 
