@@ -12,6 +12,7 @@ import atexit
 import concurrent.futures
 import datetime
 import gc
+import pickle
 import socket
 import threading
 import time
@@ -141,23 +142,52 @@ class World:
 
         The result is small and picklable.
         """
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = function()
-            except Exception as caught:
-                if self.size == 1:
-                    raise
-                error = caught
-        found, raised = self.gather_objects((result, error))[0]
-        if raised is not None:
-            raise raised
-        returned: T = found
+        if self.size == 1:
+            return function()
+        result, error = self.gather_objects(_tried(function) if self.is_main else None)[0]
+        if error is not None:
+            raise error
+        returned: T = result
         return returned
+
+    def agree(self, function: Callable[[], T]) -> T:
+        """Calls `function` on every rank and returns this rank's result.
+
+        Where it raises an exception on some ranks, every rank raises that of the first of them, so that none waits for
+        one that gave up.
+        """
+        if self.size == 1:
+            return function()
+        result, mine = _tried(function)
+        for error in self.gather_objects(mine):
+            if error is not None:
+                raise error
+        returned: T = result
+        return returned
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank's flag is set."""
+        return bool(self.all_reduce(torch.tensor([float(flag)]), "max").item())
+
+    def share(self, n: int) -> slice:
+        """This rank's share of n rows. All ranks' shares follow each other; their sizes differ by at most one row."""
+        return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def _count(self, *received: Tensor) -> None:
         self.traffic.exchanges += 1
         self.traffic.bytes += sum(x.numel() * x.element_size() for x in received)
+
+
+def _tried(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    """(what the function returned, None), or (None, what it raised, in a form that other processes can read)."""
+    try:
+        return function(), None
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # exceptions of libraries may take arguments that they do not keep
+            return None, RuntimeError(f"{type(error).__name__}: {error}")
+        return None, error
 
 
 def meet(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from entroloop.data.precision import full_precision
 from entroloop.data.registry import unknown
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
-from entroloop.selection.exact.rows import Shard, agree
+from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
 from entroloop.selection.rules.greedy import check_start
@@ -158,11 +159,16 @@ def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
     """One integer a row of this rank -> those of all ranks, int64 [N] on the host."""
     if values is None:
         return None
-    array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    good = array.shape == (len(shard.rows),) and (len(array) == 0 or np.issubdtype(array.dtype, np.integer))
-    message = f"{name}: must be {len(shard.rows)} integers, one a row, is {array.dtype} of shape {list(array.shape)}"
-    agree(shard.world, None if good else message)
-    return shard.world.gather_rows(torch.from_numpy(array.astype(np.int64)), shard.counts)
+
+    def checked() -> NDArray[np.int64]:
+        array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        n = len(shard.rows)
+        if array.shape != (n,) or not (n == 0 or np.issubdtype(array.dtype, np.integer)):
+            shape = list(array.shape)
+            raise UserError(f"{name}: must be {n} integers, one per row, is {array.dtype} of shape {shape}")
+        return array.astype(np.int64)
+
+    return shard.world.gather_rows(torch.from_numpy(shard.world.agree(checked)), shard.counts)
 
 
 def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:

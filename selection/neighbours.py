@@ -24,7 +24,7 @@ from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
-from entroloop.selection.exact.rows import Shard, agree
+from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 
@@ -104,13 +104,7 @@ def checked(features: Any, name: str, world: World) -> Shard:
 
     Ranks that hold rows must agree in their dtype. One without rows takes the dtype of the others.
     """
-    message, rows = None, None
-    try:
-        rows = as_rows(features, name, world.device if world.device.type != "cpu" else None)
-    except UserError as error:
-        message = str(error)
-    agree(world, message)
-    assert rows is not None
+    rows = world.agree(lambda: as_rows(features, name, world.device if world.device.type != "cpu" else None))
     mine = (len(rows), rows.shape[1], rows.dtype, first_bad_row(rows))
     answers: list[tuple[int, int, torch.dtype, int]] = world.gather_objects(mine)
     held = [answer for answer in answers if answer[0]] or answers
@@ -165,7 +159,7 @@ def _block_rows(bank: Shard) -> int:
     """Rows of one block, equal on all ranks, from the memory that is free; ranks may share a machine."""
     world, width = bank.world, bank.rows.shape[1]
     smallest, largest = _BLOCK_BYTES
-    free = min(world.gather_objects(free_bytes(bank.rows.device))) if world.size > 1 else free_bytes(bank.rows.device)
+    free = min(world.gather_objects(free_bytes(bank.rows.device)))
     budget = min(max(int(free * _BLOCK_SHARE) // world.size, smallest), largest)
     return max(1024, budget // (16 * width))  # its own values in float64, sketches, and a copy on its way
 

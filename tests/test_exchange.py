@@ -9,6 +9,7 @@ from ranks import on_ranks
 from slow_references import split
 
 from entroloop.data import world
+from entroloop.data.errors import UserError
 from entroloop.selection.exact.rows import Shard
 
 
@@ -52,6 +53,54 @@ def test_proposals_of_all_ranks_arrive_in_one_exchange(size):
         np.testing.assert_array_equal(rows, x[expected])
         assert edges == [(rank + 0.25, 7.0, 9.0) for rank in range(size)]
         assert exchanges == 1
+
+
+class OfALibrary(Exception):  # noqa: N818
+    def __init__(self, *, code: int) -> None:  # cannot be made again from its pickle
+        super().__init__(f"code {code}")
+
+
+def _raises_on(world, ranks, error):
+    if world.rank in ranks:
+        raise error
+    return world.rank
+
+
+def _agrees(world, ranks, kind):
+    error = OfALibrary(code=7) if kind == "library" else UserError(f"rank {world.rank} is wrong")
+    try:
+        return world.agree(lambda: _raises_on(world, ranks, error))
+    except Exception as caught:
+        return f"{type(caught).__name__}: {caught}"
+
+
+def test_an_error_of_any_rank_is_raised_on_every_rank():
+    assert on_ranks(3, _agrees, (), "user") == [0, 1, 2]
+    assert on_ranks(3, _agrees, (1, 2), "user") == ["UserError: rank 1 is wrong"] * 3
+    assert on_ranks(3, _agrees, (2,), "library") == ["RuntimeError: OfALibrary: code 7"] * 3
+    with pytest.raises(UserError, match="alone"):
+        world.World().agree(lambda: _raises_on(world.World(), (0,), UserError("alone")))
+
+
+def _main_only(world):
+    called = []
+    value = world.on_main(lambda: called.append(world.rank) or 7)
+    return value, called, world.any(world.rank == world.size - 1), world.any(False)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_what_rank_0_finds_and_what_any_rank_says_is_known_to_all(size):
+    for rank, (value, called, any_, none) in enumerate(on_ranks(size, _main_only)):
+        assert (value, called) == (7, [0] if rank == 0 else [])
+        assert (any_, none) == (True, False)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+@pytest.mark.parametrize("n", [0, 2, 8, 1000])
+def test_shares_of_rows_cover_them_once_and_evenly(size, n):
+    shares = [range(n)[world.World(rank, size).share(n)] for rank in range(size)]
+    assert [row for share in shares for row in share] == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def _meet(rank, place):

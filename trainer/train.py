@@ -75,7 +75,9 @@ class Trainer:
     def __init__(self, job: Job, data: TrainingStream, world: World) -> None:
         config = job.config
         self.job, self.data, self.world = job, data, world
-        self.scale = Scale.of_images() if len(data.shape) == 3 else _scale_of_vectors(data, world)
+        self.scale = (
+            Scale.of_images() if len(data.shape) == 3 else world.on_main(lambda: Scale.of_vectors(data.shards()))
+        )
         self.num_classes = job.num_classes if config.labels else 0
         self.shape = data.shape
         if config.flip and len(self.shape) != 3:
@@ -248,16 +250,16 @@ def train(
 
 def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
     """The one that rank 0 finds, on every rank: another rank's view of a shared folder may lag behind."""
-    state = checkpoint.newest(folder) if world.is_main else None
-    seen = world.gather_objects(None if state is None else state["seen"])[0]
-    return state if world.is_main or seen is None else checkpoint.read(checkpoint.path_of(folder, seen))
+    state: dict[str, Any] = {}
 
+    def newest() -> int | None:
+        state.update(checkpoint.newest(folder) or {})
+        return state.get("seen")
 
-def _scale_of_vectors(data: TrainingStream, world: World) -> Scale:
-    """One rank reads; the others wait for what it found."""
-    found = Scale.of_vectors(data.shards()) if world.is_main else None
-    scale: Scale = world.gather_objects(found)[0]
-    return scale
+    seen = world.on_main(newest)
+    if seen is None:
+        return None
+    return state if world.is_main else checkpoint.read(checkpoint.path_of(folder, seen))
 
 
 def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
@@ -266,7 +268,7 @@ def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
         return should_stop()
     if steps % ASK_EVERY:
         return False
-    return bool(world.all_reduce(torch.tensor([float(should_stop())]), "max").item())
+    return world.any(should_stop())
 
 
 def not_finite(loss: Tensor, sigma: Tensor, batch: Batch) -> str:

@@ -38,7 +38,7 @@ def open_stream(
     """
     fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
     if world is not None:  # all ranks must choose alike
-        fits = all(world.gather_objects(fits))
+        fits = not world.any(not fits)
     if mode == "resident" or (mode == "auto" and fits):
         return Resident(dataset, world, buffer=buffer)
     return Streaming(dataset, workers=workers, buffer=buffer, skip_damaged=skip_damaged)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.errors import UserError
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 
@@ -43,15 +42,10 @@ def decode_together(dataset: Dataset, world: World) -> NDArray[Any]:
         descriptor = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR)
     memory = mmap.mmap(descriptor, size)
     out = np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
-    problem = ""
-    try:
-        _decode(dataset, out, here.index(world.rank), len(here))
-    except UserError as error:
-        problem = str(error)
-    problems = world.gather_objects(problem)  # also the point up to which nobody may close the file
-    os.close(descriptor)
-    if any(problems):
-        raise UserError(next(filter(None, problems)))
+    try:  # until all ranks are done, nobody may close the file
+        world.agree(lambda: _decode(dataset, out, here.index(world.rank), len(here)))
+    finally:
+        os.close(descriptor)
     return out
 
 

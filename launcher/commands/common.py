@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from entroloop.data.errors import UserError
 from entroloop.selection.catalogue import DISTANCES
 
 if TYPE_CHECKING:
@@ -37,15 +38,14 @@ def count(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def share(n: int, world: World) -> slice:
-    """The rows of n that this rank takes."""
-    return slice(n * world.rank // world.size, n * (world.rank + 1) // world.size)
-
-
 def usable(rows: Rows, world: World) -> NDArray[Any]:
     """This rank's vectors. Every rank raises the same UserError if any rank's hold an unusable value."""
-    from entroloop.selection.exact.rows import agree
+    mine = world.share(len(rows))
 
-    mine = share(len(rows), world)
-    agree(world, rows.vectors().problem(mine))
+    def check() -> None:
+        problem = rows.vectors().problem(mine)
+        if problem is not None:
+            raise UserError(problem)
+
+    world.agree(check)
     return rows[mine]

@@ -15,7 +15,7 @@ import typer
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
-from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, share, usable
+from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, usable
 from entroloop.selection.catalogue import STRATEGIES
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def select_command(
         extra: dict[str, Any] = {}
         for name, path in (("labels", labels), ("generations", generations)):
             if path is not None:
-                extra[name] = read_integers(path, len(rows))[share(len(rows), world)]
+                extra[name] = read_integers(path, len(rows))[world.share(len(rows))]
         if reference is not None:
             with opened(reference, keys[1]) as real:
                 if real.shape != rows.shape:
@@ -101,10 +101,9 @@ def select_command(
         **behind,
         "info": chosen.info,
     }
+    done = world.on_main(lambda: _write(out, chosen, flat({**spread, **_radii(chosen)}, context)))
     if world.is_main:
-        done = _write(out, chosen, flat({**spread, **_radii(chosen)}, context))
         typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}")
-    world.barrier()
 
 
 def parse_options(pairs: list[str]) -> dict[str, float | int | str | bool]:
@@ -153,7 +152,7 @@ def _entropies(
         return {}, {}
     draw = np.random.default_rng([seed, *b"entropy"])
     ids = {"before": draw.permutation(len(all_rows))[:n], "after": chosen.ids[draw.permutation(len(chosen.ids))[:n]]}
-    mine = share(n, world)
+    mine = world.share(n)
     found = {name: kl_entropy(all_rows[rows[mine]], metric=metric, world=world) for name, rows in ids.items()}
     nats = {f"entropy_{name}": one.nats for name, one in found.items()}
     return nats, {"entropy_n": n, **{f"entropy_floored_{name}": one.floored for name, one in found.items()}}

@@ -73,9 +73,7 @@ def arm_command(
     _, arms = sweep.arms_of(config, [])
     arm, stop = arms[index], StopFlag()
     world = world_from_environment(should_stop=lambda: bool(stop))
-    if world.is_main:
-        sweep.link_shared(arm)  # what the leader lacks this arm makes itself, with the same bytes
-    world.barrier()
+    world.on_main(lambda: sweep.link_shared(arm))  # what the leader lacks this arm makes itself, with the same bytes
     until = sweep.furthest_shared(arm, arms) if shared else None
     attempt = runner.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
     settings = sweep.while_shared(arm, arms)

@@ -14,15 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from entroloop.data.errors import UserError
 from entroloop.data.world import World
-
-
-def agree(world: World, error: str | None) -> None:
-    """Raises the first rank's error on every rank, if there is any, so that none waits for one that gave up."""
-    for message in world.gather_objects(error):
-        if message is not None:
-            raise UserError(message)
 
 
 @dataclass(frozen=True)

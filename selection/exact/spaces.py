@@ -27,7 +27,7 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.selection.catalogue import DISTANCES
 from entroloop.selection.exact.distance import fold_sum, root
-from entroloop.selection.exact.rows import Shard, agree
+from entroloop.selection.exact.rows import Shard
 
 _BITS = 18  # of one slice; products of slices summed over 2^14 rows or features stay below 2^53
 _ROWS = 1 << 13
@@ -73,14 +73,15 @@ def check_rows(name: str, shard: Shard, what: str) -> None:
     """Raises UserError on every rank, naming the first row without a direction, under an angular metric."""
     if not DISTANCES.facts(name).angular:
         return
-    first = -1
-    for start in range(0, len(shard.rows), _ROWS):
-        zero = (shard.rows[start : start + _ROWS] == 0).all(1)
-        if bool(zero.any()):
-            first = start + int(zero.int().argmax())
-            break
-    message = f"{what}: row {first + shard.offset} is zero and has no direction under metric {name}"
-    agree(shard.world, message if first >= 0 else None)
+
+    def check() -> None:
+        for start in range(0, len(shard.rows), _ROWS):
+            zero = (shard.rows[start : start + _ROWS] == 0).all(1)
+            if bool(zero.any()):
+                row = shard.offset + start + int(zero.int().argmax())
+                raise UserError(f"{what}: row {row} is zero and has no direction under metric {name}")
+
+    shard.world.agree(check)
 
 
 def _unit_rows(rows: Tensor) -> Tensor:

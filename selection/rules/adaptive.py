@@ -95,7 +95,7 @@ def _neighbour_distances(shard: Shard, ids: Tensor) -> NDArray[np.float64]:
     """Distances of these rows to their nearest among themselves, on every rank alike. int64 [n] -> [n]."""
     world = shard.world
     rows = shard.take(ids.to(shard.rows.device))
-    mine = slice(len(rows) * world.rank // world.size, len(rows) * (world.rank + 1) // world.size)
+    mine = world.share(len(rows))
     distances, _ = nearest(rows[mine], rows[mine], exclude_self=True, world=world)
     return world.gather_rows(torch.from_numpy(distances[:, 0])).numpy()
 
