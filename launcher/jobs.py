@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from entroloop.data.jobs import Job
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import block_name
-from entroloop.data.store.shards import shard_name
+from entroloop.data.store.shards import is_done
 from entroloop.launcher.config import Config
 from entroloop.launcher.run.steps import PREPARE, Layout, Step, is_sealed, next_phase, steps
 
@@ -92,7 +92,7 @@ def missing_parts(config: Config, layout: Layout, step: Step) -> tuple[int, tupl
 
     def done(shard: int) -> bool:
         if step.phase == "sample":
-            return (folder / shard_name(shard)).with_suffix(".json").exists()
+            return is_done(folder, shard)
         return all((folder / block_name(encoder, shard)).exists() for encoder in config.encoders)
 
     return count, tuple(i for i in range(count) if not all(map(done, range(i, shards, count))))

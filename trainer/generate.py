@@ -25,7 +25,7 @@ from entroloop.data.errors import Interrupted
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds, derive_seed, generator
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import Provenance, shard_name, write_shard
+from entroloop.data.store.shards import Provenance, is_done, write_shard
 from entroloop.trainer import network as networks
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.diffusion import Denoiser, Scale
@@ -159,9 +159,9 @@ def generate(
     # Ranks look at the folder instead of meeting: another one may be busy for longer than a process group waits, or be
     # dead, and a signal must reach a rank that has nothing to do.
     def others() -> list[int]:
-        return [] if whole is None else [i for i in whole.of(len(plan.shards)) if not _done(folder, i)]
+        return [] if whole is None else [i for i in whole.of(len(plan.shards)) if not is_done(folder, i)]
 
-    mine = [i for i in part.of(len(plan.shards)) if not _done(folder, i)]
+    mine = [i for i in part.of(len(plan.shards)) if not is_done(folder, i)]
     if not mine and not others():
         return 0
     loaded = functools.cache(lambda: Generator(weights, config, plan, device, histogram, guide))
@@ -190,7 +190,7 @@ def generate(
         on_progress(progress)
         writing: Future[None] | None = None
         for number in mine:
-            if _done(folder, number):  # by a rank that had nothing else to do
+            if is_done(folder, number):  # by a rank that had nothing else to do
                 continue
             made = samples_of(number)
             if writing is not None:
@@ -214,7 +214,3 @@ def generate(
                 since = time.monotonic()
             known = now
         return round(progress.done)
-
-
-def _done(folder: Path, number: int) -> bool:
-    return (folder / shard_name(number)).with_suffix(".json").exists()

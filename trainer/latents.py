@@ -23,7 +23,7 @@ from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
-from entroloop.data.store.shards import seal_dataset, shard_name, write_shard
+from entroloop.data.store.shards import is_done, seal_dataset, write_shard
 
 BATCH = 16  # images of one call: part of what decides the last bits
 
@@ -90,7 +90,7 @@ def convert(
     starts = [0, *itertools.accumulate(counts)]
     call = autoencoder.decode if back else autoencoder.encode
     for number in (part or Part()).of(len(counts)):
-        if (dest / shard_name(number)).with_suffix(".json").exists():
+        if is_done(dest, number):
             continue
         if should_stop():
             raise Interrupted(f"stopped before shard {number} of {len(counts)}")

@@ -32,7 +32,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
 from entroloop.data.sources.base import ImageSource, Source
 from entroloop.data.sources.images import Channels, Filter, convert, from_array
-from entroloop.data.store.shards import REAL, Encoding, Provenance, shard_name, write_shard
+from entroloop.data.store.shards import REAL, Encoding, Provenance, write_shard
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,6 @@ class Job:
     number: int
     first: int
     rows: NDArray[np.int64]
-
-
-def is_done(dest: Path, number: int) -> bool:
-    return (dest / shard_name(number)).with_suffix(".json").exists()
 
 
 @dataclass(frozen=True)

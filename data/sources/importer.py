@@ -36,7 +36,7 @@ from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_layout, num_classes
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
-from entroloop.data.store.shards import seal_dataset, shard_name
+from entroloop.data.store.shards import is_done, seal_dataset, shard_name
 
 SETTINGS = "import.json"
 
@@ -110,7 +110,7 @@ def import_part(
     if manifest.is_sealed(dest):  # by another process, while this one looked at the source
         return opened.ignored
     _sweep_old(dest)
-    done = {i for i in part.of(len(pieces)) if conversion.is_done(dest, i)}
+    done = {i for i in part.of(len(pieces)) if is_done(dest, i)}
     jobs = [Job(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
     sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
     if not isinstance(opened, ImageSource) or len(jobs) == 1:
@@ -132,7 +132,7 @@ def seal_import(dest: Path) -> Manifest:
         return manifest.read(dest)
     if facts is None:
         raise UserError(f"{dest}: not an import that was begun (no {SETTINGS})")
-    missing = next((i for i in range(facts["shards"]) if not conversion.is_done(dest, i)), None)
+    missing = next((i for i in range(facts["shards"]) if not is_done(dest, i)), None)
     if missing is not None:
         raise UserError(f"{dest}: {shard_name(missing)} is missing or unfinished: make it before sealing")
     about: dict[str, Any] = {"import": {key: facts[key] for key in IDENTITY}}

@@ -76,6 +76,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
+def is_done(folder: Path, number: int) -> bool:
+    """Whether a shard of a folder is complete: its `.json` is written last."""
+    return (folder / shard_name(number)).with_suffix(".json").exists()
+
+
 def write_shard(
     folder: Path,
     number: int,
@@ -97,7 +102,7 @@ def write_shard(
     assert len(samples) == len(provenance)
     assert labels is None or len(labels) == len(samples)
     tar_path = folder / shard_name(number)
-    if tar_path.with_suffix(".json").exists():
+    if is_done(folder, number):
         return
     made = manifest.add(
         folder, tar_path.name, lambda file: tar.write(file, _members(samples, labels, first_key, encoding))
@@ -222,10 +227,9 @@ def seal_dataset(
     Raises UserError when there is no shard, one is missing from the numbering, or shapes differ.
     """
     sides = sorted(folder.glob("shard-*.json"))
-    expected = [shard_name(i) for i in range(len(sides))]
-    if not sides or [side.with_suffix(".tar").name for side in sides] != expected:
-        missing = next((n for n in expected if not (folder / n).with_suffix(".json").exists()), shard_name(0))
-        raise UserError(f"{folder}: {missing} is missing or unfinished: make it before sealing")
+    missing = next((i for i in range(max(1, len(sides))) if not is_done(folder, i)), None)
+    if missing is not None:
+        raise UserError(f"{folder}: {shard_name(missing)} is missing or unfinished: make it before sealing")
     entries: list[FileEntry] = []
     shards = []
     for side_path in sides:
