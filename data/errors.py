@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import re
 from collections.abc import Iterator
 
@@ -27,6 +29,38 @@ def reason(error: BaseException) -> str:
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", said).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
+
+
+_CURES = {
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "a folder is needed here: give another path",
+    errno.ENOTDIR: "a part of this path is a file: give a path in a folder",
+    errno.EISDIR: "give a file",
+    errno.EACCES: "check who owns it and its permissions, or give another path",
+    errno.EPERM: "check who owns it and its permissions, or give another path",
+    errno.EROFS: "give a path on a disk that can be written",
+    errno.ENOSPC: "free some space and run the same command again",
+    errno.EDQUOT: "free some space and run the same command again",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f) and run the same command again",
+    errno.EMFILE: "raise the limit on open files (ulimit -n) and run the same command again",
+    errno.ENFILE: "the machine has too many open files: close some and run the same command again",
+    errno.ESTALE: "the file server has replaced it: mount it again and run the same command again",
+    errno.EIO: "the disk or file server failed: check it and run the same command again",
+    errno.ENAMETOOLONG: "give a shorter name",
+    errno.ELOOP: "its symbolic links lead in a circle: give another path",
+}
+
+
+def unusable(error: OSError, path: str | os.PathLike[str] | None = None) -> UserError:
+    """The one-line error of a path that the operating system refused: the path, the reason and the cure.
+
+    path  where the path of the OSError is missing or is not the one that the user knows
+    """
+    given = error.filename if path is None else path
+    name = os.fsdecode(given) if isinstance(given, str | bytes | os.PathLike) else "a file"
+    said = reason(error)
+    cure = _CURES.get(error.errno or 0, "give another path")
+    return UserError(f"{name}: {said[:1].lower()}{said[1:]}: {cure}")
 
 
 @contextlib.contextmanager

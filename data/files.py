@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from entroloop.data.errors import UserError, reason
+from entroloop.data.errors import Failed, Interrupted, UserError, unusable
 
 TEMPORARY = ".tmp-"  # every unfinished file starts with this; `sweep_temporaries` and readers of folders rely on it
 _fences: list[Callable[[], None]] = []
@@ -54,22 +54,31 @@ def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]
             os.fsync(file.fileno())
         _pass_fences()
         yield temporary
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{path}: disk full or quota exceeded ({reason(error)}); nothing was kept of this file: "
-                "free some space and run the same command again"
-            ) from error
+    except (UserError, Interrupted, Failed):
         raise
+    except Exception as error:
+        refused = _refusal(error)
+        if refused is None:
+            raise
+        known = refused.filename not in (None, str(temporary))  # the folder, or a file that is read meanwhile
+        raise unusable(refused, refused.filename if known else path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is wrong with the folder has been told
+            temporary.unlink(missing_ok=True)
+
+
+def _refusal(error: BaseException | None) -> OSError | None:
+    """The operating system's error behind an error: `torch.save` raises one of its own when the disk is full."""
+    while error is not None and not (isinstance(error, OSError) and error.errno):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     """Writes a file that must never change later.
 
     Returns True if this call made it, False if `path` was already there (it is then left as it is).
-    Raises UserError when the disk is full.
+    Raises UserError, naming the path, when the operating system refuses it: disk full, read-only, not a folder, …
     """
     with _written(path, write) as temporary:
         try:
@@ -88,14 +97,20 @@ def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file, in one step replacing an earlier version of it. Raises UserError when the disk is full."""
+    """Writes a file, in one step replacing an earlier version of it. Raises UserError as `create` does."""
     with _written(path, write) as temporary:
         temporary.replace(path)
     sync_folder(path.parent)
 
 
 def put(path: Path, content: bytes) -> None:
-    """Writes a file of these bytes, in one step replacing an earlier version of it. Raises what `replace` raises."""
+    """Writes a file of these bytes, in one step replacing an earlier version of it. Raises UserError as `create` does.
+
+    A file that holds these bytes already is left alone, so that finished work can be on a disk that is read-only.
+    """
+    with contextlib.suppress(OSError):
+        if path.read_bytes() == content:
+            return
     replace(path, lambda file: file.write(content))
 
 

@@ -6,13 +6,17 @@ Commands import what they need when they run, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
+import signal
 import sys
+from typing import TextIO
 
 import typer
 
-from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.errors import Failed, Interrupted, UserError, unusable
 
 RESUMABLE = 75
 
@@ -65,7 +69,7 @@ def _register() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its status."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stdout)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Lines(sys.stdout)])
     logging.getLogger("entroloop").setLevel(logging.INFO)
     _register()
     sys.exit(_run(arguments))
@@ -74,6 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _run(arguments: list[str] | None) -> int:
     try:
         status = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()  # now, so that a reader who left is noticed here
     except UserError as error:
         return _refuse(" ".join(str(error).split()))
     except typer.Abort as stop:  # what typer makes of a KeyboardInterrupt, and of an EOFError, which nobody typed here
@@ -82,9 +87,17 @@ def _run(arguments: list[str] | None) -> int:
         return _stopped("stopped")
     except (Interrupted, KeyboardInterrupt) as stop:
         return _stopped(str(stop) or "stopped")
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit as end:  # what typer makes of a BrokenPipeError
+        if isinstance(end.__context__, BrokenPipeError):
+            return _unread()
+        raise
+    except BrokenPipeError:
+        return _unread()
+    except OSError as error:
+        refused = _refused_path(error)
+        if refused is None:
+            raise
+        return _refuse(str(refused))
     except Failed as error:
         print(f"entroloop: {error}", file=sys.stderr)
         return 1
@@ -93,6 +106,36 @@ def _run(arguments: list[str] | None) -> int:
             return 0
         return _refuse(" ".join(error.format_message().split()))
     return int(status or 0)
+
+
+def _unread() -> int:
+    """The exit status of a tool whose reader (`| head`) has seen enough."""
+    _discard_output()
+    return 128 + signal.SIGPIPE
+
+
+def _discard_output() -> None:
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no file is behind it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _refused_path(error: OSError) -> UserError | None:
+    """The one-line error where the operating system refused a path or more output; None for any other OSError."""
+    if isinstance(error.filename, str | bytes):
+        return unusable(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # `data.files` names the files that it writes
+        _discard_output()
+        return unusable(error, "standard output or a temporary file")
+    return None
+
+
+class _Lines(logging.StreamHandler[TextIO]):
+    """Writes log lines. A reader who left ends the command, as it does for lines that are printed."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
 
 
 def _stopped(why: str) -> int:

@@ -3,10 +3,12 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import resource
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
@@ -66,10 +68,48 @@ def small_disk(folder: Path, size: str):
 @pytest.mark.parametrize("write", [files.create, files.replace])
 def test_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, write):
     with small_disk(tmp_path / "disk", "64k") as disk:
-        with pytest.raises(UserError, match="file: disk full or quota exceeded") as caught:
+        with pytest.raises(UserError, match="file: no space left on device: free some space") as caught:
             write(disk / "file", lambda f: f.write(bytes(200_000)))
         assert "\n" not in str(caught.value)
         assert names(disk) == []
+
+
+@contextlib.contextmanager
+def largest_file(size: int):
+    """The limit on file sizes, which makes the operating system refuse a write as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [lambda f: f.write(bytes(1 << 20)), lambda f: torch.save(torch.zeros(1 << 18), f)])
+def test_a_refused_write_is_one_line_whatever_the_library_makes_of_it(tmp_path: Path, write):
+    with largest_file(1 << 16), pytest.raises(UserError, match=r"/file: file too large: raise the limit") as caught:
+        files.replace(tmp_path / "file", write)
+    assert "\n" not in str(caught.value)
+    assert names(tmp_path) == []
+
+
+def test_the_clean_up_hides_no_refusal(tmp_path: Path):
+    (tmp_path / "a file").write_text("")
+    for path in (tmp_path / "a file" / "x", tmp_path / "a file" / "new" / "x"):
+        with pytest.raises(UserError, match=r"a file.*: (not a directory|file exists): .*path"):
+            files.put(path, b"")
+    with pytest.raises(UserError, match=r"/proc: no such file or directory|/proc/x"):
+        files.put(Path("/proc/x"), b"")
+
+
+def test_equal_bytes_are_left_alone_on_a_disk_that_is_read_only(tmp_path: Path):
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        files.put(disk / "x", b"one")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        files.put(disk / "x", b"one")
+        with pytest.raises(UserError, match=r"disk/x: read-only file system: give a path on a disk"):
+            files.put(disk / "x", b"two")
+        assert (disk / "x").read_bytes() == b"one"
 
 
 def _try_to_create(path: Path, text: bytes, ready, answers) -> None:

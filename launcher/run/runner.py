@@ -269,7 +269,7 @@ def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator
         if world.is_main:
             value = {"status": status, "exit": code, "reason": reason}
             for path in filter(None, (layout.run / "state.json", second)):
-                files.replace(path, lambda file: file.write(files.json_bytes(value)))
+                files.put(path, files.json_bytes(value))
 
     try:
         yield

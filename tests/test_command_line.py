@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from forked import Forked
+from loops import command
+
+from entroloop.launcher import __main__ as command_line
+
+DIGITS = ("digits", "--limit", "4", "--workers", "1")
+
+
+def _unread(*words: str) -> None:
+    """A command whose reader has left."""
+    there, here = os.pipe()
+    os.close(there)
+    os.dup2(here, 1)
+    command_line.main(list(words))
+
+
+def _into_a_full_disk(*words: str) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+    command_line.main(list(words))
+
+
+@pytest.mark.parametrize("words", [("config",), ("config", "--json"), ("--help",), ("import", "--help")])
+def test_a_reader_who_leaves_ends_a_command_without_a_word(words):
+    ended = Forked(_unread, *words)
+    assert ended.communicate(timeout=60)[1] == ""
+    assert ended.returncode == 141
+
+
+def test_output_that_cannot_be_written_is_one_line():
+    ended = Forked(_into_a_full_disk, "config")
+    assert ended.communicate(timeout=60)[1].splitlines() == [
+        "entroloop: standard output or a temporary file: no space left on device: free some space and run the same "
+        "command again"
+    ]
+    assert ended.returncode == 2
+
+
+@pytest.mark.parametrize("words", [("import", *DIGITS[:1], "{}", *DIGITS[1:]), ("run", "{}"), ("verify", "{}")])
+@pytest.mark.parametrize("place", ["/proc/x", "/dev/null/x", "{file}/x", "{long}"])
+def test_a_path_that_is_refused_is_one_line_that_names_it(tmp_path: Path, words, place):
+    (tmp_path / "file").write_text("")
+    path = place.format(file=tmp_path / "file", long=tmp_path / ("x" * 300))
+    ended = command(*(word.format(path) for word in words))
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"entroloop: {path.removesuffix('/x')}")
+    assert ": " in line.removeprefix("entroloop: ")
+
+
+def test_an_error_without_a_path_is_no_users_error(monkeypatch):
+    def broken(*args: object, **named: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(command_line, "app", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        command_line._run([])
