@@ -31,6 +31,22 @@ def reason(error: BaseException) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
+_LOST = re.compile("closed by peer|reset by peer|broken pipe|socket closed|remote process exited", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def with_peers(exchange: str) -> Iterator[None]:
+    """Turns what gloo and NCCL raise when another process has ended into Failed, which names the exchange."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, Failed) or not _LOST.search(str(error)):
+            raise
+        raise Failed(
+            f"another rank ended during {exchange}: the logs of the other ranks say why; run the same command again"
+        ) from error
+
+
 _CURES = {
     errno.ENOENT: "check the path",
     errno.EEXIST: "a folder is needed here: give another path",

@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
-from entroloop.data.errors import Failed, Interrupted, UserError, reason
+from entroloop.data.errors import Failed, Interrupted, UserError, reason, with_peers
 from entroloop.data.precision import keep_full_precision
 
 T = TypeVar("T")
@@ -54,12 +54,14 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @with_peers("a barrier")
     def barrier(self) -> None:
         """Waits until every rank is here."""
         if self.size > 1:
             self.traffic.exchanges += 1
             dist.barrier()
 
+    @with_peers("a reduction over all ranks")
     def all_reduce(self, x: Tensor, op: Literal["sum", "max", "min"] = "sum") -> Tensor:
         """The elementwise sum, maximum or minimum of every rank's `x`; `x` itself is left alone."""
         if self.size == 1:
@@ -69,6 +71,7 @@ class World:
         self._count(out)
         return out.to(x.device)
 
+    @with_peers("a broadcast")
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
         """The `source` rank's tensor; every rank passes one of the same shape and dtype."""
         if self.size == 1:
@@ -78,6 +81,7 @@ class World:
         self._count(out)
         return out.to(x.device)
 
+    @with_peers("the gathering of rows")
     def gather_rows(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """Every rank's rows one after another, in rank order, on every rank.
 
@@ -97,6 +101,7 @@ class World:
         self._count(*parts)
         return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]).to(x.device)
 
+    @with_peers("the gathering of counts")
     def gather_counts(self, n: int) -> list[int]:
         """Every rank's integer, in rank order."""
         if self.size == 1:
@@ -111,6 +116,7 @@ class World:
         """Passes `x` to the next rank and returns what the previous one passed, which has `incoming_rows` rows."""
         return self.start_rotate(x, incoming_rows)()
 
+    @with_peers("the rotation of rows")
     def start_rotate(self, x: Tensor, incoming_rows: int) -> Callable[[], Tensor]:
         """Begins to `rotate`; what it returns waits for the rows. Until then `x` must stay as it is."""
         if self.size == 1:
@@ -120,6 +126,7 @@ class World:
         receives = [dist.P2POp(dist.irecv, out, (self.rank - 1) % self.size)] if incoming_rows else []
         requests = dist.batch_isend_irecv(sends + receives) if sends or receives else []
 
+        @with_peers("the rotation of rows")
         def finish() -> Tensor:
             for request in requests:
                 request.wait()
@@ -128,6 +135,7 @@ class World:
 
         return finish
 
+    @with_peers("the gathering of small values")
     def gather_objects(self, value: Any) -> list[Any]:
         """Every rank's picklable value, in rank order. For small things: counts, errors, rows of a table."""
         if self.size == 1:

@@ -16,7 +16,7 @@ from typing import TextIO
 
 import typer
 
-from entroloop.data.errors import Failed, Interrupted, UserError, unusable
+from entroloop.data.errors import Failed, Interrupted, UserError, unusable, with_peers
 
 RESUMABLE = 75
 
@@ -77,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        status = app(args=arguments, standalone_mode=False)
+        with with_peers("an exchange between ranks"):  # of DDP, DeepSpeed and others; `World` names its own
+            status = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # now, so that a reader who left is noticed here
     except UserError as error:
         return _refuse(" ".join(str(error).split()))

@@ -1,4 +1,5 @@
 import atexit
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from ranks import on_ranks
 from slow_references import split
 
 from entroloop.data import world
-from entroloop.data.errors import UserError
+from entroloop.data.errors import Failed, UserError
 from entroloop.selection.exact.rows import Shard
 
 
@@ -101,6 +102,35 @@ def test_shares_of_rows_cover_them_once_and_evenly(size, n):
     shares = [range(n)[world.World(rank, size).share(n)] for rank in range(size)]
     assert [row for share in shares for row in share] == list(range(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def _left_alone(rank, place, exchange):
+    here = world.join(rank, 2, init_method=place)
+    here.barrier()
+    if rank == 1:
+        os._exit(0)
+    try:
+        EXCHANGES[exchange](here)
+    except Failed as error:
+        print(error)
+
+
+EXCHANGES = {
+    "a barrier": lambda here: here.barrier(),
+    "a reduction over all ranks": lambda here: here.any(True),
+    "the gathering of rows": lambda here: here.gather_rows(torch.zeros(3, 2), [3, 3]),
+    "the gathering of small values": lambda here: here.agree(lambda: None),
+    "the rotation of rows": lambda here: here.rotate(torch.zeros(3, 2), 3),
+}
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_rank_whose_peer_ended_says_so_in_one_line(tmp_path, exchange):
+    ranks = [Forked(_left_alone, r, f"file://{tmp_path}/meet", exchange) for r in range(2)]
+    out, _ = ranks[0].communicate(timeout=60)
+    ranks[1].communicate(timeout=60)
+    (line,) = out.splitlines()
+    assert line.startswith(f"another rank ended during {exchange}: the logs of the other ranks")
 
 
 def _meet(rank, place):
