@@ -18,8 +18,9 @@ from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import keys_of, open_rows
 from entroloop.data.store.dataset import Dataset
 from entroloop.eval import compare
-from entroloop.launcher.commands.report import measure_command
-from entroloop.launcher.commands.select import entropy_command, select_command
+from entroloop.launcher.commands.entropy import entropy_command
+from entroloop.launcher.commands.measure import measure_command
+from entroloop.launcher.commands.select import select_command
 from entroloop.selection import kl_entropy, select
 
 X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
