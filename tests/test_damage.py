@@ -243,7 +243,7 @@ def test_an_end_of_file_is_a_failure_and_no_request_to_stop(tmp_path, monkeypatc
     path = tmp_path / "points.yaml"
     path.write_bytes(configuration.dump(points(tmp_path)))
     with pytest.raises(EOFError):
-        program._run(["run", str(path)])
+        program.main(["run", str(path)])
 
 
 def test_a_block_that_was_sealed_empty_is_named(layout):

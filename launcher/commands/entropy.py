@@ -14,7 +14,7 @@ def entropy_command(
     features: Features,
     k: Annotated[int, typer.Option(help="Distances go to the k-th nearest other row.")] = 1,
     metric: MetricName = "euclidean",
-    key: Annotated[str | None, typer.Option(help=f"{WHICH}.")] = None,
+    key: Annotated[str | None, typer.Option("--key", "--encoder", help=f"{WHICH}.")] = None,
     as_json: Json = False,
 ) -> None:
     """Kozachenko-Leonenko entropy of a set of vectors, in nats; compare it at equal n only."""

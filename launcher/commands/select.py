@@ -40,7 +40,9 @@ def select_command(
     per_class: Annotated[bool, typer.Option("--per-class", help="Choose within each class of the labels.")] = False,
     trim: Annotated[float, typer.Option(help="Share of outliers dropped before choosing.")] = 0.0,
     trim_k: Annotated[int, typer.Option(help="Outliers are far from this neighbour.")] = 1,
-    key: Annotated[list[str] | None, typer.Option(help=f"{WHICH}; may be repeated, for the reference.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option("--key", "--encoder", help=f"{WHICH}; may be repeated, for the reference.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Choose the most informative rows of any set of vectors."""
