@@ -40,9 +40,9 @@ ENCODERS = Registry(
     "encoders",
     EncoderFacts,
     {
-        "pixel": EncoderFacts("entroloop.data.features.encoder:Pixel", resize="none"),
+        "pixel": EncoderFacts("entroloop.data.features.pixel:Pixel", resize="none"),
         "classifier": EncoderFacts(
-            "entroloop.data.features.encoder:ClassifierFeatures",
+            "entroloop.data.features.classifier:ClassifierFeatures",
             dim=CLASSIFIER_FEATURES,
             resize=f"images above {CLASSIFIER_SIDE} pixels averaged to {CLASSIFIER_SIDE}",
             fitted=True,

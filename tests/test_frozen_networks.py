@@ -27,8 +27,8 @@ from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features import dinov2, inception
 from entroloop.data.features import encoder as encoders
-from entroloop.data.features import weights as frozen
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
+from entroloop.data.features.weights import VARIABLE
 from entroloop.data.store.blocks import load_features
 from entroloop.launcher import __main__ as launcher
 
@@ -88,7 +88,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _weights_folder(weights, monkeypatch):
-    monkeypatch.setenv(frozen.VARIABLE, str(weights))
+    monkeypatch.setenv(VARIABLE, str(weights))
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setenv(frozen.VARIABLE, str(tmp_path / "weights"))
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "weights"))
     (tmp_path / "weights").mkdir()
     return tmp_path / "weights"
 
@@ -352,8 +352,8 @@ def test_missing_weights_say_what_to_put_where(name, elsewhere):
 @pytest.mark.parametrize("name", ["inception", "dinov2-small"])
 def test_a_file_in_the_place_of_the_weights_folder_is_named(name, weights, monkeypatch):
     file = weights / inception.STATES[0]
-    monkeypatch.setenv(frozen.VARIABLE, str(file))
-    assert refusal(name) == f"{frozen.VARIABLE}={file}: is no folder: name the folder that holds the weights"
+    monkeypatch.setenv(VARIABLE, str(file))
+    assert refusal(name) == f"{VARIABLE}={file}: is no folder: name the folder that holds the weights"
 
 
 def test_damaged_and_foreign_inception_files_are_named(weights, elsewhere):
@@ -415,7 +415,7 @@ def test_dinov2_is_found_in_the_hubs_cache_without_a_network(weights, elsewhere,
     monkeypatch.setattr("socket.socket.connect", refuse)
     monkeypatch.setattr("socket.getaddrinfo", refuse)
     cached = encoders.load_encoder("dinov2-small", (3, 32, 32))
-    monkeypatch.setenv(frozen.VARIABLE, str(weights))
+    monkeypatch.setenv(VARIABLE, str(weights))
     assert cached.digest == encoders.load_encoder("dinov2-small", (3, 32, 32)).digest
 
 

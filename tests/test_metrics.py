@@ -10,7 +10,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from entroloop.data.errors import UserError
-from entroloop.data.features.encoder import Pixel
+from entroloop.data.features.pixel import Pixel
 from entroloop.data.world import World
 from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import torchmetrics as metrics

@@ -9,7 +9,7 @@ from slow_references import nearest as slow_nearest
 
 from entroloop.data import precision
 from entroloop.data.errors import UserError
-from entroloop.data.features import weights as frozen
+from entroloop.data.features import frozen
 from entroloop.data.world import join
 from entroloop.selection import nearest, neighbours, select
 from entroloop.selection.exact import frontier, sketch

@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from entroloop.data import files
 from entroloop.data.catalogue import CLASSIFIER_FEATURES, CLASSIFIER_SIDE
 from entroloop.data.errors import UserError, reason
+from entroloop.data.features import frozen
 from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
@@ -188,3 +190,20 @@ def load(folder: Path) -> Classifier:
     except (SafetensorError, RuntimeError) as error:
         raise UserError(f"{folder / WEIGHTS}: damaged weights ({reason(error)})") from error
     return model.eval().requires_grad_(False)
+
+
+class ClassifierFeatures:
+    """The 64 penultimate features of a sealed classifier."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device, *, fitted: Path) -> None:
+        self.name = "classifier"
+        self.dim = CLASSIFIER_FEATURES
+        self._model = load(fitted).to(device)
+        self._device = device
+        if self._model.shape != shape:
+            raise UserError(f"{fitted}: this classifier takes samples of shape {self._model.shape}, not {shape}")
+        self.weights_sha256 = {entry.name: entry.sha256 for entry in manifest.read(fitted).files}
+        self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": self.weights_sha256})
+
+    def __call__(self, samples: Samples) -> NDArray[np.float32]:
+        return frozen.in_batches(samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH)

@@ -26,7 +26,7 @@ from torch import Tensor
 from entroloop.data import files
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
-from entroloop.data.features import weights as frozen
+from entroloop.data.features import frozen, weights
 
 SIDE = 224
 PAPER_SIDE = 256
@@ -56,8 +56,8 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
         tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
         return tokens[:, 0]
 
-    weights = {part: files.sha256(folder / part) for part in PARTS}
-    return frozen.Frozen(name, dim, shape, forward, weights=weights, version=1, device=device)
+    made_of = {part: files.sha256(folder / part) for part in PARTS}
+    return frozen.Frozen(name, dim, shape, forward, weights=made_of, version=1, device=device)
 
 
 def whole(images: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ load_paper = functools.partial(load_dinov2, "dinov2-paper")
 
 
 def _folder(encoder: str, name: str) -> Path:
-    local = frozen.weights_folder() / name
+    local = weights.weights_folder() / name
     if local.exists():
         for part in PARTS:
             if not (local / part).is_file():
@@ -115,7 +115,7 @@ def _folder(encoder: str, name: str) -> Path:
         return Path(str(cached[0])).parent
     raise UserError(
         f"encoder {encoder}: no weights: put {' and '.join(PARTS)} of https://huggingface.co/facebook/{name} "
-        f"into {local} (or its parent folder's name into {frozen.VARIABLE}), or have them in the hub's cache"
+        f"into {local} (or its parent folder's name into {weights.VARIABLE}), or have them in the hub's cache"
     )
 
 
@@ -130,7 +130,7 @@ def _model(folder: Path, dim: int) -> Any:
         raw, _ = Dinov2Config.get_config_dict(folder, local_files_only=True)
         config = Dinov2Config.from_dict(raw)
     except Exception as error:  # JSON and validation errors
-        raise frozen.unreadable(folder / PARTS[0], "a DINOv2 configuration", error) from error
+        raise weights.unreadable(folder / PARTS[0], "a DINOv2 configuration", error) from error
     found = (raw.get("model_type"), config.hidden_size, config.patch_size)
     if found != ("dinov2", dim, PATCH):
         raise UserError(
@@ -146,14 +146,14 @@ def _model(folder: Path, dim: int) -> Any:
             ignore_mismatched_sizes=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # safetensors errors have no common base
-        raise frozen.unreadable(folder / PARTS[1], "weights of DINOv2", error) from error
+        raise weights.unreadable(folder / PARTS[1], "weights of DINOv2", error) from error
     finally:
         logging.set_verbosity(before)
         if bar:
             logging.enable_progress_bar()
     wrong = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])})
     if wrong:
-        raise UserError(f"{folder / PARTS[1]}: lacks weights of DINOv2 or has other shapes: {frozen.some(wrong)}")
+        raise UserError(f"{folder / PARTS[1]}: lacks weights of DINOv2 or has other shapes: {weights.some(wrong)}")
     return model
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -21,16 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from entroloop.data import files
-from entroloop.data.catalogue import CLASSIFIER_FEATURES, ENCODERS, EncoderFacts
+from entroloop.data.catalogue import ENCODERS, EncoderFacts
 from entroloop.data.errors import UserError
-from entroloop.data.features import classifier as classifiers
-from entroloop.data.features import weights as frozen
 from entroloop.data.registry import said
-from entroloop.data.store import manifest
 from entroloop.data.store.shards import Samples
 
-BATCH = 64
 CPU = torch.device("cpu")
 REQUIRED = ("dim", "digest", "__call__")
 WHAT_IT_IS = f"it must be, or return for (shape, device), an object with {', '.join(REQUIRED[:-1])} and __call__"
@@ -53,36 +47,6 @@ class Encoder(Protocol):
     digest: str
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]: ...
-
-
-class Pixel:
-    """The samples themselves: images flattened on the 0..255 scale, vectors as they are."""
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device = CPU) -> None:
-        self.name = "pixel"
-        self.dim = math.prod(shape)
-        self.digest = files.digest({"encoder": "pixel", "version": 1})
-        self.weights_sha256: dict[str, str] = {}
-
-    def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        return samples.reshape(len(samples), math.prod(samples.shape[1:])).astype(np.float32)
-
-
-class ClassifierFeatures:
-    """The 64 penultimate features of a sealed classifier (see `classifier.py`)."""
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device, *, fitted: Path) -> None:
-        self.name = "classifier"
-        self.dim = CLASSIFIER_FEATURES
-        self._model = classifiers.load(fitted).to(device)
-        self._device = device
-        if self._model.shape != shape:
-            raise UserError(f"{fitted}: this classifier takes samples of shape {self._model.shape}, not {shape}")
-        self.weights_sha256 = {entry.name: entry.sha256 for entry in manifest.read(fitted).files}
-        self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": self.weights_sha256})
-
-    def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        return frozen.in_batches(samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH)
 
 
 def load_encoder(

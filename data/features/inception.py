@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from entroloop.data import files
 from entroloop.data.catalogue import INCEPTION_FEATURES as DIM
 from entroloop.data.errors import UserError
-from entroloop.data.features import weights as frozen
+from entroloop.data.features import frozen, weights
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
 
 SIDE = 299
@@ -36,13 +36,13 @@ def load_network(path: Path, form: Form) -> nn.Sequential:
     """The network with the weights of a state dict. Raises UserError naming the file when they do not fit."""
     kept = {
         name: value
-        for name, value in frozen.read_state(path).items()
+        for name, value in weights.read_state(path).items()
         if not name.endswith(COUNTER) and not (form is TORCHVISION and name.startswith("AuxLogits."))
     }
     with torch.device("meta"):
         net = network(form)
     shapes = {name: tuple(value.shape) for name, value in net.state_dict().items() if not name.endswith(COUNTER)}
-    frozen.fit(kept, {**shapes, "fc.weight": (form.classes, DIM), "fc.bias": (form.classes,)}, path, form.name)
+    weights.fit(kept, {**shapes, "fc.weight": (form.classes, DIM), "fc.bias": (form.classes,)}, path, form.name)
     net.load_state_dict({name: _laid_out(kept[name].float()) for name in shapes}, assign=True)
     return net.requires_grad_(False)
 
@@ -77,10 +77,10 @@ def load_inception(shape: tuple[int, ...], device: torch.device) -> frozen.Froze
     """
     name = "inception"
     frozen.check_images(name, shape)
-    path = frozen.find(name, (SCRIPT, *STATES), PUBLISHED)
+    path = weights.find(name, (SCRIPT, *STATES), PUBLISHED)
     forward = _scripted(path, device) if path.name == SCRIPT else _fid_forward(path, device)
-    weights = {path.name: files.sha256(path)}
-    return frozen.Frozen(name, DIM, shape, forward, weights=weights, version=1, device=device, part="inception")
+    made_of = {path.name: files.sha256(path)}
+    return frozen.Frozen(name, DIM, shape, forward, weights=made_of, version=1, device=device, part="inception")
 
 
 def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
@@ -99,7 +99,7 @@ def _scripted(path: Path, device: torch.device) -> frozen.Forward:
     try:
         script = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError, ValueError, zip errors
-        raise frozen.unreadable(path, "TorchScript", error) from error
+        raise weights.unreadable(path, "TorchScript", error) from error
 
     def forward(images: Tensor) -> Tensor:
         features: Tensor = script(images.to(device), return_features=True)
@@ -125,7 +125,7 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
     """
     name = "inception-paper"
     frozen.check_images(name, shape)
-    path = frozen.find(name, (PAPER_STATE,), PAPER_PUBLISHED)
+    path = weights.find(name, (PAPER_STATE,), PAPER_PUBLISHED)
     net = load_network(path, TORCHVISION).to(device)
 
     def forward(images: Tensor) -> Tensor:
@@ -134,5 +134,5 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
         features: Tensor = net(_laid_out(pixels))
         return features
 
-    weights = {path.name: files.sha256(path)}
-    return frozen.Frozen(name, DIM, shape, forward, weights=weights, version=1, device=device, part="inception-paper")
+    made_of = {path.name: files.sha256(path)}
+    return frozen.Frozen(name, DIM, shape, forward, weights=made_of, version=1, device=device, part="inception-paper")
