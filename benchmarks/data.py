@@ -28,7 +28,7 @@ import webdataset
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from entroloop.data.sources import importer as importers
+from entroloop.data.sources import importer
 from entroloop.data.store import png, shards
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.manifest import FileEntry, entry, seal
@@ -169,7 +169,7 @@ def import_row(folder: Path, rounds: int, count: int = 24):
 
     def ours() -> None:
         shutil.rmtree(dest, ignore_errors=True)
-        importers.import_dataset(str(source), dest, resolution=64)
+        importer.import_dataset(str(source), dest, resolution=64)
 
     def plain() -> None:
         for path in sorted(source.iterdir()):
