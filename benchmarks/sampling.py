@@ -38,6 +38,7 @@ import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 
 from entroloop.data import world as worlds
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import Part, bounds
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import seal_dataset
@@ -45,8 +46,7 @@ from entroloop.data.world import World
 from entroloop.eval.measures.frechet import frechet_distance, moments
 from entroloop.launcher import config as configuration
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step
-from entroloop.launcher.run.work import Work
+from entroloop.launcher.run.context import Context
 from entroloop.trainer import network as networks
 from entroloop.trainer.generate import SamplePlan, generate
 from entroloop.trainer.sample_config import SampleConfig
@@ -94,23 +94,23 @@ def row(what: str, goal: float, ours: list[Timed], plain: list[Timed]) -> dict[s
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
-def trained(folder: Path, objective: str, kimg: float) -> Work:
+def trained(folder: Path, objective: str, kimg: float) -> Context:
     """A run on digits whose generation 0 is trained; found again in `folder` where it was trained before."""
     overrides = [f"folder={folder}", f"name={objective}-{kimg:g}", f"train.objective={objective}"]
     config = configuration.load(DIGITS, [*overrides, f"train.kimg={kimg}", "generations=1"])
     world = World(device=DEVICE)
     drive.run(config, world, lambda: False, until=Step(0, "train"))
-    return Work(config, Layout(config.run_folder), world)
+    return Context(config, Layout(config.run_folder), world)
 
 
-def weights_of(work: Work) -> Path:
+def weights_of(work: Context) -> Path:
     return work.layout.of(Step(0, "train"))
 
 
 # -- phase against bare calls -----------------------------------------------------------------------------------------
 
 
-def phase_rows(work: Work, images: int, rounds: int, scratch: Path) -> list[dict[str, Any]]:
+def phase_rows(work: Context, images: int, rounds: int, scratch: Path) -> list[dict[str, Any]]:
     """The digits' network, and an untrained one for 32 x 32 x 3."""
     from entroloop.trainer import checkpoint
     from entroloop.trainer.diffusion import Scale
@@ -151,7 +151,7 @@ def phase_row(name: str, weights: Path, images: int, batch: int, rounds: int, sc
 # -- network calls at equal Frechet distance --------------------------------------------------------------------------
 
 
-def drawn(work: Work, config: SampleConfig, images: int, name: str) -> np.ndarray:
+def drawn(work: Context, config: SampleConfig, images: int, name: str) -> np.ndarray:
     """Samples of a trained run, kept beside it: uint8 [N, 1, 8, 8]."""
     folder = work.layout.run / "benchmark" / name
     plan = SamplePlan(1, 0, images, config.shard_size)
@@ -160,7 +160,7 @@ def drawn(work: Work, config: SampleConfig, images: int, name: str) -> np.ndarra
     return Dataset(folder).all()
 
 
-def distances(work: Work, samples: np.ndarray) -> dict[str, list[float]]:
+def distances(work: Context, samples: np.ndarray) -> dict[str, list[float]]:
     """Frechet distance to all real images that trained nothing, in each feature space: [of all, first half, second]."""
     split = work.split
     rows = np.concatenate([split.heldout, split.fresh])
@@ -174,7 +174,7 @@ def distances(work: Work, samples: np.ndarray) -> dict[str, list[float]]:
     return found
 
 
-def calls_row(edm: Work, ddpm: Work, images: int) -> dict[str, Any]:
+def calls_row(edm: Context, ddpm: Context, images: int) -> dict[str, Any]:
     """The fewest Heun steps whose distance is no larger than DDPM's in every feature space, on as many samples."""
     target = distances(ddpm, drawn(ddpm, ANCESTRAL, images, f"ddpm-1000-{images}"))
     curve: dict[int, dict[str, list[float]]] = {}
@@ -263,7 +263,7 @@ def pipeline(world: World, weights: Path, images: int) -> None:
         run(batch_size=images, num_inference_steps=1000, output_type="np")
 
 
-def ranks_row(ranks: Ranks, edm: Work, images: int, rounds: int, scratch: Path) -> dict[str, Any]:
+def ranks_row(ranks: Ranks, edm: Context, images: int, rounds: int, scratch: Path) -> dict[str, Any]:
     plan = SamplePlan(0, 0, images, images // 4)
     times: dict[Any, list[Timed]] = {sharded: [], alone: []}
     for number in range(rounds + 1):
@@ -275,7 +275,9 @@ def ranks_row(ranks: Ranks, edm: Work, images: int, rounds: int, scratch: Path) 
     return row(name, 1.8, times[sharded][1:], times[alone][1:])
 
 
-def script_rows(ranks: Ranks, edm: Work, ddpm: Work, images: int, rounds: int, scratch: Path) -> list[dict[str, Any]]:
+def script_rows(
+    ranks: Ranks, edm: Context, ddpm: Context, images: int, rounds: int, scratch: Path
+) -> list[dict[str, Any]]:
     """With EDM's own 18 steps, and with the 9 that `calls` finds enough for DDPM's Frechet distance."""
     plan, few = SamplePlan(0, 0, images, images // 4), 128
     ours: dict[int, list[Timed]] = {18: [], 9: []}

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 from entroloop.data.config import HOW, DataConfig, Section
 from entroloop.data.errors import UserError
 from entroloop.data.registry import is_own, search_also
+from entroloop.data.runfolder import FORMAT
 from entroloop.data.store.removal import KeepConfig
 from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
@@ -41,6 +42,8 @@ class SweepConfig(Section):
 class Config(Section):
     """Everything that decides a run."""
 
+    format: Annotated[int, HOW] = FORMAT
+    """Format of the configuration; one of another format is refused."""
     name: Annotated[str, HOW]
     """Name of the run's folder."""
     folder: Annotated[str, HOW] = "runs"
@@ -66,6 +69,13 @@ class Config(Section):
     slurm: Annotated[SlurmConfig, HOW] = SlurmConfig()
     tracking: Annotated[TrackingConfig, HOW] = TrackingConfig()
 
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, value: int) -> int:
+        if value != FORMAT:
+            raise ValueError(f"is not the {FORMAT} that this version of entroloop reads")
+        return value
+
     @field_validator("name")
     @classmethod
     def _one_folder(cls, name: str) -> str:
@@ -86,6 +96,11 @@ class Config(Section):
     def samples(self) -> int:
         """Images that each generation samples: c N candidates, or more where the measures ask for more."""
         return max(self.loop.candidates * self.data.size, self.evaluation.samples or 0)
+
+    @property
+    def sample_shards(self) -> int:
+        """Shards of the images that each generation samples."""
+        return -(-self.samples // self.sample.shard_size)
 
     @model_validator(mode="after")
     def _drawn_as_the_strategy_can(self) -> Config:
@@ -159,11 +174,6 @@ class Config(Section):
     def settled(self) -> dict[str, Any]:
         """The configuration as plain values, without `sweep`: what is saved with the run and compared on resume."""
         return self.model_dump(mode="json", exclude={"sweep"})
-
-
-# Keys that may differ when a run is resumed: they decide how it is computed, not what.
-_HOW_DATA_IS_READ = [f"data.{name}" for name, field in DataConfig.model_fields.items() if HOW in field.metadata]
-MAY_CHANGE = ("threads", "folder", "name", "modules", "slurm", "tracking", "keep", *_HOW_DATA_IS_READ)
 
 
 _GRID = "sweep.grid."

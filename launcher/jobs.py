@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from entroloop.data.jobs import Job
+from entroloop.data.runfolder import PREPARE, Layout
 from entroloop.data.store import manifest
-from entroloop.data.store.blocks import block_name
-from entroloop.data.store.shards import is_done
+from entroloop.data.store.shards import REAL
 from entroloop.launcher.config import Config
-from entroloop.launcher.run.steps import PREPARE, Layout, Step, is_sealed, next_phase, steps
+from entroloop.launcher.run.phase import Pieces
+from entroloop.launcher.run.phases import BY_NAME
+from entroloop.launcher.run.recipes import is_sealed, next_step, steps
 
 if TYPE_CHECKING:
     from entroloop.launcher import sweep
@@ -32,7 +34,7 @@ def jobs_of(config: Config, file: str) -> list[Job]:
     file  the configuration that the jobs read
     """
     layout = Layout(config.run_folder)
-    if next_phase(is_sealed(layout), config.generations) is None:
+    if next_step(is_sealed(layout), config.generations) is None:
         return []
     jobs = list(_import_jobs(config, layout, file))
     if config.slurm.shape == "phases":
@@ -69,38 +71,32 @@ def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
     for step in steps(config.generations):
         if sealed(step):
             continue
+        phase, key = BY_NAME[step.phase], step.phase
         command: tuple[str, ...] = ("run", file, "--phase", step.phase, "--wait", str(config.slurm.seal_wait))
-        if step == PREPARE:
-            yield Job("prepare", "prepare", command)
+        if step.generation != REAL:
+            key = f"generation_{step.generation:04d}.{step.phase}"
+            command = (*command, "--generation", str(step.generation))
+        if phase.pieces is None:
+            yield Job(key, step.phase, command, ranks=phase.processes != "one")
             continue
-        key = f"generation_{step.generation:04d}.{step.phase}"
-        command = (*command, "--generation", str(step.generation))
-        if step.phase not in ("sample", "encode"):
-            yield Job(key, step.phase, command, ranks=True)
-            continue
-        count, missing = missing_parts(config, layout, step)
+        count, missing = missing_parts(config, layout.of(step), phase.pieces)
         if missing:
             part = ("--part", f"{{task}}::{count}")
             yield Job(key, step.phase, (*command, *part), tasks=missing, of=count)
         yield Job(f"{key}.seal", "seal", command)
 
 
-def missing_parts(config: Config, layout: Layout, step: Step) -> tuple[int, tuple[int, ...]]:
-    """Into how many parts a step is cut, and which of them lack a shard (sample) or a block of features (encode)."""
-    shards = -(-config.samples // config.sample.shard_size)
-    count, folder = min(config.slurm.array, shards), layout.of(step)
-
-    def done(shard: int) -> bool:
-        if step.phase == "sample":
-            return is_done(folder, shard)
-        return all((folder / block_name(encoder, shard)).exists() for encoder in config.encoders)
-
-    return count, tuple(i for i in range(count) if not all(map(done, range(i, shards, count))))
+def missing_parts(config: Config, folder: Path, pieces: Pieces) -> tuple[int, tuple[int, ...]]:
+    """Into how many parts a step is cut, and which of them lack a piece (a shard, or a block of features)."""
+    total = pieces.count(config)
+    count = min(config.slurm.array, total)
+    missing = [i for i in range(total) if not pieces.done(config, folder, i)]
+    return count, tuple(sorted({i % count for i in missing}))
 
 
 def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
     """Shared work first (an array for leaders, one for leaders of leaders, …), then every arm, then the report."""
-    unfinished = [arm for arm in arms if next_phase(is_sealed(arm.layout), arm.config.generations) is not None]
+    unfinished = [arm for arm in arms if next_step(is_sealed(arm.layout), arm.config.generations) is not None]
     if not unfinished and (base.run_folder / "report.html").exists():
         return []
     jobs: list[Job] = []

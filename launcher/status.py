@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import CONFIG, Layout, read_config
+from entroloop.data.store.shards import REAL
 from entroloop.launcher.run import lease
+from entroloop.launcher.run.phases import PHASES
+from entroloop.launcher.run.recipes import is_sealed, steps
 from entroloop.launcher.run.retention import size
-from entroloop.launcher.run.steps import PHASES, Layout, Step, is_sealed, read_config, steps
 
 MARKS = {"sealed": "done", "pending": "."}
 
@@ -21,11 +24,11 @@ def inspect(folder: Path) -> dict[str, Any]:
 
     Raises UserError when the folder is neither.
     """
-    if (folder / "config.yaml").is_file():
+    if (folder / CONFIG).is_file():
         return _with_jobs(folder, _inspect_run(folder))
-    runs = sorted(path.parent for path in folder.glob("*/config.yaml"))
+    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not runs:
-        raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it or one level below)")
+        raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} in it or one level below)")
     return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run) for run in runs]})
 
 
@@ -54,7 +57,7 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
     sealed = is_sealed(layout)
     found = []
     for step in steps(generations):
-        parts = [part for path in _leases(layout, step) if (part := lease.read(path)) is not None]
+        parts = [part for path in layout.leases(step) if (part := lease.read(path)) is not None]
         done = sum(float((part["progress"] or {}).get("done", 0)) for part in parts)
         total = sum(float((part["progress"] or {}).get("total", 0)) for part in parts)
         state = "sealed" if sealed(step) else "running" if parts else "pending"
@@ -69,7 +72,7 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
             }
         )
     try:
-        state_file = json.loads((folder / "state.json").read_text())
+        state_file = json.loads(layout.state.read_text())
     except (OSError, ValueError):
         state_file = None
     finished = all(entry["state"] == "sealed" for entry in found)
@@ -102,10 +105,6 @@ def used(run: Path) -> dict[str, int]:
     return {**dict(sorted(found.items())), "total": sum(found.values())}
 
 
-def _leases(layout: Layout, step: Step) -> list[Path]:
-    return sorted(layout.generation(step.generation).glob(f".lease-{step.phase}-*"))
-
-
 def table(found: dict[str, Any]) -> str:
     """The same for reading: a row a generation, a column a phase."""
     if "jobs" in found:
@@ -118,12 +117,11 @@ def table(found: dict[str, Any]) -> str:
     reason = f" ({found['reason']})" if found["reason"] else ""
     lines = [f"{found['run']}: {found['status']}{reason}"]
     by_step = {(p["generation"], p["phase"]): p for p in found["phases"]}
-    lines.append("generation  " + "  ".join(f"{phase:<9}" for phase in PHASES))
+    lines += [f"real data   {_cell(p)}" for p in found["phases"] if p["generation"] == REAL and p["state"] != "sealed"]
+    names = [phase.name for phase in PHASES if not phase.once]
+    lines.append("generation  " + "  ".join(f"{name:<9}" for name in names))
     for g in range(found["generations"]):
-        lines.append(f"{g:>10}  " + "  ".join(f"{_cell(by_step[g, phase]):<9}" for phase in PHASES).rstrip())
-    prepare = by_step[-1, "prepare"]
-    if prepare["state"] != "sealed":
-        lines.insert(1, f"real data   {_cell(prepare)}")
+        lines.append(f"{g:>10}  " + "  ".join(f"{_cell(by_step[g, name]):<9}" for name in names).rstrip())
     parts = ", ".join(f"{kind} {size(count)}" for kind, count in found["bytes"].items() if kind != "total")
     lines.append(f"on disk     {size(found['bytes']['total'])}: {parts}")
     return "\n".join(lines)

@@ -18,6 +18,7 @@ from entroloop.data.jobs import Job
 from entroloop.launcher.config import Config
 from entroloop.launcher.jobs import jobs_of, sweep_jobs
 from entroloop.launcher.run.lease import Lease
+from entroloop.launcher.run.resume import open_run
 from entroloop.slurm import sbatch, submit
 from entroloop.slurm.sbatch import Site, site_of
 from entroloop.slurm.submit import Plan, check_python
@@ -25,8 +26,6 @@ from entroloop.slurm.submit import Plan, check_python
 
 def submit_run(config: Config) -> Plan:
     """Submits what is missing of a run. Raises UserError when its folder belongs to another configuration."""
-    from entroloop.launcher.run.runner import open_run  # needs torch
-
     check_python(config.slurm, which(config.slurm.python), sys.executable)
     layout = open_run(config)
     _write(layout.run, config.settled(), config)
@@ -40,7 +39,6 @@ def submit_sweep(path: Path, overrides: Sequence[str]) -> tuple[Plan, Path]:
     Returns what was done and the sweep's folder.
     """
     from entroloop.launcher import sweep  # needs torch
-    from entroloop.launcher.run.runner import open_run
 
     base, arms = sweep.arms_of(path, overrides)
     check_python(base.slurm, which(base.slurm.python), sys.executable)

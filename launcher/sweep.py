@@ -22,12 +22,13 @@ from typing import Any
 
 from entroloop.data import files
 from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.removal import KeepConfig
 from entroloop.launcher.config import Config, compose, dump, read_yaml
 from entroloop.launcher.run import retention
-from entroloop.launcher.run.runner import open_run
-from entroloop.launcher.run.steps import PREPARE, Layout, Step, is_sealed, next_phase, recipes, steps
+from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
+from entroloop.launcher.run.resume import open_run
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds
@@ -93,7 +94,7 @@ def lead(arms: Sequence[Arm]) -> None:
     """Finds for every arm the earlier one with which it shares the longest beginning."""
     found = [recipes(arm.config) for arm in arms]
     for i, arm in enumerate(arms):
-        for j in range(i):
+        for j in (j for j in range(i) if arms[j].config.threads == arm.config.threads):
             shared = list(itertools.takewhile(lambda s, i=i, j=j: found[j].get(s) == found[i][s], found[i]))  # type: ignore[misc]
             if len(shared) > len(arm.shared):
                 arm.leader, arm.shared = arms[j], tuple(shared)
@@ -172,7 +173,7 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
     """Starts an arm whose shared steps are ready; True also when it turns out to be finished already."""
     if not link_shared(arm):
         return False
-    if next_phase(is_sealed(open_run(arm.config)), arm.config.generations) is None:
+    if next_step(is_sealed(open_run(arm.config)), arm.config.generations) is None:
         arm.status = 0
         return True
     saved = arm.layout.run / "sweep-arm.yaml"

@@ -16,10 +16,10 @@ import pytest
 import ranks
 from loops import tiny
 
+from entroloop.data.runfolder import Layout
 from entroloop.data.world import World
 from entroloop.launcher import process, sweep
 from entroloop.launcher.run import runner
-from entroloop.launcher.run.steps import Layout
 
 # Files that take longest, first: whoever begins with them last would work alone at the end.
 LONGEST = ("slurm_cluster", "engines", "frozen_networks", "sweep", "indexed", "loop_end_to_end", "greedy", "neighbours")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.features import classifier
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
 from entroloop.data.world import World
@@ -20,7 +21,6 @@ from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
 from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import PREPARE, Layout, Step
 from entroloop.trainer import network
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.sample_config import SampleConfig

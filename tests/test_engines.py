@@ -21,7 +21,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from loops import VECTORS, command, sealed_bytes, tiny_file
 
-from entroloop.launcher.run.steps import Layout, Step
+from entroloop.data.runfolder import Layout, Step
 from entroloop.trainer import network
 
 pytestmark = pytest.mark.slow

@@ -5,11 +5,11 @@ import pytest
 from loops import tiny
 from ranks import on_ranks
 
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.phases import evaluate as evaluating
-from entroloop.launcher.run.steps import Layout, Step
-from entroloop.launcher.run.work import Work
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def flipped(tmp_path_factory):
 
 def _row(world, config, target):
     layout = Layout(config.run_folder)
-    work = Work(config, layout, world, lambda: False)
+    work = Context(config, layout, world, lambda: False)
     work.layout = _Elsewhere(layout.run, target)
     return evaluating.evaluate(work, Step(0, "evaluate"))
 
@@ -54,7 +54,7 @@ def test_the_row_is_the_same_at_every_world_size(flipped, tmp_path):
 def test_mirrored_copies_count_after_training_with_flips(flipped, tmp_path):
     row = _row(World(), flipped, tmp_path / "row")
     assert row.encoder("pixel").mirrored_copies_count is True
-    work = Work(flipped, Layout(flipped.run_folder), World(), lambda: False)
+    work = Context(flipped, Layout(flipped.run_folder), World(), lambda: False)
     selected = work.dataset(Step(0, "select"))
     found = evaluating._mirrored(work, selected, "pixel")
     assert np.array_equal(found, selected.all()[:, :, :, ::-1].reshape(48, -1).astype(np.float32))

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from entroloop.data.catalogue import ENCODERS, SOURCES
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
 from entroloop.data.store.shards import REAL
@@ -19,7 +20,7 @@ from entroloop.launcher import config as configuration
 from entroloop.launcher import jobs as clusters
 from entroloop.launcher import sweep
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step, steps
+from entroloop.launcher.run.recipes import steps
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.trainer.catalogue import NETWORKS, OBJECTIVES, SAMPLERS, TRACKERS
 

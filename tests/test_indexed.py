@@ -10,6 +10,7 @@ from loops import TINY, sealed_bytes, tiny, tiny_file
 from ranks import on_ranks
 
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
@@ -26,9 +27,9 @@ from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.config import compose
 from entroloop.launcher.preview.disk import generation_bytes, source_of
 from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.recipes import inputs, recipes, steps
 from entroloop.launcher.run.retention import removable
 from entroloop.launcher.run.runner import Attempt
-from entroloop.launcher.run.steps import PREPARE, Layout, Step, inputs, recipes, steps
 
 INDEX = "data.selected=index"
 SHORT = ("train.kimg=0.16", "data.shard_size=20", "data.buffer=2", "sample.shard_size=16")

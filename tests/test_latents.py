@@ -9,10 +9,10 @@ from diffusers import AutoencoderKL
 from loops import command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import Part
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
-from entroloop.launcher.run.steps import Layout, Step
 from entroloop.trainer.latents import Autoencoder, convert
 
 CPU = torch.device("cpu")

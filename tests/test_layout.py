@@ -131,7 +131,7 @@ def test_catalogues_import_nothing_that_is_slow(path):
 def test_commands_that_only_read_import_nothing_that_is_slow(tmp_path):
     """In a process of its own, since this one has imported everything."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text("generations: 1")
+    (tmp_path / "run" / "config.yaml").write_text("{format: 1, generations: 1}")
     code = f"""
 import sys
 from typer.testing import CliRunner

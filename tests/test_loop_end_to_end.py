@@ -14,11 +14,12 @@ from forked import entroloop
 from loops import VECTORS, command, python_command, sealed_bytes, tiny, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step, steps
+from entroloop.launcher.run.recipes import steps
 
 
 def run(config, until=None):

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from loops import tiny
 
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
 from entroloop.data.world import World
-from entroloop.launcher.run.inputs import Inputs
-from entroloop.launcher.run.runner import open_run
-from entroloop.launcher.run.steps import PREPARE, Layout, Step, parents, steps
-from entroloop.launcher.run.work import Work
+from entroloop.launcher.run.context import Context
+from entroloop.launcher.run.recipes import parents, steps
+from entroloop.launcher.run.runner import open_run, perform
 
 SHORT = (
     "train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=64", "data.limit=200", "generations=3",
@@ -63,7 +63,7 @@ def walked(folder, *overrides):
     for step in steps(config.generations):
         found: set[Path] = set()
         with opens(found):
-            Work(config, layout, World()).run(step)
+            perform(Context(config, layout, World()), step)
         own = {layout.of(step)} | ({layout.images, layout.classifier} if step == PREPARE else set())
         above = {parent.absolute() for path in found for parent in path.parents}
         yield config, layout, step, {p for p in above if manifest.is_sealed(p)} - {o.absolute() for o in own}
@@ -71,13 +71,13 @@ def walked(folder, *overrides):
 
 @pytest.mark.parametrize("run", ["subsample", "index", "replace"])
 def test_it_names_all_that_a_phase_opened(run, tmp_path, monkeypatch):
-    made_from = Inputs.made_from
+    made_from = Context.made_from
 
     def unseen(self, step):  # it reads the manifests of all it names
         with opens(None):
             return made_from(self, step)
 
-    monkeypatch.setattr(Inputs, "made_from", unseen)
+    monkeypatch.setattr(Context, "made_from", unseen)
     import_dataset("digits", tmp_path / "digits", limit=300)
     for config, layout, step, opened in walked(tmp_path, f"data.source={tmp_path / 'digits'}", *RUNS[run]):
         folders = parents(config, layout, step)

@@ -5,8 +5,9 @@ import itertools
 import pytest
 from loops import tiny
 
+from entroloop.data.runfolder import PREPARE, Step
 from entroloop.data.store.shards import REAL
-from entroloop.launcher.run.steps import PREPARE, Step, next_phase, recipes, steps
+from entroloop.launcher.run.recipes import inputs, next_step, recipes, steps
 from entroloop.selection.pool import LoopConfig, pool_of, training_size
 
 
@@ -16,17 +17,23 @@ def test_next_phase_is_the_first_unsealed_one_for_every_prefix():
     assert len(order) == 11
     for n in range(len(order) + 1):
         sealed = set(order[:n])
-        assert next_phase(sealed.__contains__, 2) == (order[n] if n < len(order) else None)
+        assert next_step(sealed.__contains__, 2) == (order[n] if n < len(order) else None)
     assert order == sorted(order, key=lambda s: s.generation)
 
 
-def test_steps_are_ordered_as_they_are_run():
-    assert all(a < b and not b < a for a, b in itertools.combinations(steps(3), 2))
+@pytest.mark.parametrize("paradigm", ["replace", "accumulate", "accumulate-subsample"])
+def test_a_step_reads_earlier_ones_in_the_order_in_which_they_are_run(paradigm, tmp_path):
+    config = tiny(tmp_path, "generations=3", f"loop.paradigm={paradigm}", "train.warm_start=true", "train.flip=true")
+    order = list(steps(3))
+    for step in order:
+        read = [order.index(s) for s in inputs(config, step)]
+        assert read == sorted(set(read)), step
+        assert all(n < order.index(step) for n in read), step
 
 
 def test_a_gap_is_filled_first():
     sealed = set(steps(2)) - {Step(0, "encode")}
-    assert next_phase(sealed.__contains__, 2) == Step(0, "encode")
+    assert next_step(sealed.__contains__, 2) == Step(0, "encode")
 
 
 @pytest.mark.parametrize("generation", [1, 2, 5])

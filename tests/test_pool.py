@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 from loops import TINY, VECTORS, tiny
 
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step, recipes
+from entroloop.launcher.run.recipes import recipes
 from entroloop.selection.pool import FreshConfig, LoopConfig, check_fresh, pool_of, training_size
 
 

@@ -7,6 +7,7 @@ import pytest
 from loops import tiny
 
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
@@ -14,7 +15,6 @@ from entroloop.data.world import World
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import PREPARE, Layout, Step
 
 OWN = """
 import numpy as np

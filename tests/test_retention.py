@@ -6,6 +6,7 @@ import pytest
 from loops import VECTORS, sealed_bytes, tiny, tiny_file
 
 from entroloop.data.errors import Failed, UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store import removal as retention
 from entroloop.data.store.dataset import Dataset
@@ -15,8 +16,8 @@ from entroloop.launcher.commands.slurm import arm_command, conclude_command
 from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.preview.disk import describe_disk, generation_bytes, source_of
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.retention import contents_read, removable
-from entroloop.launcher.run.steps import Layout, Step, steps
+from entroloop.launcher.run.recipes import inputs, steps
+from entroloop.launcher.run.retention import removable
 
 KEEP = ("keep.samples=needed", "keep.features=needed")
 LITTLE = ("train.kimg=0.16", "train.checkpoint_kimg=0.08", "generations=3", "sample.shard_size=16")
@@ -97,7 +98,7 @@ def test_nothing_goes_that_an_unsealed_step_reads(tmp_path, paradigm):
         assert gone <= sealed
         for step in steps(8):
             if step not in sealed:
-                assert not gone & contents_read(config, step)
+                assert not gone & set(inputs(config, step))
     left = {(s.phase, s.generation) for s in gone}
     expected = {
         "replace": {(phase, g) for phase in ("sample", "encode") for g in range(4)},

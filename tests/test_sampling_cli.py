@@ -13,6 +13,7 @@ from loops import command, tiny
 from ranks import on_ranks
 
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import derive_seed
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
@@ -21,7 +22,6 @@ from entroloop.launcher import process
 from entroloop.launcher.commands import sample as sampling
 from entroloop.launcher.config import dump
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step
 
 TRAIN, SAMPLE = Step(0, "train"), Step(0, "sample")
 LAST = Step(1, "sample")

@@ -20,10 +20,11 @@ import pytest
 import yaml
 from loops import VECTORS, command, sealed_bytes
 
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
 from entroloop.launcher.run import lease
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step
+from entroloop.launcher.run.recipes import is_sealed
 from entroloop.slurm import states
 from entroloop.slurm.sbatch import site_of
 
@@ -194,7 +195,7 @@ def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_pa
     before = [path.stat().st_mtime_ns for path in shards]
     submit(path)
     assert submissions(run)[2]["tasks"] == [1]
-    until(lambda: drive.is_sealed(layout)(Step(0, "evaluate")), run)
+    until(lambda: is_sealed(layout)(Step(0, "evaluate")), run)
     finish(run)
     assert [path.stat().st_mtime_ns for path in shards] == before
     found = sealed_bytes(run)
@@ -211,7 +212,7 @@ def test_a_chain_of_two_generations_ends_with_the_bytes_of_a_local_run(tmp_path)
     path = tiny_file(tmp_path, *SLURM, *chain, *small)
     run = tmp_path / "runs" / "tiny"
     submit(path)
-    until(lambda: all_ended(run) and drive.is_sealed(Layout(run))(Step(1, "evaluate")), run, 400)
+    until(lambda: all_ended(run) and is_sealed(Layout(run))(Step(1, "evaluate")), run, 400)
     finish(run)
     parts = [(job["key"], job["offset"], job["tasks"]) for job in submissions(run) if job["key"].endswith("0.sample")]
     assert parts == [("generation_0000.sample", 0, [0, 1, 2, 3]), ("generation_0000.sample", 4, [0, 1])]
@@ -328,7 +329,7 @@ def test_a_failing_phase_stops_the_chain_and_status_says_why(tmp_path):
     found = json.loads(command("status", run, "--json").stdout)
     assert {job["state"] for job in found["jobs"]} == {"failed", "cancelled"}
     assert "submitted prepare" in submit(path)
-    until(lambda: drive.is_sealed(Layout(run))(Step(-1, "prepare")), run)
+    until(lambda: is_sealed(Layout(run))(Step(-1, "prepare")), run)
     command("slurm", "cancel", run)
     until(lambda: all_ended(run), run)
 

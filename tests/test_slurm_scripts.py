@@ -192,15 +192,15 @@ def test_another_python_than_this_one_is_refused():
 
 
 def test_the_slurm_section_may_change_on_resume(tmp_path):
-    from entroloop.launcher.run import runner as drive
-    from entroloop.launcher.run.steps import PREPARE
+    from entroloop.data.runfolder import PREPARE
+    from entroloop.launcher.run.lease import InUse, Lease
+    from entroloop.launcher.run.resume import open_run
 
-    layout = drive.open_run(tiny(tmp_path))
-    layout.lease(PREPARE).parent.mkdir(parents=True)
-    layout.lease(PREPARE).touch()  # begun
-    drive.open_run(tiny(tmp_path, "slurm.nodes=4"))
-    with pytest.raises(UserError, match=r"train\.lr"):
-        drive.open_run(tiny(tmp_path, "train.lr=0.5"))
+    layout = open_run(tiny(tmp_path))
+    with Lease(layout.lease(PREPARE), "prepare"):
+        open_run(tiny(tmp_path, "slurm.nodes=4"))
+        with pytest.raises(InUse):
+            open_run(tiny(tmp_path, "train.lr=0.5"))
 
 
 # -- the scripts, run --------------------------------------------------------------------------------------------------

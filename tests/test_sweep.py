@@ -13,10 +13,10 @@ import yaml
 from loops import VECTORS, command, python_command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.launcher import __main__ as launcher
 from entroloop.launcher import sweep
 from entroloop.launcher.run import lease
-from entroloop.launcher.run.steps import Layout, Step
 from entroloop.launcher.status import inspect
 
 GRID = {"selection.strategy": ["random", "greedy"], "seed": [0, 1]}

@@ -7,7 +7,7 @@ from loops import command, tiny_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from entroloop.data.errors import UserError
-from entroloop.launcher.run.steps import Layout
+from entroloop.data.runfolder import Layout
 from entroloop.trainer import tracking
 from entroloop.trainer.engines import trackers
 from entroloop.trainer.tracking import Tracking, TrackingConfig

@@ -6,9 +6,9 @@ import pytest
 from loops import sealed_bytes, tiny
 
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step
 
 SHORT = ("generations=1", "data.limit=120", "data.shard_size=1", "train.kimg=0.16")  # more shards than `buffer`
 

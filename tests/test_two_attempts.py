@@ -17,6 +17,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.features import blocks as features
 from entroloop.data.features.encoder import load_encoder
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import write_index
@@ -26,9 +27,8 @@ from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
 from entroloop.launcher.run import lease
 from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
-from entroloop.launcher.run.steps import PREPARE, Layout, Step
-from entroloop.launcher.run.work import Work
 from entroloop.trainer import checkpoint
 
 TRAIN = Step(0, "train")
@@ -60,7 +60,7 @@ def test_a_step_that_was_sealed_between_its_choice_and_its_lease_is_left_alone(t
     layout = run(config, until=TRAIN)
     times = {path: path.stat().st_mtime_ns for path in layout.of(TRAIN).rglob("*")}
     before = layout.stats(0).read_bytes()
-    drive.run_step(Work(config, layout, World(), lambda: False), TRAIN)
+    drive.run_step(Context(config, layout, World(), lambda: False), TRAIN)
     assert {path: path.stat().st_mtime_ns for path in layout.of(TRAIN).rglob("*")} == times
     assert layout.stats(0).read_bytes() == before
     assert not layout.lease(TRAIN).exists()
@@ -154,27 +154,6 @@ def test_a_heartbeat_alone_notices_it(tmp_path):
             time.sleep(0.01)
         assert held.lost
         assert not (tmp_path / ".lease").exists()
-
-
-def test_of_two_first_starts_with_different_seeds_the_saved_configuration_is_that_of_the_run(tmp_path):
-    first, second = points(tmp_path, "seed=0"), points(tmp_path, "seed=1")
-    layout = drive.open_run(first)
-    drive.open_run(second)  # before the first one prepares: the corrected configuration counts
-    with pytest.raises(UserError, match="seed is 1 there, 0 here"):
-        drive.run_step(Work(first, layout, World(), lambda: False), PREPARE)
-    assert not manifest.is_sealed(layout.of(PREPARE))
-    with Lease(layout.lease(PREPARE), "prepare"), pytest.raises(UserError, match="seed is 1 there, 0 here"):
-        drive.open_run(first)
-    run(second, until=PREPARE)
-    assert drive.read_config(layout)["seed"] == 1
-
-
-def test_a_configuration_is_not_replaced_once_somebody_else_prepared_the_run(tmp_path, monkeypatch):
-    first, second = points(tmp_path, "seed=0"), points(tmp_path, "seed=1")
-    run(first, until=PREPARE)
-    monkeypatch.setattr(drive, "_begun", lambda layout: False)  # looked a moment before
-    with pytest.raises(UserError, match="seed is 0 there, 1 here"):
-        drive.open_run(second)
 
 
 def _samples(folder, number):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from loops import TINY
 
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import REAL, Provenance, seal_dataset, write_shard
@@ -17,7 +18,7 @@ from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner as drive
-from entroloop.launcher.run.steps import Layout, Step, steps
+from entroloop.launcher.run.recipes import steps
 
 
 def run(folder, source, *overrides):

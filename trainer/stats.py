@@ -45,9 +45,14 @@ class Window:
         if len(self.losses) < self.every:
             return None
         loss, sigma = (self.world.gather_rows(torch.cat(values)).cpu() for values in (self.losses, self.sigmas))
-        line = self._line(loss, sigma, seen) if self.world.is_main else None
-        if line is not None:
+        line: dict[str, Any] | None = None
+
+        def write() -> None:
+            nonlocal line
+            line = self._line(loss, sigma, seen)
             files.add_line(self.path, line)
+
+        self.world.on_main(write)
         self._reset()
         return line
 

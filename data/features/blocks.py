@@ -18,7 +18,7 @@ from entroloop.data.features.encoder import Encoder
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
-from entroloop.data.store.blocks import block_name
+from entroloop.data.store.blocks import block_name, missing
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Samples
 
@@ -38,7 +38,7 @@ def encode_shards(
 
     Raises Interrupted between shards when `should_stop` says so.
     """
-    mine = [i for i in part.of(len(dataset.shard_names)) if _missing(encoders, folder, i)]
+    mine = [i for i in part.of(len(dataset.shard_names)) if missing(encoders, folder, i)]
     with Progress(title, sum(dataset.shard_counts[i] for i in mine), "img", show=show) as progress:
         on_progress(progress)
         for number in mine:
@@ -51,15 +51,11 @@ def encode_shards(
 
 def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, samples: Samples) -> None:
     """Writes the blocks of one shard that are not there yet."""
-    for name in _missing(encoders, folder, number):
+    for name in missing(encoders, folder, number):
         block = io.BytesIO()
         np.save(block, encoders[name](samples), allow_pickle=False)
         content = block.getvalue()
         manifest.add(folder, block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
-
-
-def _missing(encoders: Mapping[str, Encoder], folder: Path, shard: int) -> list[str]:
-    return [name for name in encoders if not (folder / block_name(name, shard)).exists()]
 
 
 def seal_features(

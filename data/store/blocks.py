@@ -8,6 +8,7 @@ N samples, D features.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,11 @@ from entroloop.data.store import manifest
 def block_name(encoder: str, shard: int) -> str:
     """File of one block; characters of `module:attribute` that do not belong in a file name become `_`."""
     return f"{re.sub(r'[^A-Za-z0-9-]', '_', encoder)}-{shard:06d}.npy"
+
+
+def missing(encoders: Iterable[str], folder: Path, shard: int) -> list[str]:
+    """The encoders whose block of a shard is not in the folder yet."""
+    return [name for name in encoders if not (folder / block_name(name, shard)).exists()]
 
 
 def encoders_of(folder: Path) -> list[str]:

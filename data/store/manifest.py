@@ -119,7 +119,7 @@ def is_sealed(folder: Path) -> bool:
 def read(folder: Path) -> Manifest:
     """The manifest of a sealed folder.
 
-    Raises UserError, naming the folder or file, when there is none, it is damaged, or of a newer format.
+    Raises UserError, naming the folder or file, when there is none, it is damaged, or of another format.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -128,11 +128,11 @@ def read(folder: Path) -> Manifest:
         raise UserError(f"{folder}: not sealed (no {MANIFEST}): either unfinished or not made by entroloop")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(raw, dict) and raw.get("format", FORMAT) != FORMAT:
-            raise UserError(f"{path}: format {raw['format']} is not the {FORMAT} this version of entroloop reads")
-        sealed = raw.pop("digest", None) if isinstance(raw, dict) else None
-        if sealed not in (None, files.digest(raw)):
-            raise UserError(f"{path}: damaged manifest (content changed since it was sealed)")
+        if isinstance(raw, dict):
+            if raw.get("format", FORMAT) != FORMAT:
+                raise UserError(f"{path}: format {raw['format']} is not the {FORMAT} this version of entroloop reads")
+            if raw.pop("digest", None) != files.digest(raw):
+                raise UserError(f"{path}: damaged manifest (content changed since it was sealed)")
         return Manifest.model_validate(raw)
     except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: damaged manifest ({reason(error)})") from error

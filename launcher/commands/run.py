@@ -12,7 +12,7 @@ from entroloop.data.errors import UserError
 from entroloop.launcher.commands.common import ConfigFile, Overrides
 
 if TYPE_CHECKING:
-    from entroloop.launcher.run.steps import Step
+    from entroloop.data.runfolder import Step
 
 
 def run_command(
@@ -56,14 +56,16 @@ def run_command(
 
 def _step(generation: int | None, phase: str | None) -> Step | None:
     """The step that --generation and --phase name; None without them. Raises UserError when they do not fit."""
-    from entroloop.launcher.run.steps import PHASES, PREPARE, Step
+    from entroloop.data.runfolder import Step
+    from entroloop.data.store.shards import REAL
+    from entroloop.launcher.run.phases import BY_NAME
 
     if phase is None and generation is None:
         return None
-    if phase == "prepare":
-        return PREPARE
-    if phase not in PHASES:
-        raise UserError(f"--phase {phase}: give one of prepare, {', '.join(PHASES)}")
+    if phase not in BY_NAME:
+        raise UserError(f"--phase {phase}: give one of {', '.join(BY_NAME)}")
+    if BY_NAME[phase].once:
+        return Step(REAL, phase)
     if generation is None:
         raise UserError(f"--phase {phase}: say which generation with --generation")
     return Step(generation, phase)

@@ -29,12 +29,12 @@ def sample_command(
     ] = None,
 ) -> None:
     """Make the missing sample shards of a run, without a process group."""
+    from entroloop.data.runfolder import Layout, Step
     from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.data.world import join
     from entroloop.launcher.process import StopFlag, check_alone
     from entroloop.launcher.run import runner
-    from entroloop.launcher.run.steps import Layout, Step
 
     if part is None:  # the tasks of one srun may each make a part
         check_alone(
@@ -57,8 +57,8 @@ def sample_command(
 
 def load_run(run: Path) -> Config:
     """The configuration saved with a run, at the place where the run is now. Raises UserError when it is no run."""
+    from entroloop.data.runfolder import Layout, read_config
     from entroloop.launcher.config import compose
-    from entroloop.launcher.run.steps import Layout, read_config
 
     saved = read_config(Layout(run))
     config = compose(saved, [], str(run / "config.yaml"))

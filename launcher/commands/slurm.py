@@ -83,14 +83,15 @@ def arm_command(
 @app.command("conclude", hidden=True)
 def conclude_command(config: ConfigFile) -> None:
     """Write the report of a sweep over all arms that have something to show (called by the last job)."""
+    from entroloop.data.runfolder import Step
     from entroloop.eval.report import page
     from entroloop.launcher import sweep
     from entroloop.launcher.run import retention
-    from entroloop.launcher.run.steps import Step, is_sealed, next_phase
+    from entroloop.launcher.run.recipes import is_sealed, next_step
 
     base, arms = sweep.arms_of(config, [])
     shown = [arm for arm in arms if is_sealed(arm.layout)(Step(0, "evaluate"))]
-    unfinished = [arm for arm in arms if next_phase(is_sealed(arm.layout), arm.config.generations) is not None]
+    unfinished = [arm for arm in arms if next_step(is_sealed(arm.layout), arm.config.generations) is not None]
     if shown:
         page.write([arm.layout.run for arm in shown], base.run_folder / "report.html")
     for arm in arms if not unfinished else []:

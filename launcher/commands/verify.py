@@ -71,8 +71,9 @@ def verify_command(
 def _other_inputs(path: Path) -> list[str]:
     """One line for each input of a run's sealed folder that is not the one that the folder was made from."""
     from entroloop.data.errors import UserError, reading
+    from entroloop.data.runfolder import Layout, read_config
     from entroloop.data.store import manifest
-    from entroloop.launcher.run.steps import Layout, read_config, steps
+    from entroloop.launcher.run.recipes import steps
 
     layout = Layout(path.absolute().parent.parent)
     if not layout.config.is_file():

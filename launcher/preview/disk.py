@@ -13,14 +13,16 @@ from pathlib import Path
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
+from entroloop.data.runfolder import FOLDERS, Layout, Step
 from entroloop.data.sources.base import ArraySource, ImageSource
 from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.settings import num_classes
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.memory import count_parameters
+from entroloop.launcher.run.recipes import real_folder
 from entroloop.launcher.run.retention import removable, size
-from entroloop.launcher.run.steps import Layout, Step, real_folder
 from entroloop.selection.pool import training_size
 
 TAR_BLOCK = 512
@@ -33,11 +35,16 @@ STATES = 3  # weights and Adam's two moments in a checkpoint, beside the average
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of the real data: samples, shape of one ((C, H, W) or (D,)) and whether they have labels."""
+    """What is known of the real data: samples, shape of one ((C, H, W) or (D,)), whether they have labels, classes."""
 
     count: int
     shape: tuple[int, ...]
     labelled: bool
+    classes: int
+
+    @staticmethod
+    def of(sealed: Dataset) -> Source:
+        return Source(len(sealed), sealed.shape, sealed.labelled, sealed.num_classes)
 
 
 def source_of(config: Config) -> Source | None:
@@ -45,8 +52,7 @@ def source_of(config: Config) -> Source | None:
     data = config.data
     folder = real_folder(config, Layout(config.run_folder))
     if manifest.is_sealed(folder):
-        sealed = Dataset(folder)
-        return Source(len(sealed), sealed.shape, sealed.labelled)
+        return Source.of(Dataset(folder))
     try:
         opened = open_source(data.source, data.split)
         count = min(len(opened.names), data.limit or len(opened.names))
@@ -61,7 +67,7 @@ def source_of(config: Config) -> Source | None:
         return None
     if len(shape) == 3 and data.resolution is not None:
         shape = (shape[0], data.resolution, data.resolution)
-    return Source(count, shape, opened.labels is not None)
+    return Source(count, shape, opened.labels is not None, num_classes(opened))
 
 
 def sample_bytes(shape: tuple[int, ...], labelled: bool) -> int:
@@ -115,8 +121,7 @@ def describe_disk(config: Config, source: Source | None) -> list[str]:
     each = [generation_bytes(config, source, g, parameters) for g in range(config.generations)]
     lines = [f"real data      disk      {_parts(real)}"]
     lines += [f"generation {g:<3} disk      {_parts(parts)}" for g, parts in enumerate(each)]
-    folders = {"sample": "samples", "encode": "features"}
-    gone = sum(each[s.generation][folders[s.phase]] for s in removable(config, _all_sealed))
+    gone = sum(each[s.generation][FOLDERS[s.phase]] for s in removable(config, _all_sealed))
     states = 4 * parameters * (STATES + 1 + len(config.train.more_emas)) * (config.train.keep + 1)
     total = sum(real.values()) + sum(sum(parts.values()) for parts in each)
     kept = config.generations * states if config.keep.checkpoints == "all" else 0

@@ -6,20 +6,23 @@ Config + the real data, where they can be looked at  ->  check_ready  ->  nothin
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 import torch
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import check_own
+from entroloop.data.runfolder import Layout
 from entroloop.data.split import split_real
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.disk import Source, source_of
 from entroloop.launcher.preview.memory import count_parameters
-from entroloop.launcher.run.guide import guide_of
-from entroloop.launcher.run.steps import Layout, Phase, real_folder
+from entroloop.launcher.run.phase import Phase
+from entroloop.launcher.run.recipes import real_folder
 from entroloop.selection.pool import check_fresh
+from entroloop.trainer.guidance import check_guide
 from entroloop.trainer.tracking import check_installed
 
 
@@ -33,11 +36,11 @@ def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, 
     ->      the real data, as far as they were looked at
     """
     check_installed(config.tracking)
-    if "sample" in ahead:
-        guide_of(config, Layout(config.run_folder), 0)
-    encoding = {"prepare", "encode", "evaluate"} & set(ahead)
-    own = [name for name in config.encoders if encoding and name not in ENCODERS.built_in]
-    sealed = manifest.is_sealed(real_folder(config, Layout(config.run_folder)))
+    layout = Layout(config.run_folder)
+    for phase in ahead:
+        phase.ready(config, layout)
+    own = [name for name in config.encoders if name not in ENCODERS.built_in and any(p.encodes for p in ahead)]
+    sealed = manifest.is_sealed(real_folder(config, layout))
     real = source_of(config) if look or own or (sealed and ahead) else None
     if real is not None:
         check_real(config, real)
@@ -59,4 +62,6 @@ def check_real(config: Config, real: Source) -> None:
             )
         if config.train.labels:  # which choices by class need, too
             raise UserError("train.labels=true: the real data have no labels: set train.labels=false")
+    if config.sample.guide and config.sample.guide_generation(0) is None:
+        check_guide(Path(config.sample.guide), real.shape, real.classes if config.train.labels else 0)
     count_parameters(config, real.shape)

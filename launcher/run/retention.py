@@ -8,51 +8,48 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from entroloop.data.store import manifest
-from entroloop.data.store import removal as retention
+from entroloop.data.runfolder import Layout, Step
+from entroloop.data.store import manifest, removal
 from entroloop.launcher.config import Config
-from entroloop.launcher.run.steps import Layout, Step, inputs, steps
+from entroloop.launcher.run.phases import BY_NAME
+from entroloop.launcher.run.phases.sample import SAMPLE
+from entroloop.launcher.run.recipes import inputs, steps
 
 log = logging.getLogger(__name__)
 
 
-def contents_read(config: Config, step: Step) -> set[Step]:
-    """The sample and encode steps whose large files a step reads."""
-    return {read for read in inputs(config, step) if read.phase in ("sample", "encode")}
+def _goes(config: Config, step: Step) -> bool:
+    removable = BY_NAME[step.phase].removable
+    return removable is not None and removable(config)
 
 
 def removable(config: Config, sealed: Callable[[Step], bool]) -> list[Step]:
-    """Sealed sample and encode steps, of the kinds that `keep` lets go, that no unsealed step reads, in order.
+    """Sealed steps, of the phases that `keep` lets go, that no unsealed step reads, in order.
 
     The generation after the last one counts as unsealed: a finished run may be continued.
     """
     ahead = [
         step for step in steps(config.generations + 1) if step.generation == config.generations or not sealed(step)
     ]
-    needed = set().union(*(contents_read(config, step) for step in ahead))
+    needed = {read for step in ahead for read in inputs(config, step)}
     if config.data.selected == "index":  # what training sets refer to stays as they do
-        chosen_from = [contents_read(config, Step(g, "select")) for g in range(config.generations)]
-        needed |= {step for read in chosen_from for step in read if step.phase == "sample"}
-    kinds = {"sample": config.keep.samples, "encode": config.keep.features}
-    return [
-        step
-        for step in steps(config.generations)
-        if kinds.get(step.phase) == "needed" and sealed(step) and step not in needed
-    ]
+        chosen_from = (inputs(config, Step(g, "select")) for g in range(config.generations))
+        needed |= {step for read in chosen_from for step in read if step.phase == SAMPLE.name}
+    return [step for step in steps(config.generations) if _goes(config, step) and sealed(step) and step not in needed]
 
 
 def names_of(layout: Layout, step: Step) -> list[str]:
     """The large files of a step that go: sample shards but the first, feature blocks."""
     large = [e.name for e in manifest.read(layout.of(step)).files if not e.name.endswith(".json")]
-    return large[1:] if step.phase == "sample" else large
+    return large[BY_NAME[step.phase].spared :]
 
 
 def apply(config: Config, layout: Layout) -> None:
     """Removes what can go. Does nothing with the default `keep`."""
-    if config.keep.samples == "all" and config.keep.features == "all":
+    if not any(_goes(config, step) for step in steps(1)):
         return
     freed = sum(
-        retention.remove(layout.of(step), names_of(layout, step))
+        removal.remove(layout.of(step), names_of(layout, step))
         for step in removable(config, lambda step: manifest.is_sealed(layout.of(step)))
     )
     if freed:

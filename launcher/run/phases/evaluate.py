@@ -1,62 +1,125 @@
 """The evaluate phase: one row of measures of a generation.
 
-    features of the samples, of the training set and of held-out real images  ->  generation/metrics/metrics.jsonl
-
-Every rank of the World calls it, with its share of the rows of each set; rank 0 writes.
+features of the samples, of the training set and of held-out real images  ->  generation/metrics/metrics.jsonl
 """
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entroloop.data.runfolder import PREPARE, Step
 from entroloop.data.store import manifest
-from entroloop.data.store.blocks import encoder_digest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import REAL, Samples
-from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
-from entroloop.eval.measures.row import Row
-from entroloop.launcher.run.inputs import Inputs, share
-from entroloop.launcher.run.steps import PREPARE, Step
+from entroloop.launcher.run.phase import Phase
+from entroloop.launcher.run.phases.select import training_set
+from entroloop.selection.pool import origins
 
+if TYPE_CHECKING:
+    from entroloop.data.seeds import Part
+    from entroloop.data.world import World
+    from entroloop.eval.measures.row import Row
+    from entroloop.launcher.config import Config
+    from entroloop.launcher.run.context import Context
+
+Number = TypeVar("Number", np.float32, np.int64)
 BLOCK = 1024  # images that are flipped and encoded at a time
 
 
-def evaluate(inputs: Inputs, step: Step) -> Row:
+def _reads(config: Config, generation: int) -> Iterator[Step]:
+    yield Step(generation, "encode")
+    for g in origins(config.loop, generation, config.data.size):
+        if g != REAL:
+            yield Step(g, "encode")
+    if config.train.flip:
+        yield from training_set(config, generation)
+    else:
+        yield Step(generation, "select")
+
+
+def _decides(config: Config, generation: int) -> dict[str, Any]:
+    return {"evaluation": config.evaluation.deciding(), "size": config.data.size}
+
+
+def _forecast(config: Config, generation: int) -> str:
+    return f"samples 0 … {(config.evaluation.samples or config.data.size) - 1}"
+
+
+def _work(context: Context, step: Step, part: Part | None) -> str:
+    row = evaluate(context, step)
+    if context.world.is_main:
+        context.track(row.as_dict(), "metrics", step.generation, context.config.train.images)
+    first = context.config.evaluation.encoders[0]
+    measures = row.measures[first]
+    return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"
+
+
+def evaluate(context: Context, step: Step) -> Row:
     """Seals a generation's row, which every rank gets."""
-    config, world, generation = inputs.config, inputs.world, step.generation
-    selected = inputs.dataset(Step(generation, "select"))
+    from entroloop.data.store.blocks import encoder_digest
+    from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
+
+    config, world, generation = context.config, context.world, step.generation
+    selected = context.dataset(Step(generation, "select"))
     n = config.evaluation.samples or config.data.size
     sets = {}
     for name in config.evaluation.encoders:
         sets[name] = FeatureSets(
-            generated=share(inputs.features(generation, name)[:n], world),
-            training=share(inputs.training_features(selected, name), world),
-            heldout=share(inputs.features(REAL, name)[inputs.split.heldout], world),
-            digest=encoder_digest(inputs.layout.of(PREPARE), name),
-            mirrored=_mirrored(inputs, selected, name),
+            generated=_mine(world, context.features(generation, name)[:n]),
+            training=_mine(world, _training_features(context, selected, name)),
+            heldout=_mine(world, context.features(REAL, name)[context.split.heldout]),
+            digest=encoder_digest(context.layout.of(PREPARE), name),
+            mirrored=_mirrored(context, selected, name),
         )
     size, more = config.evaluation.entropy_size or config.data.size, config.evaluation.measures
     row = evaluate_generation(generation, sets, selected.provenance, entropy_size=size, more=more, world=world)
     if generation == 0:
         row = row.model_copy(update={"baseline": baseline_row(sets, entropy_size=size, more=more, world=world)})
-    if world.is_main:
-        folder = inputs.layout.of(step)
-        manifest.add(folder, "metrics.jsonl", lambda file: file.write(row.as_json()))
-        manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=inputs.made_from(step))
+    world.on_main(lambda: _seal(context, step, n, row))
     return row
 
 
-def _mirrored(inputs: Inputs, selected: Dataset, encoder: str) -> NDArray[np.float32] | None:
+def _seal(context: Context, step: Step, n: int, row: Row) -> None:
+    folder = context.layout.of(step)
+    manifest.add(folder, "metrics.jsonl", lambda file: file.write(row.as_json()))
+    manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=context.made_from(step))
+
+
+def _mine(world: World, rows: NDArray[Number]) -> NDArray[Number]:
+    return rows[world.share(len(rows))]
+
+
+def _training_features(context: Context, selected: Dataset, encoder: str) -> NDArray[np.float32]:
+    """Features of a training set, taken from where its images were first encoded: float32 [N, D]."""
+    where = selected.provenance
+    out: NDArray[np.float32] | None = None
+    for g in np.unique(where.generation):
+        rows = where.generation == g
+        found = context.features(int(g), encoder)[where.index[rows]]
+        if out is None:
+            out = np.empty((len(where), found.shape[1]), dtype=np.float32)
+        out[rows] = found
+    assert out is not None
+    return out
+
+
+def _mirrored(context: Context, selected: Dataset, encoder: str) -> NDArray[np.float32] | None:
     """Features of this rank's training images flipped, where the model was trained with flips: float32 [n_r, D]."""
-    if not inputs.config.train.flip or len(selected.shape) != 3:
+    if not context.config.train.flip or len(selected.shape) != 3:
         return None
-    rows = share(np.arange(len(selected)), inputs.world)
+    rows = _mine(context.world, np.arange(len(selected)))
     blocks = [rows[start : start + BLOCK] for start in range(0, max(1, len(rows)), BLOCK)]
-    return np.concatenate([inputs.encoders[encoder](_flipped(selected.take(block))) for block in blocks])
+    return np.concatenate([context.encoders[encoder](_flipped(selected.take(block))) for block in blocks])
 
 
 def _flipped(images: Samples) -> Samples:
     return cast(Samples, np.ascontiguousarray(images[..., ::-1]))
+
+
+EVALUATE = Phase(
+    "evaluate", reads=_reads, decides=_decides, work=_work, forecast=_forecast, processes="node", encodes=True
+)

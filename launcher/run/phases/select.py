@@ -1,77 +1,123 @@
 """The select phase: the pool of a generation, the choice out of it, and the training set that comes of it.
 
-    real data, samples of earlier generations, their features  ->  generation/selected
-
-Every rank of the World calls it; rank 0 writes.
+real data, samples of earlier generations, their features  ->  generation/selected
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.seeds import derive_seed
+from entroloop.data.runfolder import Step
 from entroloop.data.store.shards import REAL
-from entroloop.launcher.run.inputs import Inputs, share
-from entroloop.launcher.run.steps import Step
-from entroloop.selection import select as choose
-from entroloop.selection.pool import pool_of
-from entroloop.selection.training_set import Source, index_selected, write_selected
+from entroloop.launcher.run.phase import Phase
+from entroloop.selection.pool import origins, pool_of, pool_size, training_size
+
+if TYPE_CHECKING:
+    from entroloop.data.seeds import Part
+    from entroloop.launcher.config import Config
+    from entroloop.launcher.run.context import Context
+    from entroloop.selection.training_set import Source
 
 
-def select_training_set(inputs: Inputs, step: Step) -> tuple[str, dict[str, Any]]:
-    """Seals the training set of a generation; returns what is worth saying, and facts for its line of stats.jsonl."""
-    config, generation = inputs.config, step.generation
-    folder = inputs.layout.of(step)
+def _reads(config: Config, generation: int) -> Iterator[Step]:
     if generation == 0:
-        if inputs.world.is_main:
-            source = Source(inputs.real, inputs.split.training, real=True)
-            ids = np.arange(config.data.size)
-            _write(inputs, step, [source], ids)
-        return f"{config.data.size} real {inputs.kind}", {}
+        return
+    pool = pool_of(config.loop, generation, config.data.size)
+    for g in pool.pool:
+        if g != REAL:
+            yield Step(g, "sample")
+            yield Step(g, "encode")
+    if pool.keep:
+        yield from training_set(config, generation - 1)
+
+
+def training_set(config: Config, generation: int) -> Iterator[Step]:
+    """The steps whose folders hold a generation's training set: its own, and those of samples it is an index of."""
+    yield Step(generation, "select")
+    if config.data.selected == "index":
+        for g in origins(config.loop, generation, config.data.size):
+            if g != REAL:
+                yield Step(g, "sample")
+
+
+def _decides(config: Config, generation: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"seed": config.seed, "selected": config.data.selected}
+    if generation == 0:
+        return found | {"size": config.data.size}
+    return found | {"loop": config.loop.deciding(), "selection": config.selection.deciding()}
+
+
+def _forecast(config: Config, generation: int) -> str:
+    n, loop = config.data.size, config.loop
+    if generation == 0:
+        return f"{n} real images"
+    pool = pool_of(loop, generation, n)
+    before = generation - 1
+    kept = f", beside the {training_size(loop, before, n)} of generation {before}" if pool.keep else ""
+    fresh = f", {len(pool.fresh)} fresh real images" if pool.fresh else ""
+    chosen = "all" if loop.all_candidates else pool.choose
+    return f"{chosen} of {pool_size(loop, pool.pool, n)} candidates{fresh}{kept}"
+
+
+def _work(context: Context, step: Step, part: Part | None) -> str:
+    said, sources, ids = _chosen(context, step)
+    context.world.on_main(lambda: _write(context, step, sources, ids))
+    return said
+
+
+def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np.int64]]:
+    """What the log says, the candidates, and the ids of the chosen ones in their concatenation."""
+    from entroloop.selection.training_set import Source
+
+    config, generation = context.config, step.generation
+    real = Source(context.real, context.split.training, real=True)
+    if generation == 0:
+        return f"{config.data.size} real {context.kind}", [real], np.arange(config.data.size)
     pool = pool_of(config.loop, generation, config.data.size)
     sources, blocks = [], []
     for g in pool.pool:
-        features = inputs.features(g, config.selection.encoder)
+        features = context.features(g, config.selection.encoder)
         if g == REAL:
-            sources.append(Source(inputs.real, inputs.split.training, real=True))
-            blocks.append(features[inputs.split.training])
+            sources.append(real)
+            blocks.append(features[context.split.training])
         else:
             count = config.loop.candidates * config.data.size
-            sources.append(Source(inputs.dataset(Step(g, "sample")), np.arange(count)))
+            sources.append(Source(context.dataset(Step(g, "sample")), np.arange(count)))
             blocks.append(features[:count])
     ids = np.empty(0, np.int64)
-    facts: dict[str, Any] = {}
     candidates = sum(len(block) for block in blocks)
     if config.loop.all_candidates:
         ids = np.arange(candidates)
     elif pool.choose:
-        ids, facts = _choose(inputs, np.concatenate(blocks), pool.choose, sources, generation)
+        ids = _choose(context, np.concatenate(blocks), pool.choose, sources, generation)
     if pool.fresh:
-        sources.append(Source(inputs.real, np.sort(inputs.split.fresh[pool.fresh]), real=True))
+        sources.append(Source(context.real, np.sort(context.split.fresh[pool.fresh]), real=True))
         ids = np.concatenate([ids, candidates + np.arange(len(pool.fresh))])
     if pool.keep:
-        before = Source.whole(inputs.dataset(Step(generation - 1, "select")))
+        before = Source.whole(context.dataset(Step(generation - 1, "select")))
         ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
         sources.insert(0, before)
-    if inputs.world.is_main:
-        _write(inputs, step, sources, ids)
     fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
     chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
     if config.loop.all_candidates:
         chosen = f"all {candidates} candidates"
-    return f"{chosen}{fresh}, {len(ids)} in all -> {folder.name}", facts
+    return f"{chosen}{fresh}, {len(ids)} in all -> {context.layout.of(step).name}", sources, ids
 
 
 def _choose(
-    inputs: Inputs, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
-) -> tuple[NDArray[np.int64], dict[str, Any]]:
-    """Rows of the candidates' features that are chosen, int64 [size], and what to note of them."""
-    selection, loop, world = inputs.config.selection, inputs.config.loop, inputs.world
+    context: Context, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
+) -> NDArray[np.int64]:
+    """Rows of the candidates' features that are chosen, int64 [size]; notes facts of the choice."""
+    from entroloop.data.seeds import derive_seed
+    from entroloop.selection import select
+
+    selection, loop, world = context.config.selection, context.config.loop, context.world
     options: dict[str, Any] = dict(selection.options)
-    rows = share(np.arange(len(features)), world)
+    rows = world.share(len(features))
     generations = np.concatenate([s.provenance.generation for s in sources])[rows]
     labels = None
     if all(s.labels is not None for s in sources):
@@ -80,43 +126,46 @@ def _choose(
         options["stratified"] = True
     if loop.balanced:
         options["per_class"] = True
-    real = inputs.features(REAL, selection.encoder)[inputs.split.training]
-    chosen = choose(
+    real = context.features(REAL, selection.encoder)[context.split.training]
+    chosen = select(
         features[rows], size, selection.strategy,
-        seed=derive_seed(inputs.config.seed, generation, "select"), world=world, metric=selection.metric,
+        seed=derive_seed(context.config.seed, generation, "select"), world=world, metric=selection.metric,
         labels=labels, generations=generations, reference=real, **options,
     )  # fmt: skip
     ids: NDArray[np.int64] = np.asarray(chosen.ids)
     finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
-    return ids, {"radius_median": float(np.median(finite)) if len(finite) else None, **chosen.info}
+    context.facts |= {"radius_median": float(np.median(finite)) if len(finite) else None, **chosen.info}
+    return ids
 
 
-def _write(inputs: Inputs, step: Step, sources: list[Source], ids: NDArray[np.int64]) -> None:
-    data, folder = inputs.config.data, inputs.layout.of(step)
+def _write(context: Context, step: Step, sources: list[Source], ids: NDArray[np.int64]) -> None:
+    from entroloop.selection.training_set import index_selected, write_selected
+
+    data, folder = context.config.data, context.layout.of(step)
     about: dict[str, Any] = {}
-    if inputs.real.labelled:
-        labels = _labels(inputs, sources, ids)
-        histogram = np.bincount(labels[labels >= 0], minlength=inputs.real.num_classes)
+    if context.real.labelled:
+        labels = _labels(context, sources, ids)
+        histogram = np.bincount(labels[labels >= 0], minlength=context.real.num_classes)
         about = {
-            "num_classes": inputs.real.num_classes,
+            "num_classes": context.real.num_classes,
             "label_histogram": histogram.tolist(),
             "unlabelled": int((labels < 0).sum()),
         }
-    made_from = inputs.made_from(step)
+    made_from = context.made_from(step)
     if data.selected == "index":
         index_selected(
-            sources, ids, folder, run=inputs.layout.run, shard_size=data.shard_size, about=about, made_from=made_from
+            sources, ids, folder, run=context.layout.run, shard_size=data.shard_size, about=about, made_from=made_from
         )
     else:
         write_selected(sources, ids, folder, shard_size=data.shard_size, about=about, made_from=made_from)
 
 
-def _labels(inputs: Inputs, sources: list[Source], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def _labels(context: Context, sources: list[Source], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Class of every chosen candidate, -1 of samples without one: int64 [N].
 
     A training set that mixes real images with such samples has no labels, but its real images are still known.
     """
-    real = inputs.real.labels
+    real = context.real.labels
     assert real is not None
     every = []
     for source in sources:
@@ -126,3 +175,6 @@ def _labels(inputs: Inputs, sources: list[Source], ids: NDArray[np.int64]) -> ND
             labels[where.generation == REAL] = real[where.index[where.generation == REAL]]
         every.append(labels)
     return np.concatenate(every)[ids]
+
+
+SELECT = Phase("select", reads=_reads, decides=_decides, work=_work, forecast=_forecast, processes="node")

@@ -1,16 +1,20 @@
-"""What a phase finds: the configuration, the real data and its split, and what earlier phases sealed."""
+"""What a phase works with: the configuration, the folder and the processes of a run, and what earlier steps sealed."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder
+from entroloop.data.progress import Progress
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.split import RealSplit, split_real
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import encoder_digest, load_features
@@ -19,35 +23,41 @@ from entroloop.data.store.index import open_set
 from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.launcher.config import Config
-from entroloop.launcher.preview.disk import Source
-from entroloop.launcher.run import steps as phases
-from entroloop.launcher.run.ready import check_real
-from entroloop.launcher.run.steps import PREPARE, Layout, Step
-
-Number = TypeVar("Number", np.float32, np.int64)
+from entroloop.launcher.run import recipes
+from entroloop.trainer.tracking import Tracking
 
 
 @dataclass
-class Inputs:
-    """Of one run, in one process of its World. What is not sealed yet raises UserError, naming the folder."""
+class Context:
+    """One run in one process of its World. What is not sealed yet raises UserError, naming the folder.
+
+    scratch  folder on this machine's own disk to which training shards are copied first
+    overlap  encode every shard as soon as it is sampled
+    facts    of the step that ran last, for its line of stats.jsonl
+    """
 
     config: Config
     layout: Layout
     world: World
+    should_stop: Callable[[], bool] = lambda: False
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    scratch: Path | None = None
+    overlap: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
 
     def made_from(self, step: Step) -> dict[str, str]:
         """For the step's seal: its recipe, and the digest of every sealed folder that it reads."""
-        read = phases.parents(self.config, self.layout, step)
+        read = recipes.parents(self.config, self.layout, step)
         return {"recipe": self.recipes[step]} | {name: manifest.read(folder).digest for name, folder in read.items()}
 
     @functools.cached_property
     def recipes(self) -> dict[Step, str]:
-        return phases.recipes(self.config)
+        return recipes.recipes(self.config)
 
     @functools.cached_property
     def real(self) -> Dataset:
-        """The real data set (see `phases.real_folder`)."""
-        return Dataset(phases.real_folder(self.config, self.layout))
+        """The real data set (see `recipes.real_folder`)."""
+        return Dataset(recipes.real_folder(self.config, self.layout))
 
     @property
     def kind(self) -> str:
@@ -64,11 +74,14 @@ class Inputs:
 
     @functools.cached_property
     def encoders(self) -> dict[str, Encoder]:
+        return self.load_encoders(self.config.encoders)
+
+    def load_encoders(self, names: list[str]) -> dict[str, Encoder]:
         """Raises UserError where an encoder is another one than when the real data were encoded."""
         folder = self.layout.classifier if manifest.is_sealed(self.layout.classifier) else None
         prepared = self.layout.of(PREPARE)
         found = {}
-        for name in self.config.encoders:
+        for name in names:
             found[name] = load_encoder(name, self.real.shape, classifier=folder, device=self.world.device)
             if manifest.is_sealed(prepared) and found[name].digest != (before := encoder_digest(prepared, name)):
                 raise UserError(
@@ -77,10 +90,6 @@ class Inputs:
                     "another name="
                 )
         return found
-
-    def check_real(self) -> None:
-        """Raises UserError when the real data cannot serve all that the configuration wants of it."""
-        check_real(self.config, Source(len(self.real), self.real.shape, self.real.labelled))
 
     def dataset(self, step: Step) -> Dataset:
         """The samples of a generation, or its training set."""
@@ -91,20 +100,12 @@ class Inputs:
         step = PREPARE if generation == REAL else Step(generation, "encode")
         return load_features(self.layout.of(step), encoder)
 
-    def training_features(self, selected: Dataset, encoder: str) -> NDArray[np.float32]:
-        """Features of a training set, taken from where its images were first encoded: float32 [N, D]."""
-        where = selected.provenance
-        out: NDArray[np.float32] | None = None
-        for g in np.unique(where.generation):
-            rows = where.generation == g
-            found = self.features(int(g), encoder)[where.index[rows]]
-            if out is None:
-                out = np.empty((len(where), found.shape[1]), dtype=np.float32)
-            out[rows] = found
-        assert out is not None
-        return out
+    def track(self, values: Mapping[str, Any], prefix: str, generation: int, seen: int) -> None:
+        """Shows numbers in the trackers; their step counts the images of all generations. For rank 0."""
+        if self.config.tracking.trackers:
+            numbers = {**values, "generation": generation}
+            self._tracking.log(numbers, prefix, generation * self.config.train.images + seen)
 
-
-def share(rows: NDArray[Number], world: World) -> NDArray[Number]:
-    """This rank's rows of an array that every rank holds."""
-    return np.array_split(rows, world.size)[world.rank]
+    @functools.cached_property
+    def _tracking(self) -> Tracking:
+        return Tracking(self.config.tracking, self.layout.run / "tracking")

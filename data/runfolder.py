@@ -1,0 +1,118 @@
+"""Every name inside a run's folder, as a function of steps and integers, and its configuration as plain values.
+
+RUN/config.yaml, state.json, tracking, slurm, log.txt
+RUN/real/{images, classifier, features}                                what `prepare` seals
+RUN/generation_0003/{selected, weights, samples, features, metrics}    sealed, one per phase
+RUN/generation_0003/{checkpoints, stats.jsonl, .lease-…, .recipe-…}    unsealed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from entroloop.data.errors import UserError, reading
+from entroloop.data.store.shards import REAL
+
+CONFIG = "config.yaml"
+DAMAGED = "damaged: restore it, or start again under another name="
+FORMAT = 1  # of configurations; runs of another one are refused
+# The folder that a phase seals; a phase that is not listed seals one of its own name.
+FOLDERS = {
+    "prepare": "features",
+    "select": "selected",
+    "train": "weights",
+    "sample": "samples",
+    "encode": "features",
+    "evaluate": "metrics",
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One phase of one generation; what is done once for the real data belongs to generation REAL."""
+
+    generation: int
+    phase: str
+
+    def __str__(self) -> str:
+        return self.phase if self.generation == REAL else f"generation {self.generation} {self.phase}"
+
+
+PREPARE = Step(REAL, "prepare")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the files of a run are."""
+
+    run: Path
+
+    def generation(self, generation: int) -> Path:
+        return self.run / "real" if generation == REAL else self.run / f"generation_{generation:04d}"
+
+    def of(self, step: Step) -> Path:
+        """The folder that the step seals."""
+        return self.generation(step.generation) / FOLDERS.get(step.phase, step.phase)
+
+    @property
+    def config(self) -> Path:
+        return self.run / CONFIG
+
+    @property
+    def state(self) -> Path:
+        """How the last attempt ended."""
+        return self.run / "state.json"
+
+    @property
+    def images(self) -> Path:
+        """Real images that the run imported itself."""
+        return self.run / "real" / "images"
+
+    @property
+    def classifier(self) -> Path:
+        return self.run / "real" / "classifier"
+
+    def checkpoints(self, generation: int) -> Path:
+        return self.generation(generation) / "checkpoints"
+
+    def stats(self, generation: int) -> Path:
+        return self.generation(generation) / "stats.jsonl"
+
+    def lease(self, step: Step, part: str = "0::1") -> Path:
+        return self.generation(step.generation) / f".lease-{step.phase}-{part.replace('::', '-of-')}"
+
+    def leases(self, step: Step) -> list[Path]:
+        """The leases that are held on a step or its parts, or that dead processes left."""
+        return sorted(self.generation(step.generation).glob(f".lease-{step.phase}-*"))
+
+    def all_leases(self) -> list[Path]:
+        """The leases of all steps."""
+        return sorted([*self.generation(REAL).glob(".lease-*"), *self.run.glob("generation_*/.lease-*")])
+
+    def recipe(self, step: Step) -> Path:
+        """Names the recipe under which the step's unsealed files were begun."""
+        return self.generation(step.generation) / f".recipe-{step.phase}"
+
+
+def read_config(layout: Layout) -> dict[str, Any]:
+    """The configuration saved with a run, as plain values.
+
+    Raises UserError when the folder is not a run, or the file is damaged or of another format.
+    """
+    path = layout.config
+    if not path.is_file():
+        raise UserError(f"{layout.run}: not a run (no {CONFIG}): give a folder that `entroloop run` made")
+    with reading(str(path), DAMAGED):
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(saved, dict) or not isinstance(saved.get("generations"), int):
+        raise UserError(f"{path}: {DAMAGED}")
+    if saved.get("format") != FORMAT:
+        raise UserError(
+            f"{path}: format {saved.get('format', 'of before 1')} is not the {FORMAT} that this version of entroloop "
+            "reads: use the version that made the run"
+        )
+    return saved

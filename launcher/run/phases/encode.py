@@ -1,0 +1,80 @@
+"""The encode phase: the features of a generation's samples, which selection and measures share.
+
+samples  ->  generation/features
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entroloop.data.runfolder import Step
+from entroloop.data.store.blocks import missing
+from entroloop.launcher.run.phase import Phase, Pieces
+
+if TYPE_CHECKING:
+    from entroloop.data.features.encoder import Encoder
+    from entroloop.data.seeds import Part
+    from entroloop.data.store.dataset import Dataset
+    from entroloop.launcher.config import Config
+    from entroloop.launcher.run.context import Context
+
+
+def _decides(config: Config, generation: int) -> dict[str, Any]:
+    return {"encoders": config.encoders}
+
+
+def _forecast(config: Config, generation: int) -> str:
+    return f"{config.samples} images by {', '.join(config.encoders)}"
+
+
+def _work(context: Context, step: Step, part: Part | None) -> str:
+    dataset = context.dataset(Step(step.generation, "sample"))
+    encode_set(context, dataset, step, part)
+    return f"{len(dataset)} {context.kind} by {', '.join(context.encoders)}"
+
+
+def encode_set(context: Context, dataset: Dataset, step: Step, part: Part | None) -> None:
+    """Encodes a set, or a part of its shards, into the step's folder, which is sealed without a part."""
+    from entroloop.data.features.blocks import seal_features
+
+    encode_part(context, dataset, context.encoders, step, part)
+    if part is None:
+        folder, made_from = context.layout.of(step), context.made_from
+        context.world.on_main(lambda: seal_features(dataset, context.encoders, folder, made_from(step)) and None)
+
+
+def encode_part(
+    context: Context, dataset: Dataset, encoders: Mapping[str, Encoder], step: Step, part: Part | None
+) -> None:
+    """Encodes this rank's share; returns when every rank has done its own."""
+    from entroloop.data.features.blocks import encode_shards
+    from entroloop.data.seeds import Part
+
+    world = context.world
+    mine = (part or Part()).split(world.rank, world.size)
+    world.agree(
+        lambda: encode_shards(
+            dataset, encoders, context.layout.of(step), mine, show=world.is_main, should_stop=context.should_stop,
+            on_progress=context.on_progress,
+        )
+    )  # fmt: skip
+
+
+def _done(config: Config, folder: Path, shard: int) -> bool:
+    return not missing(config.encoders, folder, shard)
+
+
+ENCODE = Phase(
+    "encode",
+    reads=lambda config, generation: [Step(generation, "sample")],
+    decides=_decides,
+    work=_work,
+    forecast=_forecast,
+    in_parts=True,
+    pieces=Pieces(lambda config: config.sample_shards, _done),
+    processes="one",
+    encodes=True,
+    removable=lambda config: config.keep.features == "needed",
+)

@@ -1,0 +1,135 @@
+"""The train phase: a network trained on a generation's training set.
+
+selected, the weights of the generation before in a warm start  ->  generation/weights
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from entroloop.data.errors import UserError
+from entroloop.data.runfolder import Layout, Step
+from entroloop.data.store import manifest
+from entroloop.launcher.run.phase import Phase
+from entroloop.launcher.run.phases.select import training_set
+from entroloop.selection.pool import training_size
+
+if TYPE_CHECKING:
+    from entroloop.data.seeds import Part
+    from entroloop.data.store.dataset import Dataset
+    from entroloop.data.streams.stream import TrainingStream
+    from entroloop.data.world import World
+    from entroloop.launcher.config import Config
+    from entroloop.launcher.run.context import Context
+
+log = logging.getLogger(__name__)
+
+
+def _reads(config: Config, generation: int) -> Iterator[Step]:
+    yield from training_set(config, generation)
+    if config.train.warm_start and generation:
+        yield Step(generation - 1, "train")
+
+
+def _decides(config: Config, generation: int) -> dict[str, Any]:
+    return {
+        "seed": config.seed,
+        "train": config.train.deciding(),
+        "network": config.network.deciding(),
+        "buffer": config.data.buffer,
+    }
+
+
+def _forecast(config: Config, generation: int) -> str:
+    images, size = config.train.images, training_size(config.loop, generation, config.data.size)
+    return f"{images / 1000:,.1f} kimg on {size} images, {images // config.train.batch:,} steps of {config.train.batch}"
+
+
+def _fits(config: Config, world: World) -> None:
+    from entroloop.trainer.engines.launch import check_launch
+
+    check_launch(config.train, world)
+
+
+def _work(context: Context, step: Step, part: Part | None) -> str:
+    from entroloop.data.seeds import derive_seed
+    from entroloop.data.streams.choice import open_stream
+    from entroloop.trainer import network as networks
+    from entroloop.trainer.train import Job, train
+
+    config, world, generation = context.config, context.world, step.generation
+    reading = config.data
+    found = context.dataset(Step(generation, "select"))
+    data = open_stream(
+        found if context.scratch is None else _staged(found, context.scratch, world), reading.mode,
+        workers=reading.workers, buffer=reading.buffer, memory_share=reading.memory_share,
+        skip_damaged=reading.skip_damaged, world=world,
+    )  # fmt: skip
+    if config.train.labels and data.labels is None:
+        raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
+    warm = None
+    if config.train.warm_start and generation:
+        warm = networks.load(context.layout.of(Step(generation - 1, "train")))
+    job = Job(
+        config=config.train, network=config.network, seed=derive_seed(config.seed, generation, "train"),
+        num_classes=context.real.num_classes, checkpoints=context.layout.checkpoints(generation),
+        weights=context.layout.of(step), stats=context.layout.stats(generation),
+        made_from=context.made_from(step), title=str(step), warm=warm,
+    )  # fmt: skip
+    engine = train(
+        job, data, world, should_stop=context.should_stop, on_progress=context.on_progress,
+        on_stats=lambda line: context.track(line, "train", generation, round(1000 * line["kimg"])),
+    )  # fmt: skip
+    context.facts |= {"nfe": config.train.images, "engine": engine}
+    damaged = _damaged(context, data)
+    if config.keep.checkpoints == "none":
+        world.on_main(lambda: _remove_checkpoints(job.checkpoints))
+    by = "" if world.size == 1 else f" by {engine} on {world.size} ranks"
+    return f"{config.train.images / 1000:.1f} kimg on {len(found)} {context.kind}{by}{damaged}"
+
+
+def _staged(found: Dataset, scratch: Path, world: World) -> Dataset:
+    """A training set, read from a copy on this machine's own disk. An index becomes shards there."""
+    from entroloop.data.store.dataset import Dataset
+    from entroloop.data.store.index import Indexed
+    from entroloop.selection.training_set import write_as_shards
+
+    copy = scratch / f"entroloop-{found.manifest.digest[:16]}"
+
+    def write() -> None:
+        if isinstance(found, Indexed):
+            write_as_shards(found, copy)
+        else:
+            manifest.copy_sealed(found.folder, copy)
+
+    world.agree(lambda: write() if world.local_rank == 0 else None)
+    return Dataset(copy)
+
+
+def _damaged(context: Context, data: TrainingStream) -> str:
+    """Counts what `data.skip_damaged` left out, on all ranks, and names each damaged sample once."""
+    every = [line for lines in context.world.gather_objects(data.damaged) for line in lines]
+    if not every:
+        return ""
+    context.facts["damaged"] = len(every)
+    if context.world.is_main:
+        for line in sorted(set(every)):
+            log.warning("left out: %s", line)
+    return f", {len(set(every))} damaged samples left out ({len(every)} times)"
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for old in folder.glob("images-*.pt"):
+        old.unlink()
+
+
+def _begins(layout: Layout, generation: int) -> list[Path]:
+    return [layout.checkpoints(generation)]
+
+
+TRAIN = Phase(
+    "train", reads=_reads, decides=_decides, work=_work, forecast=_forecast, trains=True, fits=_fits, begins=_begins
+)

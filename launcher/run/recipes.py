@@ -1,0 +1,91 @@
+"""The steps of a run as pure functions: what comes next, what each reads, and what decides its result.
+
+    prepare -> for every generation: select -> train -> sample -> encode -> evaluate
+
+The state of a run is which of its folders are sealed; nothing else is remembered. All of it is computed from PHASES.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from entroloop.data import files
+from entroloop.data.runfolder import Layout, Step
+from entroloop.data.store import manifest
+from entroloop.data.store.shards import REAL
+from entroloop.launcher.run.phases import BY_NAME, PHASES
+
+if TYPE_CHECKING:
+    from entroloop.launcher.config import Config
+
+ORDER = {phase.name: number for number, phase in enumerate(PHASES)}
+
+
+def steps(generations: int) -> Iterator[Step]:
+    """All steps of a run, in order."""
+    yield from _once()
+    for generation in range(generations):
+        for phase in PHASES:
+            if not phase.once:
+                yield Step(generation, phase.name)
+
+
+def _once() -> list[Step]:
+    return [Step(REAL, phase.name) for phase in PHASES if phase.once]
+
+
+def next_step(sealed: Callable[[Step], bool], generations: int) -> Step | None:
+    """The first step that is not sealed; None when the run is finished."""
+    return next((step for step in steps(generations) if not sealed(step)), None)
+
+
+def is_sealed(layout: Layout) -> Callable[[Step], bool]:
+    return lambda step: manifest.is_sealed(layout.of(step))
+
+
+def inputs(config: Config, step: Step) -> list[Step]:
+    """Every earlier step whose sealed folders a step reads, in order.
+
+    All read what is done once: the classes of the real data, for example, decide the shape of a network.
+    """
+    once = [s for s in _once() if step.generation != REAL]
+    found = {*once, *BY_NAME[step.phase].reads(config, step.generation)}
+    return sorted(found, key=lambda s: (s.generation, ORDER[s.phase]))
+
+
+def recipes(config: Config) -> dict[Step, str]:
+    """For every step a digest of all that decides its result: where two runs agree, they would seal the same bytes on
+    the same machine, at the same number of threads and processes.
+
+    It covers the step's own values of the configuration and the recipes of the steps it reads.
+    """
+    found: dict[Step, str] = {}
+    for step in steps(config.generations):
+        found[step] = files.digest(
+            {
+                "step": str(step),
+                "decides": BY_NAME[step.phase].decides(config, step.generation),
+                "inputs": [found[s] for s in inputs(config, step)],
+            }
+        )
+    return found
+
+
+def parents(config: Config, layout: Layout, step: Step) -> dict[str, Path]:
+    """Every sealed folder that a step reads, by its name in the seal's `made_from`.
+
+    `real` is the real data set, `classifier` the one fitted to it; folders from outside the run have the names that
+    their phase gives them, the others that of their step. The seal of the classifier names `real` alone.
+    """
+    found = {"real": real_folder(config, layout)}
+    if "classifier" in config.encoders:
+        found["classifier"] = layout.classifier
+    found |= {str(s): layout.of(s) for s in inputs(config, step)}
+    return found | BY_NAME[step.phase].outside(config, step.generation)
+
+
+def real_folder(config: Config, layout: Layout) -> Path:
+    """Where the real data are: the run's own import, or the sealed folder that the configuration names."""
+    return layout.images if manifest.is_sealed(layout.images) else Path(config.data.source)

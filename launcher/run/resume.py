@@ -1,0 +1,142 @@
+"""Whether a configuration may go on with what a run's folder holds.
+
+    configuration, sealed recipes  ->  open_run  ->  the run's folder, or one line with the keys that differ
+    recipe, unsealed files         ->  claim     ->  unsealed files of this recipe alone
+
+A changed configuration is taken if and only if no sealed step's recipe changes. Unsealed files of a step that were
+begun under another recipe are removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from entroloop.data import files
+from entroloop.data.errors import UserError
+from entroloop.data.runfolder import Layout, Step, read_config
+from entroloop.data.store import manifest
+from entroloop.launcher.config import Config, differences, dump, explain
+from entroloop.launcher.run.lease import Lease
+from entroloop.launcher.run.phases import BY_NAME
+from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
+
+log = logging.getLogger(__name__)
+PATIENCE = 60.0  # seconds that a part waits for another one that removes what another recipe began
+
+
+def open_run(config: Config) -> Layout:
+    """The run's folder, made with its configuration or found with one that would have sealed the same.
+
+    A configuration that differs from the saved one takes its place. Raises UserError, which shows the difference, where
+    a sealed step would have been another; InUse where a process is at work on a step that would be another.
+    """
+    layout = Layout(config.run_folder)
+    if not layout.config.exists():
+        if layout.run.is_file():
+            raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
+        if layout.run.is_dir() and any(not path.name.startswith(".") for path in layout.run.iterdir()):
+            raise UserError(
+                f"{layout.run}: holds other files and is not a run (no {layout.config.name}): choose another name= or "
+                "folder="
+            )
+        files.create(layout.config, lambda file: file.write(dump(config)))
+    check_sealed(config, layout)
+    saved = read_saved(layout)
+    if saved.settled() == config.settled():
+        return layout
+    with contextlib.ExitStack() as stack:
+        before, now = recipes(saved), recipes(config)
+        if any(before[step] != now[step] for step in before.keys() & now.keys()):
+            ahead = next_step(is_sealed(layout), config.generations)
+            free = {layout.lease(ahead)} if ahead else set()  # nobody may begin meanwhile, nor be at work
+            for path in sorted(free.union(layout.all_leases())):
+                stack.enter_context(Lease(path, "saving another configuration"))
+            check_sealed(config, layout)
+        files.put(layout.config, dump(config))
+    return layout
+
+
+def read_saved(layout: Layout) -> Config:
+    """The configuration saved with a run. Raises UserError where there is none, or one of another format."""
+    try:
+        return Config.model_validate(read_config(layout))
+    except ValidationError as error:
+        raise UserError(f"{layout.config}: not a configuration of this version: {explain(error)}") from error
+
+
+def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> None:
+    """Raises UserError where a sealed step, of all or this one, is not what this configuration would seal."""
+    saved, mine = read_saved(layout), recipes(config)
+    for step in steps(max(saved.generations, config.generations)) if only is None else [only]:
+        if not manifest.is_sealed(layout.of(step)):
+            continue
+        if step not in mine or manifest.read(layout.of(step)).made_from.get("recipe") != mine[step]:
+            fewer = differences({"generations": saved.generations}, {"generations": config.generations})
+            found = fewer if step not in mine else differences(saved.deciding(), config.deciding())
+            raise UserError(
+                f"{layout.run}: {step} is sealed by another configuration: "
+                f"{'; '.join(found) or 'config.yaml was edited since'}: give the same values, or another name="
+            )
+
+
+def check_saved(config: Config, layout: Layout, step: Step) -> None:
+    """Raises UserError where another process has saved a configuration under which the step would be another."""
+    saved = read_saved(layout)
+    if recipes(saved).get(step) != recipes(config)[step]:
+        found = "; ".join(differences(saved.deciding(), config.deciding()))
+        raise UserError(f"{layout.run}: another process changed the configuration: {found}")
+
+
+def claim(layout: Layout, step: Step, recipe: str) -> None:
+    """Sees to it that what is unsealed of a step was begun under this recipe: anything else is removed.
+
+    Raises InUse where another process is at work on the step under another recipe.
+    """
+    marker = layout.recipe(step)
+    if not _begun_otherwise(marker, recipe):
+        return
+    with contextlib.ExitStack() as stack:
+        alone = layout.generation(step.generation) / f".starting-over-{step.phase}"
+        stack.enter_context(Lease(alone, f"starting {step} over", PATIENCE))
+        if not _begun_otherwise(marker, recipe) or manifest.is_sealed(layout.of(step)):
+            return
+        for path in layout.leases(step):
+            stack.enter_context(Lease(path, str(step)))
+        log.info("%s: begun with another configuration, starts over", step)
+        _forget(layout.stats(step.generation), step.phase)
+        start_over(marker, recipe, [layout.of(step), *BY_NAME[step.phase].begins(layout, step.generation)])
+
+
+def start_over(marker: Path, recipe: str, folders: Iterable[Path]) -> None:
+    """Removes the folders where the marker names another recipe than this one; from then on it names this one."""
+    if _begun_otherwise(marker, recipe):
+        for folder in filter(Path.exists, folders):
+            shutil.rmtree(folder)
+        files.put(marker, recipe.encode())
+
+
+def _begun_otherwise(marker: Path, recipe: str) -> bool:
+    files.create(marker, lambda file: file.write(recipe.encode()))
+    return marker.read_text() != recipe
+
+
+def _forget(stats: Path, phase: str) -> None:
+    """Removes a phase's lines of statistics."""
+    if stats.exists():
+        lines = [line for line in stats.read_text().splitlines(keepends=True) if _phase_of(line) != phase]
+        files.put(stats, "".join(lines).encode())
+
+
+def _phase_of(line: str) -> Any:
+    try:
+        return json.loads(line)["phase"]
+    except (ValueError, KeyError, TypeError):
+        return None
