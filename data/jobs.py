@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+Needs = Literal["cpu", "one", "node", "all"]  # one process without a GPU, one, those of one node, or all
+
 
 @dataclass(frozen=True)
 class Job:
     """One batch job, or one array of them.
 
     key        its name within the run: `generation_0001.train`
-    kind       decides what it asks for: `train`, `sample`, …
+    kind       decides, with `needs`, what it asks for: `train`, `sample`, …
     arguments  of `entroloop`; in an array `{task}` stands for the number of the task
     ranks      all processes of all nodes form one process group; otherwise one process runs
     after      keys of the jobs that it waits for
@@ -19,6 +21,8 @@ class Job:
     tasks      the array's tasks that are still to do; None for a job that is no array
     of         how many tasks the whole array has
     attempt    the command can tell how it ended (`run --state FILE`)
+    needs      the processes that it uses
+    scratch    its command takes `--scratch`, a folder on the node's own disk for training shards
     extends    when it succeeds it submits what did not fit into the window
     """
 
@@ -31,6 +35,8 @@ class Job:
     tasks: tuple[int, ...] | None = None
     of: int = 1
     attempt: bool = True
+    needs: Needs = "all"
+    scratch: bool = False
     extends: tuple[str, ...] = ()
 
     @property

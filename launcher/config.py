@@ -20,9 +20,10 @@ from entroloop.data.registry import is_own, search_also
 from entroloop.data.runfolder import FORMAT
 from entroloop.data.store.removal import KeepConfig
 from entroloop.eval.evaluation_config import EvaluationConfig
+from entroloop.launcher.run.phases import BY_NAME
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
 from entroloop.selection.selection_config import SelectionConfig
-from entroloop.slurm.config import SlurmConfig
+from entroloop.slurm.config import KINDS, SlurmConfig
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model
 from entroloop.trainer.tracking import TrackingConfig
@@ -101,6 +102,16 @@ class Config(Section):
     def sample_shards(self) -> int:
         """Shards of the images that each generation samples."""
         return -(-self.samples // self.sample.shard_size)
+
+    @model_validator(mode="after")
+    def _jobs_are_known(self) -> Config:
+        known = [*BY_NAME, *KINDS]
+        for kind in self.slurm.phases:
+            if kind not in known:
+                near = difflib.get_close_matches(kind, known, n=1, cutoff=0.3)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ValueError(f"slurm.phases.{kind}: must be one of {', '.join(known)}{hint}")
+        return self
 
     @model_validator(mode="after")
     def _drawn_as_the_strategy_can(self) -> Config:

@@ -40,7 +40,7 @@ def jobs_of(config: Config, file: str) -> list[Job]:
     if config.slurm.shape == "phases":
         return _chain([*jobs, *_phase_jobs(config, layout, file)])
     overlap = ("--overlap",) if config.slurm.overlap else ()
-    return _chain([*jobs, Job("run", "run", ("run", file, *overlap), ranks=True)])
+    return _chain([*jobs, Job("run", "run", ("run", file, *overlap), ranks=True, scratch=True)])
 
 
 def _chain(jobs: Sequence[Job]) -> list[Job]:
@@ -60,10 +60,10 @@ def _import_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
         options = [str(x) for name, value in given.items() if value is not None for x in (name, value)]
         command = ("import", data.source, target, *options, "--shard-size", str(data.shard_size))
         part = ("--part", f"{{task}}::{count}")
-        yield Job("import", "import", (*command, *part), tasks=tasks, of=count, attempt=False)
-        yield Job("import.seal", "seal", ("seal", target), attempt=False)
+        yield Job("import", "import", (*command, *part), tasks=tasks, of=count, attempt=False, needs="cpu")
+        yield Job("import.seal", "seal", ("seal", target), attempt=False, needs="cpu")
     command = ("run", file, "--phase", "prepare", "--part", f"{{task}}::{count}")
-    yield Job("real.encode", "encode", command, tasks=tasks, of=count)
+    yield Job("real.encode", "encode", command, tasks=tasks, of=count, needs="one")
 
 
 def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
@@ -77,13 +77,14 @@ def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
             key = f"generation_{step.generation:04d}.{step.phase}"
             command = (*command, "--generation", str(step.generation))
         if phase.pieces is None:
-            yield Job(key, step.phase, command, ranks=phase.processes != "one")
+            ranks = phase.processes != "one"
+            yield Job(key, step.phase, command, ranks=ranks, needs=phase.processes, scratch=phase.trains)
             continue
         count, missing = missing_parts(config, layout.of(step), phase.pieces)
         if missing:
             part = ("--part", f"{{task}}::{count}")
-            yield Job(key, step.phase, (*command, *part), tasks=missing, of=count)
-        yield Job(f"{key}.seal", "seal", command)
+            yield Job(key, step.phase, (*command, *part), tasks=missing, of=count, needs=phase.processes)
+        yield Job(f"{key}.seal", "seal", command, needs="cpu")
 
 
 def missing_parts(config: Config, folder: Path, pieces: Pieces) -> tuple[int, tuple[int, ...]]:
@@ -105,13 +106,17 @@ def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
         if leading:
             tasks = tuple(arms.index(arm) for arm in leading)
             command = ("slurm", "arm", file, "{task}", "--shared")
-            jobs.append(Job(f"shared.{depth}", "arm", command, ranks=True, tasks=tasks, of=len(arms)))
+            jobs.append(_arms(f"shared.{depth}", command, tasks, len(arms)))
     if unfinished:
         tasks = tuple(arms.index(arm) for arm in unfinished)
-        jobs.append(Job("arms", "arm", ("slurm", "arm", file, "{task}"), ranks=True, tasks=tasks, of=len(arms)))
-    report = Job("report", "report", ("slurm", "conclude", file), attempt=False)
+        jobs.append(_arms("arms", ("slurm", "arm", file, "{task}"), tasks, len(arms)))
+    report = Job("report", "report", ("slurm", "conclude", file), attempt=False, needs="cpu")
     ordered = _chain([*jobs, report])
     return [*ordered[:-1], dataclasses.replace(ordered[-1], condition="afterany")]
+
+
+def _arms(key: str, command: tuple[str, ...], tasks: tuple[int, ...], count: int) -> Job:
+    return Job(key, "arm", command, ranks=True, tasks=tasks, of=count, needs="node", scratch=True)
 
 
 def _shares_unsealed(arm: sweep.Arm, arms: Sequence[sweep.Arm]) -> bool:

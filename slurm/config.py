@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from entroloop.data.config import Section
+from entroloop.data.jobs import Needs
 
-KINDS = ("run", "import", "prepare", "train", "sample", "encode", "select", "evaluate", "seal", "arm", "report")
-Kind = Literal["run", "import", "prepare", "train", "sample", "encode", "select", "evaluate", "seal", "arm", "report"]
+KINDS = ("run", "import", "seal", "arm", "report")  # of job, beside the phases of a run
 
 _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 
@@ -88,15 +88,6 @@ class Resources(Section):
         return value
 
 
-# What a kind of job asks for unless the configuration says otherwise: parts and small work take one process.
-_ONE = Resources(nodes=1, gpus_per_node=1, processes=1)
-_CPU = Resources(nodes=1, gpus_per_node=0, processes=1)
-BY_KIND: dict[str, Resources] = {
-    "import": _CPU, "prepare": _ONE, "sample": _ONE, "encode": _ONE, "seal": _CPU, "report": _CPU,
-    "select": Resources(nodes=1), "evaluate": Resources(nodes=1), "arm": Resources(nodes=1),
-}  # fmt: skip
-
-
 class SlurmConfig(Resources):
     """How a run uses a SLURM cluster. All of it may change while the run is under way."""
 
@@ -108,9 +99,8 @@ class SlurmConfig(Resources):
     """Time limit: `12h`, `90m`, `2d`, or sbatch's own form in quotes, `"12:00:00"`."""
     shape: Literal["generations", "phases"] = "generations"
     """`generations`: one job does whole generations on all its nodes; `phases`: a chain with one job per phase."""
-    phases: dict[Kind, Resources] = Field({})
-    """What single kinds of job ask for instead: run, import, prepare, train, sample, encode, select, evaluate, seal,
-    arm (one run of a sweep), report."""
+    phases: dict[str, Resources] = Field({})
+    """What single kinds of job ask for instead: a phase, or run, import, seal, arm (one run of a sweep), report."""
     array: int = Field(8, ge=1)
     """Tasks of an array: sampling, encoding."""
     at_once: int | None = Field(None, ge=1)
@@ -140,17 +130,20 @@ class SlurmConfig(Resources):
     def _fits(self) -> SlurmConfig:
         if self.shape == "phases" and self.window < self.array + 1:
             raise ValueError(f"window={self.window} has no room for an array and its seal: at least {self.array + 1}")
-        for kind in KINDS:
-            if self.lead >= seconds(self.of(kind).time or self.time):
+        for kind, wanted in {"most": self, **self.phases}.items():
+            if self.lead >= seconds(wanted.time or self.time):
                 raise ValueError(f"lead={self.lead} seconds is not below the time limit of {kind} jobs")
         return self
 
-    def of(self, kind: str) -> Resources:
-        """What a job of that kind asks for: its override, else what its kind needs, else the section."""
+    def of(self, kind: str, needs: Needs = "all") -> Resources:
+        """What a job of that kind asks for: its override, else what it needs, else the section."""
         mine = {name: getattr(self, name) for name in Resources.model_fields}
-        layers = (BY_KIND.get(kind), self.phases.get(kind))  # type: ignore[call-overload]
-        for layer in filter(None, layers):
-            mine |= {name: value for name in Resources.model_fields if (value := getattr(layer, name)) is not None}
+        if needs != "all":
+            mine["nodes"] = 1
+        if needs in ("cpu", "one"):  # a cluster without GPUs takes no --gres
+            mine |= {"processes": 1, "gpus_per_node": 0 if needs == "cpu" else min(1, self.gpus_per_node)}
+        override = self.phases.get(kind, Resources())
+        mine |= {name: value for name in Resources.model_fields if (value := getattr(override, name)) is not None}
         if not mine["gpus_per_node"]:
             mine["gpu_type"] = None
         return Resources(**mine)

@@ -54,13 +54,13 @@ def site_of(folder: Path, threads: int = 1) -> Site:
 
 def render(job: Job, config: SlurmConfig, site: Site) -> str:
     """The batch script of a job; it takes the number to add to SLURM_ARRAY_TASK_ID as its one argument."""
-    wanted = config.of(job.kind)
+    wanted = config.of(job.kind, job.needs)
     ranks = ((wanted.nodes or 1) * processes(wanted)) if job.ranks else 1
     return _environment().get_template("job.sh.j2").render(
         job=job, config=config, site=site, wanted=wanted, ranks=ranks, processes=processes(wanted),
         options=_options(job, config, site, wanted), arguments=" ".join(_quoted(a) for a in job.arguments),
         extends=" ".join(map(shlex.quote, job.extends)), q=lambda value: shlex.quote(str(value)),
-        scratch=config.scratch if job.kind in ("train", "run", "arm") else None, shutdown=max(1, config.lead - 30),
+        scratch=config.scratch if job.scratch else None, shutdown=max(1, config.lead - 30),
     )  # fmt: skip
 
 

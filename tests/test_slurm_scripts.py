@@ -30,11 +30,18 @@ NODES = SlurmConfig(
     scratch="$TMPDIR", phases={"sample": Resources(time="2h", cpus_per_node=8, memory="60G")},
 )  # fmt: skip
 CASES = {
-    "run": Job("run", "run", ("run", "a b.yaml", "--overlap"), ranks=True),
+    "run": Job("run", "run", ("run", "a b.yaml", "--overlap"), ranks=True, scratch=True),
     "sample": Job(
-        "generation_0001.sample", "sample", ("run", "a b.yaml", "--part", "{task}::32"), tasks=tuple(range(32)), of=32
+        "generation_0001.sample",
+        "sample",
+        ("run", "a b.yaml", "--part", "{task}::32"),
+        tasks=tuple(range(32)),
+        of=32,
+        needs="one",
     ),
-    "seal": Job("import.seal", "seal", ("seal", "x"), attempt=False, extends=("slurm", "submit", "a b.yaml")),
+    "seal": Job(
+        "import.seal", "seal", ("seal", "x"), attempt=False, needs="cpu", extends=("slurm", "submit", "a b.yaml")
+    ),
 }
 
 
@@ -85,8 +92,17 @@ def test_a_wrong_section_is_refused_in_one_line(tmp_path, override, line):
 
 def test_phases_ask_for_what_they_need_unless_told_otherwise():
     assert (NODES.of("train").nodes, NODES.of("train").gpus_per_node) == (4, 8)
-    assert (NODES.of("sample").nodes, NODES.of("sample").gpus_per_node, NODES.of("sample").time) == (1, 1, "2h")
-    assert (NODES.of("seal").gpus_per_node, NODES.of("seal").gpu_type, NODES.of("seal").partition) == (0, None, "gpu")
+    sample, seal = NODES.of("sample", "one"), NODES.of("seal", "cpu")
+    assert (sample.nodes, sample.gpus_per_node, sample.time) == (1, 1, "2h")
+    assert (seal.gpus_per_node, seal.gpu_type, seal.partition) == (0, None, "gpu")
+    assert (NODES.of("select", "node").nodes, NODES.of("select", "node").gpus_per_node) == (1, 8)
+
+
+def test_a_cluster_without_gpus_is_asked_for_none():
+    without = SlurmConfig(gpus_per_node=0, nodes=2)
+    assert [without.of("x", needs).gpus_per_node for needs in ("cpu", "one", "node", "all")] == [0, 0, 0, 0]
+    script = render(Job("prepare", "prepare", ("run", "x.yaml"), needs="one"), without, LAB)
+    assert "--gres" not in script
 
 
 @given(st.sets(st.integers(0, 5000), min_size=1), st.integers(1, 1001))

@@ -20,8 +20,12 @@ def run_command(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option(help="Print phases, sizes and network calls; do nothing.")] = False,
     generation: Annotated[int | None, typer.Option(help="Run one phase of this generation only.")] = None,
-    phase: Annotated[str | None, typer.Option(help="prepare, select, train, sample, encode or evaluate.")] = None,
-    part: Annotated[str | None, typer.Option(help="i::n, the shards i, i + n, … of sample or encode.")] = None,
+    phase: Annotated[
+        str | None, typer.Option(help="Run this phase only; a wrong name is answered with all names.")
+    ] = None,
+    part: Annotated[
+        str | None, typer.Option(help="i::n, the shards i, i + n, … of a phase that is done in parts.")
+    ] = None,
     state: Annotated[Path | None, typer.Option(help="Write here too how the attempt ended, as state.json.")] = None,
     wait: Annotated[float, typer.Option(help="Seconds to wait for the seals that a single phase needs.")] = 0,
     scratch: Annotated[Path | None, typer.Option(help="Copy training shards to this folder first.")] = None,
@@ -42,7 +46,7 @@ def run_command(
 
     single = _step(generation, phase)
     if part is not None and single is None:
-        raise UserError("--part: goes with --generation and --phase sample or encode")
+        raise UserError("--part: goes with --phase, and --generation where the phase has one")
     stop, attempt = StopFlag(), runner.Attempt(state, wait, scratch, overlap)
     world = world_from_environment(should_stop=lambda: bool(stop))
     if not world.is_main:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from entroloop.data.jobs import Needs
 from entroloop.data.runfolder import Layout, Step
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from entroloop.data.world import World
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
-
-Processes = Literal["one", "node", "all"]
 
 
 def _nothing(*_: Any) -> Any:
@@ -68,7 +67,7 @@ class Phase:
     once: bool = False
     in_parts: bool = False
     pieces: Pieces | None = None
-    processes: Processes = "all"
+    processes: Needs = "all"
     trains: bool = False
     encodes: bool = False
     ready: Callable[[Config, Layout], object] = _nothing
