@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder, resize_of, weights_of
+from entroloop.data.runfolder import CONFIG
 from entroloop.data.sources.images import Channels, convert, from_array
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.rows import is_rows, keys_of, opened
@@ -206,7 +207,7 @@ def _check_no_run(path: Path) -> None:
     inside += [found for pattern in ("", "*/") for found in sorted(path.glob(f"{pattern}{GENERATION}*"))]
     samples = [generation / "samples" for generation in inside]
     sealed = [folder for folder in samples if (folder / MANIFEST).exists()]
-    if sealed or (inside and (path / "config.yaml").exists()):
+    if sealed or (inside and (path / CONFIG).exists()):
         raise UserError(
             f"{path}: holds the sets of a run, real, generated and selected: give one of them, "
             f"such as {(sealed or samples)[-1]}"

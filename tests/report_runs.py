@@ -25,6 +25,7 @@ def make_run(folder, strategy="random", seed=0, generations=3, n=60, *, planned=
     folder = Path(folder)
     folder.mkdir(parents=True)
     config = {
+        "format": 1,
         "name": folder.name,
         "seed": seed,
         "generations": planned or generations,

@@ -50,8 +50,8 @@ def test_the_command_prints_text_json_a_schema_and_the_configuration_of_a_run(ca
     assert json.loads(config(capsys, "train.lr", "--json"))["train.lr"]["bounds"] == "> 0"
     schema = json.loads(config(capsys, "--schema"))
     assert schema["$defs"]["TrainConfig"]["properties"]["lr"]["description"].startswith("Learning rate")
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": "mine", "generations": 2}))
-    assert yaml.safe_load(config(capsys, str(tmp_path))) == {"name": "mine", "generations": 2}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"format": 1, "name": "mine", "generations": 2}))
+    assert yaml.safe_load(config(capsys, str(tmp_path))) == {"format": 1, "name": "mine", "generations": 2}
 
 
 def test_generated_pages_are_what_make_docs_would_write():

@@ -113,7 +113,7 @@ def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp
 
 def test_a_run_that_has_only_begun_gives_a_page(tmp_path):
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "config.yaml").write_text("{name: new, seed: 0, generations: 3}")
+    (tmp_path / "new" / "config.yaml").write_text("{format: 1, name: new, seed: 0, generations: 3}")
     assert "No generation has been measured yet." in report.html(read_runs([tmp_path / "new"]))
 
 
@@ -121,8 +121,10 @@ def test_a_run_that_has_only_begun_gives_a_page(tmp_path):
     ("make", "message"),
     [
         (lambda p: None, "not a run or a sweep"),
-        (lambda p: (p / "config.yaml").write_text("a: [1"), "config.yaml: not readable as YAML"),
-        (lambda p: (p / "config.yaml").write_text("- 1"), "holds no configuration"),
+        (lambda p: (p / "config.yaml").write_text("a: [1"), "config.yaml: damaged"),
+        (lambda p: (p / "config.yaml").write_text("- 1"), "config.yaml: damaged"),
+        (lambda p: (p / "config.yaml").write_text("generations: 1.5"), "config.yaml: damaged"),
+        (lambda p: (p / "config.yaml").write_text("generations: 1"), "config.yaml: format of before 1 is not the 1"),
     ],
 )
 def test_what_is_not_a_run_is_refused_by_name(tmp_path, make, message):
@@ -170,10 +172,10 @@ def test_a_value_that_is_no_measure_is_named_by_file_line_and_key(tmp_path, keys
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("seed: abc", "seed is 'abc'"), ("seed: null", "seed is None"), ("generations: 1.5", "generations is 1.5")],
+    [("seed: abc", "seed is 'abc'"), ("seed: null", "seed is None")],
 )
 def test_a_value_of_the_configuration_that_cannot_be_is_named(tmp_path, text, words):
-    (tmp_path / "config.yaml").write_text(text)
+    (tmp_path / "config.yaml").write_text(f"format: 1\ngenerations: 3\n{text}")
     with pytest.raises(UserError) as caught:
         read_runs([tmp_path])
     assert str(caught.value).startswith(f"{tmp_path / 'config.yaml'}: {words}: Input should be ")
@@ -206,26 +208,9 @@ def test_arms_are_runs_that_differ_in_the_seed_only():
     assert [[run.seed for run in arm.runs] for arm in groups] == [[0, 1], [0, 1]]
 
 
-def test_a_run_made_before_a_key_of_the_loop_came_has_its_default(tmp_path):
-    for name, loop in [("old", {}), ("new", {"all_candidates": False}), ("all", {"all_candidates": True})]:
-        folder = report_runs.make_run(tmp_path / name, "random", seed=len(name), generations=1, n=20)
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        config["loop"] |= loop
-        (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    groups = arms(read_runs([tmp_path]))
-    assert {arm.label: sorted(run.folder.name for run in arm.runs) for arm in groups} == {
-        "random (all_candidates=True)": ["all"],
-        "random (all_candidates=False)": ["new", "old"],
-    }
-
-
-def test_a_key_that_older_runs_did_not_know_parts_no_arm():
-    old, new = synthetic("greedy", 0), synthetic("greedy", 1, **{"data.selected": "shards"})
-    assert [arm.label for arm in arms([old, new])] == ["greedy"]
-    other = synthetic("greedy", 1, **{"data.selected": "index"})
-    assert len(arms([old, new, other])) == 3
-    option = synthetic("greedy", 1, **{"selection.options.parts": 4})
-    assert [arm.label for arm in arms([old, option])] == ["greedy (parts=none)", "greedy (parts=4)"]
+def test_a_key_that_is_only_set_in_some_runs_parts_arms():
+    plain, option = synthetic("greedy", 0), synthetic("greedy", 1, **{"selection.options.parts": 4})
+    assert [arm.label for arm in arms([plain, option])] == ["greedy (parts=none)", "greedy (parts=4)"]
 
 
 def test_labels_name_no_more_than_is_needed():

@@ -76,7 +76,7 @@ def test_two_features_are_drawn_as_they_are(tmp_path):
             where = Provenance(np.full(40, generation), np.arange(40), ("",) * 40)
             write_shard(folder, 0, block, None, where, first_key=0)
             seal_dataset(folder)
-    (tmp_path / "config.yaml").write_text("name: plane\ngenerations: 3\n")
+    (tmp_path / "config.yaml").write_text("format: 1\nname: plane\ngenerations: 3\n")
     found, features = points.clouds(read_run(tmp_path))
     assert features == 2
     assert len(found) == 2

@@ -16,11 +16,6 @@ from entroloop.eval.report.runs import Run
 _ASIDE = (
     "name", "modules", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep",
 )  # fmt: skip
-_OPEN = (
-    "selection.options.",
-    "network.options.",
-    "train.more_emas.",
-)  # keys of these are there only where somebody set them
 
 
 @dataclass(frozen=True)
@@ -42,16 +37,12 @@ class Arm:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent.
-
-    A key that an older version did not know is no difference where all runs that have it agree.
-    """
+    """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent."""
     keys = sorted({key for run in runs for key in run.config})
     differing = {}
     for key in keys:
         values = [run.config.get(key) for run in runs]
-        told = values if key.startswith(_OPEN) else [run.config[key] for run in runs if key in run.config]
-        if not _aside(key) and any(value != told[0] for value in told):
+        if not _aside(key) and any(value != values[0] for value in values):
             differing[key] = values
     return differing
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from entroloop.data.errors import UserError, reason
+from entroloop.data.runfolder import CONFIG, Layout, read_config
 from entroloop.data.store import manifest
+from entroloop.data.store.shards import REAL
 from entroloop.eval.measures.row import Row
-from entroloop.selection.pool import LoopConfig
 
 
 class _Config(BaseModel, strict=True):
@@ -78,7 +78,7 @@ class Run:
         return [row.generation for row in self.rows if row.generation is not None]
 
     def generation_folder(self, generation: int) -> Path:
-        return self.folder / f"generation_{generation:04d}"
+        return Layout(self.folder).generation(generation)
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
@@ -91,7 +91,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for folder in folders:
         inside = run_folders(folder)
         if not inside:
-            raise UserError(f"{folder}: not a run or a sweep (no config.yaml in it); give a folder that `run` made")
+            raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} in it); give a folder that `run` made")
         for path in inside:
             try:
                 found.setdefault(path.resolve(), read_run(path))
@@ -122,9 +122,9 @@ def run_folders(folder: Path) -> list[Path]:
 
 def is_run(folder: Path) -> bool:
     """A sweep's own folder may hold a `config.yaml` too, but no generations beside runs of its own."""
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).is_file():
         return False
-    return any(folder.glob("generation_*")) or not any(folder.glob("*/config.yaml"))
+    return any(folder.glob("generation_*")) or not any(folder.glob(f"*/{CONFIG}"))
 
 
 def read_run(folder: Path) -> Run:
@@ -132,25 +132,20 @@ def read_run(folder: Path) -> Run:
 
     Raises UserError naming file, line and key where a value is not what it should be.
     """
-    path = folder / "config.yaml"
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({reason(error)})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path}: holds no configuration (expected keys such as seed and loop)")
+    layout = Layout(folder)
+    config = read_config(layout)
     if wrong := _wrong(_Config, config):
-        raise UserError(f"{path}: {wrong}")
+        raise UserError(f"{layout.config}: {wrong}")
     rows: list[Row] = []
-    stats = [{**line, "generation": "real"} for line in _json_lines(folder / "real" / "stats.jsonl")]
+    stats = [{**line, "generation": "real"} for line in _json_lines(layout.stats(REAL))]
     for generation in sorted(folder.glob("generation_*")):
         rows += _rows(generation / "metrics")
         stats += [{**line, "generation": generation.name} for line in _json_lines(generation / "stats.jsonl")]
     rows.sort(key=lambda row: row.generation or 0)
     baseline = next((row.baseline for row in rows if row.baseline), None)
     name = str(config.get("name") or folder.name)
-    failed = _status(folder / "state.json") == "failed"
-    return Run(folder, name, _LOOP | flat(config), tuple(rows), baseline, tuple(stats), failed)
+    failed = _status(layout.state) == "failed"
+    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed)
 
 
 def _status(path: Path) -> str:
@@ -223,7 +218,3 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
-
-
-# How a run loops whose configuration was written before a key of it came.
-_LOOP = flat({"loop": LoopConfig().model_dump(mode="json")})

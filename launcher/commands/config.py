@@ -16,18 +16,17 @@ def config_command(
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors.")] = False,
 ) -> None:
     """Explain every configuration key, or show the configuration of a run."""
+    import yaml
+
+    from entroloop.data.runfolder import CONFIG, Layout, read_config
     from entroloop.launcher.config import Config
     from entroloop.launcher.keys import find, text
 
     if schema:
         print(json.dumps(Config.model_json_schema()))
-    elif section is not None and (Path(section) / "config.yaml").is_file():
-        saved = (Path(section) / "config.yaml").read_text()
-        if as_json:
-            import yaml
-
-            saved = json.dumps(yaml.safe_load(saved))
-        print(saved.rstrip())
+    elif section is not None and (Path(section) / CONFIG).is_file():
+        saved = read_config(Layout(Path(section)))
+        print(json.dumps(saved) if as_json else yaml.safe_dump(saved, sort_keys=False).rstrip())
     else:
         found = find(Config, section)
         print(json.dumps({k.name: dataclasses.asdict(k) for k in found}) if as_json else text(found))
