@@ -17,8 +17,7 @@ from entroloop.data.world import World
 from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
-from entroloop.launcher import jobs as clusters
-from entroloop.launcher import sweep
+from entroloop.launcher import submit, sweep
 from entroloop.launcher.run import runner as drive
 from entroloop.launcher.run.recipes import steps
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
@@ -81,8 +80,8 @@ def test_runs_of_a_sweep_and_slurm_jobs_find_the_file_too(mine, monkeypatch):
     assert (mine.parent / "runs" / "mine" / "report.html").is_file()
 
     config = configuration.load(mine, ["name=submitted", "slurm.setup=[conda activate mine]"])
-    monkeypatch.setattr(clusters, "_submit", lambda jobs, *_: jobs())
-    for job in clusters.submit_run(config):
+    monkeypatch.setattr(submit, "_submit", lambda jobs, *_: jobs())
+    for job in submit.submit_run(config):
         forget(monkeypatch)
         assert configuration.load(Path(job.arguments[1])).settled() == config.settled()
 
