@@ -7,15 +7,27 @@ is left out of recipes, so it may differ when a run is resumed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from entroloop.data.errors import UserError
 
 HOW = "how"  # metadata of a key: Annotated[int, HOW]
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _name_the_key(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
+        """Turns a UserError of a key's own checks into the ValueError that pydantic reports with the key."""
+        try:
+            return validate(value)
+        except UserError as error:
+            raise ValueError(str(error)) from error
 
     def deciding(self) -> dict[str, Any]:
         """The plain values of all keys that decide what is sealed, those of nested sections included."""

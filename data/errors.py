@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """What the user gave is wrong. The message is one line: it names the key, file or line and what would be right."""
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.config import Section
 from entroloop.eval.catalogue import MEASURES
+
+
+def _own(name: str) -> str:
+    if MEASURES.check(name) in MEASURES.built_in:
+        raise ValueError(f"{name} is built in and always taken: list only your own")
+    return name
 
 
 class EvaluationConfig(Section):
@@ -16,18 +22,9 @@ class EvaluationConfig(Section):
 
     encoders: tuple[Annotated[str, AfterValidator(ENCODERS.check)], ...] = Field(("pixel", "classifier"), min_length=1)
     """Feature spaces to measure in."""
-    measures: tuple[str, ...] = ()
+    measures: tuple[Annotated[str, AfterValidator(_own)], ...] = ()
     """Your own measures as `module:attribute`, taken beside the built-in ones."""
     samples: int | None = Field(None, ge=2)
     """Generated samples 0 … samples - 1 are measured, never a selection of them; null: as many as training samples."""
     entropy_size: int | None = Field(None, ge=2)
     """Training samples in the entropy estimate, which depends on their number; null: N."""
-
-    @field_validator("measures")
-    @classmethod
-    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            MEASURES.check(name)
-            if name in MEASURES.built_in:
-                raise ValueError(f"{name} is built in and always taken: list only your own")
-        return names

@@ -225,10 +225,17 @@ def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Co
         values.setdefault("modules", str(Path(origin).parent.absolute()))
         if isinstance(values["modules"], str):
             search_also(Path(values["modules"]))
+    return validated(values, origin)
+
+
+def validated(values: Mapping[str, Any], origin: str) -> Config:
+    """The configuration of complete values. Raises UserError that begins with `origin`."""
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {explain(error)}") from error
+    except UserError as error:  # of a check between sections
+        raise UserError(f"{origin}: {error}") from error
 
 
 def _texts(value: Any) -> Iterator[str]:

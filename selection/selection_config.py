@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.config import Section
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 
 OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are options of a run, too
+
+
+def _known_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+    for option, key in (("metric", "selection.metric"), ("seed", "seed")):
+        if option in options:
+            raise ValueError(f"{option}: set {key}")
+    if options and "strategy" in info.data:  # otherwise the strategy itself was refused
+        from entroloop.selection.choose import check_options  # needs torch
+
+        check_options(info.data["strategy"], options, also=OF_A_RUN)
+    return options
 
 
 class SelectionConfig(Section):
@@ -24,20 +35,8 @@ class SelectionConfig(Section):
     encoder: Annotated[str, AfterValidator(ENCODERS.check)] = "classifier"
     """The feature space whose distances count: `pixel`, `classifier`, `dinov2-small`, `inception`, …, or your own as
     `module:attribute`."""
-    options: dict[str, float | int | str | bool] = Field({})
+    options: Annotated[dict[str, float | int | str | bool], AfterValidator(_known_options)] = Field({})
     """Options of the strategy by name, and `trim`, `trim_k` and `per_class` of `select`."""
-
-    @field_validator("options")
-    @classmethod
-    def _known_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
-        for option, key in (("metric", "selection.metric"), ("seed", "seed")):
-            if option in options:
-                raise ValueError(f"{option}: set {key}")
-        if options and "strategy" in info.data:  # else that is wrong
-            from entroloop.selection.choose import check_options  # needs torch
-
-            check_options(info.data["strategy"], options, also=OF_A_RUN)
-        return options
 
     @property
     def by_class(self) -> bool:

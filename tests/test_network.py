@@ -81,7 +81,7 @@ def test_a_class_of_the_users_own_is_built_saved_and_read_back(tmp_path):
 
 
 def test_networks_of_the_users_own_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"'scael' does not exist: did you mean scale\?"):
+    with pytest.raises(UserError, match=r"'scael' does not exist: did you mean scale\?"):
         NetworkConfig(kind=f"{__name__}:Line", options={"scael": 1.0})
     with pytest.raises(ValueError, match="options: are for a network of your own"):
         NetworkConfig(kind="mlp", options={"scale": 1.0})

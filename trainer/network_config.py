@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
 from entroloop.data.config import Section
 from entroloop.data.registry import check_options
@@ -16,10 +16,14 @@ AUTO = "auto"
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 
+def _known_kind(name: str) -> str:
+    return name if name == AUTO else NETWORKS.check(name, AUTO)
+
+
 class NetworkConfig(Section):
     """The network's shape."""
 
-    kind: str = "auto"
+    kind: Annotated[str, AfterValidator(_known_kind)] = "auto"
     """`unet` for images, `mlp` for vectors, `auto` decides by the data, or your own class as `module:attribute`."""
     options: dict[str, Any] = Field({})
     """Keyword arguments of your own class."""
@@ -41,11 +45,6 @@ class NetworkConfig(Section):
     """MLP: residual blocks."""
     dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout in every residual block."""
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        return value if value == AUTO else NETWORKS.check(value, AUTO)
 
     @model_validator(mode="after")
     def _options_are_its_own(self) -> NetworkConfig:

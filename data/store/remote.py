@@ -147,8 +147,6 @@ class Remote:
             except Refused as error:
                 raise UserError(f"{self.address(name)}: {error}") from error
             except (OSError, http.client.HTTPException) as error:
-                if isinstance(error, UserError):
-                    raise
                 said = reason(error)
         raise UserError(f"{self.address(name)}: could not be fetched in {self.attempts} attempts ({said})")
 

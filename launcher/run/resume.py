@@ -17,13 +17,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step, read_config
 from entroloop.data.store import manifest
-from entroloop.launcher.config import Config, differences, dump, explain
+from entroloop.launcher.config import Config, differences, dump, validated
 from entroloop.launcher.run.lease import Lease
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
@@ -66,10 +64,7 @@ def open_run(config: Config) -> Layout:
 
 def read_saved(layout: Layout) -> Config:
     """The configuration saved with a run. Raises UserError where there is none, or one of another format."""
-    try:
-        return Config.model_validate(read_config(layout))
-    except ValidationError as error:
-        raise UserError(f"{layout.config}: not a configuration of this version: {explain(error)}") from error
+    return validated(read_config(layout), f"{layout.config}: not a configuration of this version")
 
 
 def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> None:
