@@ -85,7 +85,7 @@ def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> No
 def check_saved(config: Config, layout: Layout, step: Step) -> None:
     """Raises UserError where another process has saved a configuration under which the step would be another."""
     saved = read_saved(layout)
-    if recipes(saved).get(step) != recipes(config)[step]:
+    if saved.settled() != config.settled() and recipes(saved).get(step) != recipes(config)[step]:
         found = "; ".join(differences(saved.deciding(), config.deciding()))
         raise UserError(f"{layout.run}: another process changed the configuration: {found}")
 
