@@ -2,11 +2,11 @@ import math
 
 import numpy as np
 import pytest
-from ranks import on_ranks
 from scipy.special import digamma, gammaln
 from scipy.stats import special_ortho_group
 from slow_references import nearest as slow_nearest
 from slow_references import split
+from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.selection import generalization_score, kl_entropy
@@ -90,7 +90,7 @@ def test_any_number_of_ranks(size):
     r = np.random.default_rng(0)
     x, y = r.normal(size=(80, 4)), r.normal(size=(50, 4))
     whole, score = kl_entropy(x, 2), generalization_score(x, y)
-    for rank, (nats, n, floored, terms, got) in enumerate(on_ranks(size, _on_rank, split(x, size), split(y, size))):
+    for rank, (nats, n, floored, terms, got) in enumerate(on_threads(size, _on_rank, split(x, size), split(y, size))):
         assert nats == pytest.approx(whole.nats, rel=1e-12)
         assert (n, floored, terms) == (80, 0, len(split(x, size)[rank]))
         assert got == pytest.approx(score, rel=1e-12)

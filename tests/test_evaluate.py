@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from ranks import on_ranks
 from scipy.special import digamma, gammaln
 from sklearn.neighbors import NearestNeighbors
+from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.data.store.shards import REAL, Provenance
@@ -198,7 +198,7 @@ def rank_measure(world, generated, training, reference):
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_same_at_any_number_of_ranks(sets, size):
     alone = measure(*sets, entropy_size=70)
-    for values, context in on_ranks(size, rank_measure, *sets):
+    for values, context in on_threads(size, rank_measure, *sets):
         assert values == pytest.approx(alone.values, rel=1e-6, abs=1e-9)
         assert context["n_generated"] == 150
         assert context["entropy_n"] == 70

@@ -161,13 +161,10 @@ def test_tf1_resize_is_its_definition_in_float64(shape):
 class Script(torch.nn.Module):
     """Called like NVIDIA's file, which resizes and scales inside: the traced network behind its preprocessing."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, *layers: torch.nn.Module) -> None:
         super().__init__()
-        net = network(FID)
-        state = {k: v for k, v in inception_state(FID).items() if not k.startswith("fc.")}
-        net.load_state_dict(state, strict=False)
-        body = torch.nn.Sequential(Prepare(), net, Keep(dim)).eval()
-        self.layers = torch.jit.trace(body, torch.zeros(2, 3, 32, 32, dtype=torch.uint8), check_trace=False)
+        body = torch.nn.Sequential(*layers).eval()
+        self.layers = torch.jit.trace(body, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), check_trace=False)
 
     def forward(
         self, img: torch.Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
@@ -193,17 +190,19 @@ class Keep(torch.nn.Module):
         self.dim = dim
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x[:, : self.dim]
+        return x.flatten(1)[:, : self.dim].float()
 
 
 def test_nvidias_script_comes_first_and_is_called_for_features(weights, elsewhere):
     shutil.copy(weights / inception.STATES[0], elsewhere)
     other = encoders.load_encoder("inception", (3, 32, 32))
-    torch.jit.script(Script(2048)).save(str(elsewhere / inception.SCRIPT))
+    net = network(FID)
+    net.load_state_dict({k: v for k, v in inception_state(FID).items() if not k.startswith("fc.")}, strict=False)
+    torch.jit.script(Script(Prepare(), net)).save(str(elsewhere / inception.SCRIPT))
     encoder = encoders.load_encoder("inception", (3, 32, 32))
     assert np.allclose(encoder(IMAGES)[:, ::256], RECORDED["inception"], atol=2e-4)
     assert encoder.digest != other.digest
-    torch.jit.script(Script(7)).save(str(elsewhere / inception.SCRIPT))
+    torch.jit.script(Script(Keep(7))).save(str(elsewhere / inception.SCRIPT))
     with pytest.raises(UserError, match=r"inception-2015-12-05.pt: is not the FID .* are \[1, 7\], not \[1, 2048\]"):
         encoders.load_encoder("inception", (3, 32, 32))
 
@@ -281,12 +280,14 @@ def test_published_resolution_of_518_loads(elsewhere):
 
 
 @pytest.mark.parametrize("name", ["inception", "inception-paper", "dinov2-small"])
-def test_features_do_not_depend_on_cuts_and_grey_is_repeated(name):
+def test_features_do_not_depend_on_cuts_and_grey_is_repeated(name, monkeypatch):
+    in_batches = frozen.in_batches
+    monkeypatch.setattr(frozen, "in_batches", lambda samples, forward, dim, _: in_batches(samples, forward, dim, 2))
     colour, grey = encoders.load_encoder(name, (3, 8, 8)), encoders.load_encoder(name, (1, 8, 8))
-    images = np.random.default_rng(2).integers(0, 256, (9, 1, 8, 8), dtype=np.uint8)
+    images = np.random.default_rng(2).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
     whole = grey(images)
-    assert np.array_equal(np.concatenate([grey(images[:3]), grey(images[3:])]), whole)
-    assert np.array_equal(colour(images[6:].repeat(3, axis=1)), whole[6:])
+    assert np.array_equal(np.concatenate([grey(images[:1]), grey(images[1:])]), whole)
+    assert np.array_equal(colour(images[2:].repeat(3, axis=1)), whole[2:])
     assert grey(images[:0]).shape == (0, grey.dim)
     assert grey.digest == colour.digest
 

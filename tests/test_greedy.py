@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from ranks import on_ranks
 from slow_references import greedy as slow
 from slow_references import hard_cases, split
+from thread_world import on_threads
 
 from entroloop.selection import select
 from entroloop.selection.exact import blocks, bounds, frontier, sketch
@@ -67,33 +68,37 @@ def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
     _check(_run(x, len(x) // 2, 5), slow(x, len(x) // 2, 5))
 
 
-def _on_rank(world, parts, size, start, small):
-    sizes = module._ACTIVE, module.SMALLEST_BLOCK, module.LARGEST_BLOCK
-    if small:
-        module._ACTIVE, module.SMALLEST_BLOCK, module.LARGEST_BLOCK = 64, 8, 64
+def _on_rank(world, parts, size, start):
     before = world.traffic.exchanges
     blocks_run = []
-    try:
-        shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
-        ids, radii = greedy(shard, size, start, blocks_run.append)
-    finally:
-        module._ACTIVE, module.SMALLEST_BLOCK, module.LARGEST_BLOCK = sizes
+    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
+    ids, radii = greedy(shard, size, start, blocks_run.append)
     return ids.numpy(), radii.numpy(), world.traffic.exchanges - before, len(blocks_run)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_any_number_of_ranks_uneven_and_empty(name, size):
+def test_any_number_of_ranks_uneven_and_empty(name, size, monkeypatch):
     x = CASES[name]
     expected = slow(x, max(1, len(x) // 2), len(x) // 3)
     for small in (False, True):
-        for result in on_ranks(size, _on_rank, split(x, size), len(expected[0]), len(x) // 3, small):
+        if small:
+            monkeypatch.setattr(module, "_ACTIVE", 64)
+            monkeypatch.setattr(module, "SMALLEST_BLOCK", 8)
+            monkeypatch.setattr(module, "LARGEST_BLOCK", 64)
+        for result in on_threads(size, _on_rank, split(x, size), len(expected[0]), len(x) // 3):
             _check(result[:2], expected)
+
+
+def test_on_two_processes():
+    x = CASES["clusters"]
+    for result in on_ranks(2, _on_rank, split(x, 2), len(x) // 2, 5):
+        _check(result[:2], slow(x, len(x) // 2, 5))
 
 
 def test_one_exchange_a_block_not_one_a_pick():
     x = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
-    for ids, _, exchanges, blocks_run in on_ranks(2, _on_rank, np.array_split(x, 2), 1500, 0, False):
+    for ids, _, exchanges, blocks_run in on_threads(2, _on_rank, np.array_split(x, 2), 1500, 0):
         # numbering, centre and scale, the first pick; then one a block, and two where more rows are woken
         assert exchanges <= 4 + 3 * blocks_run
         assert exchanges < len(ids) / 8
@@ -157,6 +162,6 @@ def _two_levels(world, parts):
 
 
 def test_two_levels_agree_between_ranks():
-    first, second = on_ranks(2, _two_levels, split(CASES["clusters"], 2))
+    first, second = on_threads(2, _two_levels, split(CASES["clusters"], 2))
     np.testing.assert_array_equal(first, second)
     assert len(set(first)) == 100

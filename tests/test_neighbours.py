@@ -12,6 +12,7 @@ from ranks import on_ranks
 from scipy.spatial.distance import cdist
 from slow_references import hard_cases, split
 from slow_references import nearest as slow
+from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.selection import nearest, neighbours
@@ -102,22 +103,23 @@ def test_any_number_of_ranks_uneven_and_empty(
 ):
     x = CASES[name]
     queries = x if exclude_self else x[::3]
-    results = on_ranks(size, _on_rank, split(queries, size), split(x, size), 4, exclude_self)
+    results = on_threads(size, _on_rank, split(queries, size), split(x, size), 4, exclude_self)
     joined = tuple(np.concatenate(part) for part in zip(*results, strict=True))
     _check(joined, slow(queries, x, 4, exclude_self))
 
 
-def _small_blocks(world, parts):
-    neighbours._BLOCK_BYTES = (0, 0)
-    try:
-        return nearest(parts[world.rank], parts[world.rank], 2, exclude_self=True, world=world)
-    finally:
-        neighbours._BLOCK_BYTES = (1 << 24, 1 << 29)
+def test_on_two_processes():
+    x = CASES["clusters"]
+    results = on_ranks(2, _on_rank, split(x[::3], 2), split(x, 2), 4, False)
+    joined = tuple(np.concatenate(part) for part in zip(*results, strict=True))
+    _check(joined, slow(x[::3], x, 4, False))
 
 
-def test_blocks_travel_where_a_rank_holds_more_than_one():
+def test_blocks_travel_where_a_rank_holds_more_than_one(monkeypatch):
+    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", (0, 0))
     x = np.random.default_rng(0).normal(size=(2600, 3)).astype(np.float32)
-    results = on_ranks(2, _small_blocks, split(x, 2))
+    parts = split(x, 2)
+    results = on_threads(2, _on_rank, parts, parts, 2, True)
     joined = tuple(np.concatenate(part) for part in zip(*results, strict=True))
     _check(joined, slow(x, x, 2, True))
 
@@ -171,9 +173,9 @@ def _whitened(world, parts):
 
 def test_whitened_rows_have_the_same_bits_at_any_number_of_ranks():
     x = (np.random.default_rng(0).normal(size=(200, 9)) * 30 + 5).astype(np.float32)
-    whole = on_ranks(1, _whitened, split(x, 1))[0]
+    whole = on_threads(1, _whitened, split(x, 1))[0]
     for size in (2, 3):
-        np.testing.assert_array_equal(np.concatenate(on_ranks(size, _whitened, split(x, size))), whole)
+        np.testing.assert_array_equal(np.concatenate(on_threads(size, _whitened, split(x, size))), whole)
 
 
 @settings(max_examples=30, deadline=None)
@@ -240,18 +242,18 @@ def _bad_input(world, kind):
     [("zero", "row 3 is zero"), ("dtype", "queries: dtype must be"), ("rank", "queries: must have two dimensions")],
 )
 def test_no_rank_waits_for_one_with_bad_input(kind, message):
-    answers = on_ranks(2, _bad_input, kind)
+    answers = on_threads(2, _bad_input, kind)
     assert answers[0] == answers[1]
     assert message in answers[0]
 
 
 def test_every_rank_names_the_global_row():
-    assert on_ranks(2, _bad_row) == ["queries: row 5 holds NaN or infinity; every feature must be finite"] * 2
+    assert on_threads(2, _bad_row) == ["queries: row 5 holds NaN or infinity; every feature must be finite"] * 2
 
 
 def _search_within(allowed, mapped, out):
     x = np.load(mapped, mmap_mode="r")
-    neighbours._BLOCK_BYTES = (1 << 24, 1 << 27)  # else a block may take more than is allowed here
+    neighbours._BLOCK_BYTES = (1 << 22, 1 << 25)  # else a block may take more than is allowed here
     nearest(x[:64], x[:2048])  # libraries allocate their own once
     used = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (used + allowed,) * 2)
@@ -263,13 +265,13 @@ def _search_within(allowed, mapped, out):
 
 
 def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path):
-    """The process may allocate 200 MiB; the file holds 384 MiB, and reading it whole fails."""
-    mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (196_608, 512))
+    """The process may allocate 72 MiB; the file holds 128 MiB, and reading it whole fails."""
+    mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (65_536, 512))
     r = np.random.default_rng(0)
     for start in range(0, len(mapped), 8192):
         mapped[start : start + 8192] = r.standard_normal((8192, 512), np.float32)
     mapped.flush()
-    run = Forked(_search_within, 200 << 20, tmp_path / "x.npy", tmp_path / "out.npz").result()
+    run = Forked(_search_within, 72 << 20, tmp_path / "x.npy", tmp_path / "out.npz").result()
     assert run.returncode == 0, run.stderr
     found = np.load(tmp_path / "out.npz")
     np.testing.assert_array_equal(found["ids"][:, 0], np.arange(64))

@@ -3,11 +3,11 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from ranks import on_ranks
 from sklearn.datasets import load_digits
 from slow_references import greedy as slow_greedy
 from slow_references import nearest as slow_nearest
 from slow_references import split
+from thread_world import on_threads
 
 from entroloop.data import registry
 from entroloop.data.errors import UserError
@@ -78,7 +78,7 @@ def _on_rank(world, parts, labels, name, extra):
 def test_ids_do_not_depend_on_the_number_of_ranks(name, extra, size):
     x, labels = X[:200] + np.float32(1), LABELS[:200]
     whole = select(x, 60, name, seed=1, labels=labels, reference=x, **extra)
-    for result in on_ranks(size, _on_rank, split(x, size), split(labels, size), name, extra):
+    for result in on_threads(size, _on_rank, split(x, size), split(labels, size), name, extra):
         np.testing.assert_array_equal(result.ids, whole.ids)
         np.testing.assert_array_equal(result.radii, whole.radii)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from loops import VECTORS, command, python_command, sealed_bytes, tiny_file
+from loops import VECTORS, command, sealed_bytes, tiny_file
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.runfolder import Layout, Step
@@ -81,10 +81,10 @@ def test_bad_grids_are_refused(tmp_path, grid, line):
     assert line in str(caught.value)
 
 
+@pytest.mark.usefixtures("forked_arms")
 def test_a_sweep_shares_work_gives_the_bytes_of_single_runs_and_reports(tmp_path):
     path = grid_file(tmp_path, {"selection.strategy": ["random", "greedy"]})
-    done = python_command("sweep", path)
-    assert done.returncode == 0, done.stderr + done.stdout
+    sweep.run(path, [], lambda: False)
     runs = tmp_path / "runs" / "tiny"
     weights = Layout(runs / "random").of(Step(0, "train")) / "manifest.json"
     twin = Layout(runs / "greedy").of(Step(0, "train")) / "manifest.json"
@@ -95,8 +95,9 @@ def test_a_sweep_shares_work_gives_the_bytes_of_single_runs_and_reports(tmp_path
     assert sealed_bytes(tmp_path / "runs" / "alone") == sealed_bytes(runs / "greedy")
     status = command("status", runs)
     assert "greedy: finished" in status.stdout
-    again = command("sweep", path)
-    assert again.returncode == 0
+    before = sealed_bytes(runs)
+    sweep.run(path, [], lambda: False)
+    assert sealed_bytes(runs) == before
 
 
 @pytest.mark.usefixtures("forked_arms")

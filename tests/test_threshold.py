@@ -3,9 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import on_ranks
 from slow_references import hard_cases, split
 from slow_references import threshold_decay as slow
+from thread_world import on_threads
 
 from entroloop.selection.exact import blocks, bounds, frontier, sketch
 from entroloop.selection.exact.rows import Shard
@@ -77,35 +77,32 @@ def _shrink_and_check(name, sizes, form, monkeypatch):
     _check(_run(*arguments), slow(*arguments))
 
 
-def _on_rank(world, parts, size, order, threshold, small):
-    sizes = module.BLOCK, module._CHUNK
-    if small:
-        module.BLOCK, module._CHUNK = 32, 64
+def _on_rank(world, parts, size, order, threshold):
     before = world.traffic.exchanges
     passes = []
-    try:
-        shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
-        ids, radii = threshold_decay(shard, size, torch.from_numpy(order), threshold, 0.8, passes.append)
-    finally:
-        module.BLOCK, module._CHUNK = sizes
+    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
+    ids, radii = threshold_decay(shard, size, torch.from_numpy(order), threshold, 0.8, passes.append)
     return ids.numpy(), radii.numpy(), world.traffic.exchanges - before, len(passes)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("name", CASES)
-def test_any_number_of_ranks_uneven_and_empty(name, size):
+def test_any_number_of_ranks_uneven_and_empty(name, size, monkeypatch):
     x = CASES[name]
     order, threshold, n = _order(len(x)), _start(x), max(1, len(x) // 2)
     expected = slow(x, n, order, threshold, 0.8)
     for small in (False, True):
-        for result in on_ranks(size, _on_rank, split(x, size), n, order, threshold, small):
+        if small:
+            monkeypatch.setattr(module, "BLOCK", 32)
+            monkeypatch.setattr(module, "_CHUNK", 64)
+        for result in on_threads(size, _on_rank, split(x, size), n, order, threshold):
             _check(result[:2], expected)
 
 
 def test_one_exchange_a_block_and_two_a_pass():
     x = np.random.default_rng(0).normal(size=(3000, 8)).astype(np.float32)
     order = _order(3000)
-    for _, _, exchanges, passes in on_ranks(2, _on_rank, np.array_split(x, 2), 1500, order, _start(x), False):
+    for _, _, exchanges, passes in on_threads(2, _on_rank, np.array_split(x, 2), 1500, order, _start(x)):
         most_blocks = passes + 2 * 3000 // module.BLOCK + passes
         assert exchanges <= 5 + most_blocks + 2 * passes
 
