@@ -87,21 +87,21 @@ def nearest(queries: np.ndarray, bank: np.ndarray, k: int, exclude_self: bool) -
 def hard_cases() -> dict[str, np.ndarray]:
     r = np.random.default_rng(1)
     centres = r.normal(size=(8, 24)) * 3
-    pairs = r.normal(size=(120, 30)) * 3
+    pairs = r.normal(size=(60, 30)) * 3
     few = r.normal(size=(70, 5))
     return {
-        "gaussian": r.normal(size=(400, 24)).astype(np.float32),
-        "clusters": (centres[r.integers(8, size=600)] + r.normal(size=(600, 24))).astype(np.float32),
-        "pixels 3072-d uint8": r.integers(0, 256, size=(160, 3072)).astype(np.uint8),
-        "few grey levels, uint8": np.random.default_rng(2).integers(0, 3, size=(400, 7)).astype(np.uint8) * 127,
-        "lattice, many ties": r.integers(0, 4, size=(500, 3)).astype(np.float32),
-        "far from the origin": (1000 + r.normal(size=(300, 30)) * 1e-3).astype(np.float32),
+        "gaussian": r.normal(size=(200, 24)).astype(np.float32),
+        "clusters": (centres[r.integers(8, size=300)] + r.normal(size=(300, 24))).astype(np.float32),
+        "pixels 3072-d uint8": r.integers(0, 256, size=(80, 3072)).astype(np.uint8),
+        "few grey levels, uint8": np.random.default_rng(2).integers(0, 3, size=(200, 7)).astype(np.uint8) * 127,
+        "lattice, many ties": r.integers(0, 4, size=(250, 3)).astype(np.float32),
+        "far from the origin": (1000 + r.normal(size=(150, 30)) * 1e-3).astype(np.float32),
         "near-duplicates": (np.concatenate([pairs, pairs + r.normal(size=pairs.shape) * 1e-4]) + 50).astype(np.float32),
         "exact duplicates": np.concatenate([few, few, few]).astype(np.float32),
         "constant": np.ones((90, 7), np.float32),
-        "one dimension": r.normal(size=(400, 1)).astype(np.float32),
-        "float16": r.normal(size=(300, 16)).astype(np.float16),
-        "float64": r.normal(size=(300, 16)),
+        "one dimension": r.normal(size=(200, 1)).astype(np.float32),
+        "float16": r.normal(size=(150, 16)).astype(np.float16),
+        "float64": r.normal(size=(150, 16)),
         "one outlier": np.concatenate([r.normal(size=(200, 8)), [[1e6] * 8]]).astype(np.float32),
         "one row": np.ones((1, 3), np.float32),
     }

@@ -34,6 +34,7 @@ from entroloop.launcher import __main__ as launcher
 
 CPU = torch.device("cpu")
 FROZEN = [name for name in ENCODERS.built_in if name not in ("pixel", "classifier")]
+IN_BATCHES = frozen.in_batches
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 3, 32, 32), dtype=np.uint8)
 # Every 256th feature of IMAGES.
 RECORDED = {
@@ -89,6 +90,16 @@ def weights(tmp_path_factory) -> Path:
 @pytest.fixture(autouse=True)
 def _weights_folder(weights, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(weights))
+
+
+def batches_of(size: int, monkeypatch) -> None:
+    monkeypatch.setattr(frozen, "in_batches", lambda samples, forward, dim, _: IN_BATCHES(samples, forward, dim, size))
+
+
+@pytest.fixture(autouse=True)
+def _small_batches(monkeypatch):
+    """Batches are padded to a fixed size: here to no more than the images that most tests encode."""
+    batches_of(len(IMAGES), monkeypatch)
 
 
 @pytest.fixture
@@ -281,8 +292,7 @@ def test_published_resolution_of_518_loads(elsewhere):
 
 @pytest.mark.parametrize("name", ["inception", "inception-paper", "dinov2-small"])
 def test_features_do_not_depend_on_cuts_and_grey_is_repeated(name, monkeypatch):
-    in_batches = frozen.in_batches
-    monkeypatch.setattr(frozen, "in_batches", lambda samples, forward, dim, _: in_batches(samples, forward, dim, 2))
+    batches_of(2, monkeypatch)
     colour, grey = encoders.load_encoder(name, (3, 8, 8)), encoders.load_encoder(name, (1, 8, 8))
     images = np.random.default_rng(2).integers(0, 256, (3, 1, 8, 8), dtype=np.uint8)
     whole = grey(images)

@@ -148,10 +148,10 @@ def test_permuted_rows_give_permuted_ids(seed, n):
 
 def test_two_levels_choose_nearly_as_well_and_know_their_cover():
     x = CASES["clusters"]
-    exact = select(x, 150, seed=3)
+    exact = select(x, 75, seed=3)
     for parts in (1, 4):
-        chosen = select(x, 150, seed=3, parts=parts)
-        assert len(set(chosen.ids)) == 150
+        chosen = select(x, 75, seed=3, parts=parts)
+        assert len(set(chosen.ids)) == 75
         gaps = np.stack([np.sqrt(((x - x[i]) ** 2).sum(1)) for i in chosen.ids]).min(0)
         assert gaps.max() <= chosen.info["cover"] * (1 + 1e-6)
         assert chosen.radii[1:].min() > 0.8 * exact.radii[1:].min()
