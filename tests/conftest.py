@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _quick_disk() -> None:
     """No test cuts the power: nothing waits until the disk has what was written."""
     os.fsync = lambda descriptor: None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_heap() -> None:
+    """What is imported stays: collecting garbage, as each training does at its end, looks at what came later only."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

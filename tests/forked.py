@@ -8,6 +8,7 @@ thread is lost in a fork. Tests of the entry points (`python -m`, torchrun, acce
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import multiprocessing
 import os
@@ -139,6 +140,7 @@ def _call(
     arguments: Any,
 ) -> None:
     os.setsid()
+    gc.freeze()  # what the server has imported stays
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -30,7 +30,7 @@ def test_held_out_digits_are_recognised(model, digits):
 
 
 def test_fit_repeats_and_depends_on_the_seed_and_leaves_the_global_generator_alone(digits):
-    images, labels = digits[0][:128, :, ::2, ::2], digits[1][:128]
+    images, labels = digits[0][:20, :, ::2, ::2], digits[1][:20]
     before = torch.get_rng_state()
     states = [classifier.fit(images, labels, 10, seed=seed).state_dict() for seed in (1, 1, 2)]
     assert torch.equal(before, torch.get_rng_state())
