@@ -1,4 +1,7 @@
-"""What the whole suite shares: a disk that nobody waits for, and finished runs that are made once."""
+"""What the whole suite shares: a disk that nobody waits for, and finished runs that are made once.
+
+pytest-xdist reads this file once more, in a process that runs no test: the program is imported in fixtures.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import forked
 import pytest
-import ranks
-from loops import tiny
 
-from entroloop.data.runfolder import Layout
-from entroloop.data.world import World
-from entroloop.launcher import process, sweep
-from entroloop.launcher.run import runner
+if TYPE_CHECKING:
+    from entroloop.data.runfolder import Layout
 
 # Files that take longest, first: whoever begins with them last would work alone at the end.
 LONGEST = ("slurm_cluster", "engines", "frozen_networks", "sweep", "indexed", "loop_end_to_end", "greedy", "neighbours")
@@ -51,15 +49,19 @@ def _small_heap() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _processes_end() -> Iterator[None]:
     yield
-    ranks.stop()
-    forked.stop()
+    for name in ("ranks", "forked"):
+        if name in sys.modules:
+            sys.modules[name].stop()
 
 
 @pytest.fixture
 def forked_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep in this process forks its runs, where it would start Python."""
+    import forked
 
-    def start(command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: object) -> forked.Forked:
+    from entroloop.launcher import process, sweep
+
+    def start(command: list[str], *, stdout: BinaryIO, env: dict[str, str], **_: object) -> Any:
         assert command[:3] == [sys.executable, "-m", "entroloop.launcher"]
         return forked.entroloop(*command[3:], merged=True, output=Path(stdout.name), **env)
 
@@ -90,5 +92,11 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 @pytest.fixture(scope="session")
 def finished(once: Callable[[str, Callable[[Path], object]], Path]) -> Layout:
     """The tiny loop of `loops.py`, finished; its configuration is `tiny(finished.run.parent)`. Read only."""
+    from loops import tiny
+
+    from entroloop.data.runfolder import Layout
+    from entroloop.data.world import World
+    from entroloop.launcher.run import runner
+
     folder = once("tiny", lambda folder: runner.run(tiny(folder), World(), lambda: False))
     return Layout(tiny(folder).run_folder)

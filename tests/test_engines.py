@@ -73,7 +73,7 @@ def alone(tmp_path_factory):
     return Layout(folder / "runs" / "tiny")
 
 
-@pytest.mark.parametrize("engine", ["ddp", "zero1", "zero2", "zero3"])
+@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero1", marks=pytest.mark.long), "zero2", "zero3"])
 def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
     path = tiny_file(tmp_path)
     status, out = ended(two_ranks(path, *EACH_STEP, f"train.engine={engine}"))
@@ -123,7 +123,9 @@ def wait_for_checkpoint(folder, process, before=frozenset()):
 LONG = ("train.kimg=6.4", "generations=1", "train.checkpoint_kimg=0.32")
 
 
-@pytest.mark.parametrize(("engine", "kimg"), [("ddp", 8), ("zero3", 3.2)])  # a step of zero3 takes longer
+@pytest.mark.parametrize(
+    ("engine", "kimg"), [("ddp", 8), pytest.param("zero3", 3.2, marks=pytest.mark.long)]
+)  # a step of zero3 takes longer
 def test_signals_and_kills_of_ranks_resume_with_the_same_bytes(tmp_path, engine, kimg):
     """At random steps: a random while after a checkpoint."""
     path = tiny_file(tmp_path, *LONG, f"train.engine={engine}", f"train.kimg={kimg}", of=VECTORS)

@@ -11,7 +11,7 @@ from entroloop.selection import nearest, neighbours, select
 from entroloop.selection.exact import frontier, sketch
 from entroloop.selection.rules import adaptive, matching, problem
 
-ROWS = {"greedy": 8192, "threshold-decay": 8192, "nearest": 1024}
+ROWS = {"greedy": 4096, "threshold-decay": 4096, "nearest": 1024}
 MOST = {  # exchanges
     "greedy": {2: 20, 16: 24, 64: 28},
     "threshold-decay": {2: 78, 16: 80, 64: 84},
