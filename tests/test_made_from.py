@@ -17,7 +17,7 @@ from entroloop.launcher.run.recipes import parents, steps
 from entroloop.launcher.run.runner import open_run, perform
 
 SHORT = (
-    "train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=64", "data.limit=200", "generations=3",
+    "train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=16", "data.limit=200", "generations=3",
     "sample.steps=1",
 )  # fmt: skip
 LABELS = ("train.labels=true", "evaluation.encoders=[pixel,classifier]")
