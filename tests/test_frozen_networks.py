@@ -25,7 +25,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from entroloop.data import files
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
-from entroloop.data.features import dinov2, inception
+from entroloop.data.features import dinov2, frozen, inception
 from entroloop.data.features import encoder as encoders
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
 from entroloop.data.features.weights import VARIABLE
