@@ -1,4 +1,4 @@
-"""The encoders and sources that a configuration names, and what is known of them."""
+"""The built-in encoders and sources, with the facts about each."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from entroloop.data.registry import Facts, Registry
 class EncoderFacts(Facts):
     """A function (shape, device) -> `Encoder`. See `data/features/encoder.py`.
 
-    dim      features per row; None: as many as a sample has numbers
-    resize   what becomes of the size of images, in a few words
-    fitted   whether it is fitted to the labelled real data: it then takes the sealed folder of that as `fitted=`
+    dim      features per row; None: as many as a sample has values
+    resize   how it resizes images, in a few words
+    fitted   whether it is fitted to the labelled real data; if so, it takes the sealed folder of the fit as `fitted=`
     """
 
     dim: int | None = None
@@ -25,7 +25,7 @@ class EncoderFacts(Facts):
 class SourceFacts(Facts):
     """A function () -> `Source`. See `data/sources/base.py`.
 
-    shape  of a sample, where it is known: (C, H, W) or (D,)
+    shape  of a sample, if known without loading the source: (C, H, W) or (D,)
     """
 
     shape: tuple[int, ...] | None = None

@@ -1,8 +1,8 @@
 """The base of every section of a run's configuration, and the section `data`.
 
-A section is frozen and refuses unknown keys. The docstring below each key says what the key means and is read by
-`entroloop config`, by docs/configuration.md and by the JSON schema. A key marked HOW does not change what is sealed: it
-is left out of recipes, so it may differ when a run is resumed.
+A section is frozen and refuses unknown keys. The docstring below each key gives its meaning; `entroloop config`,
+docs/configuration.md and the JSON schema print it. A key marked HOW does not change what is sealed. Recipes leave such
+a key out, so it may differ when a run is resumed.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class DataConfig(Section):
     source: str
     """A sealed data set, or anything that `entroloop import` takes (it is then imported into the run)."""
     resolution: int | None = Field(None, ge=1)
-    """Height and width to which images are brought; null keeps theirs."""
+    """Height and width to which images are resized; null keeps their own size."""
     split: str | None = None
-    """Split of a source that has several: `train` or `test`."""
+    """Split to use from a source that has several: `train` or `test`."""
     limit: int | None = Field(None, ge=1)
     """Import at most this many samples; null imports all."""
     size: int = Field(256, ge=2)
@@ -59,20 +59,20 @@ class DataConfig(Section):
     labelled: int = Field(768, ge=0)
     """Number of real images that train the classifier whose features are measured; 0 where no classifier is used."""
     split_seed: int = 0
-    """Decides which samples are held out and labelled; runs with the same value are measured alike."""
+    """Decides which samples are held out and labelled; runs with the same value use the same held-out samples."""
     shard_size: int = Field(1024, ge=1)
     """Samples per shard of the imported set and of training sets."""
     buffer: int = Field(16, ge=1)
     """Number of shards of a training set whose samples are shuffled together."""
     selected: Literal["shards", "index"] = "shards"
-    """Training sets are written as `shards`, or as an `index` of samples that stay where they are."""
+    """`shards` writes a copy of each training set; `index` writes only references to samples of other sets."""
     mode: Annotated[Literal["auto", "resident", "streaming"], HOW] = "auto"
     """`resident` decodes a training set once into memory; `streaming` reads the shards while training; `auto` is
-    resident where the set takes at most `memory_share` of the free memory."""
+    resident if the set needs at most `memory_share` of the free memory."""
     workers: Annotated[int, HOW] = Field(1, ge=0)
     """Processes per rank that read ahead when streaming; 0 reads in the training process."""
     memory_share: Annotated[float, HOW] = Field(0.25, gt=0, le=1)
-    """Share of the free memory that a resident training set may take (`mode: auto`)."""
+    """Share of the free memory that a resident training set may use (`mode: auto`)."""
     skip_damaged: Annotated[bool, HOW] = False
-    """Leave out samples that cannot be read, count and report them, instead of stopping. It streams. Only here may a
-    run's training samples differ from those its recipe names."""
+    """Leave out, count and report samples that cannot be read, instead of stopping. This forces streaming. It is the
+    only key under which the training samples of a run may differ from the samples that its recipe names."""

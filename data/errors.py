@@ -10,21 +10,21 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """What the user gave is wrong. The message is one line: it names the key, file or line and what would be right."""
+    """The user's input is wrong. The message is one line that names the key, file or line and says what is right."""
 
 
 class Interrupted(Exception):  # noqa: N818 - a state, not an error: the work is saved and can go on
-    """A signal asked the process to stop; everything done so far is on disk and the same command resumes it."""
+    """A signal asked the process to stop. All work so far is on disk, and the same command resumes it."""
 
 
 class Failed(RuntimeError):  # noqa: N818 - what happened, not a bug of the program
-    """The work itself failed, for a reason that one line can tell; a traceback would only hide it."""
+    """The work itself failed, for a reason that fits in one line; a traceback would only hide the reason."""
 
 
 def reason(error: BaseException) -> str:
-    """What a library says, as part of a one-line message: at most 200 characters, without memory addresses.
+    """The text of a library's error, for use in a one-line message: at most 200 characters, no memory addresses.
 
-    An OSError is described without its number and path. An error without a text is described by its type.
+    An OSError gives its text without number and path. An error without a text gives the name of its type.
     """
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     lines = re.sub(r" ?<[^<>]* object at 0x[0-9a-f]+>", "", said).strip().splitlines()
@@ -36,7 +36,7 @@ _LOST = re.compile("closed by peer|reset by peer|broken pipe|socket closed|remot
 
 @contextlib.contextmanager
 def with_peers(exchange: str) -> Iterator[None]:
-    """Turns what gloo and NCCL raise when another process has ended into Failed, which names the exchange."""
+    """Turns the errors that gloo and NCCL raise when another process has ended into Failed, naming the exchange."""
     try:
         yield
     except RuntimeError as error:
@@ -70,7 +70,7 @@ _CURES = {
 def unusable(error: OSError, path: str | os.PathLike[str] | None = None) -> UserError:
     """The one-line error of a path that the operating system refused: the path, the reason and the cure.
 
-    path  where the path of the OSError is missing or is not the one that the user knows
+    path  used instead of the path in the OSError, if that is missing or unknown to the user
     """
     given = error.filename if path is None else path
     name = os.fsdecode(given) if isinstance(given, str | bytes | os.PathLike) else "a file"
@@ -81,9 +81,9 @@ def unusable(error: OSError, path: str | os.PathLike[str] | None = None) -> User
 
 @contextlib.contextmanager
 def reading(name: str, otherwise: str = "damaged") -> Iterator[None]:
-    """Turns whatever a parser raises on somebody's file into a UserError, "NAME: OTHERWISE (reason)".
+    """Turns any error that a parser raises on a user's file into a UserError, "NAME: OTHERWISE (reason)".
 
-    Parsers of damaged files raise errors of nearly every kind. The block should do nothing else.
+    On a damaged file a parser may raise nearly any error. So the block should do nothing but parse.
     """
     try:
         yield

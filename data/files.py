@@ -1,8 +1,8 @@
-"""Files that are either whole or absent, also on shared file systems and also when the disk fills up.
+"""Files that are either whole or absent, also on shared file systems and when the disk fills up.
 
-Every file is first written under a temporary name of its own in the target folder and forced to disk. It then gets its
-final name in one of two ways: `create` hard-links it, so that the first writer wins and nobody ever changes a file that
-others may already rely on; `replace` renames it over an earlier version, and `put` does so with bytes.
+Every file is first written under a unique temporary name in the target folder and forced to disk. It then gets its
+final name in one of two ways. `create` makes a hard link: the first writer wins, and no file that others may already
+use ever changes. `replace` renames the temporary file over an earlier version; `put` does the same with given bytes.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import IO, Any
 
 from entroloop.data.errors import Failed, Interrupted, UserError, unusable
 
-TEMPORARY = ".tmp-"  # every unfinished file starts with this; `sweep_temporaries` and readers of folders rely on it
+TEMPORARY = ".tmp-"  # prefix of every unfinished file; `sweep_temporaries` and readers of folders rely on it
 _fences: list[Callable[[], None]] = []
 
 
 @contextlib.contextmanager
 def fenced(check: Callable[[], None]) -> Iterator[None]:
-    """While the context is open, this process calls `check` before it gives any file its name.
+    """While the context is open, this process calls `check` before it gives any file its final name.
 
-    What `check` raises leaves the file unwritten. It must be safe to call from several threads.
+    If `check` raises, the file is not written. `check` must be safe to call from several threads.
     """
     _fences.append(check)
     try:
@@ -44,7 +44,7 @@ def _pass_fences() -> None:
 
 @contextlib.contextmanager
 def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
-    """Yields a complete, fsynced temporary file beside `path`; whatever still has that name at the end is removed."""
+    """Yields a complete, fsynced temporary file beside `path`. Removes it at the end if it still has that name."""
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,15 +60,15 @@ def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]
         refused = _refusal(error)
         if refused is None:
             raise
-        known = refused.filename not in (None, str(temporary))  # the folder, or a file that is read meanwhile
+        known = refused.filename not in (None, str(temporary))  # the folder, or a file that `write` reads
         raise unusable(refused, refused.filename if known else path) from error
     finally:
-        with contextlib.suppress(OSError):  # what is wrong with the folder has been told
+        with contextlib.suppress(OSError):  # the error above has already said what is wrong with the folder
             temporary.unlink(missing_ok=True)
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind an error: `torch.save` raises one of its own when the disk is full."""
+    """The operating system's error behind an error, if any: on a full disk `torch.save` raises an error of its own."""
     while error is not None and not (isinstance(error, OSError) and error.errno):
         error = error.__cause__ or error.__context__
     return error
@@ -77,8 +77,8 @@ def _refusal(error: BaseException | None) -> OSError | None:
 def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     """Writes a file that must never change later.
 
-    Returns True if this call made it, False if `path` was already there (it is then left as it is).
-    Raises UserError, naming the path, when the operating system refuses it: disk full, read-only, not a folder, …
+    Returns True if this call made the file, False if `path` already existed; an existing file does not change.
+    Raises UserError, naming the path, when the operating system refuses to write: disk full, read-only, not a folder, …
     """
     with _written(path, write) as temporary:
         try:
@@ -88,7 +88,8 @@ def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EMLINK):
                 raise
-            # A file system without hard links: the rename below is atomic, only the race for who is first is lost.
+            # This file system has no hard links. The rename below is atomic, but two writers may both believe that
+            # they were first.
             if path.exists():
                 return False
             temporary.rename(path)
@@ -97,16 +98,16 @@ def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes a file, in one step replacing an earlier version of it. Raises UserError as `create` does."""
+    """Writes a file and replaces an earlier version of it in one step. Raises UserError as `create` does."""
     with _written(path, write) as temporary:
         temporary.replace(path)
     sync_folder(path.parent)
 
 
 def put(path: Path, content: bytes) -> None:
-    """Writes a file of these bytes, in one step replacing an earlier version of it. Raises UserError as `create` does.
+    """Writes these bytes to a file and replaces an earlier version in one step. Raises UserError as `create` does.
 
-    A file that holds these bytes already is left alone, so that finished work can be on a disk that is read-only.
+    A file that already holds these bytes is not written again, so finished work can be on a read-only disk.
     """
     with contextlib.suppress(OSError):
         if path.read_bytes() == content:
@@ -115,7 +116,7 @@ def put(path: Path, content: bytes) -> None:
 
 
 def add_line(path: Path, value: Any) -> None:
-    """Appends a value to a file of JSON lines, which is made if it is not there."""
+    """Appends a value to a file of JSON lines. Creates the file if it does not exist."""
     _pass_fences()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -133,7 +134,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path) -> None:
-    """Removes what killed processes left behind. Only for a folder whose lease the caller holds."""
+    """Removes temporary files that killed processes left behind. Only for a folder whose lease the caller holds."""
     for path in list(folder.rglob(f"{TEMPORARY}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)

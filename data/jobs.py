@@ -13,17 +13,17 @@ class Job:
     """One batch job, or one array of them.
 
     key        its name within the run: `generation_0001.train`
-    kind       decides, with `needs`, what it asks for: `train`, `sample`, …
-    arguments  of `entroloop`; in an array `{task}` stands for the number of the task
-    ranks      all processes of all nodes form one process group; otherwise one process runs
+    kind       decides, with `needs`, the resources it asks for: `train`, `sample`, …
+    arguments  of `entroloop`; in an array `{task}` is replaced by the number of the task
+    ranks      True: all processes of all nodes form one process group; False: a single process runs
     after      keys of the jobs that it waits for
-    condition  `afterok`: all of them succeeded; `afterany`: all of them ended
-    tasks      the array's tasks that are still to do; None for a job that is no array
-    of         how many tasks the whole array has
-    attempt    the command can tell how it ended (`run --state FILE`)
+    condition  `afterok`: it waits until they have succeeded; `afterany`: until they have ended
+    tasks      the array's tasks that are still to do; None for a job that is not an array
+    of         number of tasks in the whole array
+    attempt    whether the command can report how it ended (`run --state FILE`)
     needs      the processes that it uses
-    scratch    its command takes `--scratch`, a folder on the node's own disk for training shards
-    extends    when it succeeds it submits what did not fit into the window
+    scratch    whether its command takes `--scratch`, a folder on the node's own disk for training shards
+    extends    arguments of the command by which a successful job submits the jobs that did not fit into the window
     """
 
     key: str
@@ -41,5 +41,5 @@ class Job:
 
     @property
     def size(self) -> int:
-        """How many jobs the scheduler counts it as."""
+        """Number of jobs as the scheduler counts them."""
         return 1 if self.tasks is None else len(self.tasks)

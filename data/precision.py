@@ -2,9 +2,9 @@
 
     a process of entroloop starts  ->  keep_full_precision          a library call  ->  with full_precision(): ...
 
-Certified distances (`entroloop.selection`) and published feature networks rely on products that are as exact as their
-dtype. cuBLAS adds partial bfloat16 products in bfloat16 by default, cuDNN multiplies in TF32, and containers may switch
-TF32 on for products of matrices as well.
+Certified distances (`entroloop.selection`) and published feature networks need products that are as exact as their
+dtype. By default cuBLAS adds partial bfloat16 products in bfloat16, and cuDNN multiplies in TF32. Some containers also
+switch TF32 on for matrix products.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _OPERATIONS = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldn
 _MATMUL = "float32 products"  # `torch.set_float32_matmul_precision`
 
 _lock = threading.Lock()
-_inside = 0  # library calls that have begun and not ended
-_before: dict[tuple[Any, str], Any] = {}  # settings to restore after the last of them
+_inside = 0  # library calls now in progress
+_before: dict[tuple[Any, str], Any] = {}  # settings to restore when the last of these calls ends
 
 
 def keep_full_precision() -> None:
@@ -37,10 +37,10 @@ def keep_full_precision() -> None:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Full precision until the last of all calls in this block has left it; then what was set before is restored.
+    """Sets full precision. When the last of all concurrent blocks ends, restores the earlier settings.
 
-    torch's settings belong to the process: its other threads see them too. Also a decorator of functions.
-    Raises UserError where the environment variable NVIDIA_TF32_OVERRIDE forces TF32 and there is a CUDA device.
+    torch's settings belong to the process, so its other threads see them too. Also works as a decorator of functions.
+    Raises UserError if the environment variable NVIDIA_TF32_OVERRIDE forces TF32 and there is a CUDA device.
     """
     global _inside
     with _lock:
@@ -59,7 +59,7 @@ def full_precision() -> Iterator[None]:
 
 
 def check_environment() -> None:
-    """Raises UserError where NVIDIA_TF32_OVERRIDE forces TF32, which no setting of torch can undo."""
+    """Raises UserError if NVIDIA_TF32_OVERRIDE forces TF32, which no setting of torch can undo."""
     if os.environ.get("NVIDIA_TF32_OVERRIDE", "0") not in ("", "0") and torch.cuda.is_available():
         raise UserError(
             "NVIDIA_TF32_OVERRIDE makes the GPU round float32 products to TF32, whatever torch is told: "
@@ -68,13 +68,13 @@ def check_environment() -> None:
 
 
 def _set() -> dict[tuple[Any, str], Any]:
-    """Sets full precision. -> the settings with their values before; none where all were at full precision."""
+    """Sets full precision. Returns the earlier values of the settings, or {} if all were at full precision already."""
     check_environment()
     settings = list(_settings())
     before = {(owner, name): _read(owner, name) for owner, name, _ in settings}
     if all(before[owner, name] == wanted for owner, name, wanted in settings):
         return {}
-    for owner, name, wanted in settings:  # all of them, since torch's older settings change its newer ones
+    for owner, name, wanted in settings:  # write all of them, because torch's older settings change its newer ones
         _write(owner, name, wanted)
     return before
 
@@ -85,7 +85,7 @@ def _settings() -> Iterator[tuple[Any, str, Any]]:
     for name in ("bf16_reduced_precision_reduction", "fp16_reduced_precision_reduction", "fp16_accumulation"):
         if hasattr(_cuda, f"allow_{name}"):
             yield _cuda, f"allow_{name}", False
-    yield torch.backends.cudnn, "allow_tf32", False  # also where newer settings count: torch refuses to read it else
+    yield torch.backends.cudnn, "allow_tf32", False  # also in a torch with newer settings: reading it fails otherwise
     if not hasattr(torch.backends.cudnn, "conv"):  # torch before 2.9
         return
     for operation in _OPERATIONS:

@@ -1,7 +1,7 @@
-"""Progress of a long phase: a live bar on a terminal, nothing on a pipe, and a state that others can read.
+"""Progress of a long phase: a live bar on a terminal, nothing on a pipe, and a state that other processes can read.
 
-The last state is kept in `Progress.state`; the launcher writes it into the phase's lease, where `entroloop status`
-finds it.
+`Progress.state` is the current state. The launcher writes it into the phase's lease, and `entroloop status` reads it
+there.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from rich.progress import Progress as Bar
 class Progress:
     """Counts `done` of `total` units. Use as a context manager; `advance` costs next to nothing.
 
-    title  shown left of the bar
-    total  units in all
-    unit   what they are, for the rate: `img`, `shard`, …
-    done   units that an earlier attempt already did
+    title  text to the left of the bar
+    total  number of units
+    unit   name of the unit, for the rate: `img`, `shard`, …
+    done   units that an earlier attempt already finished
     """
 
     def __init__(self, title: str, total: float, unit: str, *, done: float = 0.0, show: bool = True) -> None:
@@ -43,7 +43,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Units a second in this attempt."""
+        """Units per second in this attempt."""
         return (self.done - self._first) / max(time.monotonic() - self._start, 1e-9)
 
     @property

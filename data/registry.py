@@ -1,11 +1,11 @@
 """Everything that a configuration names: built in, from an installed package, or the user's own.
 
-    name  ->  Registry.facts  ->  what is known of the thing; of a built-in one without importing it
+    name  ->  Registry.facts  ->  the facts about the thing; a built-in thing is not imported for them
     name  ->  Registry.load   ->  the thing itself
 
-A name is that of a built-in thing, that of an entry point of an installed package (group `entroloop.<kind>`, for
-example `entroloop.strategies`), or `module:attribute`. The facts of built-in things are in the `catalogue.py` of each
-room. Those files import neither torch nor diffusers, so that reading a configuration or printing help is fast.
+A name is the name of a built-in thing, the name of an entry point of an installed package (group `entroloop.<kind>`,
+for example `entroloop.strategies`), or `module:attribute`. Each room lists the facts about its built-in things in its
+`catalogue.py`. Those files import neither torch nor diffusers, so reading a configuration or printing help is fast.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ OWN = re.compile(r"[^\W\d][\w.]*:[^\W\d][\w.]*")
 
 @dataclass(frozen=True)
 class Facts:
-    """Where a thing is: `module:attribute`. Each kind adds the facts that must be known without importing the thing."""
+    """The location of a thing: `module:attribute`. Each kind adds the facts that callers need without importing it."""
 
     target: str
 
@@ -39,11 +39,11 @@ F = TypeVar("F", bound=Facts)
 class Registry(Generic[F]):
     """The things of one kind.
 
-    kind      in the singular, for messages
-    group     of entry points
-    facts_of  the class of facts. A thing that is not built in gives them as attributes of the same names, where they
-              differ from the defaults
-    built_in  facts by name, in the order in which they are listed
+    kind      name of the kind in the singular, for messages
+    group     name of the group of entry points, without `entroloop.`
+    facts_of  class of the facts. A thing that is not built in gives facts that differ from the defaults as attributes
+              of the same names
+    built_in  facts by name, in the order in which help texts list them
     """
 
     def __init__(self, kind: str, group: str, facts_of: type[F], built_in: Mapping[str, F]) -> None:
@@ -53,22 +53,22 @@ class Registry(Generic[F]):
 
     @property
     def names(self) -> list[str]:
-        """Built-in names, then those of entry points."""
+        """Built-in names, then the names of entry points."""
         return list(dict.fromkeys([*self.built_in, *self._installed()]))
 
     def check(self, name: str, *others: str) -> str:
-        """Returns the name. Raises UserError, with the nearest name, where nothing has it.
+        """Returns the name. Raises UserError, with the nearest name, if nothing has this name.
 
-        Only a thing that is not built in is imported, so that a wrong one is refused before anything is begun.
+        A thing that is not built in is imported, so a wrong one is refused before any work begins.
 
-        others  further names that are right where this is asked, for the message
+        others  further names that the caller accepts, for the message
         """
         if name not in self.built_in:
             self.load(name, *others)
         return name
 
     def facts(self, name: str) -> F:
-        """What is known of the thing. One that is not built in is loaded. Raises UserError as `load` does."""
+        """The facts about the thing. Loads the thing if it is not built in. Raises UserError as `load` does."""
         if name in self.built_in:
             return self.built_in[name]
         thing = self.load(name)
@@ -76,7 +76,7 @@ class Registry(Generic[F]):
         return self._facts_of(**{k: v for k, v in own.items() if not isinstance(v, property)} | {"target": name})
 
     def load(self, name: str, *others: str) -> Any:
-        """The thing itself. Raises UserError where nothing has this name or its module cannot be imported."""
+        """The thing itself. Raises UserError if nothing has this name or its module cannot be imported."""
         if name in self.built_in:
             module, _, attribute = self.built_in[name].target.partition(":")
             return getattr(importlib.import_module(module), attribute)
@@ -99,7 +99,7 @@ def is_own(name: str) -> bool:
 
 
 def hint(name: object, known: Iterable[str], otherwise: str = "give one of") -> str:
-    """`did you mean X?`, or all the names where none is near."""
+    """`did you mean X?`, or a list of all names if none is near."""
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names)}"
@@ -111,10 +111,10 @@ def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> Us
 
 
 def check_options(what: str, function: Callable[..., Any], options: Iterable[str], *, skip: int) -> None:
-    """Raises UserError, with the nearest name, for an option that a function does not take.
+    """Raises UserError, with the nearest name, for an option that a function does not accept.
 
     what  the function in words, for the message
-    skip  leading parameters of the function that are no options
+    skip  number of leading parameters of the function that are not options
     """
     parameters = list(inspect.signature(function).parameters.values())[skip:]
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
@@ -128,7 +128,7 @@ def check_options(what: str, function: Callable[..., Any], options: Iterable[str
 
 
 def search_also(folder: Path) -> None:
-    """Appends a folder to the import path. Its modules are found last, so that they never hide another module."""
+    """Appends a folder to the import path. Python searches it last, so its modules never hide another module."""
     text = str(folder.absolute())
     if text not in sys.path:
         sys.path.append(text)
@@ -140,7 +140,7 @@ def said(error: BaseException) -> str:
 
 
 def _imported(what: str, target: str) -> Any:
-    """What `module:attribute` names. Raises UserError when it cannot be imported."""
+    """The object that `module:attribute` names. Raises UserError when it cannot be imported."""
     module, _, attribute = target.partition(":")
     try:
         found: Any = importlib.import_module(module)
@@ -148,7 +148,7 @@ def _imported(what: str, target: str) -> Any:
         raise UserError(
             f"{what}: cannot import {module} ({error}): is it beside the configuration file or on PYTHONPATH?"
         ) from error
-    except (Exception, SystemExit) as error:  # whatever the module does
+    except (Exception, SystemExit) as error:  # importing runs the user's code, which may raise anything
         raise UserError(f"{what}: importing {module} raised {said(error)}") from error
     for part in attribute.split("."):
         if not hasattr(found, part):

@@ -1,7 +1,7 @@
-"""Seeds, and who does which piece of work: pure functions of integers that do not depend on the world size.
+"""Seeds, and the assignment of pieces of work: pure functions of integers, independent of the world size.
 
-Everything random in a run is a function of (run seed, generation, purpose, index). Sample `i` of generation `g`
-therefore is the same image on one rank or on 64, and a resumed run draws what the uninterrupted one would have drawn.
+Everything random in a run is a function of (run seed, generation, purpose, index). Sample `i` of generation `g` is
+therefore the same image on 1 rank and on 64, and a resumed run draws the same numbers as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 
 def derive_seed(run_seed: int, generation: int, purpose: str, index: int = 0) -> int:
-    """A seed in [0, 2^63) that differs for any two different arguments (as far as BLAKE2b tells them apart)."""
+    """A seed in [0, 2^63). Different arguments give different seeds, except for collisions of BLAKE2b."""
     text = f"{run_seed}/{generation}/{purpose}/{index}".encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
 
 
 def generator(run_seed: int, generation: int, purpose: str, index: int = 0) -> torch.Generator:
-    """A CPU generator with the seed of `derive_seed`; drawn on the CPU, numbers do not depend on the device."""
-    import torch  # here, since most readers of this file need none
+    """A CPU generator with the seed of `derive_seed`. Numbers drawn on the CPU do not depend on the device."""
+    import torch  # here, because most importers of this file do not need torch
 
     return torch.Generator().manual_seed(derive_seed(run_seed, generation, purpose, index))
 
@@ -39,7 +39,7 @@ def permutation(seed: int, n: int) -> NDArray[np.int64]:
 
 
 def bounds(start: int, stop: int, step: int) -> list[tuple[int, int]]:
-    """Cuts [start, stop) into pieces of `step`, the last one shorter where it does not divide."""
+    """Cuts [start, stop) into pieces of length `step`. The last piece may be shorter."""
     return [(first, min(first + step, stop)) for first in range(start, stop, step)]
 
 
@@ -54,7 +54,7 @@ class Part:
         return range(self.index, pieces, self.count)
 
     def split(self, rank: int, size: int) -> Part:
-        """What rank `rank` of `size` takes of this part."""
+        """The share of this part that rank `rank` of `size` does."""
         return Part(self.index + self.count * rank, self.count * size)
 
     def __str__(self) -> str:

@@ -13,12 +13,12 @@ from entroloop.data.seeds import derive_seed, permutation
 
 @dataclass(frozen=True)
 class RealSplit:
-    """Rows of the real data set, by use; no row has two uses.
+    """Rows of the real data set, by use. No row has two uses.
 
-    training  the images of generation 0, int64 [N], sorted
-    heldout   real images no generator and no classifier sees, for the measures
-    labelled  for the classifier whose features selection and measures use
-    fresh     never used yet, in the order in which the `fresh` paradigm takes them
+    training  train generation 0; int64 [N], sorted
+    heldout   serve the measures; no generator and no classifier sees them
+    labelled  train the classifier whose features selection and measures use
+    fresh     unused so far, in the order in which the `fresh` paradigm takes them
     """
 
     training: NDArray[np.int64]
@@ -28,10 +28,11 @@ class RealSplit:
 
 
 def split_real(count: int, size: int, heldout: int, labelled: int, *, split_seed: int, run_seed: int) -> RealSplit:
-    """Splits `count` real rows: held-out and labelled by `split_seed` alone, so that all runs are measured alike; which
-    of the others train generation 0 also depends on `run_seed`.
+    """Splits `count` real rows.
 
-    Raises UserError when more rows are asked for than there are.
+    `split_seed` alone decides the held-out and the labelled rows, so all runs with this seed are measured alike.
+    `split_seed` and `run_seed` together decide which of the other rows train generation 0.
+    Raises UserError when `size`, `heldout` and `labelled` add up to more than `count` rows.
     """
     wanted = size + heldout + labelled
     if wanted > count:

@@ -1,7 +1,7 @@
-"""The processes that work together, as a value that is handed in.
+"""The processes that work together, as a value that callers pass in.
 
-Nothing else in the project calls `torch.distributed`. Code that needs no other process takes no World; code that does
-reads `rank` and `size` from it and uses the few exchanges below. A World of size 1 needs no process group.
+Nothing else in the project calls `torch.distributed`. Code that needs other processes takes a World, reads `rank` and
+`size` from it and uses the few exchanges below. A World of size 1 needs no process group.
 
     launcher.process  ->  World  ->  trainer, selection, eval
 """
@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @dataclass
 class Traffic:
-    """What one rank exchanged: calls that wait for other ranks, and the bytes it received in them."""
+    """Counts of one rank: the calls in which it waited for other ranks, and the bytes it received in those calls."""
 
     exchanges: int = 0
     bytes: int = 0
@@ -42,7 +42,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class World:
-    """`size` processes, of which this is number `rank`; `device` is the one this process computes on."""
+    """A group of `size` processes, seen from process number `rank`. This process computes on `device`."""
 
     rank: int = 0
     size: int = 1
@@ -56,14 +56,14 @@ class World:
 
     @with_peers("a barrier")
     def barrier(self) -> None:
-        """Waits until every rank is here."""
+        """Waits until every rank has called this method."""
         if self.size > 1:
             self.traffic.exchanges += 1
             dist.barrier()
 
     @with_peers("a reduction over all ranks")
     def all_reduce(self, x: Tensor, op: Literal["sum", "max", "min"] = "sum") -> Tensor:
-        """The elementwise sum, maximum or minimum of every rank's `x`; `x` itself is left alone."""
+        """The elementwise sum, maximum or minimum of every rank's `x`. `x` itself does not change."""
         if self.size == 1:
             return x
         out = x.to(self.device, copy=True)
@@ -73,7 +73,7 @@ class World:
 
     @with_peers("a broadcast")
     def broadcast(self, x: Tensor, source: int = 0) -> Tensor:
-        """The `source` rank's tensor; every rank passes one of the same shape and dtype."""
+        """The tensor of rank `source`. Every rank passes a tensor of the same shape and dtype."""
         if self.size == 1:
             return x
         out = x.to(self.device, copy=True)
@@ -83,10 +83,10 @@ class World:
 
     @with_peers("the gathering of rows")
     def gather_rows(self, x: Tensor, rows: Sequence[int] | None = None) -> Tensor:
-        """Every rank's rows one after another, in rank order, on every rank.
+        """The rows of all ranks, concatenated in rank order; every rank gets all of them.
 
         x     [n_r, ...]  this rank's rows; n_r may differ between ranks and be 0
-        rows  the n_r of all ranks where the caller knows them (saves one exchange)
+        rows  the n_r of all ranks, if the caller knows them (saves one exchange)
         ->    [sum n_r, ...]
         """
         if self.size == 1:
@@ -113,12 +113,12 @@ class World:
         return [int(part) for part in parts]
 
     def rotate(self, x: Tensor, incoming_rows: int) -> Tensor:
-        """Passes `x` to the next rank and returns what the previous one passed, which has `incoming_rows` rows."""
+        """Sends `x` to the next rank and returns the `incoming_rows` rows that the previous rank sent."""
         return self.start_rotate(x, incoming_rows)()
 
     @with_peers("the rotation of rows")
     def start_rotate(self, x: Tensor, incoming_rows: int) -> Callable[[], Tensor]:
-        """Begins to `rotate`; what it returns waits for the rows. Until then `x` must stay as it is."""
+        """Starts a `rotate`. The returned function waits for the rows; until it returns, `x` must not change."""
         if self.size == 1:
             return lambda: x
         out = x.new_empty((incoming_rows, *x.shape[1:]), device=self.device)
@@ -137,7 +137,7 @@ class World:
 
     @with_peers("the gathering of small values")
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's picklable value, in rank order. For small things: counts, errors, rows of a table."""
+        """Every rank's picklable value, in rank order. Meant for small values: counts, errors, rows of a table."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -146,9 +146,9 @@ class World:
         return values
 
     def on_main(self, function: Callable[[], T]) -> T:
-        """Calls `function` on rank 0 alone. Every rank returns its result, or raises its exception.
+        """Calls `function` on rank 0 alone. Every rank returns the function's result, or raises its exception.
 
-        The result is small and picklable.
+        The result must be small and picklable.
         """
         if self.size == 1:
             return function()
@@ -161,8 +161,8 @@ class World:
     def agree(self, function: Callable[[], T]) -> T:
         """Calls `function` on every rank and returns this rank's result.
 
-        Where it raises an exception on some ranks, every rank raises that of the first of them, so that none waits for
-        one that gave up.
+        If the function raises on some ranks, every rank raises the exception of the lowest of those ranks. No rank is
+        then left waiting for a rank that gave up.
         """
         if self.size == 1:
             return function()
@@ -178,7 +178,7 @@ class World:
         return bool(self.all_reduce(torch.tensor([float(flag)]), "max").item())
 
     def share(self, n: int) -> slice:
-        """This rank's share of n rows. All ranks' shares follow each other; their sizes differ by at most one row."""
+        """This rank's share of n rows. The shares follow each other in rank order; sizes differ by at most one row."""
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def _count(self, *received: Tensor) -> None:
@@ -187,13 +187,13 @@ class World:
 
 
 def _tried(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """(what the function returned, None), or (None, what it raised, in a form that other processes can read)."""
+    """(the function's result, None), or (None, the exception it raised, in a form that other processes can read)."""
     try:
         return function(), None
     except Exception as error:
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:  # exceptions of libraries may take arguments that they do not keep
+        except Exception:  # some libraries' exceptions cannot be unpickled: they need arguments that they do not store
             return None, RuntimeError(f"{type(error).__name__}: {error}")
         return None, error
 
@@ -209,14 +209,14 @@ def meet(
     seconds: float = 300.0,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Store:
-    """The store through which `size` ranks make a process group, returned once all of them have come to it.
+    """The store through which `size` ranks make a process group. Returns once all ranks have connected to the store.
 
     serves  whether this process keeps the store; exactly one process does, rank 0 or torchrun's agent
-    name    the same on every rank, and another one for ranks that meet at the same place by mistake
+    name    the same on every rank of a group; tells the group from another one that uses the same port by mistake
 
-    Looks again and again instead of waiting within torch, where no signal reaches a Python process.
-    Raises UserError when this process cannot listen at the port, Failed when the others have not come after `seconds`,
-    and Interrupted when `should_stop` says so.
+    This function polls. A wait inside torch would keep signals from reaching this Python process.
+    Raises UserError when this process cannot listen at the port, Failed when some rank has not connected after
+    `seconds`, and Interrupted when `should_stop` returns True.
     """
     deadline, pause = time.monotonic() + seconds, 0.01
     store: Store | None = None
@@ -230,7 +230,7 @@ def meet(
             if store.check(here):
                 return store
             waits_for = _ranks(r for r in range(size) if not store.check([here[r]]))
-        except (OSError, RuntimeError) as error:  # rank 0 has not come, or is gone
+        except (OSError, RuntimeError) as error:  # rank 0 has not started yet, or has ended
             store, waits_for, why = None, "rank 0", f" ({reason(error)})"
         if should_stop():
             raise Interrupted(f"stopped while rank {rank} waited for {waits_for}")
@@ -244,7 +244,7 @@ def meet(
 
 
 def _reach(address: str, port: int, size: int, serves: bool, until: float, should_stop: Callable[[], bool]) -> Store:
-    """The store at that port, made by this process where it `serves`. Raises OSError or RuntimeError without one."""
+    """The store at that port, made by this process if it `serves`. Raises OSError or RuntimeError if there is none."""
     if not serves:
         socket.create_connection((address, port), timeout=2).close()
     found: Future[Store] = Future()
@@ -257,7 +257,8 @@ def _reach(address: str, port: int, size: int, serves: bool, until: float, shoul
         except RuntimeError as error:
             found.set_exception(error)
 
-    # Something else that listens there and says nothing holds torch for ever, and would keep signals from this process.
+    # A foreign program that listens at the port and never answers blocks torch forever. In a thread of its own the
+    # blocked call does not keep signals from this process.
     threading.Thread(target=connect, daemon=True).start()
     while not found.done() and not should_stop() and time.monotonic() < until:
         concurrent.futures.wait([found], timeout=0.1)
@@ -276,7 +277,7 @@ def _reach(address: str, port: int, size: int, serves: bool, until: float, shoul
 
 
 def _ranks(numbers: Iterable[int]) -> str:
-    """`rank 3`, or `ranks 1, 2, 5` of which the first eight are named."""
+    """`rank 3` or `ranks 1, 2, 5`. Names at most eight ranks and counts the rest."""
     every = list(numbers)
     named = ", ".join(map(str, every[:8]))
     more = f" and {len(every) - 8} more" if len(every) > 8 else ""
@@ -295,14 +296,14 @@ def join(
 ) -> World:
     """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's World.
 
-    store        where the ranks have met; without one they meet as `init_method` says
-    device       chosen by `local_rank` when None: CUDA if there is any, else the CPU
-    local_rank   which process of its machine this is
+    store        the store that `meet` returned; without one the ranks meet as `init_method` says
+    device       None chooses CUDA device number `local_rank` if there is CUDA, else the CPU
+    local_rank   number of this process on its machine
 
-    The group is left when the process ends: of those that end within it a few in a hundred are aborted, while gloo's
-    thread still runs.
-    TF32 and reduced-precision sums are switched off for the rest of the process. Raises UserError where the environment
-    forces TF32 and there is a CUDA device.
+    The process leaves the group at exit. Otherwise a few per cent of processes abort because gloo's thread is still
+    running.
+    `join` switches TF32 and reduced-precision sums off for the rest of the process. It raises UserError if the
+    environment forces TF32 and there is a CUDA device.
     """
     if device is None:
         device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -321,7 +322,7 @@ def join(
 
 
 def current(device: torch.device | None = None) -> World:
-    """The World of the process group that somebody else has joined already; a World of one where there is none."""
+    """The World of a process group that other code has already joined. Without a group: a World of size 1."""
     where = torch.device("cpu") if device is None else device
     if not dist.is_initialized():
         return World(device=where)
@@ -331,8 +332,9 @@ def current(device: torch.device | None = None) -> World:
 def leave() -> None:
     """Leaves the process group, if there is one."""
     if dist.is_initialized():
-        # A DDP model that outlives its group joins gloo's thread while it holds the interpreter's lock, for which that
-        # thread waits if it is just letting go of its last work: models go first, and the thread gets its moment.
+        # A DDP model that outlives its group joins gloo's thread while holding the interpreter's lock. If gloo's thread
+        # is just releasing its last work, it waits for the same lock: a deadlock. So collect the models first and give
+        # gloo's thread a moment to finish.
         gc.collect()
         time.sleep(0.1)
         dist.destroy_process_group()
