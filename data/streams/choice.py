@@ -1,4 +1,4 @@
-"""Whether a training set is decoded into memory or streamed.
+"""Chooses whether a training set is decoded into memory or streamed.
 
 Dataset + mode + free memory  ->  open_stream  ->  TrainingStream
 """
@@ -19,7 +19,7 @@ from entroloop.data.streams.streaming import Streaming
 from entroloop.data.world import World
 
 Mode = Literal["auto", "resident", "streaming"]
-MEMORY_SHARE = 0.25  # of what is free, which a set in memory may take
+MEMORY_SHARE = 0.25  # share of the free memory that a resident set may use
 
 
 def open_stream(
@@ -32,9 +32,9 @@ def open_stream(
     skip_damaged: bool = False,
     world: World | None = None,
 ) -> TrainingStream:
-    """The set in memory where it takes at most `memory_share` of what is free (or `mode` says so), else streamed.
+    """Opens a set as `mode` says. `auto` opens it in memory if it needs at most `memory_share` of the free memory.
 
-    `skip_damaged` streams.
+    With `skip_damaged`, `auto` streams. All ranks of `world` choose alike.
     """
     fits = decoded_bytes(dataset) <= memory_share * free_bytes() and not skip_damaged
     if world is not None:  # all ranks must choose alike
@@ -45,5 +45,5 @@ def open_stream(
 
 
 def decoded_bytes(dataset: Dataset) -> int:
-    """Bytes of the whole set in memory."""
+    """Bytes of memory that the whole decoded set needs."""
     return len(dataset) * math.prod(dataset.shape) * int(np.dtype(dataset.manifest.about["dtype"]).itemsize)

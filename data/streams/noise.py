@@ -1,4 +1,4 @@
-"""The random numbers of training, as a function of seed and position in the stream."""
+"""The random numbers of training: a pure function of the seed and the position in the stream."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ def training_noise(
 ) -> tuple[Tensor, Tensor]:
     """The random numbers of the samples at positions position … position + count - 1 of the stream.
 
-    Returns (standard normal float32 [count, *shape], uniform float32 [count, draws]); a function of seed and position,
-    so that a step sees the same noise at any world size.
+    Returns (standard normal float32 [count, *shape], uniform float32 [count, draws]). Both depend on the arguments
+    alone, so a step sees the same noise at any world size.
     """
     normals, uniforms = [], []
     first_block, last_block = position // BLOCK, (position + count - 1) // BLOCK

@@ -1,8 +1,8 @@
-"""Which sample is at which position of the endless stream of a training set: a pure function of (counts, seed).
+"""The sample at each position of the endless stream of a training set: a pure function of (counts, seed).
 
-The stream is one endless sequence of positions: epoch after epoch, each a seeded permutation of all samples. A global
-batch is the next B positions; rank r of W takes the r-th of W equal pieces. So the global batches are the same at any
-world size, no sample of an epoch is lost or doubled, and resuming needs only the samples seen.
+The stream is an endless sequence of epochs. Each epoch is a seeded permutation of all samples. A global batch is the
+next B positions; rank r of W trains on the r-th of W equal pieces. So the global batches are the same at any world
+size, every epoch contains each sample once, and resuming needs only the number of samples seen.
 
 N samples in the set, B global batch, b = B / W batch of a rank.
 """
@@ -21,7 +21,7 @@ BUFFER = 16  # shards whose samples are shuffled together
 
 
 class Order:
-    """The endless order of `count` samples: row = order[position]. Keeps the last two epochs' permutations."""
+    """The endless order of `count` samples. Keeps the permutations of the last two epochs."""
 
     def __init__(self, count: int, seed: int) -> None:
         self.count, self.seed = count, seed
@@ -30,7 +30,7 @@ class Order:
     def epoch(self, number: int) -> NDArray[np.int64]:
         if number not in self._epochs:
             self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}
-            # Seeds of neighbouring epochs must not collide with those of neighbouring runs.
+            # Seeds of neighbouring epochs must not collide with seeds of neighbouring runs.
             mixed = np.random.SeedSequence([self.seed, number]).generate_state(1, np.uint64)[0]
             self._epochs[number] = permutation(int(mixed), self.count)
         return self._epochs[number]
@@ -47,11 +47,11 @@ class Order:
 
 
 class Grouped(Order):
-    """The endless order of a set in shards; epoch by epoch a permutation, made of `buffer` shards at a time.
+    """The endless order of a set in shards. An epoch permutes the shards, then the samples of each `buffer` shards.
 
     counts  samples of each shard
 
-    With no more than `buffer` shards it is the order of `Order`. One group's permutation is kept at a time.
+    With at most `buffer` shards the order is that of `Order`.
     """
 
     def __init__(self, counts: list[int], seed: int, buffer: int = BUFFER) -> None:
@@ -77,7 +77,7 @@ class Grouped(Order):
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps at most eight small orders alive
     def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The shards of an epoch in order, and the position at which each group ends."""
+        """The order of an epoch's shards, and the position within the epoch at which each group of shards ends."""
         shards = permutation(self._seed(epoch, 0), len(self.counts))
         ends = np.cumsum(np.add.reduceat(self.counts[shards], np.arange(0, len(shards), self.buffer)))
         return shards, ends

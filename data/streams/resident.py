@@ -20,24 +20,24 @@ from entroloop.data.world import World
 
 
 class Resident:
-    """A training set decoded into memory, which the ranks of one machine share.
+    """A training set decoded into memory that the ranks of one machine share.
 
     samples  uint8 [N, C, H, W] or float32 [N, D];  labels int64 [N] or None
-    buffer   shards shuffled together, as where a set is streamed: both give the same batches
+    buffer   number of shards shuffled together; with an equal buffer `Streaming` gives the same batches
     """
 
     def __init__(self, dataset: Dataset, world: World | None = None, *, buffer: int = BUFFER) -> None:
         self.counts, self.buffer = dataset.shard_counts, buffer
         self.samples = torch.from_numpy(decode_together(dataset, world or World()))
         self.labels: Tensor | None = None if dataset.labels is None else torch.from_numpy(dataset.labels)
-        self.damaged: list[str] = []  # a damaged shard has stopped the run
+        self.damaged: list[str] = []  # always empty: a damaged shard stops the run
 
     def __len__(self) -> int:
         return len(self.samples)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) or (D,)."""
+        """Shape of one sample: (C, H, W) or (D,)."""
         return tuple(self.samples.shape[1:])
 
     def shards(self) -> Iterator[Tensor]:
@@ -45,7 +45,7 @@ class Resident:
         yield from torch.split(self.samples, list(self.counts))
 
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
-        """The batches of one rank from `seen` to `until` samples (the last one may pass it)."""
+        """The batches of one rank from `seen` to `until` samples; the last batch may extend past `until`."""
         order = Grouped(self.counts, seed, self.buffer)
         mine = rank_batch(batch, size)
         for start in range(seen, until, batch):

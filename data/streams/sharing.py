@@ -1,9 +1,9 @@
-"""One copy of a decoded set for all ranks of a machine, decoded by all of them.
+"""One copy of a decoded set per machine, shared and decoded by all ranks of the machine.
 
     Dataset + World  ->  decode_together  ->  array [N, …] in memory that the ranks of each machine share
 
-The memory is an anonymous file of the kernel: it has no name to clean up and is gone with the last process that uses
-it, however that ends.
+The memory is an anonymous file of the kernel. It has no name to clean up. The kernel frees it when the last process
+that uses it ends, however that process ends.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def decode_together(dataset: Dataset, world: World) -> NDArray[Any]:
         descriptor = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR)
     memory = mmap.mmap(descriptor, size)
     out = np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
-    try:  # until all ranks are done, nobody may close the file
+    try:  # no rank may close the file before all ranks are done
         world.agree(lambda: _decode(dataset, out, here.index(world.rank), len(here)))
     finally:
         os.close(descriptor)
@@ -61,6 +61,6 @@ def _decode(dataset: Dataset, out: NDArray[Any], index: int, count: int) -> None
 
 
 def _machine() -> tuple[str, int]:
-    """Equal for processes that see each other under /proc: one boot of one machine, one container."""
+    """Identifies one boot of one machine and one container: equal for processes that see each other under /proc."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return boot, os.stat("/proc/self/ns/pid").st_ino

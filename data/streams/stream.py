@@ -1,4 +1,4 @@
-"""What training reads: batches of a set, in memory or streamed.
+"""The protocol through which training reads batches of a set, in memory or streamed.
 
     TrainingStream.batches  ->  Batch
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What a rank trains on in one step.
+    """The samples that a rank trains on in one step.
 
     samples   uint8 [b, C, H, W] or float32 [b, D]
     labels    int64 [b], or None
@@ -33,9 +33,9 @@ class Batch:
 
 
 class TrainingStream(Protocol):
-    """A training set as batches, equal for equal arguments whatever serves them.
+    """A training set as batches. Every implementation gives equal batches for equal arguments.
 
-    damaged  one line per sample that could not be read and was left out; a stream that stops there instead has none
+    damaged  one line per sample that could not be read and was left out; empty if the stream stops at such a sample
     """
 
     damaged: list[str]
@@ -44,7 +44,7 @@ class TrainingStream(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) or (D,)."""
+        """Shape of one sample: (C, H, W) or (D,)."""
         ...
 
     @property
@@ -57,8 +57,8 @@ class TrainingStream(Protocol):
         ...
 
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
-        """The batches of one rank from `seen` to `until` samples (the last one may pass it).
+        """The batches of one rank from `seen` to `until` samples; the last batch may extend past `until`.
 
-        Raises UserError when the world size does not divide the global batch, or a shard is damaged.
+        Raises UserError when the world size does not divide the global batch, or when a shard is damaged.
         """
         ...

@@ -2,12 +2,12 @@
 
     Dataset (local, or remote behind a cache)  ->  Streaming.batches  ->  Batch
 
-Every sample's place in its tar is known from the shard's sealed columns, so a rank reads and decodes only its own
-samples, and resuming reads nothing but the next batch. Memory holds a few prefetched batches and the columns of a few
-shards. What is read is checked against the sealed CRC-32: a damaged or changed shard stops the run with its name.
+The shard's sealed columns give the position of every sample in its tar. So a rank reads and decodes only its own
+samples, and resuming reads only the next batch. Memory holds a few prefetched batches and the columns of a few shards.
+Every sample is checked against its sealed CRC-32. A damaged or changed shard stops the run, and the error names it.
 
-The order is that of `Grouped`, in memory too: shards shuffled, then all samples of every `buffer` neighbouring shards.
-Files are thus read a few at a time, which suits disks, network file systems and caches.
+Both streams use the order of `Grouped`: it shuffles the shards, then all samples of every `buffer` neighbouring shards.
+A rank therefore reads a few files at a time, which suits disks, network file systems and caches.
 
 N samples, B global batch, b = B / W batch of a rank.
 """
@@ -29,12 +29,12 @@ from entroloop.data.store.reader import Reader
 from entroloop.data.streams.order import BUFFER, Grouped, rank_batch
 from entroloop.data.streams.stream import Batch
 
-PREFETCH = 4  # batches a worker keeps ready
+PREFETCH = 4  # batches that a worker keeps ready
 
 
 @dataclass(frozen=True)
 class Damaged:
-    """A sample that could not be read, and why."""
+    """The message of a UserError, passed from the process that read to the process that trains."""
 
     message: str
 
@@ -42,9 +42,9 @@ class Damaged:
 class Streaming:
     """A training set read from its shards while it is used; the counterpart of `Resident`.
 
-    workers       processes that read and decode ahead; 0 reads in this one
-    buffer        shards shuffled together
-    skip_damaged  puts another sample of the batch in the place of a damaged one, and counts it in `damaged`, instead of
+    workers       number of processes that read and decode ahead; 0 reads in this process
+    buffer        number of shards shuffled together
+    skip_damaged  replaces a damaged sample by another sample of the batch and adds a line to `damaged`, instead of
                   stopping the run
     """
 
@@ -66,14 +66,14 @@ class Streaming:
         return None if self.dataset.labels is None else torch.from_numpy(self.dataset.labels)
 
     def shards(self) -> Iterator[torch.Tensor]:
-        """The samples of one shard after another, read whole."""
+        """The samples of one shard after another; each shard is read whole."""
         for number in range(len(self.dataset.shard_counts)):
             yield torch.from_numpy(self.dataset.shard(number)[0])
 
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
-        """The batches of one rank from `seen` to `until` samples (the last one may pass it).
+        """The batches of one rank from `seen` to `until` samples; the last batch may extend past `until`.
 
-        Raises UserError naming the shard when one is damaged or changed, RuntimeError when a worker dies.
+        Raises UserError, naming the shard, when a shard is damaged or changed, and RuntimeError when a worker dies.
         """
         mine = rank_batch(batch, size)
         order = Grouped(self.dataset.shard_counts, seed, self.buffer)
@@ -103,7 +103,7 @@ class Streaming:
 
 
 class _Batches(MapDataset[Any]):
-    """Batch number -> Batch, in whichever process asks. Errors of the user's come back as values, with one line."""
+    """Batch number -> Batch, in the process that asks for it. A UserError is returned as a `Damaged`, not raised."""
 
     def __init__(self, reader: Reader, order: Grouped, firsts: range, size: int) -> None:
         self.reader, self.order, self.firsts, self.size = reader, order, firsts, size
@@ -128,10 +128,10 @@ def _prefetched(source: _Batches, workers: int) -> Iterator[tuple[Batch, dict[in
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCH,
-        generator=torch.Generator(),  # else it would draw from the global one, which others rely on
+        generator=torch.Generator(),  # by default it draws from the global generator, which other code relies on
     )
     try:
         yield from loaded
     except (EOFError, ConnectionError, RuntimeError) as error:
-        # Besides torch's own message, what a killed worker had sent can become unreadable.
+        # torch raises RuntimeError for a dead worker. The other two arise when the data that it sent become unreadable.
         raise RuntimeError(f"a worker that reads training data died (killed, or out of memory): {error}") from error
