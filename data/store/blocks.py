@@ -19,7 +19,7 @@ from entroloop.data.store import manifest
 
 
 def block_name(encoder: str, shard: int) -> str:
-    """File of one block; characters of `module:attribute` that do not belong in a file name become `_`."""
+    """File name of one block. Characters of `module:attribute` that do not belong in a file name become `_`."""
     return f"{re.sub(r'[^A-Za-z0-9-]', '_', encoder)}-{shard:06d}.npy"
 
 
@@ -37,10 +37,10 @@ def encoders_of(folder: Path) -> list[str]:
 
 
 def load_blocks(folder: Path, encoder: str) -> list[NDArray[np.float32]]:
-    """The blocks of one encoder, memory-mapped: float32 [n, D] each, the rows of all of them in the order of samples.
+    """The blocks of one encoder, memory-mapped: float32 [n, D] each. Concatenated rows are in the order of the samples.
 
-    Every block is checked against the manifest. Raises UserError when the folder is not sealed, holds no features, or
-    not that encoder's, and, naming the block, when one is not what was sealed.
+    Checks every block against the manifest. Raises UserError when the folder is not sealed or holds no features of this
+    encoder, and, naming the block, when a block differs from the sealed one.
     """
     known = encoders_of(folder)
     if encoder not in known:
@@ -51,7 +51,7 @@ def load_blocks(folder: Path, encoder: str) -> list[NDArray[np.float32]]:
 
 
 def load_features(folder: Path, encoder: str) -> NDArray[np.float32]:
-    """The features of all samples: float32 [N, D], memory-mapped where they are a single block. See `load_blocks`."""
+    """The features of all samples: float32 [N, D], memory-mapped if there is a single block. See `load_blocks`."""
     blocks = load_blocks(folder, encoder)
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 

@@ -24,9 +24,9 @@ from entroloop.data.store.shards import Provenance, Samples, parse_shard, read_f
 
 
 class Dataset:
-    """A sealed set of shards. Opening it reads the manifest only.
+    """A sealed set of shards. Opening it reads only the manifest.
 
-    Raises UserError, naming the folder, when it is not a sealed set of images or vectors.
+    Raises UserError, naming the folder, when the folder is not a sealed set of images or vectors.
     """
 
     kinds: tuple[str, ...] = ("images", "vectors")
@@ -42,7 +42,7 @@ class Dataset:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one sample: (C, H, W) or (D,)."""
+        """Shape of one sample: (C, H, W) or (D,)."""
         return tuple(self.manifest.about["shape"])
 
     @property
@@ -50,16 +50,16 @@ class Dataset:
         return bool(self.manifest.about["labelled"])
 
     def path(self, name: str) -> Path:
-        """Where a file of the set can be read."""
+        """The local path of a file of the set."""
         return self.folder / name
 
     @property
     def sets(self) -> Sequence[Dataset]:
-        """The sets whose shards hold the samples: itself (see `entroloop.data.store.index` for others)."""
+        """The sets whose shards hold the samples: this set alone. `Indexed` has others."""
         return (self,)
 
     def origins(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the samples lie: int64 [n, 2], the number of the set among `sets` and the row in it."""
+        """Where the samples are stored: int64 [n, 2], the number of the set in `sets` and the row in that set."""
         return np.stack([np.zeros_like(rows), rows], axis=1)
 
     @property
@@ -72,11 +72,11 @@ class Dataset:
 
     @functools.cached_property
     def starts(self) -> NDArray[np.int64]:
-        """Number of the first sample of each shard, and the total: int64 [shards + 1]."""
+        """Number of the first sample of each shard, then the total: int64 [shards + 1]."""
         return np.concatenate([[0], np.cumsum(self.shard_counts)]).astype(np.int64)
 
     def shard(self, number: int) -> tuple[Samples, NDArray[np.int64] | None]:
-        """The samples and labels of one shard. Raises UserError when it is damaged or not what was sealed."""
+        """The samples and labels of one shard. Raises UserError when the shard is damaged or differs from its seal."""
         name = self.shard_names[number]
         path = self.path(name)
         raw = read_file(path)
@@ -95,7 +95,7 @@ class Dataset:
         return np.concatenate([self.shard(i)[0] for i in range(len(self.shard_names))])
 
     def take(self, rows: NDArray[np.int64]) -> Samples:
-        """The samples of the given numbers, in that order; each shard is read at most once."""
+        """The samples with the given numbers, in the given order. Reads each shard at most once."""
         out = np.empty((len(rows), *self.shape), dtype=self.manifest.about["dtype"])
         for number, here in self._by_shard(rows):
             out[here] = self.shard(number)[0][rows[here] - self.starts[number]]
@@ -116,7 +116,7 @@ class Dataset:
         return columns
 
     def side(self, shard: str) -> dict[str, Any]:
-        """The contents of the `.json` beside a shard. Raises UserError when it is not what was sealed."""
+        """The contents of the `.json` beside a shard. Raises UserError when the file differs from its seal."""
         name = str(PurePosixPath(shard).with_suffix(".json"))
         path = self.path(name)
         raw = read_file(path)

@@ -2,14 +2,15 @@
 
     sets + rows  ->  write_index  ->  index-000000.json … + manifest.json  ->  open_set  ->  Indexed, used as a Dataset
 
-Such a folder is cut where shards would be, so its order of training batches is that of the same set written as shards.
-Each file holds, in columns, what the `.json` beside a shard holds of provenance and labels, and in the place of bytes
+An index file has as many samples as a shard would have. So the training batches are in the same order as if the set
+were written as shards. Each file holds the same columns of provenance and labels as the `.json` beside a shard. Instead
+of the samples' bytes it holds the columns
 
     set  number of a set in the manifest's `about.sets`: a folder relative to the run, and the digest of its manifest
-    row  the sample's row there
+    row  the sample's row in that set
 
-A real data set outside the run is named by the word `data.source`: its path is that of the run's configuration, so
-nothing sealed holds a path that differs between machines.
+The index names a real data set outside the run by the word `data.source`. The run's configuration has the path of that
+set, so no sealed file holds a path that differs between machines.
 
 N samples, n rows asked for.
 """
@@ -36,11 +37,11 @@ from entroloop.data.store.reader import Reader
 from entroloop.data.store.shards import Provenance, Samples
 
 KIND = "index"
-OUTSIDE = "data.source"  # names the real data set where it lies outside the run
+OUTSIDE = "data.source"  # names the real data set if it is outside the run
 
 
 def open_set(folder: Path) -> Dataset:
-    """A sealed set, of shards of its own or through an index. Raises UserError when it is neither."""
+    """Opens a sealed folder of shards, or an index of samples. Raises UserError when the folder is neither."""
     return Indexed(folder) if manifest.read(folder).kind == KIND else Dataset(folder)
 
 
@@ -56,9 +57,9 @@ def write_index(
     about: Mapping[str, Any],
     made_from: Mapping[str, str],
 ) -> Manifest:
-    """Seals a set of the samples `origins`, int64 [N, 2] (number of a set, row in it), in that order.
+    """Seals an index of the samples `origins`, int64 [N, 2] (number of a set, row in that set), in this order.
 
-    folder  two levels below `run`, where the sets inside the run are looked for
+    folder  two levels below `run`; sets inside the run are named by their path relative to `run`
     labels  int64 [N], or None
 
     Raises UserError when the disk is full.
@@ -95,10 +96,10 @@ def _name(one: Dataset, run: Path) -> str:
 
 
 class Indexed(Dataset):
-    """A sealed index, read as if its samples were in shards of its own; `shards` are its files.
+    """A sealed index, read as if its samples were in shards of its own. Each index file counts as one shard.
 
-    The sets that it names are opened when samples are first read. Raises UserError, in one line naming it, when such a
-    set is missing or has another manifest than when the index was made.
+    Opens the sets that it names when samples are first read. Raises UserError, naming the set, when such a set is
+    missing or its manifest has changed since the index was made.
     """
 
     kinds = (KIND,)
@@ -127,7 +128,7 @@ class Indexed(Dataset):
         return found
 
     def take(self, rows: NDArray[np.int64]) -> Samples:
-        """The samples of the given numbers, in that order, each checked. Raises UserError when one is damaged."""
+        """The samples with the given numbers, in the given order. Raises UserError when a sample is damaged."""
         samples, _, damaged = Reader(self).read(rows)
         if damaged:
             raise UserError(next(iter(damaged.values())))
@@ -142,7 +143,7 @@ class Indexed(Dataset):
 
 
 def _run_of(folder: Path) -> Path:
-    """The folder two levels up, also of `.` and `selected`."""
+    """The folder two levels up, also for relative paths such as `.` and `selected`."""
     plain = len(folder.parts) > 1 and ".." not in folder.parts[-2:]
     return (folder if plain else Path(os.path.abspath(folder))).parent.parent
 
@@ -156,7 +157,7 @@ def _configured_source(run: Path) -> Path:
 
 
 def problems(folder: Path) -> list[str]:
-    """What keeps a sealed index from being read: sets that are missing or changed, shards that were removed."""
+    """One line per reason why a sealed index cannot be read: a set is missing or has changed, a shard was removed."""
     one = Indexed(folder)
     try:
         sets = one.sets

@@ -1,8 +1,8 @@
-"""Seals: the manifest that is written last into a folder and says what is in it.
+"""Seals: the manifest is written into a folder last and lists its contents.
 
-A folder without `manifest.json` is unfinished. A sealed one is never changed again: the manifest holds the size and
-SHA-256 of every file, what the folder was made from, and nothing that differs between two equal runs (no time, no host
-name, no absolute path), so that runs can be moved and compared byte by byte. The manifest holds its own digest as well.
+A folder without `manifest.json` is unfinished. A sealed folder never changes again. The manifest holds the size and
+SHA-256 of every file, the digests of the folder's inputs, and its own digest. It holds nothing that differs between two
+equal runs (no time, no host name, no absolute path), so runs can be moved and compared byte by byte.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError, reading, reason
 
 MANIFEST = "manifest.json"
-REMOVED = "removed.json"  # beside it: which sealed files were removed by choice
+REMOVED = "removed.json"  # beside the manifest: names of the sealed files that retention removed
 FORMAT = 1
 
 
@@ -34,12 +34,12 @@ class FileEntry(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What a sealed folder holds.
+    """The contents of a sealed folder.
 
-    kind       what the files are: `images`, `vectors`, `index`, `weights`, `classifier`, `features` or `metrics`
-    count      how many samples (rows) it holds
-    about      facts a reader needs: shape, dtype, classes, encoders, …
-    made_from  name of each input -> digest of its manifest, or of the configuration that decided
+    kind       kind of the contents: `images`, `vectors`, `index`, `weights`, `classifier`, `features` or `metrics`
+    count      number of samples (rows)
+    about      facts that a reader needs: shape, dtype, classes, encoders, …
+    made_from  name of each input -> digest of the input's manifest, or of the configuration that decided
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,11 +74,11 @@ def seal(
     about: Mapping[str, Any] | None = None,
     made_from: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Writes the manifest of `folder`, whose files are complete, and returns it.
+    """Writes and returns the manifest of `folder`, whose files are complete.
 
-    names  the files, relative to the folder; an entry whose hash is known already is taken as it is
+    names  the files, relative to the folder; a FileEntry is not hashed again
 
-    If another process sealed the folder first, its manifest stands and is returned.
+    If another process sealed the folder first, returns the manifest of that process.
     """
     entries = [entry(folder, name) if isinstance(name, str) else name for name in names]
     manifest = Manifest(
@@ -93,11 +93,11 @@ def seal(
 
 
 def add(folder: Path, name: str, write: Callable[[IO[bytes]], object]) -> bool:
-    """Writes a file of a folder that will be sealed. A file that is there already is left as it is.
+    """Writes a file of a folder that will be sealed. An existing file does not change.
 
     name  relative to the folder
 
-    Returns whether this call made the file. Raises UserError when the folder is sealed without such a file, and when
+    Returns whether this call made the file. Raises UserError when the folder is sealed and has no such file, and when
     the disk is full.
     """
     if (folder / name).exists():
@@ -107,7 +107,7 @@ def add(folder: Path, name: str, write: Callable[[IO[bytes]], object]) -> bool:
 
 
 def check_unsealed(folder: Path) -> None:
-    """Raises UserError when the folder is sealed: no file is added to it or changed."""
+    """Raises UserError when the folder is sealed, because no file of a sealed folder may be added or changed."""
     if is_sealed(folder):
         raise UserError(f"{folder}: is sealed and must stay as it is: choose another folder")
 
@@ -119,7 +119,8 @@ def is_sealed(folder: Path) -> bool:
 def read(folder: Path) -> Manifest:
     """The manifest of a sealed folder.
 
-    Raises UserError, naming the folder or file, when there is none, it is damaged, or of another format.
+    Raises UserError, naming the folder or file, when there is no manifest, when it is damaged, or when it has another
+    format number.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -139,7 +140,7 @@ def read(folder: Path) -> Manifest:
 
 
 def removed(folder: Path) -> frozenset[str]:
-    """Names of the sealed files that `entroloop.data.store.removal` removed. Raises UserError when that is damaged."""
+    """Names of the sealed files that retention removed. Raises UserError when `removed.json` is damaged."""
     path = folder / REMOVED
     if not path.is_file():
         return frozenset()
@@ -148,7 +149,7 @@ def removed(folder: Path) -> frozenset[str]:
 
 
 def copy_sealed(source: Path, target: Path) -> None:
-    """Copies a sealed folder, by hard links within a file system, the manifest last."""
+    """Copies a sealed folder, the manifest last. Within a file system, hard links replace copies of the bytes."""
     gone = removed(source)
     names = [entry.name for entry in read(source).files if entry.name not in gone]
     for name in [*names, *([REMOVED] if gone else []), MANIFEST]:
@@ -166,11 +167,11 @@ def copy_sealed(source: Path, target: Path) -> None:
 
 
 def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -> list[str]:
-    """Re-checks every file of a sealed folder: one line for each that is missing, resized or changed.
+    """Checks every file of a sealed folder. Returns one line per file that is missing, resized or changed.
 
-    Files that retention removed are no problem.
+    A file that retention removed is not a problem.
 
-    advance  told the sealed size of each file that was looked at
+    advance  called with the sealed size of each file after its check
     """
     found = []
     gone = removed(folder)
@@ -183,7 +184,7 @@ def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -
 
 
 def check(folder: Path, names: Iterable[str]) -> None:
-    """Raises UserError, naming the file, when one of these files of a sealed folder is not what was sealed."""
+    """Raises UserError, naming the file, when one of these files of a sealed folder differs from its seal."""
     sealed = {e.name: e for e in read(folder).files}
     for name in names:
         path = folder / name
@@ -196,7 +197,7 @@ def check(folder: Path, names: Iterable[str]) -> None:
 
 
 def _problem(path: Path, sealed: FileEntry) -> list[str]:
-    """One line when the file is missing, resized or changed; none when it is intact."""
+    """One line if the file is missing, resized or changed; no line if it is intact."""
     if not path.is_file():
         return [f"{path}: missing"]
     if path.stat().st_size != sealed.bytes:

@@ -1,10 +1,10 @@
-"""PNG images written many at a time, and read back fast where they were written here.
+"""PNG images: writes many at a time, and reads its own files back fast.
 
-Pillow spends most of its time on small images outside of the compression and holds Python's global lock in it. Here the
-rows of all images are filtered at once, and zlib, which releases the lock, compresses them on several threads.
+On small images Pillow spends most of its time outside the compression and holds Python's global lock meanwhile. This
+module filters the rows of all images at once. zlib, which releases the lock, then compresses them on several threads.
 
-Each image uses one of the filters None, Sub and Up (PNG specification, section 9) for all of its rows, the one with the
-smallest sum of absolute differences. These three can be undone for a whole image at once, which `decode` does; other
+Each image uses one of the filters None, Sub and Up (PNG specification, section 9) for all of its rows: the filter with
+the smallest sum of absolute differences. `decode` can undo each of these filters for a whole image at once. Other
 readers see ordinary PNG files.
 
 N images, C channels, H height, W width.
@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-LEVEL = 1  # level 6 makes photographs of 32 x 32 about 7 % smaller and takes most of the time of writing a shard
+LEVEL = 1  # level 6 makes 32 x 32 photographs about 7 % smaller, and would take most of the time of writing a shard
 END = struct.pack(">I", 0) + b"IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
 BLOCK = 2**22  # bytes of pixels that are filtered at once
 
 
 def encode(images: NDArray[np.uint8], threads: int = 1) -> list[bytes]:
-    """uint8 [N, C, H, W] with C = 1 (grey) or 3 (RGB) -> N PNG files. The bytes depend on the pixels and zlib alone."""
+    """uint8 [N, C, H, W] with C = 1 (grey) or 3 (RGB) -> N PNG files. Only the pixels and zlib decide the bytes."""
     n, channels, height, width = images.shape
     assert channels in (1, 3)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0))
@@ -55,7 +55,7 @@ def _chunk(kind: bytes, payload: bytes) -> bytes:
 
 
 def _filter(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """uint8 [N, H, W, C] -> filtered rows, uint8 [N, H, 1 + W C], each with its filter's number in front."""
+    """uint8 [N, H, W, C] -> filtered rows, uint8 [N, H, 1 + W C]. Each row begins with the number of its filter."""
     n, height, width, channels = pixels.shape
     best = np.empty((n, height, 1 + width * channels), np.uint8)
     best[:, :, 0] = 0
@@ -81,7 +81,10 @@ def _cost(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 
 def decode(payload: bytes) -> NDArray[np.uint8] | None:
-    """A PNG file that `encode` wrote -> uint8 [C, H, W], checked; None for any other file, which Pillow then reads."""
+    """A PNG file that `encode` wrote -> uint8 [C, H, W]. None for any other file, which the caller reads by Pillow.
+
+    Raises ValueError, or zlib.error, when the file is damaged.
+    """
     if len(payload) < 57 or payload[:16] != SIGNATURE + b"\0\0\0\x0dIHDR" or payload[37:41] != b"IDAT":
         return None
     width, height, depth, color, *others = struct.unpack_from(">IIBBBBB", payload, 16)
@@ -108,5 +111,5 @@ def decode(payload: bytes) -> NDArray[np.uint8] | None:
 
 
 def threads_here() -> int:
-    """Threads that encoding can use: the cores this process may run on, at most 4."""
+    """Number of threads for encoding: the number of cores this process may run on, at most 4."""
     return min(4, len(os.sched_getaffinity(0)))

@@ -1,6 +1,6 @@
-"""Single samples of a sealed set, read from their places in the shards and checked against the sealed CRC-32.
+"""Single samples of a sealed set, read from their positions in the shards and checked against the sealed CRC-32.
 
-    Dataset  ->  Reader.read(rows)  ->  samples, labels, and what is damaged
+    Dataset  ->  Reader.read(rows)  ->  samples, labels, damaged
 
 n rows asked for.
 """
@@ -20,15 +20,16 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import decode
 
-BUFFER = 16  # shards whose samples are asked for together, by default
-FILES = 256  # shards a reader keeps open at most, where so many are asked for together
+BUFFER = 16  # default number of shards whose samples are asked for together
+FILES = 256  # largest number of shards that a reader of an index keeps open, unless `buffer` asks for more
 
 
 class Reader:
-    """Single samples of a set, checked. Keeps the files and columns of a few shards open.
+    """Reads and checks single samples of a set. Keeps the files and columns of a few shards open.
 
-    buffer  shards whose samples are asked for together
-    An index may find the samples of one of its shards in several of another set's: more files are then kept open.
+    buffer  number of shards whose samples are asked for together
+
+    The samples of one file of an index may be in several shards of other sets. The reader then keeps more files open.
     """
 
     def __init__(self, dataset: Dataset, buffer: int = BUFFER) -> None:
@@ -42,7 +43,13 @@ class Reader:
         return Reader, (self.dataset, self.buffer)
 
     def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[np.int64] | None, dict[int, str]]:
-        """Samples and labels of the given rows, in that order, and what went wrong with which position."""
+        """Samples and labels of the given rows, in the given order, and the damage by position in `ids`.
+
+        ids  int64 [n]
+        ->   samples uint8 [n, C, H, W] or float32 [n, D]; labels int64 [n] or None; one line per damaged position
+
+        The values of a damaged sample are undefined. Raises UserError when a shard cannot be opened.
+        """
         samples = np.empty((len(ids), *self.dataset.shape), dtype=self.dataset.manifest.about["dtype"])
         labels = np.empty(len(ids), np.int64) if self.dataset.labelled else None
         damaged: dict[int, str] = {}
@@ -52,7 +59,7 @@ class Reader:
             here, starts = numbers == number, self.dataset.sets[number].starts
             owners[here] = np.searchsorted(starts, rows[here], side="right") - 1
             firsts[here] = starts[owners[here]]
-        for i in np.lexsort((rows, numbers)):  # one shard after the other, forwards in each
+        for i in np.lexsort((rows, numbers)):  # one shard after another, in each from its beginning to its end
             shard, row = self._shard(int(numbers[i]), int(owners[i])), int(rows[i] - firsts[i])
             try:
                 samples[i] = shard.sample(row)
@@ -85,13 +92,14 @@ class _OpenShard:
 
 
 def open_file(dataset: Dataset, name: str) -> tuple[Path, int]:
-    """The path of a shard and a descriptor to read it. Raises UserError naming it when it cannot be opened."""
+    """The path of a shard and an open descriptor. Raises UserError, naming the path, when it cannot be opened."""
     for last in (False, False, True):
         path = dataset.path(name)
         try:
             return path, os.open(path, os.O_RDONLY)
         except OSError as error:
-            # Another process may just have removed the file from the cache of a remote set: `path` fetches it again.
+            # Another process may just have removed the file from the cache of a remote set; `path` then fetches it
+            # again.
             if last or not isinstance(error, FileNotFoundError):
                 raise UserError(f"{path}: cannot be read ({reason(error)})") from error
     raise AssertionError

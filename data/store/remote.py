@@ -1,10 +1,10 @@
-"""Sealed sets that lie elsewhere: fetched file by file into a local cache of bounded size, each checked when it comes.
+"""Remote sealed sets: fetched file by file into a local cache of bounded size; every file is checked on arrival.
 
-    https://host/set · s3://bucket/set · gs://… · "pipe:COMMAND {}"  ->  open_dataset  ->  RemoteDataset, used as any
+    https://host/set · s3://bucket/set · gs://… · "pipe:COMMAND {}"  ->  open_dataset  ->  RemoteDataset, a Dataset
 
-A transfer that stalls, is cut or delivers other bytes than the manifest's SHA-256 is tried again, later each time. The
-cache can be shared by all processes of a machine: a file is fetched once, by the process that first creates its
-temporary, and the others wait. It must be on a local disk.
+A transfer that stalls, is cut off or delivers bytes that do not match the manifest's SHA-256 is tried again after a
+growing pause. All processes of a machine can share the cache. The process that first creates a file's temporary fetches
+the file; the others wait for it. The cache must be on a local disk.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHUNK = 2**20
 
 
 class Refused(Exception):  # noqa: N818 - internal
-    """The other side answered that there is no such file, or that it may not be read: trying again is pointless."""
+    """The server answered that the file does not exist or may not be read, so trying again is pointless."""
 
 
 def is_remote(source: str) -> bool:
@@ -48,9 +48,9 @@ def is_remote(source: str) -> bool:
 
 
 def open_dataset(source: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Dataset:
-    """A sealed set at a path or remote address. For a remote one the manifest is fetched now, shards when needed.
+    """A sealed set at a path or remote address. Fetches the manifest of a remote set now, and its shards when needed.
 
-    Raises UserError when the address is wrong or what it gives is no sealed set.
+    Raises UserError when the address is wrong or does not lead to a sealed set.
     """
     if not is_remote(source):
         return Dataset(Path(source))
@@ -60,10 +60,10 @@ def open_dataset(source: str, *, cache: Path | None = None, cache_bytes: int = C
 
 @dataclass(frozen=True)
 class Remote:
-    """A remote folder and the cache its files go to.
+    """A remote folder and the local cache of its files.
 
-    source  an address to which `/NAME` is added, or `pipe:` and a shell command in which `{}` stands for the name
-    cache   local folder; `limit` bytes of it are kept, the files used least recently go first
+    source  an address to which `/NAME` is added, or `pipe:` and a shell command in which `{}` is replaced by the name
+    cache   local folder of at most `limit` bytes; the files used least recently are removed first
     """
 
     source: str
@@ -79,9 +79,9 @@ class Remote:
         return f"{self.source.rstrip('/')}/{name}"
 
     def fetch(self, name: str, sha256: str, size: int) -> Path:
-        """The local path of a file with these contents, fetched if it is not there.
+        """The local path of the file with these contents. Fetches the file if the cache does not have it.
 
-        Raises UserError, naming the address, when every attempt failed.
+        Raises UserError, naming the address, when every attempt has failed.
         """
         path = self.cache / f"{sha256}-{Path(name).name}"
         temporary = path.with_name(f"{files.TEMPORARY}{path.name}")
@@ -91,12 +91,13 @@ class Remote:
         while True:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_size == size:
-                    os.utime(path)  # used just now: goes last
+                    os.utime(path)  # mark the file as used just now
                     return path
             try:
                 file = temporary.open("xb")
             except FileExistsError:
-                # Another process is at it. Once its file stops growing it has died or hangs, and this one takes over.
+                # Another process is fetching this file. If its temporary stops growing, that process has died or hangs,
+                # and this process fetches the file.
                 with contextlib.suppress(FileNotFoundError):
                     status = temporary.stat()
                     if (status.st_ino, status.st_size) != seen:
@@ -135,7 +136,7 @@ class Remote:
         self._repeat(name, once)
 
     def text(self, name: str) -> bytes:
-        """A small file whose contents are not known beforehand."""
+        """The bytes of a small file whose digest is not known beforehand."""
         return cast(bytes, self._repeat(name, lambda: b"".join(self._chunks(name))))
 
     def _repeat(self, name: str, work: Callable[[], Any]) -> Any:
@@ -160,7 +161,7 @@ class Remote:
 
 
 def _is_still(path: Path, file: IO[bytes]) -> bool:
-    """Whether a name still stands for the opened file: another process may have given it up for dead."""
+    """Whether `path` still names the opened file. Another process may have removed it, believing this one dead."""
     try:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
@@ -212,7 +213,7 @@ def _readable(descriptor: int, timeout: float) -> bool:
 
 
 def _from_library(address: str) -> Iterator[bytes]:
-    """Through fsspec where it (and its package for the scheme) is installed, else through webdataset's commands."""
+    """Reads through fsspec if it and its package for the scheme are installed, else through webdataset's commands."""
     try:
         with _opened(address) as file:
             while chunk := file.read(CHUNK):
@@ -239,7 +240,7 @@ def _opened(address: str) -> Any:
 def make_room(cache: Path, limit: int) -> None:
     """Removes the files used least recently until the cache holds at most `limit` bytes.
 
-    Readers keep what they have open; a name that is gone is fetched again.
+    A reader can go on reading a removed file that it has open. A removed file that is needed again is fetched again.
     """
     found = []
     for path in cache.iterdir():
@@ -256,7 +257,7 @@ def make_room(cache: Path, limit: int) -> None:
 
 
 class RemoteDataset(Dataset):
-    """A sealed set whose files are fetched when they are needed."""
+    """A remote sealed set. Fetches each file when it is first needed."""
 
     def __init__(self, remote: Remote) -> None:
         self.remote = remote

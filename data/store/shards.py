@@ -1,17 +1,18 @@
-"""Shards: tar files of samples that any webdataset reader can use, written once and read strictly.
+"""Shards: tar files of samples that any webdataset reader can read, written once and checked when read.
 
     arrays  ->  write_shard  ->  shard-000000.tar + shard-000000.json  ->  seal_dataset  ->  manifest.json
     shard-000000.tar  ->  read_shard, parse_shard  ->  arrays
 
-A sample is `<key>.png` (images) or `<key>.npy` (vectors, or images by choice) and, in labelled sets, `<key>.cls`; the
-key is its number in the whole set. The `.json` beside a shard is the shard's own seal: checksums of the tar's bytes and
-of the decoded samples, and the provenance of every sample in columns:
+A sample is `<key>.png` (images) or `<key>.npy` (vectors, or images by choice) and, in labelled sets, `<key>.cls`. The
+key is the sample's number in the whole set. The `.json` beside a shard is the shard's own seal. It holds checksums of
+the tar's bytes and of the decoded samples, and the provenance of every sample in columns:
 
-    generation  the generation whose model drew it, -1 for a real image
-    index       its number among that generation's samples, or its row in the real data set
-    source      its name in the real source (empty for samples)
+    generation  the generation whose model drew the sample, -1 for a real sample
+    index       number of the sample among that generation's samples, or its row in the real data set
+    source      name of the sample in the real source (empty for generated samples)
 
-and where its bytes lie in the tar, so that single samples can be read and checked: `offset`, `size`, `crc32`.
+Three more columns locate the sample's bytes in the tar, so that single samples can be read and checked: `offset`,
+`size`, `crc32`.
 
 N samples, C channels, H height, W width, D features.
 """
@@ -37,7 +38,7 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest, png, tar
 from entroloop.data.store.manifest import FileEntry, Manifest
 
-REAL = -1  # the generation of a real image
+REAL = -1  # the generation of a real sample
 Encoding = Literal["png", "npy"]
 Samples = NDArray[np.uint8] | NDArray[np.float32]
 
@@ -77,7 +78,7 @@ def shard_name(number: int) -> str:
 
 
 def is_done(folder: Path, number: int) -> bool:
-    """Whether a shard of a folder is complete: its `.json` is written last."""
+    """Whether a shard of a folder is complete, that is, has its `.json`, which is written last."""
     return (folder / shard_name(number)).with_suffix(".json").exists()
 
 
@@ -91,13 +92,13 @@ def write_shard(
     first_key: int,
     encoding: Encoding = "png",
 ) -> None:
-    """Writes one shard and, last, its `.json`; a shard that is complete already is left as it is.
+    """Writes one shard and, last, its `.json`. A shard that is already complete does not change.
 
     samples  uint8 [N, C, H, W] with C = 1 or 3, or float32 [N, D]
     labels   int64 [N], or None for an unlabelled set
 
-    The bytes depend on the arguments alone (and, for PNG, on the zlib that is installed).
-    Raises UserError when the disk is full; nothing is then left of the shard.
+    The bytes depend on the arguments alone and, for PNG, on the installed zlib.
+    Raises UserError when the disk is full; no part of the shard is then left.
     """
     assert len(samples) == len(provenance)
     assert labels is None or len(labels) == len(samples)
@@ -107,7 +108,7 @@ def write_shard(
     made = manifest.add(
         folder, tar_path.name, lambda file: tar.write(file, _members(samples, labels, first_key, encoding))
     )
-    if not made:  # left by a killed process, or by another one at work on the same shard: what stands there counts
+    if not made:  # a killed process, or another one that works on the same shard, wrote this tar: describe that tar
         samples, labels = read_shard(tar_path)
     places = [place for place in tar.places(tar_path.read_bytes()) if not place[0].endswith(".cls")]
     columns: dict[str, list[Any]] = {
@@ -138,7 +139,7 @@ def _members(
     samples: Samples, labels: NDArray[np.int64] | None, first_key: int, encoding: Encoding
 ) -> Iterator[tuple[str, bytes]]:
     suffix = "npy" if samples.ndim == 2 else encoding
-    step = 256  # encoded at once: bounds the memory
+    step = 256  # samples encoded at once, to bound the memory
     for start in range(0, len(samples), step):
         block = samples[start : start + step]
         for i, payload in enumerate(encode_pngs(block) if suffix == "png" else map(encode_npy, block), start):
@@ -160,7 +161,7 @@ def encode_npy(array: NDArray[Any]) -> bytes:
 
 
 def decode(name: str, payload: bytes) -> NDArray[Any]:
-    """A member's samples: uint8 [C, H, W] or float32 [D]. Raises ValueError or OSError when it cannot be read."""
+    """The sample of a member: uint8 [C, H, W] or float32 [D]. Raises ValueError or OSError when it cannot be read."""
     if name.endswith(".npy"):
         array: NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
         return array
@@ -173,7 +174,7 @@ def decode(name: str, payload: bytes) -> NDArray[Any]:
 
 
 def content_sha256(samples: Samples, labels: NDArray[np.int64] | None) -> str:
-    """Hash of the decoded samples and labels: stays the same where PNG bytes vary with the zlib in use."""
+    """SHA-256 of the decoded samples and labels. It does not depend on the zlib in use, as PNG bytes do."""
     total = hashlib.sha256(np.ascontiguousarray(samples).tobytes())
     if labels is not None:
         total.update(labels.astype("<i8").tobytes())
@@ -181,15 +182,15 @@ def content_sha256(samples: Samples, labels: NDArray[np.int64] | None) -> str:
 
 
 def read_shard(path: Path) -> tuple[Samples, NDArray[np.int64] | None]:
-    """All samples of a shard, in order, with their labels if it has any.
+    """All samples of a shard, in order, and its labels or None.
 
-    Raises UserError naming the file, and the sample, when anything in it is damaged, missing or of another shape.
+    Raises UserError, naming the file and the sample, when a sample is damaged, missing or of another shape.
     """
     return parse_shard(read_file(path), str(path))
 
 
 def read_file(path: Path) -> bytes:
-    """A file of a sealed set. Raises UserError naming it when it cannot be read, or was removed by retention."""
+    """The bytes of a file of a sealed set. Raises UserError, naming the file, when it is unreadable or was removed."""
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
@@ -200,7 +201,7 @@ def read_file(path: Path) -> bytes:
 
 
 def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | None]:
-    """`read_shard` of a shard's bytes; `name` is for messages."""
+    """As `read_shard`, from the shard's bytes. `name` is the file's name in messages."""
     samples: dict[str, NDArray[Any]] = {}
     labels: dict[str, int] = {}
     key = ""
@@ -224,7 +225,7 @@ def seal_dataset(
 ) -> Manifest:
     """Seals a folder of complete shards as one data set.
 
-    Raises UserError when there is no shard, one is missing from the numbering, or shapes differ.
+    Raises UserError when there is no shard, when a number is missing, or when shapes, dtypes or labelling differ.
     """
     sides = sorted(folder.glob("shard-*.json"))
     missing = next((i for i in range(max(1, len(sides))) if not is_done(folder, i)), None)

@@ -1,7 +1,7 @@
-"""Tar files of small members, written and read without tarfile's cost a member (it is ten times that of the copying).
+"""Tar files of small members, written and read without tarfile's cost per member, ten times the cost of copying.
 
-members  ->  write  ->  bytes equal to tarfile's USTAR format with time and owner 0
-bytes    ->  members, each checked; a file that was cut anywhere is noticed
+members  ->  write    ->  bytes equal to tarfile's USTAR format with time and owner 0
+bytes    ->  members  ->  (name, payload); every header is checked, and a file that was cut anywhere is refused
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ def write(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
         raw_name = name.encode("ascii")
         assert len(raw_name) <= 100
         head = raw_name.ljust(100, b"\0") + _FIELDS % len(payload)
-        # The checksum is the sum of the header's bytes with its own field as eight blanks; _REST holds one of them.
+        # The checksum is the sum of the header's bytes, with eight blanks in place of the checksum. _REST already holds
+        # one of these blanks.
         total = sum(head) + sum(_REST) + 7 * 32
         file.write(b"".join((head, b"%06o\0" % total, _REST, payload, bytes(-len(payload) % BLOCK))))
         written += BLOCK + len(payload) + -len(payload) % BLOCK
@@ -36,7 +37,8 @@ def write(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
 def members(raw: bytes) -> Iterator[tuple[str, bytes]]:
     """(name, payload) of every regular file, in order.
 
-    Raises ValueError, or tarfile.TarError, when the archive is damaged, cut short or holds something else.
+    Raises ValueError, or tarfile.TarError, when the archive is damaged, cut short or holds anything but files and
+    folders.
     """
     at = 0
     while True:
@@ -49,7 +51,7 @@ def members(raw: bytes) -> Iterator[tuple[str, bytes]]:
             return
         if int(head[148:156].strip(b" \0") or b"-1", 8) != sum(head) - sum(head[148:156]) + 256:
             raise ValueError(f"header at byte {at} is damaged")
-        if head[156] not in b"0\0":  # directories, long names and other extensions, which our own shards do not have
+        if head[156] not in b"0\0":  # folders, long names and other extensions, which entroloop's own shards lack
             yield from _rest_by_tarfile(raw, at)
             return
         size = int(head[124:136].strip(b" \0") or b"0", 8)
@@ -71,15 +73,16 @@ def places(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
 
 
 def entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Every entry of an archive, read by tarfile from the start of a file that can seek.
+    """Every entry of an archive, read by tarfile from the start of a seekable file.
 
     Raises ValueError, or tarfile.TarError, when the archive is damaged, cut short, or goes on after its end mark.
-    tarfile alone takes a header that it cannot read for the end. Names that are not UTF-8 keep their bytes as `\\x..`.
+    (tarfile alone treats a header that it cannot read as the end.) In a name that is not UTF-8, the bytes become
+    `\\x..`.
     """
     file.seek(0)
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
         while (member := archive.next()) is not None:
-            cast("Any", archive).members.clear()  # it would keep all of them, a kilobyte each
+            cast("Any", archive).members.clear()  # tarfile would keep all entries, at a kilobyte per entry
             yield member
         file.seek(archive.offset)
     zeros = 0
