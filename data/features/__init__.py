@@ -1,1 +1,1 @@
-"""Frozen feature networks, and the feature blocks they write."""
+"""Frozen feature networks, and the feature blocks that they write."""

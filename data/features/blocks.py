@@ -1,4 +1,4 @@
-"""Shards -> feature blocks on disk, computed once and shared by selection and measures.
+"""Feature blocks on disk: computed once per shard and encoder, shared by selection and measures.
 
     Dataset + encoders  ->  encode_shards (any part of the shards)  ->  seal_features
 
@@ -34,9 +34,9 @@ def encode_shards(
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Writes the blocks of this part's shards that are not there yet.
+    """Writes the missing blocks of this part's shards.
 
-    Raises Interrupted between shards when `should_stop` says so.
+    Raises Interrupted between shards when `should_stop` returns True.
     """
     mine = [i for i in part.of(len(dataset.shard_names)) if missing(encoders, folder, i)]
     with Progress(title, sum(dataset.shard_counts[i] for i in mine), "img", show=show) as progress:
@@ -50,7 +50,7 @@ def encode_shards(
 
 
 def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, samples: Samples) -> None:
-    """Writes the blocks of one shard that are not there yet."""
+    """Writes the missing blocks of one shard."""
     for name in missing(encoders, folder, number):
         block = io.BytesIO()
         np.save(block, encoders[name](samples), allow_pickle=False)
@@ -61,7 +61,7 @@ def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, sam
 def seal_features(
     dataset: Dataset, encoders: Mapping[str, Encoder], folder: Path, made_from: Mapping[str, str]
 ) -> manifest.Manifest:
-    """Seals the blocks of all shards. Raises UserError naming the first one that is missing."""
+    """Seals the blocks of all shards. Raises UserError, naming the first missing block, when one is missing."""
     blocks = len(dataset.shard_names)
     names = [block_name(name, i) for name in encoders for i in range(blocks)]
     for name in names:

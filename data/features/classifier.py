@@ -1,10 +1,10 @@
-"""A small classifier, trained once on labelled real samples, whose penultimate layer is an encoder without downloads.
+"""A small classifier whose penultimate layer is an encoder, trained once on labelled real samples, without downloads.
 
     labelled real samples + labels  ->  fit  ->  model  ->  save  ->  weights.safetensors + manifest (kind `classifier`)
     load(folder)  ->  model: samples -> features [N, 64] -> logits [N, K]
 
-The features are taken before the last nonlinearity, so that no coordinate is constant over many samples (distances and
-entropy estimates would suffer from it).
+The features are the values before the last nonlinearity. After it a coordinate could be constant over many samples,
+which would harm distances and entropy estimates.
 
 N samples, C channels, H height, W width, D features of a vector set, K classes, B batch.
 """
@@ -38,7 +38,7 @@ BATCH = 64
 
 
 class Classifier(nn.Module):
-    """Samples of one shape -> 64 features -> logits. Use `fit` to train one and `load` to read one."""
+    """Samples of one shape -> 64 features -> logits. `fit` trains a classifier and `load` reads a sealed one."""
 
     def __init__(self, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Classifier(nn.Module):
         self.num_classes = num_classes
         self.body: nn.Module = _convolutions(shape) if len(shape) == 3 else _perceptron(shape[0])
         self.head = nn.Linear(CLASSIFIER_FEATURES, num_classes)
-        # Standardises vectors; images have a fixed scale and leave both as they are.
+        # Mean and scale standardise vectors. Images have a fixed scale, so both buffers keep these values.
         columns = shape[0] if len(shape) == 1 else 1
         self.mean: Tensor
         self.scale: Tensor
@@ -101,16 +101,17 @@ def fit(
     seed: int,
     device: torch.device = torch.device("cpu"),  # noqa: B008 - immutable
 ) -> Classifier:
-    """Trains a classifier: AdamW, cosine schedule, 500 to 1,000 steps of 64 samples by the size of the set.
+    """Trains a classifier: AdamW, one-cycle cosine schedule, 500 to 1,000 steps of 64 samples by the size of the set.
 
     samples  uint8 [N, C, H, W] or float32 [N, D]
     labels   int64 [N] in [0, K)
 
-    The same on CPU for equal arguments and threads. Raises UserError when a label is out of range or N = 0.
+    On the CPU, equal arguments and thread counts give equal weights. Raises UserError when a label is out of range,
+    when N = 0, or when samples and labels differ in number.
     """
     if len(samples) == 0 or len(samples) != len(labels):
         raise UserError(
-            f"classifier: {len(samples)} labelled samples and {len(labels)} labels: give one label a sample"
+            f"classifier: {len(samples)} labelled samples and {len(labels)} labels: give one label per sample"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise UserError(f"classifier: labels run from {labels.min()} to {labels.max()}, outside 0 … {num_classes - 1}")
@@ -145,7 +146,7 @@ def _batch_rows(seed: int, step: int, count: int, batch: int) -> NDArray[np.int6
 
 
 def accuracy(model: nn.Module, samples: Samples, labels: NDArray[np.int64]) -> float:
-    """Share of samples whose largest logit is at their label."""
+    """Share of samples whose largest logit is the one of their label."""
     device = next(model.parameters()).device
     right = 0
     with torch.inference_mode():
@@ -161,7 +162,7 @@ def save(
     about: Mapping[str, Any] | None = None,
     made_from: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Writes and seals a classifier; equal weights give equal bytes. A sealed folder is left as it is.
+    """Writes and seals a classifier. Equal weights give equal bytes. A folder that is already sealed does not change.
 
     Raises UserError when the disk is full; the folder is then not sealed.
     """
@@ -176,9 +177,9 @@ def save(
 
 
 def load(folder: Path) -> Classifier:
-    """Reads a sealed classifier, ready to be used (eval mode, no gradients, on the CPU).
+    """Reads a sealed classifier, ready for use: in eval mode, without gradients, on the CPU.
 
-    Raises UserError, naming the folder or file, when it is not a sealed classifier or its weights are damaged.
+    Raises UserError, naming the folder or file, when the folder is not a sealed classifier or its weights are damaged.
     """
     sealed = manifest.read(folder)
     if sealed.kind != "classifier":

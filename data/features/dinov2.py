@@ -2,10 +2,10 @@
 
     uint8 [N, C, H, W]  ->  Pillow bicubic to 224 x 224  ->  ImageNet normalisation  ->  CLS, float32 [N, D]
 
-Resize and normalisation are those that FD-DINOv2 was published with (Stein et al., arXiv 2306.04675, in
-layer6ai-labs/dgm-eval): antialiased, rounded to whole levels, nothing cropped. `dinov2-paper` is ViT-S/14 as Shi et al.
-(arXiv 2509.16499) took it, by transformers' own processor and model: the shorter side to 256, the middle 224 x 224, and
-position embeddings resampled by transformers.
+Resize and normalisation follow the published FD-DINOv2 (Stein et al., arXiv 2306.04675, code in
+layer6ai-labs/dgm-eval): the resize antialiases, rounds to whole levels and crops nothing. `dinov2-paper` is ViT-S/14 as
+Shi et al. (arXiv 2509.16499) used it through transformers' own processor and model: it resizes the shorter side to 256,
+crops the middle 224 x 224, and lets transformers resample the position embeddings.
 
 B batch, C channels, H height, W width, D features (384 or 1024).
 """
@@ -36,9 +36,10 @@ PARTS = ("config.json", "model.safetensors")
 
 
 def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> frozen.Frozen:
-    """The encoder from its folder among the weights, else from the hub's cache; never from the network.
+    """Loads the encoder from its folder among the weights, else from the hub's cache, never from the network.
 
-    Raises UserError when there are no weights, they are damaged or of another network, or transformers is missing.
+    Raises UserError when there are no weights, when they are damaged or belong to another network, or when transformers
+    is not installed.
     """
     frozen.check_images(name, shape)
     variant, dim = VARIANTS[name], ENCODERS.facts(name).dim
@@ -66,7 +67,7 @@ def whole(images: Tensor) -> Tensor:
 
 
 def middle(images: Tensor) -> Tensor:
-    """uint8 [B, 3, H, W] -> uint8 [B, 3, SIDE, SIDE], the middle of images whose shorter side is brought to 256."""
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, SIDE, SIDE]: resizes the shorter side to 256, then crops the middle."""
     height, width = images.shape[2:]
     shorter = min(height, width)
     size = (PAPER_SIDE * height // shorter, PAPER_SIDE * width // shorter)
@@ -79,9 +80,9 @@ def middle(images: Tensor) -> Tensor:
 class Variant:
     """One encoder.
 
-    weights              the folder of its weights, and their name on the hub
-    resize               how images come to SIDE x SIDE
-    published_positions  position embeddings by `resample_positions`; else by transformers
+    weights              name of the folder of its weights, and of the weights on the hub
+    resize               resizes images to SIDE x SIDE
+    published_positions  True: `resample_positions` resamples the position embeddings; False: transformers does
     """
 
     weights: str
@@ -120,7 +121,7 @@ def _folder(encoder: str, name: str) -> Path:
 
 
 def _model(folder: Path, dim: int) -> Any:
-    """transformers' Dinov2Model with every weight taken from the file."""
+    """transformers' Dinov2Model, with every weight read from the file."""
     try:
         from transformers import Dinov2Config, Dinov2Model
         from transformers.utils import logging
@@ -138,7 +139,7 @@ def _model(folder: Path, dim: int) -> Any:
             f"not dinov2 with {dim} and {PATCH}"
         )
     before, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()  # what is missing is refused below
+    logging.set_verbosity_error()  # the check below refuses missing weights
     logging.disable_progress_bar()
     try:
         model, info = Dinov2Model.from_pretrained(
@@ -158,10 +159,10 @@ def _model(folder: Path, dim: int) -> Any:
 
 
 def resample_positions(positions: Tensor) -> Tensor:
-    """Position embeddings [1, 1 + M*M, D] for the 16 x 16 patches of 224 pixels, [1, 257, D].
+    """Position embeddings [1, 1 + M*M, D] -> [1, 257, D], for the 16 x 16 patches of 224 pixels.
 
-    With the offset of 0.1 in the scale that Meta's own code has (facebookresearch/dinov2, `interpolate_offset`) and
-    FD-DINOv2 was published with; transformers leaves it out.
+    The scale contains an offset of 0.1, as in Meta's own code (facebookresearch/dinov2, `interpolate_offset`) and in
+    the published FD-DINOv2. transformers omits this offset.
     """
     M, target = round((positions.shape[1] - 1) ** 0.5), SIDE // PATCH
     if target == M:

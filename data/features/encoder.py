@@ -1,9 +1,9 @@
-"""Frozen feature networks: samples in, one row of features a sample out.
+"""Encoders: frozen feature networks that turn each sample into one row of features.
 
     uint8 [N, C, H, W] or float32 [N, D]  ->  Encoder  ->  float32 [N, dim]
 
-A row depends on its own sample only: networks always see batches of one fixed size, the last one padded, so that
-features come out the same however the samples are cut into calls (byte for byte on the CPU at equal threads).
+A row depends only on its own sample. Networks always see batches of one fixed size, the last one padded. So features do
+not depend on how the samples are divided into calls (on the CPU, equal thread counts give equal bytes).
 
 N samples, C channels, H height, W width, D features of a vector set, B the fixed batch.
 """
@@ -32,14 +32,14 @@ WHAT_IT_IS = f"it must be, or return for (shape, device), an object with {', '.j
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What turns samples into features.
+    """Turns samples into features.
 
-    name    as given in a configuration; an encoder of the user's own need not have one
-    dim     features a row
-    digest  SHA-256 that identifies weights and preprocessing: equal digests give equal features
+    name    as in a configuration; a user's own encoder need not have a name
+    dim     features per row
+    digest  SHA-256 that identifies weights and preprocessing: equal digests mean equal features
 
-    Optional: `resize`, a line of text about what becomes of the size of images (see `resize_of`), and `weights_sha256`,
-    the SHA-256 of each weights file by the file's name (see `weights_of`).
+    Optional attributes: `resize`, a few words on how it resizes images (see `resize_of`), and `weights_sha256`, the
+    SHA-256 of each weights file by file name (see `weights_of`).
     """
 
     name: str
@@ -52,13 +52,13 @@ class Encoder(Protocol):
 def load_encoder(
     name: str, shape: tuple[int, ...], *, classifier: Path | None = None, device: torch.device = CPU
 ) -> Encoder:
-    """The encoder of that name for samples of one shape, (C, H, W) or (D,).
+    """The encoder of this name for samples of one shape, (C, H, W) or (D,).
 
-    classifier  the sealed folder of the classifier that was trained with the data set; None for an unlabelled set
+    classifier  sealed folder of the classifier that was trained on the data set; None for an unlabelled set
 
-    `module:attribute` names an Encoder, or a callable `(shape, device) -> Encoder`, of the user's own.
-    Raises UserError when there is no such encoder, it does not fit the shape, its weights are missing or damaged, or
-    it needs labels that do not exist.
+    `module:attribute` names a user's own Encoder, or a callable `(shape, device) -> Encoder`.
+    Raises UserError when there is no such encoder, when it does not fit the shape, when its weights are missing or
+    damaged, or when it needs labels that do not exist.
     """
     if name not in ENCODERS.built_in:
         return _own(name, shape, device)
@@ -75,26 +75,26 @@ def load_encoder(
 
 
 def resize_of(name: str, encoder: Encoder | None = None) -> str:
-    """What becomes of the size of images before the encoder of that name takes features of them, in a few words.
+    """How the encoder of this name resizes images before it computes features, in a few words.
 
-    encoder  of that name, where it is at hand. One of the user's own says it in an attribute `resize`, which may also
-             be that of what `module:attribute` names; where there is none: "its own"
+    encoder  the loaded encoder of this name, if the caller has it. A user's own encoder gives the words in an attribute
+             `resize`, or the object that `module:attribute` names does. Without such an attribute: "its own"
     """
     resize = None if name in ENCODERS.built_in else getattr(encoder, "resize", None)
     if resize is None and (encoder is None or name in ENCODERS.built_in):
-        with contextlib.suppress(UserError):  # it was there when the features were made; its size is no reason to stop
+        with contextlib.suppress(UserError):  # the features exist already; a missing encoder is no reason to stop now
             resize = ENCODERS.facts(name).resize
     return resize if isinstance(resize, str) else EncoderFacts.resize
 
 
 def weights_of(encoder: Encoder) -> dict[str, str] | None:
-    """SHA-256 of each of its weights files, by file name, as `sha256sum` prints it; None where it does not say."""
+    """SHA-256 of each weights file by file name, as `sha256sum` prints it; None if the encoder does not give them."""
     found = getattr(encoder, "weights_sha256", None)
     return dict(found) if isinstance(found, Mapping) else None
 
 
 class Own:
-    """An encoder of the user's own under the name that the configuration gives it, each of its answers checked."""
+    """A user's own encoder, under its name in the configuration. Checks every result of the encoder."""
 
     def __init__(self, name: str, encoder: Encoder) -> None:
         self.name, self.dim, self.digest = name, encoder.dim, encoder.digest
@@ -103,12 +103,12 @@ class Own:
         self._encoder = encoder
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        """Raises UserError, naming the encoder, when it raises or does not return finite float32 [N, dim]."""
+        """Raises UserError, naming the encoder, when the encoder raises or does not return finite float32 [N, dim]."""
         n = len(samples)
         wanted = f"encoder {self.name}: for {n} samples it must return finite float32 [{n}, {self.dim}]"
         try:
             found: Any = self._encoder(samples)
-        except (Exception, SystemExit) as error:  # whatever the encoder does
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise UserError(f"{wanted}, raised {said(error)}") from error
         if not isinstance(found, np.ndarray) or found.shape != (n, self.dim) or found.dtype != np.float32:
             got = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
@@ -126,9 +126,10 @@ def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
 
 
 def check_own(names: Iterable[str], shape: tuple[int, ...] | None, device: torch.device = CPU) -> None:
-    """Imports every encoder `module:attribute` among the names, and tries it on two samples of the shape.
+    """Imports every encoder among the names that is not built in, and tries it on two samples of this shape.
 
-    shape  None where it is not known yet: then they are imported only
+    shape  None if it is not known yet; the encoders are then only imported
+
     Raises UserError as `load_encoder` does.
     """
     for name in names:
@@ -137,12 +138,12 @@ def check_own(names: Iterable[str], shape: tuple[int, ...] | None, device: torch
 
 
 def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
-    """The encoder that `module:attribute` names or makes. What has a `dim` and is no class is meant to be one."""
+    """The encoder that `module:attribute` names or makes. An object that has a `dim` and is no class is an encoder."""
     found = ENCODERS.load(name)
     if callable(found) and (isinstance(found, type) or not hasattr(found, "dim")):
         try:
             found = found(shape, device)
-        except (Exception, SystemExit) as error:  # whatever the factory does
+        except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise UserError(
                 f"encoder {name}: called with (shape, device) it raised {said(error)}: {WHAT_IT_IS}"
             ) from error

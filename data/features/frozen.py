@@ -23,11 +23,15 @@ Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
 def in_batches(samples: Images, forward: Forward, dim: int, batch: int) -> NDArray[np.float32]:
-    """forward([B, …] tensor on the CPU) -> [B, D], over batches of exactly B samples, the last one padded with zeros.
+    """The features of all samples, computed in batches of exactly B samples; zeros pad the last batch.
 
-    A row is then the same however the samples are cut into calls. Products are in full precision meanwhile, as TF32
-    convolutions, cuDNN's default, would move FID in its third digit; other threads of the process see the setting too.
-    Raises UserError where the environment forces TF32 (see `precision.full_precision`).
+    forward  tensor [B, …] on the CPU -> features [B, dim]
+    batch    B
+    ->       float32 [N, dim]
+
+    A row does not depend on how the samples are divided into calls. The function sets full precision while it runs,
+    because TF32 convolutions, cuDNN's default, would change the third digit of FID. Other threads of the process see
+    this setting too. Raises UserError if the environment forces TF32 (see `precision.full_precision`).
     """
     out = np.empty((len(samples), dim), dtype=np.float32)
     block = np.zeros((batch, *samples.shape[1:]), dtype=samples.dtype)
@@ -41,18 +45,19 @@ def in_batches(samples: Images, forward: Forward, dim: int, batch: int) -> NDArr
 
 
 def pil_resize(images: torch.Tensor, size: tuple[int, int], resample: Image.Resampling) -> torch.Tensor:
-    """uint8 [B, 3, H, W] -> uint8 [B, 3, *size] by Pillow, which antialiases and rounds to whole levels."""
+    """uint8 [B, 3, H, W] -> uint8 [B, 3, *size] by Pillow, which antialiases and rounds to integers."""
     rows = images.permute(0, 2, 3, 1).cpu().numpy()
     resized = [np.asarray(Image.fromarray(row).resize(size[::-1], resample)) for row in rows]
     return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2)
 
 
 class Frozen:
-    """A pretrained network as an encoder of images: grey ones are repeated to three channels.
+    """A pretrained network as an encoder of images. Grey images are repeated to three channels.
 
-    forward  uint8 [B, 3, H, W] on the CPU -> features [B, D]; moves them to the device itself
-    weights  SHA-256 of each file by its name; with `version`, of the preprocessing, it makes the digest
-    part     what stands in the digest for the file's name, where one file is published under several
+    forward  uint8 [B, 3, H, W] on the CPU -> features [B, D]; it moves the images to the device itself
+    weights  SHA-256 of each weights file by file name; part of the encoder's digest
+    version  of the preprocessing; part of the encoder's digest
+    part     replaces the file name in the digest, for a file that is published under several names
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class Frozen:
         named = {part or file: sha256 for file, sha256 in weights.items()}
         self.digest = files.digest({"encoder": name, "version": version, "weights": named})
         self._forward = forward
-        # GPUs want larger batches; on the CPU the last batch's padding would cost more than they gain.
+        # GPUs are faster with larger batches. On the CPU the padding of the last batch would cost more than that gains.
         self._batch = 64 if device.type == "cuda" else 8
 
     def __call__(self, samples: Images) -> NDArray[np.float32]:

@@ -1,4 +1,4 @@
-"""The two Inception encoders: the features of the standard FID, and those of the paper's own Fréchet distance.
+"""The two Inception encoders: the features of the standard FID, and the features of the paper's own Fréchet distance.
 
     inception        uint8 [N, C, H, W]  ->  TF1 bilinear to 299  ->  (x - 128) / 128  ->  pool3, float32 [N, 2048]
     inception-paper  uint8 [N, C, H, W]  ->  Pillow bilinear to 299  ->  2 x / 255 - 1  ->  pooled, float32 [N, 2048]
@@ -21,7 +21,7 @@ from entroloop.data.features import frozen, weights
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
 
 SIDE = 299
-COUNTER = "num_batches_tracked"  # of batch norm: in some files, and of no use here
+COUNTER = "num_batches_tracked"  # counter of batch norm, present in some files and not used here
 SCRIPT = "inception-2015-12-05.pt"
 STATES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
 PAPER_STATE = "inception_v3_google-0cc3c7bd.pth"
@@ -33,7 +33,7 @@ PAPER_PUBLISHED = "https://download.pytorch.org/models/inception_v3_google-0cc3c
 
 
 def load_network(path: Path, form: Form) -> nn.Sequential:
-    """The network with the weights of a state dict. Raises UserError naming the file when they do not fit."""
+    """The network with the weights of a state dict. Raises UserError, naming the file, when the weights do not fit."""
     kept = {
         name: value
         for name, value in weights.read_state(path).items()
@@ -48,7 +48,7 @@ def load_network(path: Path, form: Form) -> nn.Sequential:
 
 
 def _laid_out(x: Tensor) -> Tensor:
-    """Channels last where there are channels: convolutions then take a third less time on CPUs."""
+    """A four-dimensional tensor in memory order channels-last: convolutions on CPUs then need a third less time."""
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
 
 
@@ -56,7 +56,8 @@ def tf1_resize(images: Tensor, side: int) -> Tensor:
     """Bilinear resize of TensorFlow 1, float32 [B, C, H, W] -> [B, C, side, side].
 
     Output pixel i samples position i * (size / side), without half-pixel centres and without antialiasing
-    (tensorflow/core/kernels/resize_bilinear_op.cc); in float32 and in its order: along rows first, then along columns.
+    (tensorflow/core/kernels/resize_bilinear_op.cc). As in TensorFlow, the computation is in float32 and interpolates
+    along rows first, then along columns.
     """
     for axis in (3, 2):
         size = images.shape[axis]
@@ -71,9 +72,9 @@ def tf1_resize(images: Tensor, side: int) -> Tensor:
 
 
 def load_inception(shape: tuple[int, ...], device: torch.device) -> frozen.Frozen:
-    """The standard FID features, from NVIDIA's TorchScript file, else from torch-fidelity's state dict.
+    """The standard FID features, from NVIDIA's TorchScript file if it exists, else from torch-fidelity's state dict.
 
-    Raises UserError when neither is there, or the file found is damaged or holds another network.
+    Raises UserError when neither file exists, or when the file is damaged or holds another network.
     """
     name = "inception"
     frozen.check_images(name, shape)
@@ -95,7 +96,7 @@ def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
 
 
 def _scripted(path: Path, device: torch.device) -> frozen.Forward:
-    """NVIDIA's script resizes and scales by itself. A trial call shows whether it is that network."""
+    """NVIDIA's script, which resizes and scales images itself. A trial call checks that the file is this network."""
     try:
         script = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError, ValueError, zip errors
@@ -108,7 +109,7 @@ def _scripted(path: Path, device: torch.device) -> frozen.Forward:
     try:
         with torch.inference_mode():
             trial = forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    except Exception as error:  # whatever the script does with the call
+    except Exception as error:  # another script may raise anything
         raise UserError(
             f"{path}: is not the FID Inception network: it cannot be called with return_features"
         ) from error
@@ -119,7 +120,7 @@ def _scripted(path: Path, device: torch.device) -> frozen.Forward:
 
 
 def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen.Frozen:
-    """The features of the paper's own Fréchet distance; they have nothing to do with the standard FID.
+    """The features of the paper's own Fréchet distance. They are unrelated to the standard FID.
 
     Raises UserError when the file is missing, damaged or holds another network.
     """

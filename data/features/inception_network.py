@@ -2,8 +2,8 @@
 
     float32 [B, 3, 299, 299]  ->  pooled features, float32 [B, 2048]
 
-Parameters are named as in the published files. The FID network of 2015 differs from torchvision's in its pools:
-averages leave the padding out, and the last block takes a maximum.
+Parameters have the names of the published files. The FID network of 2015 differs from torchvision's in its pools: its
+average pools do not count the padding, and its last block has a maximum pool.
 
 B batch.
 """
@@ -23,11 +23,12 @@ Pool = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """What the two networks differ in.
+    """The differences between the two networks.
 
     average   the 3x3 average pool inside blocks
     last      the pool of the last block
-    classes   outputs of the layer behind the features, which identifies the file
+    classes   number of outputs of the layer after the features, which identifies the file
+    name      for messages
     """
 
     average: Pool
@@ -48,7 +49,7 @@ TORCHVISION = Form(_average(True), _average(True), 1000, "torchvision's Inceptio
 
 
 class ConvNorm(nn.Module):
-    """Convolution, batch norm with its running statistics, ReLU."""
+    """Convolution, batch norm by running statistics, ReLU."""
 
     def __init__(self, inputs: int, outputs: int, kernel: tuple[int, int], stride: int, padded: bool) -> None:
         super().__init__()
@@ -65,10 +66,11 @@ Chains = dict[str, list[Layer]]
 
 
 class Block(nn.Module):
-    """Chains of convolutions beside a pool, joined along the channels.
+    """Parallel chains of convolutions and a pool, concatenated along the channels.
 
-    halve  the last convolution of each chain has stride 2, and so has the pool, which no convolution follows
-    fork   these chains end in two convolutions side by side, 1x3 and 3x1
+    pooled  outputs of the 1x1 convolution after the pool; 0 for no such convolution
+    halve   the last convolution of each chain has stride 2; the given pool must have stride 2 as well
+    fork    names of the chains that end in two parallel convolutions, 1x3 and 3x1
     """
 
     def __init__(
@@ -77,7 +79,7 @@ class Block(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self._pool = pool
-        self._paths: list[list[list[str]]] = []  # a chain -> its steps -> convolutions side by side
+        self._paths: list[list[list[str]]] = []  # chain -> its steps -> names of parallel convolutions
         for name, layers in chains.items():
             width, steps = inputs, []
             for i, (outputs, high, wide) in enumerate(layers, 1):
@@ -133,7 +135,7 @@ def _block_8(inputs: int, pool: Pool) -> Block:
 
 
 def network(form: Form) -> nn.Sequential:
-    """float32 [B, 3, 299, 299] -> pooled features [B, 2048]; weights as PyTorch initialises them."""
+    """float32 [B, 3, 299, 299] -> pooled features [B, 2048]. The weights are PyTorch's initial ones."""
     to_17: Chains = {"branch3x3": [(384, 3, 3)], "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)]}
     to_8: Chains = {
         "branch3x3": [(192, 1, 1), (320, 3, 3)],

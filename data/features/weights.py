@@ -1,9 +1,9 @@
-"""Weights of pretrained feature networks: where they lie, and whether they are what a network needs.
+"""Weights of pretrained feature networks: finds their files, reads them and checks that they fit the network.
 
     file name  ->  find  ->  path  ->  read_state, fit  ->  tensors by name
 
-Weights lie in one folder under the names that they are published with: the folder that the environment variable
-ENTROLOOP_WEIGHTS names, else ~/.cache/entroloop/weights. Nothing is ever downloaded.
+Weights files keep their published names. They are in the folder that the environment variable ENTROLOOP_WEIGHTS names,
+or else in ~/.cache/entroloop/weights. Nothing is ever downloaded.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from entroloop.data.errors import UserError, reason
 
 VARIABLE = "ENTROLOOP_WEIGHTS"
-MAX_KEYS = 3  # shown of those that do not fit
+MAX_KEYS = 3  # number of wrong names that a message shows
 
 
 def weights_folder() -> Path:
-    """Where weights are looked for. Raises UserError when the variable names a file."""
+    """The folder of the weights. Raises UserError when the variable names a file."""
     folder = Path(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights").expanduser()
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{VARIABLE}={folder}: is no folder: name the folder that holds the weights")
@@ -29,7 +29,10 @@ def weights_folder() -> Path:
 
 
 def find(encoder: str, names: Sequence[str], published: str) -> Path:
-    """The first of these names that is in the weights folder. Raises UserError that says what to put where."""
+    """The path of the first of these files that exists in the weights folder.
+
+    Raises UserError, naming the files, the folder and the address of the files, when none exists.
+    """
     folder = weights_folder()
     for name in names:
         if (folder / name).exists():
@@ -42,7 +45,7 @@ def find(encoder: str, names: Sequence[str], published: str) -> Path:
 
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a PyTorch state dict on the CPU. Raises UserError naming the file when it is damaged or not one."""
+    """Tensors of a PyTorch state dict, on the CPU. Raises UserError, naming the file, when it is not a state dict."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and tensor errors have no common base
@@ -53,7 +56,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fit(state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], path: Path, network: str) -> None:
-    """Raises UserError naming the file unless the state holds exactly these names and shapes."""
+    """Raises UserError, naming the file, unless the state holds exactly these names and shapes."""
     missing = sorted(shapes.keys() - state.keys())
     unknown = sorted(state.keys() - shapes.keys())
     wrong = [
@@ -68,7 +71,7 @@ def fit(state: Mapping[str, torch.Tensor], shapes: Mapping[str, Sequence[int]], 
 
 
 def some(keys: Sequence[str]) -> str:
-    """The first of these names, and how many more there are."""
+    """The first of these names, and the number of further names."""
     more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
     return ", ".join(keys[:MAX_KEYS]) + more
 
