@@ -1,1 +1,1 @@
-"""Other people's data: recognised, read and imported."""
+"""Import of existing data: recognises sources, reads them and writes sealed shards."""

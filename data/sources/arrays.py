@@ -1,6 +1,6 @@
-"""Sets that are arrays already: built-in words, IDX files, and what `rows` reads.
+"""Sources that are arrays: built-in sets, IDX files, and the files that `rows` reads.
 
-    a word or a path  ->  ArraySource: uint8 [N, C, H, W] or float32 [N, D], with labels
+    a name or a path  ->  ArraySource: uint8 [N, C, H, W] or float32 [N, D], with labels
 
 N samples, C channels, H height, W width, D features.
 """
@@ -21,11 +21,11 @@ from entroloop.data.sources.base import ArraySource, pick_split
 from entroloop.data.sources.listing import OTHER_KIND, Listing, spelled
 from entroloop.data.sources.rows import open_rows
 
-# --- words --------------------------------------------------------------------------------------------------------
+# --- built-in sets ------------------------------------------------------------------------------------------------
 
 
 def digits() -> ArraySource:
-    """1,797 handwritten digits, 8 x 8 grey (scikit-learn's embedded set); 0..16 becomes 0..255."""
+    """1,797 handwritten digits, 8 x 8 grey (scikit-learn's embedded set), scaled from 0..16 to 0..255."""
     from sklearn.datasets import load_digits
 
     pixels, labels = load_digits(return_X_y=True)
@@ -36,14 +36,14 @@ def digits() -> ArraySource:
 def mixture() -> ArraySource:
     """10,000 points of a two-dimensional mixture: eight Gaussians (deviation 0.12) on a circle of radius sqrt(2).
 
-    Each coordinate has a mean of about 0 and a variance of about 1; the label is the Gaussian a point was drawn from.
+    Each coordinate has mean about 0 and variance about 1. The label is the number of the Gaussian that a point is from.
     """
     random = np.random.Generator(np.random.Philox(20250916))
     labels = random.integers(0, 8, 10_000)
     angles = labels * (np.pi / 4)
     centres = np.sqrt(2) * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     points = centres + 0.12 * random.standard_normal((10_000, 2))
-    # Rounded far above the last bit, in which mathematical libraries differ.
+    # Mathematical libraries may differ in the last bit. Rounding to five decimals removes the difference.
     return ArraySource("mixture", "mixture", points.round(5).astype(np.float32), labels, prefix="mixture/")
 
 
@@ -65,7 +65,7 @@ iris = functools.partial(tabular, "iris")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array in an IDX file of unsigned bytes, gzipped or not. Raises UserError naming a damaged file."""
+    """The array in an IDX file of unsigned bytes, gzipped or not. Raises UserError, naming the file, when damaged."""
     with reading(str(path), "damaged or truncated"):
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -87,7 +87,7 @@ def _unzipped(name: str) -> str:
 
 
 def idx_folder(found: Listing, split: str | None) -> ArraySource:
-    """IDX images with their labels, as MNIST has them, directly in a folder."""
+    """IDX images and labels directly in a folder, as MNIST is published."""
     listed = found.find(lambda name: "/" not in name and is_idx(name))
     copies = [name for name in listed if _unzipped(name) != name.lower() and name[:-3] in listed]
     files = [name for name in listed if name not in copies]
@@ -108,7 +108,7 @@ def idx_folder(found: Listing, split: str | None) -> ArraySource:
 
 
 def idx_file(path: Path, split: str | None) -> ArraySource:
-    """One IDX file of images, and the file of labels where that is beside it."""
+    """One IDX file of images, and the file of labels if it is beside it."""
     if _of_labels(path.name):
         raise UserError(f"{path}: holds IDX labels but no images (such as train-images-idx3-ubyte.gz)")
     chosen = pick_split(str(path), split, [_idx_split(path.name)])
@@ -138,13 +138,13 @@ def _of_labels(name: str) -> bool:
 
 
 def _idx_split(name: str) -> str:
-    """By the first such word of a name: `t10k-images…`, `emnist-letters-test-images…`."""
+    """The split by the first such word in a name: `t10k-images…` and `emnist-letters-test-images…` are `test`."""
     match = re.search(r"(?<![a-z])(train|t10k|test|val)", name.lower())
     return "train" if match is None else {"t10k": "test"}.get(match[1], match[1])
 
 
 def _labels_of(images: str) -> str | None:
-    """The name, in small letters and without `.gz`, that the labels of a file of images have."""
+    """The file name, in lower case and without `.gz`, of the labels that belong to a file of images."""
     name = _unzipped(images).replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
     return name if name != _unzipped(images) else None
 
@@ -153,7 +153,7 @@ def _labels_of(images: str) -> str | None:
 
 
 def stored(path: Path, key: str | None, labels: bool) -> ArraySource:
-    """What `open_rows` reads, with the labels beside it if they are wanted. All values are checked."""
+    """The rows that `open_rows` reads and, if `labels`, the labels stored beside them. Checks all values."""
     rows = open_rows(path, key)
     rows.check()
     name = rows.labels_key() if labels else None

@@ -1,9 +1,9 @@
-"""Where real data comes from: sets that others stored, behind one interface.
+"""The interface of sources: sets of real data in formats other than entroloop's own.
 
     "digits", a file or a folder  ->  open_source  ->  Source: names, labels, samples in the order of the source's names
 
-A source lists its samples at once and reads them when they are asked for. It can be pickled, so that processes share
-the reading. Nothing is unpacked to disk, so names inside archives can be anything.
+A source lists its samples when it is opened and reads a sample when a caller asks for it. A source can be pickled, so
+several processes can share the reading. Nothing is unpacked to disk, so archives may contain any names.
 
 N samples, C channels, H height, W width, D features.
 """
@@ -28,10 +28,10 @@ from entroloop.data.sources.images import Channels, channels_of, open_image, upr
 from entroloop.data.sources.listing import spelled
 from entroloop.data.sources.rows import Rows
 
-HEADER = 2**16  # bytes that nearly always hold what an image's header says
-LABELS = 2**31  # labels are smaller
+HEADER = 2**16  # bytes; nearly always enough to read an image's header
+LABELS = 2**31  # all labels are smaller
 NO_IMAGE = "damaged or not an image"
-MISSING = -1  # the label of a sample that has none, in a source where others have one
+MISSING = -1  # label of an unlabelled sample in a source where other samples have labels
 IMAGE_SUFFIXES = (
     *(
         ".png",
@@ -64,12 +64,12 @@ SPLIT_FOLDERS = {
 class Source(Protocol):
     """A set that can be imported.
 
-    kind     what it is, in words
+    kind     kind of the source, in words
     where    its path, for messages
     names    the source's own name of each sample, in the order of import
-    labels   int64 [N], MISSING where a sample has none; None for an unlabelled set
-    classes  names of the classes, where the source has them
-    ignored  name -> reason of every entry there that is neither a sample nor part of one
+    labels   int64 [N], MISSING for a sample without a label; None for an unlabelled set
+    classes  names of the classes; empty if the source does not name them
+    ignored  name -> reason, for every entry that is neither a sample nor part of a sample
     """
 
     kind: str
@@ -82,15 +82,15 @@ class Source(Protocol):
     def names(self) -> Sequence[str]: ...
 
     def read(self, rows: Iterable[int]) -> Iterator[Any]:
-        """The samples of these rows: opened images from an ImageSource, else uint8 [C, H, W] or float32 [D]."""
+        """The samples of these rows: opened images (ImageSource), or arrays, uint8 [C, H, W] or float32 [D]."""
 
     def naming(self, row: int) -> AbstractContextManager[None]:
-        """A context that names this sample in whatever a damaged one raises."""
+        """A context that turns any error of a damaged sample into a UserError that names this sample."""
 
 
 @dataclass
 class ArraySource:
-    """Samples that are arrays already: uint8 [N, C, H, W] or float32 [N, D]."""
+    """Samples in an array: uint8 [N, C, H, W] or float32 [N, D]."""
 
     kind: str
     where: str
@@ -115,12 +115,12 @@ class ArraySource:
 
 class Payload(Protocol):
     def __call__(self, row: int, limit: int | None = None) -> bytes:
-        """The bytes of one encoded image, or at least the first `limit` of them. Must survive pickling."""
+        """The bytes of one encoded image, or at least its first `limit` bytes. The object must survive pickling."""
 
 
 @dataclass
 class ImageSource:
-    """Encoded images, which must be decoded: that pays to share between processes."""
+    """Encoded images. Decoding is slow, so it pays to share it between processes."""
 
     kind: str
     where: str
@@ -137,14 +137,14 @@ class ImageSource:
             yield image
 
     def header(self, row: int, *, sized: bool = True) -> tuple[Channels, tuple[int, int]]:
-        """Channels and (width, height) of one image, mostly from its first bytes; (0, 0) unless `sized`.
+        """Channels and (width, height) of one image, mostly from its first bytes. The size is (0, 0) unless `sized`.
 
-        The size of a PNG takes reading all of it, since the file may end with the note of how it is to be turned.
+        To find the size of a PNG, the whole file must be read, because its EXIF orientation may be at the end.
         """
         with self.naming(row):
             with contextlib.suppress(Exception):
                 return _facts(open_image(self.payload(row, HEADER)), sized)
-            return _facts(open_image(self.payload(row)), sized)  # some formats have it elsewhere
+            return _facts(open_image(self.payload(row)), sized)  # some formats have their header elsewhere
         raise AssertionError
 
     def naming(self, row: int) -> AbstractContextManager[None]:
@@ -156,9 +156,9 @@ def _facts(image: Image.Image, sized: bool) -> tuple[Channels, tuple[int, int]]:
 
 
 def pick_split(where: str, split: str | None, available: Sequence[str]) -> str:
-    """The split to read, `train` (or the only one) when none is asked for.
+    """The split to read. If `split` is None: `train` if it is available, else the first split.
 
-    Raises UserError listing the splits there are.
+    Raises UserError, listing the available splits, when `split` is not among them.
     """
     if split is None:
         return "train" if "train" in available else available[0]
@@ -168,7 +168,7 @@ def pick_split(where: str, split: str | None, available: Sequence[str]) -> str:
 
 
 def no_splits(where: str, split: str | None) -> None:
-    """Raises UserError if a split is asked of a source that has none of its own."""
+    """Raises UserError when the user asks for a split of a source that has no splits."""
     if split is not None:
         raise UserError(f"--split {split}: {where} has no splits of its own; --heldout N makes one by seed")
 
@@ -178,7 +178,7 @@ def is_image(name: str) -> bool:
 
 
 def split_folders(where: str, split: str | None, names: list[str]) -> list[str]:
-    """Takes one split where the first-level folders are `train`, `test`, `val` and nothing else; else all names."""
+    """The names of one split, if all names are in first-level folders that are named after splits; else all names."""
     splits = [SPLIT_FOLDERS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
     if "" in splits or len(set(splits)) < 2:
         no_splits(where, split)
@@ -188,14 +188,14 @@ def split_folders(where: str, split: str | None, names: list[str]) -> list[str]:
 
 
 def by_folders(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
-    """Labels from sub-folders: the first level at which the names differ is the class.
+    """Labels, int64 [N], and classes from sub-folders. The first folder level at which the names differ is the class.
 
-    None where there are no sub-folders, and for numbered ones that only keep folders small (FFHQ: 12345 in 12000/).
-    Files beside class folders are MISSING a label.
+    Labels are None if there are no sub-folders, or if they are numbered ones that only keep folders small (FFHQ: 12345
+    in 12000/). Files beside class folders have the label MISSING.
     """
     paths = [tuple(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
     folders = {path[:-1] for path in paths}
-    depth = 0  # of the folders that all have in common
+    depth = 0  # number of leading folders that all names have in common
     while len({path[: depth + 1] for path in folders}) == 1 and all(len(path) > depth for path in folders):
         depth += 1
     tops = [path[depth] if len(path) > depth + 1 else "" for path in paths]
@@ -221,18 +221,20 @@ def _numbered(folder: str, file: str) -> bool:
 
 
 def whole_number(text: bytes, name: str) -> int:
-    """The label in a `.cls` file. Raises UserError."""
+    """The label in a `.cls` file. Raises UserError, naming the file, when it is not a whole number below LABELS."""
     if not text.strip().isdigit() or int(text.strip()[:99]) >= LABELS:
         raise UserError(f"{name}: holds {text[:40].decode(errors='replace')!r}, not a whole number from 0 up")
     return int(text)
 
 
 def edm_labels(text: bytes, names: Sequence[str], where: str, known: Container[str]) -> NDArray[np.int64] | None:
-    """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}; MISSING where one of `names` is not listed.
+    """Labels from EDM's `dataset.json`: {"labels": [[name, class], …]}. Names that are not listed are MISSING a label.
 
-    known  the names that the file may hold: those of all splits
+    known  the names that the file may label: the names of all splits
+    ->     int64 [N]; None if no name has a label
 
-    Raises UserError when the file is damaged, holds anything but whole numbers, or labels an image that is not there.
+    Raises UserError when the file is damaged, when a label is not a whole number, when a name has two labels, or when
+    the file labels an image that does not exist.
     """
     by_name: dict[str, Any] = {}
     with reading(f"{where}: dataset.json"):

@@ -1,8 +1,8 @@
 """CIFAR-10 and CIFAR-100 as their authors publish them: python or binary version, archive or unpacked folder.
 
-    path  ->  ArraySource: uint8 [N, 3, 32, 32], labels (the 100 fine ones of CIFAR-100)
+    path  ->  ArraySource: uint8 [N, 3, 32, 32], labels (the 100 fine classes of CIFAR-100)
 
-Both versions give the same samples under the same names. Pickles are read without running what they may contain.
+Both versions give the same samples under the same names. Reading a pickle never runs code that the pickle may contain.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from entroloop.data.sources import listing
 from entroloop.data.sources.base import ArraySource, pick_split
 from entroloop.data.sources.listing import Entry, Listing
 
-#: By version: files of the two splits, the file of class names, bytes of label before an image (binary) or None.
+#: By version: files of the two splits, file of class names, number of label bytes before each image (None for python).
 VERSIONS: dict[str, tuple[dict[str, tuple[str, ...]], str, int | None]] = {
     "CIFAR-10 python": (
         {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
@@ -51,7 +51,7 @@ ALLOWED = {
 
 
 def version(names: Iterable[str]) -> str | None:
-    """Which version files of these names are, if any."""
+    """The version of CIFAR to which files of these names belong, or None."""
     bases = {PurePosixPath(name).name for name in names}
     for kind, (splits, meta, _) in VERSIONS.items():
         if meta in bases and bases & {file for files in splits.values() for file in files}:
@@ -60,7 +60,7 @@ def version(names: Iterable[str]) -> str | None:
 
 
 def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
-    """Reads one split of an archive or a folder. Raises UserError naming a file that is missing or damaged."""
+    """Reads one split of an archive or a folder. Raises UserError, naming the file, when one is missing or damaged."""
     splits, meta, label_bytes = VERSIONS[kind]
     chosen = pick_split(str(path), split, sorted(splits))
     found, read = _opened(path)
@@ -91,7 +91,7 @@ def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
 
 
 def _opened(path: Path) -> tuple[Listing, Callable[[Entry], bytes]]:
-    """What is in a folder or an archive, which may be compressed, and a function that reads it."""
+    """The listing of a folder or a (possibly compressed) archive, and a function that reads the bytes of an entry."""
     if path.is_dir():
         return listing.of_folder(path), lambda entry: (path / entry.place).read_bytes()
     with reading(str(path), "damaged or truncated archive"):
@@ -102,7 +102,7 @@ def _opened(path: Path) -> tuple[Listing, Callable[[Entry], bytes]]:
 
 
 def _by_base(found: Listing, wanted: set[str]) -> dict[str, str]:
-    """Name of a file -> its path in the listing. Raises UserError when several have that name."""
+    """File name -> its path in the listing. Raises UserError when several files have the same name."""
     paths: dict[str, str] = {}
     for path in found.find(lambda name: PurePosixPath(name).name in wanted):
         base = PurePosixPath(path).name
@@ -139,7 +139,7 @@ def _class_names(raw: bytes | None, python: bool) -> tuple[str, ...]:
 
 
 class _Arrays(pickle.Unpickler):
-    """Builds arrays and plain values only."""
+    """Unpickles only arrays and plain values."""
 
     def find_class(self, module: str, name: str) -> Any:
         short = module.rsplit(".", 1)[-1] if module.startswith(("numpy.core.", "numpy._core.")) else module

@@ -1,8 +1,9 @@
-"""Image files as others keep them: folders, zip archives, tars (WebDataset's or plain).
+"""Image files in folders, zip archives and tars (WebDataset or plain).
 
     a Listing  ->  ImageSource: names, labels, and one payload of bytes per sample
 
-A payload class knows where the bytes of sample `row` are and can be pickled. Each process keeps a few files open.
+A payload object knows the location of the bytes of sample `row`, and can be pickled. Each process keeps a few files
+open.
 """
 
 from __future__ import annotations
@@ -68,12 +69,12 @@ class ZipPayload:
 
 
 def image_folder(found: Listing, split: str | None) -> ImageSource:
-    """Images below a folder, labelled by EDM's `dataset.json` or by sub-folder (see `by_folders`)."""
+    """Images below a folder. EDM's `dataset.json` or the sub-folders give the labels (see `by_folders`)."""
     return _images("image folder", found, split, FilePayload)
 
 
 def zip_images(path: Path, split: str | None) -> ImageSource:
-    """Images in a zip archive, which is not unpacked. Labels as in `image_folder`."""
+    """Images in a zip archive, read without unpacking it to disk. Labels are found as in `image_folder`."""
     found = listing.of_zip(path)
     if not found.find(is_image):
         raise UserError(f"{path}: holds no images")
@@ -105,7 +106,7 @@ def _opened(path: str, stamp: tuple[int, ...]) -> io.FileIO:
 
 @dataclass
 class TarPayload:
-    """Of each sample: the number of its tar, the first byte there and the size."""
+    """Reads samples from tars. `places` has, for each sample, the number of its tar, its first byte and its size."""
 
     paths: Sequence[str]
     places: Sequence[tuple[int, int, int]]
@@ -125,8 +126,8 @@ class TarPayload:
 def tar_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:
     """Images in tars, given as (name, path), in the order of the tars and of the images in them.
 
-    Members whose names are equal up to the first dot are one sample, as in WebDataset, which has one image and at most
-    one `.cls`. Where no tar holds a `.cls`, sub-folders are classes.
+    As in WebDataset, members whose names are equal up to the first dot are one sample. A sample has one image and at
+    most one `.cls`. If no tar holds a `.cls`, the sub-folders are the classes.
     """
     paths = [str(path) for _, path in files]
     names, plain = list[str](), list[str]()
@@ -159,7 +160,10 @@ def _is_number(name: str) -> bool:
 
 
 def _by_key(found: Listing, wanted: Callable[[str], bool], what: str) -> dict[str, str]:
-    """WebDataset's key, the name up to the first dot of its last part -> the one such name that has it."""
+    """WebDataset's key, which is the name up to the first dot of its last part -> the wanted name that has this key.
+
+    Raises UserError when two wanted names have the same key.
+    """
     names: dict[str, str] = {}
     for name in found.find(wanted):
         folder, _, base = name.rpartition("/")
@@ -173,9 +177,9 @@ def _by_key(found: Listing, wanted: Callable[[str], bool], what: str) -> dict[st
 
 
 def split_files(names: Sequence[str], where: str, split: str | None) -> list[str]:
-    """Takes the files of one split where every file name has a word for one (`train`, `test`, `val`); else all.
+    """The files of one split, if every name contains the word of a split (`train`, `test`, `val`); else all files.
 
-    The word may be in the name of a file's folder, too.
+    The word may also be in the name of a file's folder.
     """
     word = re.compile(r"(?<![a-z])(" + "|".join(sorted(SPLIT_FOLDERS, key=len, reverse=True)) + r")(?![a-z])")
     found = [word.search(PurePosixPath(name).name.lower()) or word.search(name.lower()) for name in names]

@@ -1,9 +1,9 @@
-"""The work of an import, one shard at a time, in this process or shared between several.
+"""The work of an import: makes one shard at a time, in this process or in several worker processes.
 
-    Source + rows  ->  scan (headers only)  ->  Layout
+    Source + rows  ->  scan (headers only)  ->  Found
     Source + Layout + Job  ->  one shard on disk
 
-Worker processes import this module alone, so it must not import torch.
+Worker processes import only this module, so it must not import torch.
 
 N samples, C channels, H height, W width, D features.
 """
@@ -37,12 +37,12 @@ from entroloop.data.store.shards import REAL, Encoding, Provenance, write_shard
 
 @dataclass(frozen=True)
 class Layout:
-    """What every sample becomes.
+    """The form of every sample in the shards.
 
-    shape     uint8 (C, H, W) or float32 (D,)
+    shape     (C, H, W) for uint8 images, (D,) for float32 vectors
     encoding  of images in the shards
-    labelled  whether they have labels
-    filter    of a resize
+    labelled  whether samples have labels
+    filter    with which images are resized
     """
 
     shape: tuple[int, ...]
@@ -53,7 +53,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Job:
-    """One shard: its number, the number of its first sample in the new set, and the source's rows that go in."""
+    """One shard: its number, the number of its first sample in the new set, and the rows of the source that it gets."""
 
     number: int
     first: int
@@ -62,7 +62,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Found:
-    """What a scan saw: channels and (width, height) of the first sample, and the first one of another size."""
+    """The result of a scan.
+
+    channels  3 if any image is in colour, else 1
+    size      (width, height) of the first image
+    name      of the first image
+    odd       name and size of the first image of another size; None if all sizes are equal
+    """
 
     channels: Channels
     size: tuple[int, int]
@@ -75,13 +81,16 @@ class Found:
 
 
 def scan(source: ImageSource, rows: NDArray[np.int64], sized: bool) -> Found:
-    """Reads the headers of images. Raises UserError naming an image without a readable one."""
+    """Reads the headers of images. Raises UserError, naming the image, when a header cannot be read."""
     found = (Found(*source.header(int(row), sized=sized), source.names[int(row)]) for row in rows)
     return functools.reduce(operator.add, found)
 
 
 def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
-    """Reads, converts and writes one shard. Raises UserError naming a damaged sample; nothing is written then."""
+    """Reads, converts and writes one shard.
+
+    Raises UserError, naming the sample, when a sample is damaged; the shard is then not written.
+    """
     samples = np.empty((len(job.rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
     for i, (row, sample) in enumerate(zip(job.rows, source.read(job.rows), strict=True)):
         with source.naming(int(row)):
@@ -107,16 +116,16 @@ def _convert(sample: Any, layout: Layout) -> NDArray[Any]:
 
 # --- sharing between processes ------------------------------------------------------------------------------------
 
-_shared: tuple[Any, ...] = ()  # of a worker process: what its tasks have in common, sent once
+_shared: tuple[Any, ...] = ()  # in a worker process: the arguments that all its tasks share, sent once
 
 
 def _begin(parent: int, *shared: Any) -> None:
     global _shared
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # these reach the whole group; the parent decides
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # sent to the whole group; the parent reacts to them
         signal.signal(name, signal.SIG_IGN)
-    # A parent that is killed cannot end its workers, which would then wait for ever. 1 is PR_SET_PDEATHSIG.
+    # A killed parent cannot end its workers, so the kernel has to: otherwise they wait forever. 1 is PR_SET_PDEATHSIG.
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before the line above
+    if os.getppid() != parent:  # the parent was killed before the line above
         os._exit(1)
     _shared = shared
 
@@ -133,7 +142,7 @@ def _scan_task(rows: NDArray[np.int64]) -> Found:
 
 
 def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
-    """Makes the shards, in any order, yielding each job that is done."""
+    """Makes the shards in any order. Yields each job when its shard is complete."""
     if workers <= 1:
         for job in jobs:
             make_shard(source, dest, layout, job)
@@ -152,7 +161,7 @@ def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job],
 def scan_all(
     source: ImageSource, rows: NDArray[np.int64], workers: int, *, sized: bool = True, progress: bool = False
 ) -> Found:
-    """`scan` of all rows, shared between processes."""
+    """Scans all rows, shared between processes. Raises UserError as `scan` does."""
     pieces = np.array_split(rows, max(1, len(rows) // 500))
     found: Found | None = None
     with contextlib.ExitStack() as stack:
@@ -170,7 +179,7 @@ def scan_all(
 
 @contextlib.contextmanager
 def _pool(workers: int, *shared: Any) -> Iterator[ProcessPoolExecutor]:
-    # `spawn`: the parent may hold threads of torch or of a progress bar, which a fork would copy half.
+    # `spawn`, because the parent may have threads of torch or of a progress bar, and a fork does not copy threads.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(), *shared))
     try:
@@ -184,7 +193,7 @@ def _pool(workers: int, *shared: Any) -> Iterator[ProcessPoolExecutor]:
 
 
 def check_vectors(source: Source, rows: NDArray[np.int64]) -> None:
-    """Raises UserError naming the first vector that is not finite."""
+    """Raises UserError, naming the first vector that is not finite, when there is one."""
     for row, vector in zip(rows, source.read(rows), strict=True):
         if not np.isfinite(vector).all():
             raise UserError(f"{source.kind}: {source.names[int(row)]} holds NaN or infinity")

@@ -1,8 +1,8 @@
-"""One image as somebody stored it -> pixels of the shape a data set wants.
+"""Converts one encoded image of any kind to the pixels that a data set needs.
 
     bytes  ->  open_image  ->  convert  ->  uint8 [C, R, R]
 
-C channels (1 grey, 3 RGB), H height, W width, R the resolution asked for.
+C channels (1 grey, 3 RGB), H height, W width, R requested resolution.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow refuses a PNG with one text chunk of more than 1 MB, which photo editors write, and bounds the sum by 64 MB.
+# Pillow refuses a PNG with a text chunk above 1 MB, but photo editors write such chunks. Allow 64 MB, Pillow's bound on
+# the sum of all chunks.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def open_image(payload: bytes) -> Image.Image:
-    """Reads the header; pixels are decoded when they are asked for. Any error means damage."""
+    """Reads the header. Pillow decodes the pixels when they are first needed. Any error means damage."""
     image = Image.open(io.BytesIO(payload))
     if image.mode == "F":
         raise ValueError("holds floating-point pixels: save it with 8 or 16 bits")
@@ -48,12 +49,13 @@ def channels_of(image: Image.Image) -> Channels:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """(width, height) after the rotation that a camera noted in the file."""
-    turned = image.width != image.height and image.format != "TIFF" and _orientation(image) >= 5  # TIFF has it done
+    # Pillow itself applies the rotation to the size of a TIFF.
+    turned = image.width != image.height and image.format != "TIFF" and _orientation(image) >= 5
     return (image.height, image.width) if turned else image.size
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's number from 1 (upright) to 8; 1 where the EXIF data are damaged, as viewers have it."""
+    """EXIF orientation from 1 (upright) to 8. As in image viewers, damaged EXIF data mean 1."""
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # the chunk may follow the pixels
     with contextlib.suppress(Exception):
@@ -64,10 +66,10 @@ def _orientation(image: Image.Image) -> int:
 def convert(
     image: Image.Image, channels: Channels, resolution: int | None, filter: Filter = "auto"
 ) -> NDArray[np.uint8]:
-    """Turns upright, converts to 8-bit grey or RGB, crops the central square and resizes: uint8 [C, R, R].
+    """Turns an image upright, converts it to 8-bit grey or RGB, crops the central square and resizes: uint8 [C, R, R].
 
-    Transparent parts become white; more than 8 bits are rounded. Without a resolution the size is kept: uint8
-    [C, H, W].
+    Transparent parts become white. Values of more than 8 bits are rounded. Without a resolution the image is neither
+    cropped nor resized: uint8 [C, H, W].
     """
     image = _eight_bits(image)
     if (turn := TURNS.get(_orientation(image))) is not None:
@@ -83,13 +85,13 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
     if image.has_transparency_data:
         solid = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", solid.size, "white"), solid)
-    if image.mode == "LAB":  # Pillow has no way from here to grey
+    if image.mode == "LAB":  # Pillow cannot convert LAB to grey directly
         image = image.convert("RGB")
     return image.convert(mode)
 
 
 def _stored_as(image: Image.Image) -> str:
-    """Pillow's raw mode of an image that is not loaded yet, such as `RGB;16B`: what its file holds."""
+    """The mode of the pixels in the file, by Pillow's name, such as `RGB;16B`. The image must not be loaded yet."""
     tiles = getattr(image, "tile", None)
     args = tiles[0][3] if tiles else ""
     return str(args if isinstance(args, str) or not args else args[0])
@@ -112,13 +114,17 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         if image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0:  # white is zero
             values = top - values
         return _rounded(values[..., None], top, "L", opaque, image)
-    if stored in ("L;2", "L;4") and transparent is not None:  # Pillow scales the pixels but not this value
+    if stored in ("L;2", "L;4") and transparent is not None:  # Pillow scales the pixels, but not the transparent value
         image.info["transparency"] = transparent * (85 if stored == "L;2" else 17)
     return image
 
 
 def _sixteen_bits(image: Image.Image, bands: str, order: str) -> Image.Image:
-    """Pillow keeps the first byte of each channel's two. Read with the other byte order it keeps the second."""
+    """An image of 16 bits per channel, rounded to 8 bits.
+
+    Pillow keeps only the first of each channel's two bytes. A second reading in the other byte order gives the other
+    byte.
+    """
     source: io.BytesIO = cast("Any", image).fp
 
     def decoded(raw: str) -> Image.Image:
@@ -142,7 +148,10 @@ def _sixteen_bits(image: Image.Image, bands: str, order: str) -> Image.Image:
 
 
 def _rounded(values: NDArray[np.int64], top: int, mode: str, opaque: Any, like: Image.Image) -> Image.Image:
-    """Integers [H, W, C] from 0 to `top` -> an image of 8 bits with the notes of another one."""
+    """Integers [H, W, C] from 0 to `top` -> an image of 8 bits per channel, with the metadata of the image `like`.
+
+    opaque  bool [H, W]: the pixels that are not transparent; None if all are opaque
+    """
     pixels = ((values * 255 + top // 2) // top).astype(np.uint8)
     if opaque is not None:
         pixels, mode = np.dstack([pixels, opaque.astype(np.uint8) * 255]), mode + "A"
@@ -155,7 +164,7 @@ def _rounded(values: NDArray[np.int64], top: int, mode: str, opaque: Any, like: 
 def square(image: Image.Image, resolution: int, filter: Filter = "auto") -> Image.Image:
     """The central square at R x R pixels.
 
-    filter  box: the mean of the area; lanczos; auto: box where the factor is whole, Lanczos otherwise
+    filter  `box`: the mean of the area; `lanczos`; `auto`: box if the factor is a whole number, else Lanczos
     """
     side = min(image.size)
     if image.size != (side, side):
@@ -164,7 +173,7 @@ def square(image: Image.Image, resolution: int, filter: Filter = "auto") -> Imag
     if side == resolution:
         return image
     if filter != "lanczos" and side > resolution and side % resolution == 0:
-        # One rounding of the exact mean; `resize` with BOX rounds after each axis and is off by one in 7 % of pixels.
+        # `reduce` rounds the exact mean once. `resize` with BOX rounds after each axis: 7 % of pixels are off by one.
         return image.reduce(side // resolution)
     kind = Image.Resampling.BOX if filter == "box" else Image.Resampling.LANCZOS
     return image.resize((resolution, resolution), kind)

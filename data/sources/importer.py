@@ -1,10 +1,10 @@
-"""Import: somebody's images or vectors -> sealed shards that are the same bytes on every machine.
+"""Import: a user's images or vectors -> sealed shards that have the same bytes on every machine.
 
-    SOURCE  ->  open_source  ->  chosen rows  ->  one job a shard (parallel, or `--part i::n`)  ->  DEST sealed
+    SOURCE  ->  open_source  ->  chosen rows  ->  one job per shard (parallel, or `--part i::n`)  ->  DEST sealed
 
-The settings, and a fingerprint of the source's names and labels, are written first (`import.json`), so that a second
-import into the same folder either goes on with the same work or is refused with the difference. Where the source lies,
-and when and where it was imported, leave no trace.
+The import first writes its settings and a fingerprint of the source's names and labels to `import.json`. A second
+import into the same folder then either continues the same work, or is refused with a message that tells the difference.
+The shards do not depend on the path of the source, the time or the machine.
 
 N samples of the source, C channels, H height, W width, D features.
 """
@@ -60,15 +60,15 @@ def import_dataset(
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Manifest:
-    """Imports a source into `dest`, seals it and returns its manifest; goes on where an earlier attempt stopped.
+    """Imports a source into `dest`, seals it and returns its manifest. Continues where an earlier attempt stopped.
 
-    source   a word (`digits`, …), a file or a folder; the kind is recognised from the content
-    workers  processes that decode images; None is one a core. From a script, more than one needs the usual
+    source   a name (`digits`, …), a file or a folder; the contents decide the kind
+    workers  number of processes that decode images; None: one per core. A script that uses several needs the usual
              `if __name__ == "__main__"`
-    stop     asked between shards; when true the import ends resumably with Interrupted
+    stop     called after each shard; when it returns True, the import raises Interrupted and can be resumed
 
-    The other arguments are those of `Settings`. A finished `dest` of the same settings is left alone.
-    Raises UserError on anything wrong with the source, the settings, or a `dest` made otherwise.
+    The other arguments are those of `Settings`. A finished import with the same settings is not repeated.
+    Raises UserError when the source or a setting is wrong, or when `dest` holds anything but the same import.
     """
     settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key)
     import_part(source, dest, settings, workers=workers, progress=progress, stop=stop)
@@ -85,9 +85,9 @@ def import_part(
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
 ) -> Mapping[str, str]:
-    """Makes the shards of one part that are still missing; `seal_import` follows when all parts are done.
+    """Makes the missing shards of one part. Call `seal_import` when all parts are complete.
 
-    Returns name -> reason of whatever the source holds that is not imported.
+    Returns name -> reason, for every entry of the source that is not imported.
     """
     opened = _open(source, settings)
     rows = choose_rows(opened, settings)
@@ -122,7 +122,7 @@ def import_part(
 
 
 def seal_import(dest: Path) -> Manifest:
-    """Seals an import whose parts are all done. Raises UserError naming the first shard that is missing."""
+    """Seals an import whose parts are all complete. Raises UserError, naming the first missing shard, when one is."""
     facts = None if manifest.is_sealed(dest) else _read_settings(dest)
     if manifest.is_sealed(dest):  # also by another process, just now
         _forget_settings(dest)
@@ -166,7 +166,7 @@ IDENTITY = ("kind", "settings", "source_count", "source", "count", "ignored")
 
 
 def _identity(source: Source, settings: Settings, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """What two imports must have in common to work on one folder."""
+    """The facts that two imports into one folder must have in common."""
     labels = None if source.labels is None else source.labels.tolist()
     return {
         "kind": source.kind,
@@ -179,7 +179,7 @@ def _identity(source: Source, settings: Settings, rows: NDArray[np.int64]) -> di
 
 
 def _check_dest(dest: Path, source: str, identity: dict[str, Any]) -> None:
-    """Raises UserError unless `dest` is free, or holds the same import, finished or not."""
+    """Raises UserError unless `dest` is missing, empty, or holds the same import, finished or not."""
     if dest.exists() and not dest.is_dir():
         raise UserError(f"{dest}: is a file: give a folder to import into")
     origin = Path(source).expanduser()
@@ -192,7 +192,7 @@ def _check_dest(dest: Path, source: str, identity: dict[str, Any]) -> None:
             raise UserError(f"{dest}: already holds a sealed set that was not imported: give another folder")
     elif there is None:
         if dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in dest.iterdir()):
-            if (dest / SETTINGS).exists() or manifest.is_sealed(dest):  # another import began meanwhile
+            if (dest / SETTINGS).exists() or manifest.is_sealed(dest):  # another import has begun just now
                 return _check_dest(dest, source, identity)
             raise UserError(f"{dest}: already holds other files: give a new or empty folder")
         return None
@@ -222,13 +222,16 @@ def _read_settings(dest: Path) -> dict[str, Any] | None:
 
 
 def _forget_settings(dest: Path) -> None:
-    """Removes what unfinished imports need. A finished one may be on a disk that is read-only."""
+    """Removes `import.json`, which only an unfinished import needs.
+
+    Does not touch the disk if the file is already gone, because a finished import may be on a read-only disk.
+    """
     if (dest / SETTINGS).exists():
         (dest / SETTINGS).unlink(missing_ok=True)
 
 
 def _sweep_old(dest: Path) -> None:
-    """Removes what killed imports left; not what another one may be writing now."""
+    """Removes temporary files that killed imports left behind: files older than an hour, which no import writes now."""
     for path in dest.glob(f"{files.TEMPORARY}*"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > 3600:

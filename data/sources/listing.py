@@ -1,9 +1,9 @@
-"""Every entry of a folder, a zip archive or a tar. Whatever an import does not read is counted with a reason.
+"""Lists every entry of a folder, a zip archive or a tar, and gives a reason for each entry that an import ignores.
 
     a path  ->  Listing  ->  `take` the entries to read  +  `ignored`: all others, each with its reason
 
-Names are kept and compared in Unicode's form NFC, since file systems and archivers differ in the form they return.
-Bytes that are not UTF-8 become `\\x..`. Neither depends on the locale.
+Names are kept and compared in Unicode's form NFC, because file systems and archivers differ in the form that they
+return. Bytes that are not UTF-8 become `\\x..`. Both rules are independent of the locale.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\0": "unxz", b
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Something a folder or an archive lists, other than a folder.
+    """An entry of a folder or an archive that is not itself a folder.
 
     name     in NFC, with `/`
-    place    where the bytes are: a path relative to the folder, a name in the zip archive, or (first byte, size) in
+    place    location of the bytes: a path relative to the folder, a name in the zip archive, or (first byte, size) in
              the tar
-    problem  why they cannot be read, empty where they can
-    lost     whether this is a link of which the end is not there
+    problem  reason why the bytes cannot be read; empty if they can
+    lost     whether the entry is a link whose target does not exist
     """
 
     name: str
@@ -52,14 +52,14 @@ class Entry:
 
     @property
     def may_be_folder(self) -> bool:
-        """Whether a folder full of samples may be missing here."""
+        """Whether this entry may be a lost link to a folder of samples."""
         return self.lost and not PurePosixPath(self.name).suffix
 
 
 class Listing:
-    """The visible entries by name, in the order of import, and the hidden ones (a hidden folder is one).
+    """The visible entries by name, in the order of import, and the names of hidden ones. A hidden folder is one name.
 
-    Raises UserError where two entries have the same name.
+    Raises UserError when two entries have the same name.
     """
 
     def __init__(self, where: str, entries: Iterable[Entry], hidden: Collection[str]) -> None:
@@ -78,7 +78,8 @@ class Listing:
     def take(self, names: Iterable[str]) -> list[Entry]:
         """The entries of these names.
 
-        Raises UserError naming one that cannot be read, or a link that may have led to a folder of more.
+        Raises UserError, naming the entry, when one cannot be read, or when any lost link of the listing may have led
+        to a folder of samples.
         """
         found = [self.entries[name] for name in names]
         for entry in (*self._doubtful, *found):
@@ -87,11 +88,11 @@ class Listing:
         return found
 
     def path(self, name: str) -> Path:
-        """Of an entry of a folder. Raises UserError when it cannot be read."""
+        """The path of an entry of a folder. Raises UserError when the entry cannot be read."""
         return Path(self.where, self.take([name])[0].place)
 
     def ignored(self, read: Collection[str], other_splits: Collection[str] = ()) -> dict[str, str]:
-        """Name -> reason of every entry that is not among those `read`."""
+        """Name -> reason, for every entry whose name is not in `read`."""
         others = set(other_splits)
         found = dict.fromkeys(self.hidden, HIDDEN)
         for name, entry in self.entries.items():
@@ -114,14 +115,14 @@ def told(ignored: Mapping[str, str]) -> str:
 
 
 def spelled(name: str | bytes) -> str:
-    """The one spelling of a name on every machine, in one line."""
+    """A spelling of a name that is the same on every machine and has no line breaks."""
     text = name if isinstance(name, str) else name.decode("utf-8", "backslashreplace")
     text = unicodedata.normalize("NFC", text)
     return text if text.isprintable() else CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 def stamp(path: str) -> tuple[int, ...]:
-    """Changes with the file. Whoever keeps a file open between imports asks by this, too."""
+    """Numbers that change when the file does. Caches of open files use the stamp as part of their key."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -134,9 +135,9 @@ def _is_hidden(part: str) -> bool:
 
 
 def of_folder(folder: Path) -> Listing:
-    """What is below a folder, sorted by name. Links are followed, those to folders too.
+    """The entries below a folder, sorted by name. Follows links to files and to folders.
 
-    Raises UserError where two names are equal, OSError when a folder cannot be read.
+    Raises UserError when two names are equal, and OSError when a folder cannot be read.
     """
     entries: list[Entry] = []
     hidden: list[str] = []
@@ -164,7 +165,7 @@ def of_folder(folder: Path) -> Listing:
 
 
 def _problem(path: str) -> str:
-    """Why something that a folder lists is not to be read as a file; empty when it is (through a link)."""
+    """The reason why an entry of a folder cannot be read as a file; empty if it is a link to a file."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:
@@ -180,7 +181,7 @@ def _problem(path: str) -> str:
 class _Link(NamedTuple):
     name: str
     target: str
-    from_root: bool  # a hard link's target is the name of a member
+    from_root: bool  # a hard link: its target is the full name of a member
 
 
 def _of_archive(where: str, members: Sequence[Entry | _Link]) -> Listing:
@@ -194,7 +195,7 @@ def _of_archive(where: str, members: Sequence[Entry | _Link]) -> Listing:
         first = next((i for i, part in enumerate(parts) if _is_hidden(part)), None)
         if first is not None:
             hidden["/".join(parts[: first + 1])] = None
-        elif path in entries:  # `./a` and `a` are one file
+        elif path in entries:  # `./a` and `a` are the same file
             raise _twice(where, member.name)
         elif isinstance(member, Entry):
             entries[path] = member
@@ -210,9 +211,9 @@ def _plain(name: str) -> str:
 
 
 def _follow(path: str, by_path: Mapping[str, Entry | _Link], folders: Collection[str]) -> Entry | None:
-    """The entry at the end of a link, None where the link leads to none in the archive."""
+    """The entry at the end of a link; None if the link does not lead to an entry of the archive."""
     todo, done = path.split("/"), list[str]()
-    for _ in range(1000):  # steps; a circle of links takes more
+    for _ in range(1000):  # steps; only a circle of links needs more
         if not todo:
             end = by_path.get("/".join(done))
             folder = Entry("", None, "a link to a folder of this archive")
@@ -234,7 +235,7 @@ def _follow(path: str, by_path: Mapping[str, Entry | _Link], folders: Collection
 
 
 def of_zip(path: Path) -> Listing:
-    """What a zip archive lists, sorted by name. Raises UserError when it is damaged or holds a name twice."""
+    """The entries of a zip archive, sorted by name. Raises UserError when it is damaged or holds a name twice."""
     members = list[Entry | _Link]()
     with (
         reading(str(path), "damaged or truncated zip archive"),
@@ -247,7 +248,7 @@ def of_zip(path: Path) -> Listing:
             raise UserError(f"{path}: another archive comes before this one in the file: give them as two files")
         for info in archive.infolist():
             name = spelled(_zip_name(info))
-            if info.create_system == 0 and "/" not in name:  # some programs of Windows write its own separator
+            if info.create_system == 0 and "/" not in name:  # some Windows programs write the separator of Windows
                 name = name.replace("\\", "/")
             if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):
                 members.append(_Link(name, spelled(archive.read(info)), from_root=False))
@@ -257,9 +258,10 @@ def of_zip(path: Path) -> Listing:
 
 
 def _zip_name(info: zipfile.ZipInfo) -> str:
-    """The name, the same in all versions of Python: UTF-8 wherever the archive holds that, else code page 437.
+    """The name of a member, equal in all versions of Python: UTF-8 if the archive holds it, else code page 437.
 
-    Many programs write UTF-8 without saying so; some keep it in the extra field 0x7075, with a CRC of the plain name.
+    Many programs write names in UTF-8 without setting the flag for UTF-8. Some store the UTF-8 name in the extra field
+    0x7075, with a CRC of the plain name.
     """
     if info.flag_bits & 0x800:
         return info.orig_filename
@@ -275,9 +277,11 @@ def _zip_name(info: zipfile.ZipInfo) -> str:
 
 
 def of_tar(path: Path, unpacked: IO[bytes] | None = None) -> Listing:
-    """What a tar lists, in its order; `unpacked` is what a compressed one holds.
+    """The entries of a tar, in its order.
 
-    Raises UserError when the tar is compressed, damaged or holds a name twice.
+    unpacked  the unpacked contents, if the file at `path` is compressed
+
+    Raises UserError when the tar is compressed, when it is damaged, and when it holds a name twice.
     """
     with reading(str(path), "damaged or truncated tar"), unpacked or path.open("rb") as file:
         head = file.read(6)

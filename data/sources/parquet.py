@@ -1,8 +1,8 @@
-"""Parquet tables with a column of images, as the Hugging Face hub keeps them.
+"""Parquet tables with a column of images, as on the Hugging Face hub.
 
-    files  ->  ImageSource: names, labels, and one payload of bytes a sample
+    files  ->  ImageSource: names, labels, and one payload of bytes per sample
 
-Needs pyarrow (`pip install entroloop[parquet]`). A row group is read at a time.
+Needs pyarrow (`pip install entroloop[parquet]`). Reads one row group at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +36,12 @@ def _column(path: str, stamp: tuple[int, ...], group: int, column: str) -> Any:
 
 @dataclass
 class ParquetPayload:
-    """Row groups of all files in order: (path, its stamp, number), and the first row of each."""
+    """Reads images from row groups.
+
+    column  name of the column of images
+    groups  the row groups of all files in order: (path, stamp of the file, number of the group)
+    starts  number of the first row of each group
+    """
 
     column: str
     groups: Sequence[tuple[str, tuple[int, ...], int]]
@@ -54,7 +59,8 @@ class ParquetPayload:
 def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:
     """Images in Parquet files, given as (name, path), in the order of the files and their rows.
 
-    Raises UserError when pyarrow is missing, a file is damaged, or it has no column of images.
+    Raises UserError when pyarrow is not installed, when a file is damaged or has no column of images, and when files
+    differ in their columns or classes.
     """
     try:
         import pyarrow
@@ -86,7 +92,7 @@ def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSourc
 
 
 def _columns(schema: Any, path: Path) -> tuple[str, str | None]:
-    """Names of the columns of images (bytes, or a struct with bytes) and of whole-number labels."""
+    """Names of the column of images (bytes, or a struct with bytes) and of the column of integer labels or None."""
     import pyarrow.types as types
 
     def of_bytes(kind: Any) -> bool:

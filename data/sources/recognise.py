@@ -1,4 +1,4 @@
-"""What a user named as the source of an import -> the Source that reads it, by what is found there."""
+"""Recognises the source of an import from its name or its contents, and opens it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "n
 
 
 def open_source(text: str, split: str | None = None, *, key: str | None = None, labels: bool = True) -> Source:
-    """The source of that name: a file or a folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
+    """Opens a source: a file or folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
 
-    key     of the array to read, where a file or feature folder holds several (see `rows`)
-    labels  False passes over labels that an archive of arrays may hold
+    key     name of the array to read, if a file or feature folder holds several (see `rows`)
+    labels  False ignores labels in an archive of arrays
 
-    Raises UserError when there is none, it is empty, of no known kind or damaged, or has no such split or key.
+    Raises UserError when the source does not exist, is empty, damaged or of no known kind, or has no such split or key.
     """
     source = _open(text, split, key, labels)
     if key is not None and not (isinstance(source, ArraySource) and isinstance(source.array, Rows)):
@@ -60,12 +60,12 @@ def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source
 
 
 def _own(name: str) -> Source:
-    """A source that is not built in. Raises UserError when it cannot be made or is none."""
+    """A source that is not built in. Raises UserError when its function fails or does not return a Source."""
     try:
         found = SOURCES.load(name)()
     except UserError:
         raise
-    except Exception as error:  # whatever the function does
+    except Exception as error:  # a user's code may raise anything
         raise UserError(f"source {name}: called without arguments it raised {said(error)}") from error
     lacking = [word for word in REQUIRED if not hasattr(found, word)]
     if lacking:
@@ -140,7 +140,7 @@ def _file(path: Path, split: str | None, key: str | None, labels: bool) -> Sourc
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of what is in a file, gzipped or not."""
+    """The first 512 bytes of a file's contents, unzipped if the file is gzipped."""
     with path.open("rb") as file:
         head = file.read(512)
     if head[:2] != b"\x1f\x8b":
@@ -150,7 +150,7 @@ def _head(path: Path) -> bytes:
 
 
 def _tar_names(path: Path) -> list[str]:
-    """The first names: CIFAR's archives have a handful."""
+    """The first 20 names in a tar; a CIFAR archive has fewer."""
     names: list[str] = []
     with reading(str(path), "damaged or truncated archive"), path.open("rb") as file:
         compressed = file.read(6).startswith(tuple(listing.COMPRESSED))

@@ -2,8 +2,8 @@
 
     a path (+ the key of an array)  ->  open_rows  ->  Rows: vectors [N, D], or images uint8 [N, C, H, W]
 
-`import`, `measure`, `select` and `entropy` all read such files here, so one file means the same array to each of them.
-An archive or feature folder that holds several arrays of rows is refused with their names unless a key is given.
+`import`, `measure`, `select` and `entropy` all use this module, so each of them reads the same array from the same
+file. Without a key, an archive or feature folder that holds several arrays of rows is refused with their names.
 
 N rows, D numbers per vector, C channels, H height, W width.
 """
@@ -28,12 +28,12 @@ from entroloop.data.store.blocks import encoders_of, load_blocks
 
 DAMAGED = "damaged, or not a NumPy file"
 WHOLE = 2**24  # float32 holds every whole number up to this one
-_BLOCK_BYTES = 1 << 26  # read at a time where all of a file is looked at
+_BLOCK_BYTES = 1 << 26  # bytes per block when all values of a file are checked
 _KINDS = "vectors (numbers [N, D]) or images (uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] with C = 1 or 3)"
 
 
 def is_rows(path: Path) -> bool:
-    """Whether `path` is a file or folder that `open_rows` is for, complete or damaged."""
+    """Whether `path` is a kind of file or folder that `open_rows` reads, be it complete or damaged."""
     if path.is_dir():
         return manifest.is_sealed(path) and manifest.read(path).kind == "features"
     if path.suffix.lower() in (".npy", ".npz"):
@@ -43,9 +43,9 @@ def is_rows(path: Path) -> bool:
 
 
 def keys_of(paths: Sequence[Path], keys: Sequence[str]) -> list[str | None]:
-    """The key of each path: the only one, or one after the other, for archives and folders; None for other files.
+    """The key of each path. Archives and folders share a single key, or take several keys in order. Others have None.
 
-    Raises UserError where there is neither one key nor one for each archive or folder.
+    Raises UserError when there are several keys, but not one for each archive or folder.
     """
     named = [path.is_dir() or path.suffix.lower() == ".npz" for path in paths]
     if len(keys) <= 1:
@@ -57,12 +57,13 @@ def keys_of(paths: Sequence[Path], keys: Sequence[str]) -> list[str | None]:
 
 
 def open_rows(path: Path, key: str | None = None) -> Rows:
-    """The rows of a file or feature folder. Values are not looked at yet: see `Rows.check`.
+    """The rows of a file or feature folder. This function does not check values; `Rows.check` does.
 
-    key  name of an array in an archive, or of an encoder of a feature folder; None: the only one that holds rows
+    key  name of an array in an archive, or of an encoder of a feature folder; None: the only array that holds rows
 
-    Raises UserError, naming the path, when it is missing, damaged or neither of these, when it holds several arrays of
-    rows and no key was given, or none of that key, and when the array is empty or neither vectors nor images.
+    Raises UserError, naming the path, when the path is missing, damaged or of another kind, when it holds several
+    arrays of rows and `key` is None, when it has no array of this key, and when the array is empty or holds neither
+    vectors nor images.
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
@@ -77,7 +78,7 @@ def open_rows(path: Path, key: str | None = None) -> Rows:
 
 @contextlib.contextmanager
 def opened(path: Path, key: str | None = None) -> Iterator[Rows]:
-    """`open_rows` for a while. Raises UserError at the end if the file changed in between."""
+    """`open_rows` as a context. Raises UserError at its end if the file has changed since its beginning."""
     rows = open_rows(path, key)
     before = _stamp(rows.file)
     yield rows
@@ -92,11 +93,11 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows as they are stored, memory-mapped wherever the file allows.
+    """Rows as they are stored, memory-mapped if the file allows it.
 
     path    the file or feature folder
     key     name of the array in an archive, or of the encoder; None for a `.npy` file
-    parts   arrays [n, D] of numbers, or uint8 [n, C, H, W], which together are the N rows
+    parts   arrays [n, D] of numbers, or uint8 [n, C, H, W]; concatenated they are the N rows
     beside  headers of the other arrays in the archive, by name
     """
 
@@ -109,9 +110,10 @@ class Rows:
         return sum(map(len, self.parts))
 
     def __getitem__(self, rows: int | slice | NDArray[np.int64]) -> NDArray[Any]:
-        """Rows in the machine's byte order: one, a slice (still mapped where nothing needs converting) or some ids.
+        """One row, a slice or some ids, in the machine's byte order.
 
-        Integers other than uint8 become float32; `check` has to have passed for them.
+        A slice of a single part stays memory-mapped if no value needs converting. Integers other than uint8 become
+        float32; `check` must have passed before.
         """
         if len(self.parts) == 1:
             return _native(self.parts[0][rows])
@@ -126,21 +128,21 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one row: (D,) or (C, H, W)."""
+        """Shape of one row: (D,) or (C, H, W)."""
         return self.parts[0].shape[1:]
 
     @property
     def where(self) -> str:
-        """The file, and the array in it, for messages."""
+        """The file and the name of the array in it, for messages."""
         return str(self.path) if self.key is None else f"{self.path}: {self.key}"
 
     @property
     def file(self) -> Path:
-        """The file that changes when the rows do."""
+        """The file that changes when the rows change: the file itself, or a feature folder's manifest."""
         return self.path / manifest.MANIFEST if self.path.is_dir() else self.path
 
     def about(self) -> dict[str, Any]:
-        """What to record: name and SHA-256 of the file (of a folder: of its manifest), key, shape and type."""
+        """Facts to record: the file's name and SHA-256 (for a folder, its manifest's), key, shape and dtype."""
         return {
             "file": self.path.name,
             "key": self.key,
@@ -150,10 +152,10 @@ class Rows:
         }
 
     def problem(self, rows: slice = slice(None)) -> str | None:
-        """One line on the first row of a slice that holds an unusable value, None where all are usable.
+        """One line on the first row of a slice that holds an unusable value; None if all values are usable.
 
-        Unusable are NaN and infinity, float64 beyond the range of float32, and integers that float32 does not hold.
-        Reads a block at a time.
+        Unusable values are NaN, infinity, float64 beyond the range of float32, and integers beyond ±2^24, above which
+        float32 does not hold every integer. Reads one block at a time.
         """
         if self.parts[0].dtype == np.uint8:
             return None
@@ -171,7 +173,7 @@ class Rows:
         return None
 
     def check(self) -> None:
-        """Raises UserError naming the first row that holds an unusable value: see `problem`."""
+        """Raises UserError, naming the first row that holds an unusable value, when there is one. See `problem`."""
         if message := self.problem():
             raise UserError(message)
 
@@ -182,7 +184,7 @@ class Rows:
         return self
 
     def labels_key(self) -> str | None:
-        """The name of the labels beside the rows: the one-dimensional (or [N, 1]) array of N integers.
+        """The name of the labels beside the rows: the array of N integers, [N] or [N, 1]; None if there is none.
 
         Raises UserError when several arrays could be the labels, and when the only one has another length.
         """
@@ -198,13 +200,13 @@ class Rows:
         return fitting[0] if fitting else None
 
     def labels(self, key: str) -> NDArray[np.int64]:
-        """The labels of that name: int64 [N]. Raises UserError when they are damaged."""
+        """The labels in the array of this name: int64 [N]. Raises UserError when the array is damaged."""
         with reading(str(self.path), DAMAGED), zipfile.ZipFile(self.path) as archive:
             return _load(self.path, archive, key, self.beside[key]).reshape(-1).astype(np.int64)
 
 
 def read_integers(path: Path, count: int) -> NDArray[np.int64]:
-    """A `.npy` file of one integer per row: int64 [count]. Raises UserError, naming the path, for anything else."""
+    """The integers of a `.npy` file, one per row: int64 [count]. Raises UserError, naming it, for other contents."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     with reading(str(path), DAMAGED), path.open("rb") as file:
@@ -269,7 +271,7 @@ def _choose(path: Path, names: Sequence[str], key: str | None) -> str:
 
 
 class Header(NamedTuple):
-    """What the header of a `.npy` file says, and the number of bytes before its data."""
+    """The facts in the header of a `.npy` file, and the number of bytes before the data."""
 
     shape: tuple[int, ...]
     fortran: bool
@@ -300,7 +302,7 @@ def _check_header(where: str, header: Header) -> None:
 
 
 def _mapped(path: Path, header: Header, end: int, start: int = 0) -> NDArray[Any]:
-    """The array whose header begins at byte `start`, and which must reach to byte `end`."""
+    """Maps the array whose header begins at byte `start`. The data must end at byte `end`."""
     found = end - start - header.offset
     if found > header.size:
         raise UserError(f"{path}: goes on after its array: keep several arrays in an .npz, or in a file each")
@@ -312,9 +314,9 @@ def _mapped(path: Path, header: Header, end: int, start: int = 0) -> NDArray[Any
 
 
 def _load(path: Path, archive: zipfile.ZipFile, name: str, header: Header) -> NDArray[Any]:
-    """An array of an archive: mapped in place where it is stored, in memory where it is compressed."""
+    """An array of an archive: memory-mapped if the archive stores it uncompressed, else read into memory."""
     entry = archive.getinfo(f"{name}.npy")
-    with archive.open(entry) as member:  # which checks the CRC-32 once all is read
+    with archive.open(entry) as member:  # zipfile checks the CRC-32 when the whole member has been read
         if entry.compress_type != zipfile.ZIP_STORED:
             if entry.file_size != header.offset + header.size:
                 raise UserError(f"{path}: {name}: damaged: its header does not fit its {entry.file_size} bytes")
@@ -329,7 +331,7 @@ def _load(path: Path, archive: zipfile.ZipFile, name: str, header: Header) -> ND
 
 
 def _as_rows(where: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Numbers [N, D] as they are; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]."""
+    """Numbers [N, D] unchanged; uint8 [N, H, W], [N, H, W, C] or [N, C, H, W] -> uint8 [N, C, H, W]."""
     if array.ndim in (3, 4) and array.dtype != np.uint8:
         raise UserError(f"{where}: images must be uint8 from 0 to 255, these are {array.dtype}")
     if array.ndim == 3:

@@ -1,4 +1,4 @@
-"""A sealed set as the source of another one: at a smaller size, a part of it, or with other shards."""
+"""A sealed set as the source of another set: at a smaller size, in part, or with other shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from entroloop.data.store.dataset import Dataset
 
 @dataclass
 class SealedSource:
-    """The samples of a sealed set, one shard in memory at a time (see `sources.Source`)."""
+    """The samples of a sealed set as a `Source`. Keeps one shard in memory at a time."""
 
     dataset: Dataset
     kind: str

@@ -1,4 +1,4 @@
-"""What an import takes and what it makes of it: which rows of the source, in what shape, how many a shard.
+"""The settings of an import: which rows of the source, in which shape, and how many per shard.
 
     Source + Settings  ->  choose_rows  ->  rows  ->  find_layout  ->  Layout
 
@@ -23,23 +23,24 @@ from entroloop.data.sources.images import Channels, Filter
 from entroloop.data.store.shards import Encoding
 
 COLORS: dict[str, Channels | None] = {"auto": None, "grey": 1, "rgb": 3}
-SHARD_BYTES = 2**27  # decoded; large samples get fewer a shard, so that memory does not grow with their size
+SHARD_BYTES = 2**27  # decoded; bounds the memory by putting fewer large samples into a shard
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the bytes of an import.
+    """The settings that decide the bytes of an import.
 
-    resolution  pixels a side after centre-crop and resize; None keeps the size
-    limit       how many samples; the first ones, or the first of each class in turn where the source is sorted by class
+    resolution  pixels per side after centre-crop and resize; None keeps the size
+    limit       number of samples: the first ones, or, if the source is sorted by class, the first of each class in turn
     split       one of the source's own splits
-    key         which array of an archive, or which encoder's features of a feature folder
-    heldout     where it has none: this many seeded rows become `test`, the others `train`
-    color       `auto` is grey where every image is
-    labels      False leaves them out
-    encoding    of images in the shards
-    shard_size  samples a shard; None is 1,000, fewer for large samples
-    filter      of the resize: box (the mean of the area), lanczos; auto is box where the factor is whole, else Lanczos
+    key         array of an archive, or encoder of a feature folder
+    heldout     for a source without splits: this many seeded rows become `test`, the others `train`
+    split_seed  decides which rows `heldout` takes
+    color       `auto`, `grey` or `rgb`; `auto` is grey if every image is grey
+    labels      False leaves labels out
+    encoding    of images in the shards: `png` or `npy`
+    shard_size  samples per shard; None: 1,000, or fewer for large samples
+    filter      of the resize: `box` (mean of the area) or `lanczos`; `auto`: box if the factor is whole, else Lanczos
     """
 
     resolution: int | None = None
@@ -71,7 +72,7 @@ class Settings:
 
 
 def choose_rows(source: Source, settings: Settings) -> NDArray[np.int64]:
-    """The rows of the source to import, sorted: int64 [N]. Raises UserError when more are asked for than there are."""
+    """The rows of the source to import, sorted: int64 [N]. Raises UserError when the source has too few rows."""
     rows = np.arange(len(source.names))
     if settings.heldout:
         if settings.heldout >= len(rows):
@@ -86,14 +87,14 @@ def choose_rows(source: Source, settings: Settings) -> NDArray[np.int64]:
     labels = source.labels[rows] if settings.labels and source.labels is not None else None
     if labels is None or labels.min() == labels.max() or (np.diff(labels) < 0).any():
         return rows[: settings.limit]
-    turn = np.arange(len(rows)) - np.searchsorted(labels, labels)  # how many of its class come before
+    turn = np.arange(len(rows)) - np.searchsorted(labels, labels)  # number of earlier rows of the same class
     return np.sort(rows[np.lexsort((labels, turn))[: settings.limit]])
 
 
 def find_layout(
     source: Source, rows: NDArray[np.int64], settings: Settings, workers: int, *, progress: bool = False
 ) -> Layout:
-    """The shape all samples get. Raises UserError for samples of different sizes that are not resized."""
+    """The layout of all samples. Raises UserError when images differ in size and are not resized."""
     labelled = settings.labels and source.labels is not None
     color: Channels | None = COLORS[settings.color]
     if not isinstance(source, ImageSource):
@@ -101,7 +102,7 @@ def find_layout(
         if first.ndim == 1:
             if settings.resolution is not None:
                 raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
-            if not isinstance(source, ArraySource):  # those have been looked at
+            if not isinstance(source, ArraySource):  # an ArraySource was checked when it was opened
                 conversion.check_vectors(source, rows)
             return Layout(first.shape, "npy", labelled)
         channels, size = color or len(first), (first.shape[2], first.shape[1])
@@ -126,11 +127,11 @@ def find_layout(
 
 
 def num_classes(source: Source) -> int:
-    """One more than the largest label, or as many as the source names; 0 for an unlabelled one."""
+    """Number of classes: the largest label plus one, or the number of class names if greater; 0 without labels."""
     return 0 if source.labels is None else max(len(source.classes), int(source.labels.max()) + 1)
 
 
 def default_shard_size(layout: Layout) -> int:
-    """Samples a shard where none is asked for."""
+    """Samples per shard if the user does not set it."""
     width = math.prod(layout.shape) * (1 if len(layout.shape) == 3 else 4)
     return max(1, min(1000, SHARD_BYTES // width))
