@@ -30,7 +30,7 @@ class Section(BaseModel):
             raise ValueError(str(error)) from error
 
     def deciding(self) -> dict[str, Any]:
-        """The plain values of all keys that decide what is sealed, those of nested sections included."""
+        """The plain values of all keys that decide what is sealed, including keys of nested sections."""
         values = self.model_dump(mode="json")
         for name, field in type(self).model_fields.items():
             inner = getattr(self, name)
@@ -57,7 +57,7 @@ class DataConfig(Section):
     heldout: int = Field(512, ge=2)
     """Number of real samples kept for the measures."""
     labelled: int = Field(768, ge=0)
-    """Number of real images that train the classifier whose features are measured; 0 where no classifier is used."""
+    """Number of real images that train the classifier whose features are measured; 0 if no classifier is used."""
     split_seed: int = 0
     """Decides which samples are held out and labelled; runs with the same value use the same held-out samples."""
     shard_size: int = Field(1024, ge=1)
@@ -74,5 +74,5 @@ class DataConfig(Section):
     memory_share: Annotated[float, HOW] = Field(0.25, gt=0, le=1)
     """Share of the free memory that a resident training set may use (`mode: auto`)."""
     skip_damaged: Annotated[bool, HOW] = False
-    """Leave out, count and report samples that cannot be read, instead of stopping. This forces streaming. It is the
-    only key under which the training samples of a run may differ from the samples that its recipe names."""
+    """Leave out, count and report samples that cannot be read, instead of stopping. `mode: auto` then streams;
+    `mode: resident` still stops. Only under this key may the training samples of a run differ from its recipe."""

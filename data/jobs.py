@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Needs = Literal["cpu", "one", "node", "all"]  # one process without a GPU, one, those of one node, or all
+Needs = Literal["cpu", "one", "node", "all"]  # one process without a GPU, one process, all of one node, or all
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Job:
     arguments  of `entroloop`; in an array `{task}` is replaced by the number of the task
     ranks      True: all processes of all nodes form one process group; False: a single process runs
     after      keys of the jobs that it waits for
-    condition  `afterok`: it waits until they have succeeded; `afterany`: until they have ended
+    condition  `afterok`: it waits until the jobs in `after` have succeeded; `afterany`: until these jobs have ended
     tasks      the array's tasks that are still to do; None for a job that is not an array
     of         number of tasks in the whole array
     attempt    whether the command can report how it ended (`run --state FILE`)

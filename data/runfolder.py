@@ -1,7 +1,7 @@
-"""Every name inside a run's folder, as a function of steps and integers, and its configuration as plain values.
+"""Every name inside a run's folder, as a function of steps and integers, and the run's configuration as plain values.
 
 RUN/config.yaml, state.json, tracking, slurm, log.txt
-RUN/real/{images, classifier, features}                                what `prepare` seals
+RUN/real/{images, classifier, features}                                sealed by `prepare`
 RUN/generation_0003/{selected, weights, samples, features, metrics}    sealed, one per phase
 RUN/generation_0003/{checkpoints, stats.jsonl, .lease-…, .recipe-…}    unsealed
 """
@@ -19,8 +19,8 @@ from entroloop.data.store.shards import REAL
 
 CONFIG = "config.yaml"
 DAMAGED = "damaged: restore it, or start again under another name="
-FORMAT = 1  # of configurations; runs of another one are refused
-# The folder that a phase seals; a phase that is not listed seals one of its own name.
+FORMAT = 1  # of configurations; a run of another format is refused
+# Phase -> the folder that it seals. A phase that is not listed seals a folder of its own name.
 FOLDERS = {
     "prepare": "features",
     "select": "selected",
@@ -33,7 +33,7 @@ FOLDERS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One phase of one generation; what is done once for the real data belongs to generation REAL."""
+    """One phase of one generation. Work that is done once for the real data belongs to generation REAL."""
 
     generation: int
     phase: str
@@ -47,7 +47,7 @@ PREPARE = Step(REAL, "prepare")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the files of a run are."""
+    """The paths of a run's files and folders."""
 
     run: Path
 
@@ -64,7 +64,7 @@ class Layout:
 
     @property
     def state(self) -> Path:
-        """How the last attempt ended."""
+        """The file that tells how the last attempt ended."""
         return self.run / "state.json"
 
     @property
@@ -86,15 +86,15 @@ class Layout:
         return self.generation(step.generation) / f".lease-{step.phase}-{part.replace('::', '-of-')}"
 
     def leases(self, step: Step) -> list[Path]:
-        """The leases that are held on a step or its parts, or that dead processes left."""
+        """The lease files of a step and its parts: held ones, and those that dead processes left behind."""
         return sorted(self.generation(step.generation).glob(f".lease-{step.phase}-*"))
 
     def all_leases(self) -> list[Path]:
-        """The leases of all steps."""
+        """The lease files of all steps."""
         return sorted([*self.generation(REAL).glob(".lease-*"), *self.run.glob("generation_*/.lease-*")])
 
     def recipe(self, step: Step) -> Path:
-        """Names the recipe under which the step's unsealed files were begun."""
+        """The file that names the recipe under which the step's unsealed files were begun."""
         return self.generation(step.generation) / f".recipe-{step.phase}"
 
 
