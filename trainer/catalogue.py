@@ -1,6 +1,6 @@
-"""The samplers, networks, objectives and trackers that a configuration names, and what is known of them.
+"""The samplers, networks, objectives and trackers that a configuration can name, with their facts.
 
-Nothing is imported from the files that hold them: reading a configuration does not need torch.
+This module imports none of the files that hold them, so reading a configuration does not need torch.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class SamplerFacts(Facts):
 class NetworkFacts(Facts):
     """A class of networks. See `trainer/network.py`.
 
-    samples  what it takes: `images` [C, H, W], `vectors` [D] or `any`
-    file     by which a saved one is known, for a `DenoiserNetwork`, which makes, saves and loads itself. Other classes
-             are called with (shape, num_classes, **options)
+    samples  the samples that it takes: `images` [C, H, W], `vectors` [D] or `any`
+    file     name of the file by which a saved network is recognised, for a `DenoiserNetwork`, which makes, saves and
+             loads itself; empty for other classes, which are called with (shape, num_classes, **options)
     """
 
     samples: Literal["images", "vectors", "any"] = "any"
@@ -41,8 +41,8 @@ class NetworkFacts(Facts):
 class ObjectiveFacts(Facts):
     """An `Objective` of `trainer/diffusion.py`.
 
-    levels  noise levels that a model has, where their number is fixed: sampling takes no more steps
-    clips   whether the estimates of images are kept within [-1, 1] in sampling
+    levels  the number of noise levels of a model if it is fixed, else None; sampling cannot take more steps
+    clips   whether sampling clips the estimates of images to [-1, 1]
     """
 
     levels: int | None = None

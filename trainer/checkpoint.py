@@ -1,10 +1,10 @@
-"""What training can be resumed from, and what later phases read.
+"""Checkpoints, from which training resumes, and exported weights, which later phases read.
 
     state (weights, optimizer, EMA, samples seen)  <->  checkpoints/images-000000064000.pt   unsealed, the last k kept
     network with the averaged weights               ->  weights/ in diffusers form           sealed, read by sampling
 
-A checkpoint is one file, written whole or not at all: what `torch.save` writes, then the SHA-256 of it in hexadecimal.
-The newest undamaged one wins.
+A checkpoint is one file, written whole or not at all: the output of `torch.save`, then its SHA-256 in hexadecimal.
+Training resumes from the newest undamaged checkpoint.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def path_of(folder: Path, images_seen: int) -> Path:
 def save(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int) -> Path:
     """Writes a checkpoint, then removes all but the newest `keep`. Raises UserError when the disk is full.
 
-    One of more images seen was damaged, since training went on from fewer: it is removed too.
+    A checkpoint with more images seen must be damaged, because training resumed from an earlier one; it is removed too.
     """
     path = path_of(folder, images_seen)
     files.replace(path, lambda file: _write(file, state))
@@ -49,7 +49,7 @@ def save(folder: Path, images_seen: int, state: Mapping[str, Any], keep: int) ->
 
 
 class _Hashed:
-    """A file that is written from its beginning to its end, and the SHA-256 of what was written."""
+    """A file that is written from its beginning to its end, and the SHA-256 of the bytes written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.sha256 = file, hashlib.sha256()
@@ -69,7 +69,7 @@ def _write(file: IO[bytes], state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint, on the CPU. Raises UserError, naming the file, where its content is not what was written."""
+    """Reads a checkpoint onto the CPU. Raises UserError, naming the file, when its content is not what was written."""
     sha256, left = hashlib.sha256(), path.stat().st_size - _DIGITS
     with path.open("rb") as file:
         while left > 0 and (block := file.read(min(left, 1 << 20))):
@@ -77,13 +77,13 @@ def read(path: Path) -> dict[str, Any]:
             left -= len(block)
         if file.read() != sha256.hexdigest().encode():
             raise UserError(f"{path}: damaged checkpoint (SHA-256 differs)")
-    # torch's own check is not enough: one bit in the directory of its archive makes tensors of memory that nobody set.
+    # torch's own check is not enough: one wrong bit in the directory of its archive yields tensors of unset memory.
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 
 
 def newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, on the CPU; None without one. A damaged one is named and passed over."""
+    """The newest undamaged checkpoint, on the CPU; None if there is none. Logs a warning for each damaged one."""
     for path in sorted(folder.glob("images-*.pt"), reverse=True):
         try:
             return read(path)
@@ -128,7 +128,7 @@ def export(
 ) -> manifest.Manifest:
     """Writes averaged weights as a sealed folder that generation, and diffusers for a UNet, can load.
 
-    averages  by name; "" is the one to sample from, others go to sub-folders `ema_<name>`
+    averages  by name; "" is the average to sample from, the others are written to sub-folders `ema_<name>`
 
     Raises UserError when the folder is sealed already.
     """

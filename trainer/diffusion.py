@@ -1,7 +1,7 @@
 """Diffusion as pure functions of tensors: noising, preconditioning, losses and noise levels.
 
-Both objectives are seen in the variance-exploding form x = y + sigma * n with clean data y in [-1, 1] and n standard
-normal, so that every sampler works with either: a *denoiser* D(x, sigma, labels) estimates y.
+Both objectives use the variance-exploding form x = y + sigma * n with clean data y in [-1, 1] and n standard normal,
+so that every sampler works with either. A *denoiser* D(x, sigma, labels) estimates y.
 
     EDM   Karras et al. 2022 (arXiv 2206.00364), table 1: preconditioned network, log-normal training noise
     DDPM  Ho et al. 2020 (arXiv 2006.11239): epsilon prediction at 1000 steps with betas linear from 1e-4 to 0.02;
@@ -87,7 +87,7 @@ def ddpm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) 
 
 
 def ddpm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    """y = x - sigma * epsilon; t is the step nearest to sigma."""
+    """y = x - sigma * epsilon; t is the step whose log sigma_t is nearest to log sigma."""
     levels = ddpm_sigmas().log().to(x.device)
     log_sigma = sigma.double().log()
     t = torch.searchsorted(levels, log_sigma).clamp(1, DDPM_STEPS - 1)
@@ -112,7 +112,7 @@ def ddpm_sampling_sigmas(steps: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Objective:
-    """What a network learns, and how it is read.
+    """The loss that trains a network, and how to sample from the network.
 
     loss     (network, y [B, ...], noise, labels [B]) -> (loss [B], sigma [B]) of clean samples y
     denoise  (network, x [B, ...], sigma [B], labels [B]) -> estimate of y
@@ -137,7 +137,7 @@ def training_loss(
 
 
 def denoiser(objective: str, network: Network) -> Denoiser:
-    """The denoiser that a network makes which was trained under the objective of that name."""
+    """The denoiser of a network that was trained under the objective of that name."""
     found: Objective = OBJECTIVES.load(objective)
 
     def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
@@ -148,9 +148,9 @@ def denoiser(objective: str, network: Network) -> Denoiser:
 
 @dataclass(frozen=True)
 class Scale:
-    """Between stored samples and the model's scale: y = (stored - center) / width.
+    """Converts between stored samples and the model's scale: y = (stored - center) / width.
 
-    Images (uint8) come to [-1, 1]; vectors (float32) to mean 0 and standard deviation `SIGMA_DATA` a feature.
+    Images (uint8) are scaled to [-1, 1], vectors (float32) to mean 0 and standard deviation `SIGMA_DATA` per feature.
     """
 
     image: bool
@@ -164,12 +164,12 @@ class Scale:
 
     @staticmethod
     def of_vectors(parts: Iterable[Tensor]) -> Scale:
-        """Of a set that comes in parts, float32 [n, D], one after another; the last bits depend on the parts."""
+        """The scale of a set given as a sequence of parts, float32 [n, D]. The last bits depend on the parts."""
         count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for part in parts:
             x = part.double()
             count += len(x)
-            step = x.mean(0) - mean  # Chan et al. 1983: means and sums of squares of two sets, merged
+            step = x.mean(0) - mean  # Chan et al. 1983: merges the means and sums of squares of two sets
             mean = mean + step * (len(x) / count)
             squares = squares + (x - x.mean(0)).square().sum(0) + step.square() * (len(x) * (count - len(x)) / count)
         deviation = (squares / count).sqrt().clamp_min(1e-6) / SIGMA_DATA

@@ -1,7 +1,8 @@
-"""Exponential moving averages of the weights: pure update rules that follow the images seen, not the steps.
+"""Exponential moving averages of the weights. Their decay beta per step depends on the images seen, not on the steps.
 
-half-life  beta = 0.5 ^ (batch / half-life), the half-life at most `rampup` of what was seen so far (EDM's rule)
-power      beta = min(max, 1 - (1 + images / batch_of_reference) ^ -power), the rule of the paper's script
+half-life  beta = 0.5 ^ (batch / half-life); the half-life is at most `rampup` times the images seen so far (EDM's rule)
+power      beta = min(max, 1 - (1 + images / power_batch) ^ -power) ^ (batch / power_batch), the rule of the paper's
+           script for a batch of `power_batch`
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class EmaConfig(Section):
 
 
 def decay(config: EmaConfig, images_seen: int, batch: int) -> float:
-    """The factor that the average keeps in a step of `batch` images that ends at `images_seen`."""
+    """beta, the weight of the old average in a step of `batch` images that ends at `images_seen`."""
     if config.rule == "none":
         return 0.0
     if config.rule == "power":
@@ -49,7 +50,7 @@ def decay(config: EmaConfig, images_seen: int, batch: int) -> float:
 
 def update(averages: Sequence[Tensor], weights: Sequence[Tensor], keep: float) -> None:
     """averages <- keep * averages + (1 - keep) * weights, in place, all tensors in one call."""
-    import torch  # not needed where only the configuration is read
+    import torch  # reading a configuration does not need torch
 
     with torch.no_grad():
         torch._foreach_lerp_(list(averages), [w.detach() for w in weights], 1 - keep)

@@ -1,8 +1,8 @@
-"""Exported weights + a plan + a part of the shards -> new sealed-able shards.
+"""Exported weights + a plan + a part of the shards -> new shards, to be sealed by the caller.
 
-Sample i of a generation comes from a generator of its own, seeded by (run seed, generation, i), and is computed in
-batches whose bounds depend on the shard alone. So it is the same image at any number of ranks or array tasks, and the
-same bytes on a CPU. A thread encodes and writes a shard while the network goes on with the next one.
+Sample i of a generation has a random generator of its own, seeded by (run seed, generation, i). The bounds of batches
+depend on the shard alone. So sample i is the same image at any number of ranks or array tasks, and the same bytes on a
+CPU. A thread encodes and writes each shard while the network computes the next shard.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from entroloop.trainer.sampler import clipped, draw, guided
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-POLL = 0.5  # seconds between two looks at the shards of other ranks, at most
-PATIENCE = 60.0  # seconds without a new shard after which an idle rank makes the missing ones, at least
+POLL = 0.5  # at most so many seconds between two looks at the shards of other ranks
+PATIENCE = 60.0  # an idle rank makes missing shards after at least so many seconds without a new shard
 
 
 @dataclass(frozen=True)
 class SamplePlan:
-    """Which samples to draw: 0 … count - 1 of a generation of a run."""
+    """The samples to draw: 0 … count - 1 of a generation of a run."""
 
     run_seed: int
     generation: int
@@ -51,7 +51,7 @@ class SamplePlan:
 
     @property
     def shards(self) -> list[tuple[int, int]]:
-        """First sample and end of every shard."""
+        """(first sample, last sample + 1) of every shard."""
         return bounds(0, self.count, self.shard_size)
 
 
@@ -69,7 +69,7 @@ def sample_labels(
 class Generator:
     """Draws any samples of a plan from one set of exported weights.
 
-    guide  folder of the guide's sealed weights, where the configuration wants one for this generation
+    guide  folder of the guide's sealed weights, if the configuration uses a guide for this generation
 
     Raises UserError when the configuration does not fit the weights, the guide or the device.
     """
@@ -92,7 +92,7 @@ class Generator:
         check_fits_model(config, about["objective"], self.num_classes > 0)
         self.sigmas = noise_levels(config, about["objective"])
         self.denoise: Denoiser = denoiser_of(weights, config, guide, self._prepare)
-        if config.guidance != 1:  # of the guided denoiser: guiding each network by labels first comes to the same
+        if config.guidance != 1:  # applied last: guiding each network by labels first would give the same
             self.denoise = guided(self.denoise, config.guidance, self.num_classes)
         if OBJECTIVES.facts(about["objective"]).clips and self.scale.image:
             self.denoise = clipped(self.denoise)
@@ -101,7 +101,8 @@ class Generator:
         network = network.to(self.device).requires_grad_(False)
         network.use_best_attention(self.device)
         if self.config.compile:
-            # One graph a batch size: a shape-generic one would come second, and which is second depends on the rank.
+            # Compile once per batch size. At the second size torch would switch to a shape-generic graph, and which
+            # size comes second differs between ranks.
             network.compile(dynamic=False)
         return network
 
@@ -122,7 +123,7 @@ class Generator:
         return self.scale.from_model(x).cpu().numpy(), labels
 
     def _call(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """The denoiser, its networks in the configuration's precision."""
+        """Calls the denoiser with its networks in the configuration's precision."""
         if self.config.precision == "no":
             return self.denoise(x, sigma, labels)
         with torch.autocast(self.device.type, PRECISIONS[self.config.precision]):
@@ -146,18 +147,19 @@ def generate(
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_shard: Callable[[int], None] = lambda number: None,
 ) -> int:
-    """Writes this part's shards that are not there yet; returns how many images it drew.
+    """Writes those shards of this part that do not exist yet. Returns the number of images drawn.
 
-    whole     what all ranks make together, of which `part` is this rank's share: returns once all of it is there.
-              Shards of other ranks that do not come are made here, which gives the same bytes. None waits for nobody
+    whole     the part that all ranks make together; `part` is this rank's share of it. The call returns once every
+              shard of `whole` exists. If another rank's shard does not appear, this rank makes it, with the same bytes.
+              None: does not wait for other ranks
     on_shard  is called with the number of every shard written, by the thread that writes
 
-    Raises Interrupted between batches when `should_stop` says so; the shards finished by then stay. Raises UserError as
+    Raises Interrupted between batches when `should_stop` returns True; finished shards are kept. Raises UserError as
     `Generator` and `write_shard` do.
     """
 
-    # Ranks look at the folder instead of meeting: another one may be busy for longer than a process group waits, or be
-    # dead, and a signal must reach a rank that has nothing to do.
+    # Ranks look at the folder and exchange nothing. Another rank may be dead, or busy for longer than a process group
+    # waits, and an idle rank must still react to signals.
     def others() -> list[int]:
         return [] if whole is None else [i for i in whole.of(len(plan.shards)) if not is_done(folder, i)]
 
@@ -165,7 +167,7 @@ def generate(
     if not mine and not others():
         return 0
     loaded = functools.cache(lambda: Generator(weights, config, plan, device, histogram, guide))
-    slowest = 0.0  # seconds that one shard took here
+    slowest = 0.0  # seconds that the slowest shard took on this rank
 
     def samples_of(number: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         nonlocal slowest
@@ -190,11 +192,11 @@ def generate(
         on_progress(progress)
         writing: Future[None] | None = None
         for number in mine:
-            if is_done(folder, number):  # by a rank that had nothing else to do
+            if is_done(folder, number):  # an idle rank made it
                 continue
             made = samples_of(number)
             if writing is not None:
-                writing.result()  # at most one shard waits in memory, and a full disk ends the phase
+                writing.result()  # at most one shard waits in memory; a full disk ends the phase here
             writing = writer.submit(write, number, *made)
         if writing is not None:
             writing.result()
@@ -206,11 +208,11 @@ def generate(
                 time.sleep(pause)
                 pause = min(1.5 * pause, POLL)
             else:
-                number = known.pop(part.index % len(known))  # idle ranks begin with different ones
+                number = known.pop(part.index % len(known))  # idle ranks begin with different shards
                 log.warning("%s: no other rank has finished shard %d: it is made here", title, number)
                 write(number, *samples_of(number))
             now = others()
-            if len(now) < len(known):  # somebody else is at work
+            if len(now) < len(known):  # another rank is at work
                 since = time.monotonic()
             known = now
         return round(progress.done)

@@ -2,11 +2,11 @@
 
     autoguidance  Karras et al. 2024 (arXiv 2406.02507): away from a weaker network, D_guide + w (D - D_guide)
     sims          Alemohammad et al. 2024 (arXiv 2408.16333): away from a network that was trained on samples of a base,
-                  (1 + w) D_base - w D; the score being (D - x) / sigma^2, this is the same of scores
-    neon          Alemohammad et al. 2025 (arXiv 2510.03597): (1 + w) base - w finetuned, of weights: one network
+                  (1 + w) D_base - w D; the score is (D - x) / sigma^2, so the same holds for scores
+    neon          Alemohammad et al. 2025 (arXiv 2510.03597): one network with the weights (1 + w) base - w finetuned
 
-In sims and neon the guide is the base: it is the one that exists before the other can be trained. Sampling the run
-that trained on the base's samples thus samples from what corrects the base.
+In sims and neon the guide is the base, because the base must exist before the other network can be trained. Sampling
+the run that trained on the base's samples therefore samples from the corrected base.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def extrapolated(weight: float, base: Denoiser, other: Denoiser) -> Denoiser:
 
 
 def combined(kind: GuideKind, weight: float, own: Denoiser, guide: Denoiser) -> Denoiser:
-    """What `autoguidance` or `sims` makes of the sampled network's denoiser and the guide's."""
+    """Combines the sampled network's denoiser and the guide's denoiser by `autoguidance` or `sims`."""
     if kind == "autoguidance":
         return extrapolated(weight - 1, own, guide)
     assert kind == "sims"
@@ -51,7 +51,7 @@ def extrapolate_weights(weight: float, base: DenoiserNetwork, finetuned: Denoise
 
     where  folder of the base, for messages
 
-    Raises UserError when the two networks do not have the same parameters, or constants that are no parameters differ.
+    Raises UserError when the two networks do not have the same parameters, or when their buffers differ.
     """
     theirs, mine = base.state_dict(), finetuned.state_dict()
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in mine.items()}:
@@ -69,8 +69,8 @@ def extrapolate_weights(weight: float, base: DenoiserNetwork, finetuned: Denoise
 def denoiser_of(weights: Path, config: SampleConfig, guide: Path | None, prepare: Prepare) -> Denoiser:
     """The denoiser of sealed weights, with the guide that the configuration names.
 
-    guide    folder of the guide's sealed weights; None for none
-    prepare  moves a network to where it is called, and compiles it
+    guide    folder of the guide's sealed weights; None for no guide
+    prepare  moves a network to the device that calls it, and compiles it
 
     Raises UserError when the guide does not fit.
     """
@@ -97,11 +97,12 @@ def denoiser_of(weights: Path, config: SampleConfig, guide: Path | None, prepare
 
 
 def check_guide(folder: Path, shape: Sequence[int], num_classes: int) -> dict[str, Any]:
-    """What the seal of a guide's weights says of its network.
+    """The `about` of a guide's sealed weights, which describes the guide's network.
 
-    shape, num_classes  of the sampled network; 0 classes for one that learns no labels
+    shape, num_classes  of the sampled network; 0 classes for a network that learns no labels
 
-    Raises UserError, naming what differs, when the guide's samples are not of that kind.
+    Raises UserError when the folder holds no sealed weights, or, naming the difference, when the guide's network is for
+    samples of another shape or another number of classes.
     """
     try:
         found = manifest.read(folder)

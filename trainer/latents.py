@@ -1,11 +1,11 @@
-"""Images in a frozen autoencoder's latent space, as vectors that train, are selected and are measured like any others.
+"""Images in a frozen autoencoder's latent space, as vectors for training, selection and measures.
 
     sealed images uint8 [N, 3, S, S]  ->  encode  ->  sealed vectors float32 [N, c * s * s]   and back by decode
 
-A latent is the mean of the autoencoder's posterior, shifted and scaled as its configuration says; flattened in the
-order c, s, s, which `network.fold: [c, s, s]` undoes. Labels and provenance stay.
+A latent is the mean of the autoencoder's posterior, shifted and scaled as the autoencoder's configuration says, and
+flattened in the order c, s, s. `network.fold: [c, s, s]` undoes the flattening. Labels and provenance are kept.
 
-N images, S pixels a side, c latent channels, s latent side.
+N images, S pixels per side, c latent channels, s latent pixels per side.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import is_done, seal_dataset, write_shard
 
-BATCH = 16  # images of one call: part of what decides the last bits
+BATCH = 16  # images per call; the last bits depend on it
 
 
 class Autoencoder:
-    """A local AutoencoderKL in diffusers' form. Raises UserError when the folder holds none."""
+    """A local AutoencoderKL in diffusers' form. Raises UserError when the folder does not hold one."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         weights = folder / "diffusion_pytorch_model.safetensors"
@@ -50,7 +50,7 @@ class Autoencoder:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """float32 [B, c * s * s] -> uint8 [B, 3, S, S]. Raises UserError when they are not this autoencoder's."""
+        """float32 [B, c * s * s] -> uint8 [B, 3, S, S]. Raises UserError when their length does not fit."""
         side = round((latents.shape[1] / self.channels) ** 0.5)
         if self.channels * side * side != latents.shape[1]:
             raise UserError(
@@ -71,9 +71,10 @@ def convert(
     part: Part | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> None:
-    """Makes the sealed set of latents of a set of images, or (`back`) of images of a set of latents, shard by shard.
+    """Encodes a sealed set of images into a sealed set of latents, or decodes latents into images (`back`), by shard.
 
-    Goes on where it stopped. With a `part` it makes those shards only and leaves the seal to a call without.
+    Shards that exist are not made again, so a second call continues an interrupted one. With a `part`, the call makes
+    the shards of that part only and seals nothing; a call without `part` seals the set.
     Raises UserError when the source does not fit or `dest` holds something else, Interrupted when told to stop.
     """
     dataset = Dataset(source)

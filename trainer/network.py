@@ -1,7 +1,7 @@
 """The denoiser's network: diffusers' UNet2DModel for images, a residual MLP for plain vectors, or the user's own class.
 
 All are called as network(x, condition, labels) with x [B, ...], a noise condition [B] and labels int64 [B] or None,
-and return a tensor like x. Class `num_classes` stands for "no class" (classifier-free guidance).
+and return a tensor like x. The label `num_classes` means "no class" (classifier-free guidance).
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ log = logging.getLogger(__name__)
 
 
 class DenoiserNetwork(nn.Module):
-    """What the trainer needs of a network beside calling it.
+    """The methods of a network that the trainer uses besides the call.
 
-    images  whether it computes on images [B, C, H, W], for which `train.channels_last` can be faster
+    images  whether the network computes on images [B, C, H, W], for which `train.channels_last` can be faster
     """
 
     images = False
@@ -40,7 +40,7 @@ class DenoiserNetwork(nn.Module):
     @classmethod
     @abstractmethod
     def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> Self:
-        """A network with random weights, for samples of `shape`; 0 classes: unconditional.
+        """A network with random weights, for samples of `shape`; 0 classes make it unconditional.
 
         Raises UserError, naming the key, when the configuration does not fit the shape.
         """
@@ -55,14 +55,14 @@ class DenoiserNetwork(nn.Module):
         """The network that `save` wrote."""
 
     def use_best_attention(self, device: torch.device) -> str:
-        """Switches to the fastest attention that runs on `device`; returns which one is used, or `none`."""
+        """Switches to the fastest attention that runs on `device`. Returns its name, or `none` without attention."""
         return "none"
 
 
 class ImageNetwork(DenoiserNetwork):
-    """diffusers' UNet2DModel behind the call that the rest of the trainer uses. Vectors are folded into its images.
+    """diffusers' UNet2DModel behind the call that the rest of the trainer uses. Vectors are folded into images.
 
-    It is saved in the form of diffusers' `from_pretrained`.
+    `save` writes the form that diffusers' `from_pretrained` reads.
     """
 
     images = True
@@ -92,7 +92,7 @@ class ImageNetwork(DenoiserNetwork):
         return cls(UNet2DModel.from_pretrained(folder / "unet", local_files_only=True))
 
     def use_best_attention(self, device: torch.device) -> str:
-        """xformers where it is installed and runs, else torch's own."""
+        """Uses xformers if it is installed and runs, else torch's own attention."""
         if device.type == "cuda" and importlib.util.find_spec("xformers") is not None:
             try:
                 self.unet.enable_xformers_memory_efficient_attention()
@@ -155,7 +155,7 @@ class VectorNetwork(DenoiserNetwork):
 
 
 class OwnNetwork(DenoiserNetwork):
-    """Any class of modules that is called with (shape, num_classes, **options), by its name in the configuration."""
+    """Wraps a user's class of modules, found by name and called with (shape, num_classes, **options)."""
 
     FILE = "network.json"
 
@@ -166,7 +166,7 @@ class OwnNetwork(DenoiserNetwork):
             self.net: nn.Module = NETWORKS.load(kind)(shape, num_classes, **options)
         except UserError:
             raise
-        except Exception as error:  # whatever the class does
+        except Exception as error:  # a user's class may raise anything
             raise UserError(
                 f"network.kind={kind}: called with {list(shape)}, {num_classes} raised {said(error)}"
             ) from error
@@ -199,7 +199,7 @@ class OwnNetwork(DenoiserNetwork):
 
 
 def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed: int) -> DenoiserNetwork:
-    """A network with weights drawn from `seed`, for samples of `shape` ((C, H, W) or (D,)); 0 classes: unconditional.
+    """A network with weights drawn from `seed`, for samples of `shape`, (C, H, W) or (D,); 0 classes: unconditional.
 
     Raises UserError, naming the key, when the configuration does not fit the shape.
     """
@@ -221,7 +221,7 @@ def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed:
 def load(folder: Path, average: str = "") -> DenoiserNetwork:
     """The network of a sealed folder of weights, in evaluation mode.
 
-    average  name of one of `train.more_emas`; "" for the network that is sampled from
+    average  a name in `train.more_emas`; "" for the network that is sampled from
 
     Raises UserError, naming the folder or file, when there is no such network or a file is not what was sealed.
     """
@@ -238,7 +238,7 @@ def load(folder: Path, average: str = "") -> DenoiserNetwork:
 
 
 def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that the UNet sees of vectors. Raises UserError when `fold` does not fit them."""
+    """The shape in which the UNet sees vectors. Raises UserError when `fold` does not fit the vectors."""
     assert config.fold is not None
     c, h, w = config.fold
     if shape != (c * h * w,) or h != w:
@@ -250,7 +250,7 @@ def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_precision(section: str, precision: Precision, device: torch.device) -> None:
-    """Raises UserError, naming `section`.precision, where the device cannot call a network in that precision."""
+    """Raises UserError, naming `section`.precision, when the device cannot call a network in that precision."""
     if precision == "fp16" and device.type == "cpu":
         raise UserError(f"{section}.precision=fp16: a CPU computes no network in fp16; use no or bf16")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):

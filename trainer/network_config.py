@@ -12,7 +12,7 @@ from entroloop.trainer.catalogue import NETWORKS
 
 AUTO = "auto"
 
-# Of the network's calls. YAML reads a bare `no` as false.
+# The precision of the network's calls. YAML reads a bare `no` as false.
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 

@@ -34,7 +34,7 @@ class SampleConfig(Section):
     rho: float = Field(7.0, gt=0)
     """Exponent by which the noise levels are spaced (objective `edm`)."""
     s_churn: float = Field(0.0, ge=0)
-    """S_churn of EDM's stochastic sampler (sampler `heun`): noise added anew in all steps together; 0 adds none."""
+    """S_churn of EDM's stochastic sampler (sampler `heun`): fresh noise over all steps together; 0 adds none."""
     s_min: float = Field(0.0, ge=0)
     """Smallest noise level at which churn adds noise."""
     s_max: float | None = Field(None, gt=0)
@@ -44,12 +44,12 @@ class SampleConfig(Section):
     guidance: float = Field(1.0, ge=0)
     """Weight w of classifier-free guidance, D = D_null + w (D_label - D_null); 1 is none."""
     guide: str | None = Field(None, min_length=1)
-    """A second network: `previous` (the generation before), `generation_0000` (that one of the same run), or a sealed
-    folder of weights. Generations that come no later than it are sampled without a guide."""
+    """A second network: `previous` (the generation before), `generation_0000` (that generation of the same run), or a
+    sealed folder of weights. Generations up to and including the guide's are sampled without a guide."""
     guide_kind: GuideKind = "autoguidance"
     """`autoguidance`: the guide is a weaker network, D = D_guide + w (D - D_guide); `sims`: the guide is the base whose
     samples trained this network, D = (1 + w) D_guide - w D; `neon`: as `sims`, with the weights of the two networks in
-    place of what they return."""
+    place of their outputs."""
     guide_weight: float | None = Field(None, ge=0)
     """The weight w of the guide."""
     labels: Literal["balanced", "real", "training"] = "balanced"
@@ -79,17 +79,17 @@ class SampleConfig(Section):
 
     @property
     def nfe(self) -> int:
-        """Network calls an image, those of both networks and with and without label where guidance needs them."""
+        """Network calls per image: of both networks, and with and without label, if guidance needs them."""
         return self.calls(self.guide is not None)
 
     def calls(self, guided: bool) -> int:
-        """The same for a generation that has a guide, or has none."""
+        """Network calls per image of a generation with a guide, or without one."""
         calls = SAMPLERS.facts(self.sampler).calls(self.steps)
         networks = 2 if guided and self.guide_kind != "neon" else 1
         return calls * networks * (2 if self.guidance != 1 else 1)
 
     def guide_generation(self, generation: int) -> int | None:
-        """Which generation of the same run would guide this one; None where the guide is a folder or there is none."""
+        """The generation of the same run that would guide `generation`; None if the guide is a folder or is not set."""
         if self.guide == "previous":
             return generation - 1
         found = re.fullmatch(r"generation_(\d+)", self.guide or "")
@@ -112,12 +112,12 @@ class Churn:
     noise: float = 1.0
 
     def gamma(self, sigma: float, steps: int) -> float:
-        """By how much, relative to itself, sigma is raised before a step."""
+        """The relative increase of sigma before a step: sigma becomes (1 + gamma) sigma."""
         return min(self.amount / steps, math.sqrt(2) - 1) if self.low <= sigma <= self.high else 0.0
 
 
 def check_fits_model(config: SampleConfig, objective: str, labelled: bool) -> None:
-    """Raises UserError where a model of that objective, trained with or without labels, cannot be sampled so."""
+    """Raises UserError when `config` cannot sample a model of that objective, trained with or without labels."""
     if config.guidance != 1 and not labelled:
         raise UserError(f"sample.guidance={config.guidance:g}: the model is unconditional: set train.labels=true")
     levels = OBJECTIVES.facts(objective).levels

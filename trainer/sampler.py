@@ -1,17 +1,18 @@
-"""Samplers as pure functions that know no rank, no path and no configuration.
+"""Samplers as pure functions of tensors that know no rank and no path, and `draw`, which calls a sampler by its name.
 
     (denoise, noise, sigmas, labels=, fresh_noise=)  ->  samples
 
     heun          EDM's second-order sampler (Karras et al. 2022, arXiv 2206.00364): 2 steps - 1 network calls; without
-                  churn algorithm 1, with it the stochastic algorithm 2
-    euler         the same with first-order steps
-    ddim          deterministic DDIM (Song et al. 2020, arXiv 2010.02502): here an Euler step in sigma
-    ddpm          ancestral sampling (Ho et al. 2020) with the posterior variance: steps network calls, fresh noise each
+                  churn it is algorithm 1, with churn the stochastic algorithm 2
+    euler         algorithm 1 with first-order steps: steps network calls
+    ddim          deterministic DDIM (Song et al. 2020, arXiv 2010.02502), the same function as euler
+    ddpm          ancestral sampling (Ho et al. 2020) with the posterior variance: steps network calls, fresh noise in
+                  every step but the last
     dpm-solver++  second-order multistep DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) by diffusers' scheduler: steps
                   network calls
 
-The state is float64 (diffusers' scheduler: float32) and the network sees float32, as in EDM. Fresh noise comes in as a
-function of the step, so that sample i is the same whatever batch it is in.
+The state is float64 (diffusers' scheduler: float32) and the network's input is float32, as in EDM. Fresh noise is a
+function of the step, so that sample i does not depend on the batch that it is in.
 
 B batch; `...` the shape of a sample; sigmas float64 [steps + 1], falling, the last one 0.
 """
@@ -36,9 +37,10 @@ FreshNoise = Callable[[int], Tensor]  # step -> standard normal [B, ...]
 
 
 def clipped(denoise: Denoiser) -> Denoiser:
-    """Estimates kept within [-1, 1], as diffusers' DDPM schedulers and so the paper's sampler keep those of images.
+    """Clips estimates to [-1, 1], as diffusers' DDPM schedulers, and so the paper's sampler, clip estimates of images.
 
-    Of guided estimates it comes last. Vectors have no such bounds: clipping would take from their variance.
+    Guided estimates are clipped after guidance. Vectors must not be clipped: they have no such bounds, and clipping
+    would reduce their variance.
     """
 
     def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
@@ -48,7 +50,7 @@ def clipped(denoise: Denoiser) -> Denoiser:
 
 
 def guided(denoise: Denoiser, weight: float, null_label: int) -> Denoiser:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598); `null_label` is the class of no class."""
+    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598); `null_label` is the label for "no class"."""
 
     def call(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         assert labels is not None
@@ -71,7 +73,7 @@ def heun(
     churn: Churn | None = None,
     fresh_noise: FreshNoise | None = None,
 ) -> Tensor:
-    """Second-order steps, an Euler step at the end: float64 [B, ...].
+    """Second-order steps, then an Euler step at the end: float64 [B, ...].
 
     With `churn`, each step first raises the noise from sigma to (1 + gamma) sigma with fresh noise (algorithm 2).
     """
@@ -110,7 +112,7 @@ def ancestral(
 ) -> Tensor:
     """Draws from the posterior q(x_after | x, y = D(x)), whose variance is after^2 (sigma^2 - after^2) / sigma^2.
 
-    noise        standard normal [B, ...]; the first state is drawn with the variance 1 + sigma^2 of nothing but noise
+    noise        standard normal [B, ...]; the first state is noise scaled to the variance 1 + sigma^2
     fresh_noise  step -> standard normal [B, ...]
 
     Returns float64 [B, ...].
@@ -132,7 +134,7 @@ def dpm_solver(
     labels: Tensor | None = None,
     fresh_noise: FreshNoise | None = None,
 ) -> Tensor:
-    """DPM-Solver++(2M) of diffusers at our own sigmas, the last step of first order: float64 [B, ...].
+    """DPM-Solver++(2M) of diffusers at the given sigmas, with a first-order last step: float64 [B, ...].
 
     diffusers keeps the state in the variance-preserving scale x / sqrt(1 + sigma^2), in float32.
     """
@@ -160,7 +162,7 @@ def draw(
     fresh_noise: FreshNoise,
     churn: Churn | None = None,
 ) -> Tensor:
-    """Samples of the sampler of that name, in the data's [-1, 1] scale, unclamped: float64 [B, ...].
+    """Calls the sampler of that name. Returns samples in the model's scale, not clipped: float64 [B, ...].
 
     Raises UserError when the sampler returns another shape.
     """

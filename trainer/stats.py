@@ -1,4 +1,4 @@
-"""Means over a few steps, written as lines of the unsealed stats.jsonl."""
+"""Means over a few steps, written as lines of stats.jsonl, which is not sealed."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from entroloop.data import files
 from entroloop.data.world import World
 from entroloop.trainer.train_config import TrainConfig, learning_rate
 
-EDGES = (0.05, 0.2, 0.8, 3.0)  # of the sigma buckets in which the loss is reported
+EDGES = (0.05, 0.2, 0.8, 3.0)  # edges of the sigma buckets in which the loss is reported
 
 
 class Window:
-    """Collects the steps of one window; rank 0 writes their means, over all ranks, at its end."""
+    """Collects the steps of one window. At its end rank 0 writes their means: losses of all ranks, times of rank 0."""
 
     def __init__(self, path: Path, config: TrainConfig, world: World) -> None:
         self.path, self.config, self.world = path, config, world
@@ -34,9 +34,9 @@ class Window:
         self.start = time.monotonic()
 
     def add(self, loss: Tensor, sigma: Tensor, norm: float, seen: int, waited: float) -> dict[str, Any] | None:
-        """Takes the loss and sigma [b] of a step, the norm of its gradient and the seconds it waited for data.
+        """Adds a step: its loss and sigma [b], its gradient's norm, images seen at its end, seconds waited for data.
 
-        Every rank calls it at every step. Returns the line that was written, at the end of a window on rank 0.
+        Every rank calls it at every step. Returns the line written at the end of a window on rank 0, else None.
         """
         self.losses.append(loss)
         self.sigmas.append(sigma)

@@ -1,8 +1,8 @@
-"""Experiment trackers: lines of statistics and measures in; TensorBoard, wandb and others show them.
+"""Experiment trackers: TensorBoard, wandb and others show a run's statistics and measures.
 
-    stats line, metrics row  ->  flat numbers by name  ->  Accelerate's trackers, on rank 0
+    stats line, metrics row  ->  flat numbers by name  ->  Accelerate's trackers or the user's own, on rank 0
 
-Trackers watch a run and decide nothing: one that fails is left out with a warning.
+A tracker only watches a run. If a tracker fails, the run goes on without it and logs a warning.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def check_installed(config: TrackingConfig) -> None:
 
 
 def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Finite numbers by path, `prefix/a/b`; all else is left out."""
+    """The finite numbers by path, `prefix/a/b`. Every other value is left out."""
     found: dict[str, float] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
@@ -61,8 +61,8 @@ def flat(values: Mapping[str, Any], prefix: str) -> dict[str, float]:
 class Tracking:
     """A run's trackers, started when something is first logged. Only rank 0 makes one.
 
-    A tracker is a function (name, project, folder, options) -> (log, finish), where log(numbers, images) is called with
-    numbers by name, and finish() at the end.
+    A tracker is a function (name, project, folder, options) -> (log, finish). log(numbers, images) is called with
+    numbers by name, and finish() is called at the end.
     """
 
     def __init__(self, config: TrackingConfig, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Tracking:
         self._trackers: dict[str, Any] | None = None
 
     def log(self, values: Mapping[str, Any], prefix: str, images: int) -> None:
-        """Hands the numbers on; `images` trained on so far, over all generations, are the step."""
+        """Passes the numbers to every tracker; the step is `images`, trained on so far over all generations."""
         if self._trackers is None:
             self._trackers = dict.fromkeys(self.config.trackers)
             atexit.register(self.finish)
@@ -82,7 +82,7 @@ class Tracking:
                     options = self.config.options.get(name, {})
                     self._trackers[name] = TRACKERS.load(name)(name, self.config.project, self.folder, options)
                 self._trackers[name][0](numbers, images)
-            except Exception as error:  # whatever a service's client raises must not end the training
+            except Exception as error:  # no error of a service's client may end the training
                 log.warning("tracker %s is left out from here on: %s: %s", name, type(error).__name__, error)
                 del self._trackers[name]
 

@@ -3,8 +3,8 @@
     stream -> noise -> loss -> backward (engine) -> clip, AdamW (engine) -> averages -> (checkpoint) -> export
 
 All randomness is a function of (seed, samples seen), so the state of training is the weights, Adam's moments, the
-averages and one integer; a resumed run continues bit for bit at the same world size and threads on a CPU, and can be
-resumed at any other world size and by any other engine.
+averages and one integer. A resumed run continues bit for bit on a CPU with the same world size and number of threads.
+It can also be resumed at any other world size and by any other engine.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ ASK_EVERY = 8  # steps between asking the other ranks whether one of them was to
 
 @functools.cache
 def say_once(text: str) -> None:
-    """Logs a line the first time that it comes up in this process."""
+    """Logs a line once per process."""
     log.info(text)
 
 
 @dataclass
 class Job:
-    """One generation's training: what goes in and where it is kept.
+    """One generation's training: its inputs, and where its files are written.
 
     checkpoints, weights, stats  folder of resume states, folder of the export, file of unsealed statistics
     made_from                    digests for the seal
@@ -69,7 +69,7 @@ class Job:
 class Trainer:
     """The mutable state of one generation's training.
 
-    averages  by name ("" is the one that is sampled from), tensors like the engine's masters
+    averages  by name, tensors like the engine's masters; "" is the average to sample from
     """
 
     def __init__(self, job: Job, data: TrainingStream, world: World) -> None:
@@ -101,7 +101,7 @@ class Trainer:
             self._resume(state)
 
     def _fresh_network(self) -> DenoiserNetwork:
-        """What training starts from. Its buffers are no part of checkpoints: they come from the seed, or `warm`."""
+        """The network that training starts from. Checkpoints hold no buffers; they come from the seed or `warm`."""
         network = build(self.job.network, self.shape, self.num_classes, derive_seed(self.job.seed, 0, "network"))
         if self.job.warm is not None:
             checkpoint.restore(network, self.job.warm.state_dict(), self.job.weights)
@@ -133,7 +133,8 @@ class Trainer:
     def step(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
         """One optimizer step over this rank's share of the global batch. Returns (loss [b], sigma [b], norm).
 
-        Raises Failed, on every rank, where the loss of any rank or the gradient is not finite.
+        Raises Failed, on every rank, when the loss of any rank or the gradient is not finite, unless only fp16's
+        gradient overflowed.
         """
         config, engine = self.job.config, self.engine
         engine.set_rate(learning_rate(config, self.seen))
@@ -147,7 +148,7 @@ class Trainer:
         norm, moved = engine.finish_step()
         loss, sigma = torch.cat(losses), torch.cat(sigmas)
         self.seen += config.batch
-        if not (moved and math.isfinite(norm)):  # the same on every rank: a loss that is not finite spoils the gradient
+        if not (moved and math.isfinite(norm)):  # the same on every rank: one non-finite loss ruins the gradient
             self._check_finite(loss, sigma, batch)
         if moved:
             masters = engine.masters
@@ -156,7 +157,7 @@ class Trainer:
         return loss, sigma, norm
 
     def _check_finite(self, loss: Tensor, sigma: Tensor, batch: Batch) -> None:
-        """Raises Failed, saying where it stopped being finite, unless only fp16's gradient overflowed."""
+        """Raises Failed, naming the samples whose loss is not finite, unless only fp16's gradient overflowed."""
         found = [text for text in self.world.gather_objects(not_finite(loss, sigma, batch)) if text]
         if not found and self.job.config.precision == "fp16":
             return
@@ -171,7 +172,7 @@ class Trainer:
         config, device = self.job.config, self.world.device
         position = batch.position + start
         normal, uniform = training_noise(self.shape, position, count, self.job.seed, draws=3)
-        # Only this device's generator: torch.manual_seed would take a percent of a small network's step.
+        # Seeds only this device's generator: torch.manual_seed would take one per cent of a small network's step.
         generator = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
@@ -195,7 +196,7 @@ class Trainer:
             whole = self.engine.gather(average)
             if self.world.is_main:
                 found[name] = self._fresh_network()
-                found[name].load_state_dict(whole, strict=False)  # all but the buffers
+                found[name].load_state_dict(whole, strict=False)  # the average has no buffers
         self.world.on_main(
             lambda: checkpoint.export(
                 self.job.weights, found, objective=self.job.config.objective, scale=self.scale,
@@ -249,7 +250,7 @@ def train(
 
 
 def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
-    """The one that rank 0 finds, on every rank: another rank's view of a shared folder may lag behind."""
+    """The newest checkpoint that rank 0 finds, on every rank. Another rank's view of a shared folder may lag behind."""
     state: dict[str, Any] = {}
 
     def newest() -> int | None:
@@ -263,7 +264,7 @@ def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
 
 
 def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
-    """Whether any rank was told to stop; all ranks get the same answer at the same step."""
+    """Whether any rank was told to stop. All ranks get the same answer at the same step."""
     if world.size == 1:
         return should_stop()
     if steps % ASK_EVERY:
@@ -272,7 +273,7 @@ def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
 
 
 def not_finite(loss: Tensor, sigma: Tensor, batch: Batch) -> str:
-    """Noise levels and training images of a rank's samples whose loss [b] is not finite; empty where all are."""
+    """Names noise levels and training images of this rank's samples with a non-finite loss [b]; empty without any."""
     bad = (~torch.isfinite(loss)).nonzero().flatten().cpu()
     if not len(bad):
         return ""

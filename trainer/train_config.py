@@ -22,8 +22,8 @@ class TrainConfig(Section):
     objective: Annotated[str, AfterValidator(OBJECTIVES.check)] = "edm"
     """`edm` (Karras et al. 2022), `ddpm` (epsilon prediction, as in the paper), or your own as `module:attribute`."""
     engine: Annotated[EngineName, HOW] = "auto"
-    """What runs the optimizer. `auto` takes what the process was launched with; any other name is refused unless it is
-    what runs."""
+    """The engine that runs the optimizer. `auto` uses the engine of the launch; any other name is refused unless
+    that engine runs."""
     kimg: float = Field(96.0, gt=0)
     """Thousands of images seen in all. Every generation sees the same number, also where the training set grows."""
     batch: int = Field(64, ge=1)
@@ -76,12 +76,12 @@ class TrainConfig(Section):
 
     @property
     def images(self) -> int:
-        """Images seen in all: whole batches."""
+        """Images seen in all, rounded up to whole batches."""
         return math.ceil(self.kimg * 1000 / self.batch) * self.batch
 
 
 def learning_rate(config: TrainConfig, seen: int) -> float:
-    """The rate of the step that starts at `seen` images: the warm-up, then the schedule over what is left."""
+    """The rate of the step that starts at `seen` images: the warm-up, then the schedule over the remaining images."""
     start = config.warmup_kimg * 1000
     warm = min(1.0, (seen + config.batch) / start) if start else 1.0
     done = min(1.0, max(0.0, seen - start) / max(1.0, config.images - start))
@@ -90,9 +90,10 @@ def learning_rate(config: TrainConfig, seen: int) -> float:
 
 
 def micro_batches(config: TrainConfig, size: int) -> tuple[int, int]:
-    """(images of one forward pass, passes a step) of each of `size` processes.
+    """(images per forward pass, passes per step) of each of `size` processes.
 
-    Raises UserError when the world size does not divide the global batch, or the micro-batch a process's share.
+    Raises UserError when the world size does not divide the global batch, or the micro-batch does not divide a
+    process's share of it.
     """
     if config.batch % size:
         raise UserError(f"train.batch={config.batch} does not divide over {size} processes: use a multiple of {size}")

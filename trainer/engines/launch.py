@@ -1,4 +1,4 @@
-"""Does what was launched fit the configuration? Asked before anything is made, by the environment alone."""
+"""Checks, from the environment alone and before anything is made, that the launch fits the configuration."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from entroloop.trainer.train_config import TrainConfig, micro_batches
 
 
 def check_launch(config: TrainConfig, world: World) -> int:
-    """The ZeRO stage that these processes would train by, 0 for plain training. Makes no engine.
+    """The ZeRO stage that these processes would train with, 0 for plain training. Makes no engine.
 
-    Raises UserError when what was launched is not what the configuration asks for, its library is missing, the device
-    lacks the precision, or the batch does not divide over the processes.
+    Raises UserError when the launch is not the one that the configuration asks for, DeepSpeed is needed but missing,
+    the device lacks the precision, or the batch does not divide over the processes.
     """
     check_precision("train", config.precision, world.device)
     micro_batches(config, world.size)
@@ -46,7 +46,7 @@ def _is_set(variable: str) -> bool:
 
 
 def _zero_stage(config: TrainConfig) -> int:
-    """1, 2 or 3 where DeepSpeed is asked for, by configuration or `accelerate launch --use_deepspeed`; else 0."""
+    """1, 2 or 3 if the configuration or `accelerate launch --use_deepspeed` asks for DeepSpeed; else 0."""
     configured = int(config.engine[-1]) if config.engine.startswith("zero") else 0
     if not _is_set("ACCELERATE_USE_DEEPSPEED"):
         return configured
@@ -62,7 +62,7 @@ def _zero_stage(config: TrainConfig) -> int:
 
 
 def _launched_stage() -> int | None:
-    """The stage that DeepSpeed's file or the launcher asks for, None where they leave it open."""
+    """The stage that DeepSpeed's file or the launcher asks for, None if neither names a stage."""
     stage = deepspeed_file().get("zero_optimization", {}).get("stage")
     if stage in (None, "auto"):
         stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
@@ -93,7 +93,10 @@ def _check_deepspeed(stage: int, world: World) -> None:
 
 
 def deepspeed_file() -> dict[str, Any]:
-    """The DeepSpeed configuration that accelerate was given (`deepspeed_config_file`); empty without one."""
+    """The DeepSpeed configuration that accelerate was given (`deepspeed_config_file`); empty without one.
+
+    Raises UserError when the file is not a DeepSpeed configuration in JSON, or has an optimizer or a scheduler.
+    """
     path = os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none")
     if path == "none":
         return {}

@@ -22,13 +22,13 @@ Named = dict[str, Tensor]
 class Engine:
     """One process, or DDP: every rank holds whole weights, moments and averages."""
 
-    fused = True  # AdamW updates in one kernel, and keeps its step count on the device
+    fused = True  # AdamW updates in one kernel and keeps its step count on the device
 
     def __init__(self, config: TrainConfig, network: nn.Module, world: World) -> None:
         self.config, self.world, self.network = config, world, network
         self.micro, self.passes = micro_batches(config, world.size)
         self.names = [name for name, _ in network.named_parameters()]
-        self.parameters = list(network.parameters())  # once: walking the modules takes as long as an average
+        self.parameters = list(network.parameters())  # once: walking the modules takes as long as updating an average
         self.accelerator = self._accelerator()
         if self.accelerator.num_processes != world.size:
             raise UserError(
@@ -51,7 +51,7 @@ class Engine:
     def _accelerator(self) -> Accelerator:
         cpu = self.world.device.type == "cpu"
         AcceleratorState._reset_state()  # an earlier training in this process may have had another precision
-        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients lie where they are reduced
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # gradients are views of the reduced buckets
         return Accelerator(cpu=cpu, mixed_precision=self.config.precision, kwargs_handlers=[ddp])
 
     def _check(self) -> None:
@@ -69,17 +69,18 @@ class Engine:
         return inner, list(self.parameters)
 
     def one_pass(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Around forward and backward of each of the step's `passes`: gradients are reduced in the last one only."""
+        """The context of one forward and backward pass. Only the last of a step's `passes` reduces the gradients."""
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.model)
 
     def backward(self, loss: Tensor) -> None:
-        """Of the mean loss of one pass's micro-batch."""
+        """Backpropagates the mean loss of one pass's micro-batch."""
         self.accelerator.backward(loss / self.passes)
 
     def finish_step(self) -> tuple[float, bool]:
         """Clips and updates. Returns the gradient's norm and whether the weights moved, the same on every rank.
 
-        They do not move where fp16 overflowed; a norm that is not finite moved them otherwise, and spoiled them.
+        An fp16 overflow skips the step. In any other precision a non-finite norm means the update was applied and the
+        weights are ruined.
         """
         norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf")))
         self.optimizer.step()
@@ -93,7 +94,7 @@ class Engine:
             group["lr"] = rate
 
     def gather(self, local: Sequence[Tensor]) -> Named:
-        """Whole tensors, on the CPU, by parameter name, of tensors like `masters`. Every rank calls it."""
+        """Assembles tensors like `masters` into whole tensors on the CPU, by parameter name. Every rank calls it."""
         return {name: x.detach().to("cpu", copy=True) for name, x in zip(self.names, local, strict=True)}
 
     def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
@@ -116,7 +117,7 @@ class Engine:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Puts a state back; the network's own weights were loaded before the engine was made."""
+        """Restores a state. The network's own weights must be loaded before the engine is made."""
         self.scatter(state["weights"], self.masters)
         optimizer, keys = self.adam
         for key, master in zip(keys, self.masters, strict=True):

@@ -1,4 +1,4 @@
-"""Accelerate's trackers, as `entroloop.trainer.tracking` calls a tracker."""
+"""Accelerate's trackers behind the interface of `entroloop.trainer.tracking`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 @contextlib.contextmanager
 def _a_state() -> Iterator[None]:
-    """Accelerate's state, which its trackers want before they do anything; made for the moment where no engine did."""
+    """Accelerate's state, which its trackers need; made for this context only if no engine has made it."""
     made = not PartialState._shared_state
     if made:
         PartialState(cpu=True)
@@ -29,7 +29,7 @@ def start_tracker(
 ) -> tuple[Callable[[Mapping[str, float], int], None], Callable[[], None]]:
     """Starts one of Accelerate's trackers. Returns (log numbers at a step, finish). Only rank 0 calls these."""
     found = LOGGER_TYPE_TO_CLASS[name]
-    alone = type(found.__name__, (found,), {"main_process_only": False})  # does not ask who else is there
+    alone = type(found.__name__, (found,), {"main_process_only": False})  # does not ask which rank this is
 
     def write(numbers: Mapping[str, float], step: int) -> None:
         with _a_state():

@@ -39,7 +39,7 @@ class ZeroEngine(Engine):
     def _accelerator(self) -> Accelerator:
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
-        # A second generation in this process asks for a fresh plugin; the process group itself is the World's.
+        # A second generation in this process needs a fresh plugin. The process group belongs to the World and stays.
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
         given = deepspeed_file()
@@ -99,7 +99,7 @@ class ZeroEngine(Engine):
         self.model.step()
         norm = self.model.get_global_grad_norm()
         found = 0.0 if norm is None else float(norm)
-        return found if found >= 0 else math.inf, not self.model.optimizer.overflow  # -1 stands for inf and NaN there
+        return found if found >= 0 else math.inf, not self.model.optimizer.overflow  # -1 means inf or NaN
 
     def set_rate(self, rate: float) -> None:
         for group in self.model.optimizer.param_groups:
@@ -108,7 +108,7 @@ class ZeroEngine(Engine):
     def gather(self, local: Sequence[Tensor]) -> Named:
         from deepspeed.utils import safe_get_full_fp32_param
 
-        # DeepSpeed assembles whole masters only: what is to be assembled stands in for them meanwhile.
+        # DeepSpeed can assemble its masters only, so `local` replaces the masters until everything is assembled.
         kept = [m.detach().clone() for m in self.masters]
         self._put(local)
         whole = {}
@@ -158,5 +158,5 @@ class ZeroEngine(Engine):
 
 
 def _in_half(call: Callable[..., Tensor], dtype: torch.dtype, x: Tensor, condition: Tensor, labels: Any) -> Tensor:
-    """A call of a network whose weights DeepSpeed keeps in half precision: accelerate uses no autocast there."""
+    """Calls a network whose weights DeepSpeed keeps in half precision. Accelerate uses no autocast in that case."""
     return call(x.to(dtype), condition, labels)
