@@ -1,4 +1,4 @@
-"""Choosing which points to train on, and measuring how far a set of points spreads."""
+"""Choosing the points to train on, and measuring how far a set of points spreads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FROM = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when it is first used: a configuration is read without torch."""
+    """Imports a name at its first use, so that reading a configuration does not import torch."""
     if name in _FROM:
         return getattr(importlib.import_module(f"{__name__}.{_FROM[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The strategies and distances that a configuration names, and what is known of them."""
+"""The strategies and distances that a configuration can name, with their facts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class StrategyFacts(Facts):
 
     Its options are its keyword-only parameters, whose annotations give type and bounds.
 
-    by_class  whether it chooses by the labels of the candidates
+    by_class  whether the choice depends on the labels of the candidates
     """
 
     by_class: bool = False
@@ -21,9 +21,12 @@ class StrategyFacts(Facts):
 
 @dataclass(frozen=True)
 class DistanceFacts(Facts):
-    """A function (bank: Shard) -> map of rows whose Euclidean distance it is. See `selection/exact/spaces.py`.
+    """A function (bank: Shard) -> map of rows. See `selection/exact/spaces.py`.
 
-    angular  whether its numbers are 1 - cos, half the squared distance of rows of length 1; zero rows are refused
+    The distance of two rows is the Euclidean distance of the mapped rows.
+
+    angular  whether the distance is reported as 1 - cos, half the squared distance of rows of length 1; zero rows are
+             then refused
     """
 
     angular: bool = False

@@ -1,4 +1,4 @@
-"""`select`, the one door to all strategies, and the checks of what they are asked for.
+"""`select`, the one entry to all strategies, and the checks of its arguments.
 
     features (this rank's rows) + size + strategy + options  ->  Selection(ids, radii), the same on every rank
 
@@ -61,17 +61,17 @@ def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str
 
 
 def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options that a function declares, by name, with their annotations; Any where one cannot be resolved."""
+    """The options that a function declares: name -> annotation, or Any if the annotation cannot be resolved."""
     try:
         hints = get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # a name that only type checkers import, or a callable object
+    except (NameError, TypeError):  # a name that only type checkers import, or an object that is called
         hints = {}
     parameters = inspect.signature(function).parameters.values()
     return {p.name: hints.get(p.name, Any) for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def check_fit(name: str, options: Mapping[str, Any], size: int, total: int) -> None:
-    """Raises UserError where options do not fit a choice of `size` of `total` rows."""
+    """Raises UserError when the options do not fit a choice of `size` out of `total` rows."""
     trim, k = options.get("trim", 0.0), options.get("trim_k", 1)
     left = total - int(trim * total)
     if left < size:
@@ -100,22 +100,23 @@ def select(
     on_progress: Callable[[int], None] = lambda new: None,
     **options: Any,
 ) -> Selection:
-    """Chooses `size` of the rows of all ranks; every rank gets the same result, which does not depend on their number.
+    """Chooses `size` of the rows of all ranks. Every rank gets the same result, for any number of ranks.
 
     features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
-    labels, generations  [n_r] integers, one a row, where the strategy or `per_class` asks for them
+    labels, generations  [n_r] integers, one per row, if the strategy or `per_class` needs them
     reference            [., D] this rank's rows of real data, for entropy-matching and covariance-matching
     strategy             a name of STRATEGIES in `catalogue.py`, of an entry point, or `module:attribute`
-    metric               euclidean, cosine (distances 1 - cos) or whitened; thresholds and radii are in its units, but
-                         for cosine, where they are |u - v| of rows scaled to length 1
-    trim                 share of the rows with the largest distance to their `trim_k`-th neighbour that are dropped
-                         before
-    per_class            choose within each class of `labels`, as equal a number as possible from each, taken in turn
-    on_progress          told how many more rows are chosen, by strategies that work in blocks
-    options              of the strategy: its keyword-only parameters
-    TF32 and reduced-precision sums are off during the call, for the other threads of the process too.
+    metric               euclidean, cosine (distances 1 - cos) or whitened. Thresholds and radii are in units of the
+                         metric; under cosine they are |u - v| of rows scaled to length 1
+    trim                 share of all rows that is dropped before the choice: the rows with the largest distances to
+                         their `trim_k`-th neighbours
+    per_class            choose within each class of `labels`, as equal a number as possible from each; the result takes
+                         one row of each class in turn
+    on_progress          called with the number of rows newly chosen, by strategies that work in blocks
+    options              keyword-only parameters of the strategy
+    TF32 and reduced-precision sums are off during the call, also for the other threads of the process.
     Raises UserError for unusable input, unknown names (the nearest is shown) and options the strategy does not have,
-    and InexactProductError where matrix products are less exact than promised.
+    and InexactProductError when matrix products are less exact than promised.
     """
     world = World() if world is None else world
     function: Strategy = STRATEGIES.load(strategy)
@@ -156,7 +157,7 @@ def select(
 
 
 def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
-    """One integer a row of this rank -> those of all ranks, int64 [N] on the host."""
+    """One integer per row of this rank -> the integers of all ranks, int64 [N] on the host."""
     if values is None:
         return None
 
@@ -172,7 +173,7 @@ def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
 
 
 def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
-    """The same problem on some rows only, given by ascending global ids, which become 0, 1, 2, ..."""
+    """The same problem on some of the rows. `ids` are their global ids, ascending; they are renumbered 0, 1, 2, ..."""
     shard = problem.shard
     _, local = shard.owned(ids)
     bounds = torch.tensor(shard.counts).cumsum(0)
@@ -184,7 +185,7 @@ def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
 
 
 def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
-    """The ids that stay when the share `trim` with the largest k-th neighbour distance goes (larger ids first)."""
+    """The ids left once the share `trim` with the largest k-th neighbour distances is dropped; ties drop larger ids."""
     distances, _ = nearest(shard.rows, shard.rows, k, exclude_self=True, world=shard.world)
     far = shard.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), shard.counts)
     order = torch.argsort(far, stable=True)

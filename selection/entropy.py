@@ -1,4 +1,4 @@
-"""How much a set of points spreads: the Kozachenko-Leonenko entropy, and the generalization score.
+"""The spread of a set of points: the Kozachenko-Leonenko entropy, and the generalization score.
 
 Shapes: n points, m bank rows, D features.
 """
@@ -19,7 +19,7 @@ from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES
 from entroloop.selection.neighbours import nearest
 
-FLOOR = 1e-10  # the smallest distance whose logarithm is taken; the public code of the paper adds this number instead
+FLOOR = 1e-10  # smaller distances are raised to this; the public code of the paper adds this number instead
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Entropy:
     """A Kozachenko-Leonenko estimate.
 
     nats      the estimate of the differential entropy; compare it at equal `n` only
-    n, d, k   points, dimensions, which neighbour
-    floored   points whose k-th neighbour lies nearer than `floor`, as exact duplicates do
-    terms     [n_r] float64, each of this rank's points' own share: their mean over all points is `nats`
+    n, d, k   number of points, number of features, rank of the neighbour
+    floored   number of points whose k-th neighbour is nearer than `floor`, for example exact duplicates
+    terms     [n_r] float64, one term per point of this rank; the mean over the points of all ranks is `nats`
     """
 
     nats: float
@@ -53,11 +53,11 @@ def kl_entropy(
     """H = psi(n) - psi(k) + log c_d + (d/n) sum_i log r_i in nats (Kozachenko & Leonenko 1987, as in arXiv 2509.16499).
 
     features    [n_r, D] this rank's points
-    metric      for cosine r_i is the distance of rows scaled to length 1; d stays the number of features
+    metric      under cosine r_i is the distance of rows scaled to length 1; d is still the number of features
     k           r_i is the distance from point i to its k-th nearest *other* point
-    floor       distances below it count as it; duplicates would give minus infinity
+    floor       smaller distances are raised to it, because duplicates would give minus infinity
     per_sample  also return each point's term, psi(n) - psi(k) + log c_d + d log r_i
-    Raises UserError for n <= k and for unusable features. Settings of precision are those of `nearest`.
+    Raises UserError for n <= k and for unusable features. Precision is set as in `nearest`.
     """
     if not (math.isfinite(floor) and floor > 0):
         raise UserError(f"floor: must be a positive number, is {floor}")
@@ -86,7 +86,7 @@ def generalization_score(
 ) -> float:
     """GS = mean over generated x of min over training z of |x - z| (arXiv 2509.16499); falling means memorization.
 
-    Settings of precision, which other threads see too, are those of `nearest`.
+    Precision is set as in `nearest`, also for other threads. Raises UserError for unusable or no rows.
     """
     world = World() if world is None else world
     distances, _ = nearest(generated, training, metric=metric, world=world)

@@ -1,4 +1,4 @@
-"""Exact nearest neighbours, blocks of queries against blocks of a bank.
+"""Exact nearest neighbours, computed by blocks of queries and blocks of a bank.
 
     queries + bank (arrays, memory maps, tensors) -> nearest -> distances float64 [n, k], ids int64 [n, k]
 
@@ -29,9 +29,9 @@ from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, short
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 
 Backend = Literal["auto", "torch", "faiss"]
-_BLOCK_SHARE = 1 / 16  # of the memory at hand: what one bank block may take, with what is made of it
-_BLOCK_BYTES = (1 << 24, 1 << 29)  # at least and at most
-_MERGE_PAIRS = 1 << 18  # pairs that are gathered before they are merged into the lists
+_BLOCK_SHARE = 1 / 16  # share of the free memory that a bank block and its sketches may use
+_BLOCK_BYTES = (1 << 24, 1 << 29)  # least and most memory of a bank block
+_MERGE_PAIRS = 1 << 18  # pairs collected before they are merged into the lists
 
 
 @full_precision()
@@ -45,23 +45,24 @@ def nearest(
     world: World | None = None,
     backend: Backend = "auto",
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """The k nearest bank rows of each query, exact, ties to the smaller id.
+    """The k nearest bank rows of each query, exact; ties go to the smaller id.
 
     queries, bank  [n, D] and [m, D] float32, float64, float16 or uint8: arrays, tensors or memory maps, which are read
-                   in blocks sized from the memory that is free. With a `world` each rank passes its own rows; ids count
-                   bank rows in rank order.
+                   in blocks sized by the free memory. With a `world` each rank passes its own rows; ids count bank
+                   rows in rank order.
     exclude_self   query i is bank row i and does not count as its own neighbour
     metric         euclidean, cosine (1 - cos), or whitened (Mahalanobis under the covariance of the bank)
-    backend        torch, faiss, or auto: torch where there is a fast short format, else faiss if it is installed
+    backend        torch, faiss, or auto: torch if the device has a fast short format, else faiss if it is installed
     ->             numpy arrays: distances float64 [n, k] ascending, ids int64 [n, k], for this rank's queries
 
-    Distances are direct float64 sums, whatever the back end. A candidate list holds the true neighbours if every row
-    outside it is certainly further away than the k-th distance inside. The torch back end takes *all* rows that its
-    certified intervals do not rule out (see `bounds`), in a longer format where those intervals are too wide. The faiss
-    back end asks for some more neighbours than k, checks the condition for each query with the error bound of faiss's
-    float32 distances, and where it fails asks for more; what still fails goes to the torch back end.
-    TF32 and reduced-precision sums are off during the call, for the other threads of the process too.
-    Raises UserError for unusable input, and InexactProductError where matrix products are less exact than promised.
+    Both back ends compute the returned distances as direct float64 sums. A candidate list holds the true neighbours if
+    every row outside it is certainly further away than the k-th distance inside. The torch back end takes *all* rows
+    that its certified intervals do not rule out (see `bounds`); if the intervals are too wide, it uses a longer format.
+    The faiss back end asks for more than k neighbours and checks the condition for each query with the error bound of
+    faiss's float32 distances. Where the condition fails, it asks for still more neighbours. Queries that fail to the
+    end go to the torch back end.
+    TF32 and reduced-precision sums are off during the call, also for the other threads of the process.
+    Raises UserError for unusable input, and InexactProductError when matrix products are less exact than promised.
     """
     world = World() if world is None else world
     q = checked(queries, "queries", world)
@@ -74,7 +75,7 @@ def nearest(
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
     use_faiss = backend == "faiss" or (backend == "auto" and not form.blocked and has_faiss(q.rows.device.type))
     best = topk.empty(len(q.rows), k, q.rows.device)
-    sides: dict[int, Side] = {}  # sketches of the queries, kept from block to block where they are small
+    sides: dict[int, Side] = {}  # sketches of the queries, kept from block to block if they are small
     keep = len(q.rows) * form.columns(q.rows.shape[1]) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
     for block, first in _travelling(b):
         block = fitted.rows(block)
@@ -100,9 +101,9 @@ def nearest(
 
 
 def checked(features: Any, name: str, world: World) -> Shard:
-    """The rows as a Shard; every rank raises the same error if any rank's rows are unusable.
+    """The rows as a Shard. Every rank raises the same UserError if any rank's rows are unusable.
 
-    Ranks that hold rows must agree in their dtype. One without rows takes the dtype of the others.
+    Ranks that hold rows must have the same dtype. A rank without rows takes the dtype of the others.
     """
     rows = world.agree(lambda: as_rows(features, name, world.device if world.device.type != "cpu" else None))
     mine = (len(rows), rows.shape[1], rows.dtype, first_bad_row(rows))
@@ -139,7 +140,7 @@ def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) ->
 
 
 def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
-    """Blocks of all ranks' bank rows with the global id of their first row; each passes every rank once."""
+    """Blocks of all ranks' bank rows, each with the global id of its first row. Every block visits every rank once."""
     world = bank.world
     step = _block_rows(bank)
     offsets = [sum(bank.counts[:rank]) for rank in range(world.size)]
@@ -151,17 +152,17 @@ def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
             following = world.start_rotate(block, incoming) if hop + 1 < world.size else None
             if len(block):
                 yield block, offsets[source] + start
-            if following:  # travelled while this block was worked on
+            if following:  # it arrived while the caller used this block
                 block = following()
 
 
 def _block_rows(bank: Shard) -> int:
-    """Rows of one block, equal on all ranks, from the memory that is free; ranks may share a machine."""
+    """Rows per block, equal on all ranks, from the free memory divided by the ranks, which may share a machine."""
     world, width = bank.world, bank.rows.shape[1]
     smallest, largest = _BLOCK_BYTES
     free = min(world.gather_objects(free_bytes(bank.rows.device)))
     budget = min(max(int(free * _BLOCK_SHARE) // world.size, smallest), largest)
-    return max(1024, budget // (16 * width))  # its own values in float64, sketches, and a copy on its way
+    return max(1024, budget // (16 * width))  # float64 values, sketches, and the copy in transfer
 
 
 def _search(
@@ -173,7 +174,7 @@ def _search(
     frame: Frame,
     rest: Tensor | None,
 ) -> None:
-    """Merges one bank block into the lists of some queries, in place. rest: which queries only; None: all."""
+    """Merges one bank block into the lists of queries, in place: of the queries numbered in `rest`, or all (None)."""
     if rest is not None:
         if len(rest) == 0:
             return
@@ -190,7 +191,7 @@ def _search(
             last = int(pairs[1].max())
             _merge(waiting, first, lists)
             waiting = []
-            # Nothing is nearer than 0, and all rows of this block still to come have larger ids.
+            # No row is nearer than 0, and all remaining rows of this block have larger ids.
             done |= (lists[0][:, -1] == 0) & (lists[1][:, -1] <= first + last)
     if waiting:
         _merge(waiting, first, lists)

@@ -1,19 +1,20 @@
-"""Which images a generation may train on: paradigm -> sources, as a pure function of integers.
+"""The images that a generation trains on: paradigm -> sources, as pure functions of integers.
 
-Generation 0 trains on N real images. A later one may keep all that the generation before it trained on, takes `fresh`
-real images that were never used before, and chooses `choose` images from `pool`, the candidates; without fresh ones:
+Generation 0 trains on N real images. A later generation may keep all images that the generation before it trained on.
+It adds `fresh` real images that were never used before, and `choose` images chosen from `pool`, the candidates. Without
+fresh images:
 
     replace               N of the c N samples of generation g - 1
     accumulate            N of the c N samples of generation g - 1, and everything generation g - 1 trained on;
-                          with c = 1 that is the real data and every sample of every generation before g
+                          with c = 1 these are the real data and every sample of every generation before g
     accumulate-subsample  N of the pool of the N real images and the samples of every generation before g
 
 With a share alpha of fresh images, round(alpha N) of the N are fresh and the others are chosen as above. Fresh images
-of earlier generations are candidates of no later pool: accumulate keeps them, the other paradigms drop them.
+of earlier generations are never candidates again: accumulate keeps them, the other paradigms drop them.
 
-With `all_candidates` nothing is chosen: all candidates are taken, with round(alpha N) fresh images beside them.
+With `all_candidates` nothing is chosen: a generation takes all candidates and round(alpha N) fresh images.
 
-N images of generation 0, c candidates factor, alpha share of fresh real images.
+N images of generation 0, c candidate sets of N samples per generation, alpha share of fresh real images.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class LoopConfig(Section):
     """How generations feed each other."""
 
     paradigm: Paradigm = "replace"
-    """The pool a generation is chosen from: `replace` (the samples of the generation before), `accumulate` (the same,
-    beside everything trained on before) or `accumulate-subsample` (N of all samples and the real training samples)."""
+    """The pool a generation is chosen from: `replace` (the samples of the generation before), `accumulate` (the same;
+    everything trained on before is kept) or `accumulate-subsample` (N of all samples and the real training samples)."""
     candidates: int = Field(2, ge=1)
     """c: each generation samples c N candidates, so that there is something to choose from."""
     fresh: FreshConfig = FreshConfig()
@@ -76,12 +77,12 @@ class LoopConfig(Section):
 
 @dataclass(frozen=True)
 class Pool:
-    """What a generation g >= 1 trains on.
+    """The training images of a generation g >= 1.
 
     pool    generations whose samples are candidates (REAL: the real training images), in the order of candidate ids
-    choose  how many of the candidates are chosen
-    keep    whether all that generation g - 1 trained on is kept beside them
-    fresh   which real images of `RealSplit.fresh` are taken, in its order: positions start … stop - 1
+    choose  number of candidates chosen
+    keep    whether all images that generation g - 1 trained on are kept, too
+    fresh   positions start … stop - 1 of the real images that are taken from `RealSplit.fresh`
     """
 
     pool: tuple[int, ...]
@@ -91,7 +92,7 @@ class Pool:
 
 
 def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
-    """The pool of generation >= 1, where `size` is N."""
+    """The pool of a generation >= 1; `size` is N."""
     assert generation >= 1
     counts = [round(config.fresh.at(g) * size) for g in range(1, generation + 1)]
     fresh = range(sum(counts[:-1]), sum(counts))
@@ -102,7 +103,7 @@ def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
 
 
 def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:
-    """The generations (REAL: the real data) from which a generation's training set may have images."""
+    """The generations (REAL: the real data) whose images a generation's training set may hold; `size` is N."""
     if generation == 0:
         return frozenset({REAL})
     pool = pool_of(config, generation, size)
@@ -111,12 +112,12 @@ def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:
 
 
 def pool_size(config: LoopConfig, pool: Iterable[int], size: int) -> int:
-    """How many candidates the samples of these generations are, with N real images for REAL, where `size` is N."""
+    """Number of candidates from these generations: c N per generation, N for REAL; `size` is N."""
     return sum(size if generation == REAL else config.candidates * size for generation in pool)
 
 
 def training_size(config: LoopConfig, generation: int, size: int) -> int:
-    """Images that generation trains on, where `size` is N; grows under `accumulate` and with `all_candidates`."""
+    """Number of images a generation trains on; `size` is N. Grows under `accumulate` and with `all_candidates`."""
     if generation == 0:
         return size
     pool = pool_of(config, generation, size)
@@ -125,7 +126,7 @@ def training_size(config: LoopConfig, generation: int, size: int) -> int:
 
 
 def check_fresh(config: LoopConfig, generations: int, size: int, available: int) -> None:
-    """Raises UserError when a run of so many generations needs more fresh real images than there are."""
+    """Raises UserError when a run of `generations` needs more fresh real images than the `available` ones."""
     for generation in range(1, generations):
         needed = pool_of(config, generation, size).fresh.stop
         if needed > available:

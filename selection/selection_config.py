@@ -10,7 +10,7 @@ from entroloop.data.catalogue import ENCODERS
 from entroloop.data.config import Section
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 
-OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are options of a run, too
+OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are also options of a run
 
 
 def _known_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -40,5 +40,5 @@ class SelectionConfig(Section):
 
     @property
     def by_class(self) -> bool:
-        """Whether the classes of the candidates decide the choice."""
+        """Whether the choice depends on the classes of the candidates."""
         return STRATEGIES.facts(self.strategy).by_class or bool(self.options.get("per_class"))

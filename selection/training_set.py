@@ -2,8 +2,8 @@
 
     sources (Dataset, rows)  +  ids into their concatenation  ->  sealed shards, or a sealed index
 
-A source's own provenance is carried over, so that an image of generation 0 is still known as one after ten generations.
-N chosen, P candidates of all sources.
+Each image keeps the provenance that its source records, so an image of generation 0 is still marked as such after ten
+generations. N chosen images.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from entroloop.data.store.shards import REAL, Provenance, Samples, seal_dataset,
 
 @dataclass(frozen=True)
 class Source:
-    """Candidates of one origin: rows of a sealed set, int64 [n], and the provenance they have or get.
+    """Candidates from one sealed set: its rows, int64 [n], and their provenance.
 
-    real  the set is the run's real data, whatever it was before: its samples are real images, known by their rows
+    real  the set is the run's real data. Its samples then count as real images, identified by their rows, whatever
+          provenance the set records
     """
 
     dataset: Dataset
@@ -49,7 +50,7 @@ class Source:
 
 
 def take(sources: Sequence[Source], ids: NDArray[np.int64]) -> Samples:
-    """The samples of the given candidates, in that order."""
+    """The samples of the candidates `ids`, int64 [N], in that order: [N, ...]."""
     edges = np.concatenate([[0], np.cumsum([len(s.rows) for s in sources])])
     owner = np.searchsorted(edges, ids, side="right") - 1
     first = sources[0].dataset
@@ -71,7 +72,7 @@ def write_selected(
 ) -> Manifest:
     """Writes the chosen candidates, in ascending order of id, as a sealed training set.
 
-    Labels are kept when every source has them. Raises UserError when the disk is full.
+    Labels are kept if every source has labels. Raises UserError when the disk is full.
     """
     ids = np.sort(ids)
     provenance, labels = _columns(sources, ids)
@@ -84,7 +85,7 @@ def write_selected(
 
 
 def write_as_shards(dataset: Dataset, folder: Path) -> Manifest:
-    """Writes a set that is used through an index as shards of the same sizes, whose training batches are the same."""
+    """Copies an indexed set into shards of the same sizes, so that its training batches stay the same."""
     about = {"num_classes": dataset.num_classes} if dataset.labelled else {}
     source = Source.whole(dataset)
     return write_selected(
@@ -103,9 +104,9 @@ def index_selected(
     about: Mapping[str, Any],
     made_from: Mapping[str, str],
 ) -> Manifest:
-    """The same as `write_selected`, as an index of samples that stay where they are (`entroloop.data.store.index`).
+    """As `write_selected`, but writes an index and leaves the samples where they are (`entroloop.data.store.index`).
 
-    A source that is an index itself is not referred to; what it refers to is.
+    If a source is itself an index, the new index refers to the sets that the source refers to.
     """
     ids = np.sort(ids)
     sets: list[Dataset] = []
@@ -122,7 +123,7 @@ def index_selected(
 
 
 def _number(one: Dataset, sets: list[Dataset]) -> int:
-    """Of a set in the list, to which it is added if it is new."""
+    """The position of a set in `sets`; a new set is appended."""
     for number, known in enumerate(sets):
         if known.folder == one.folder:
             return number
