@@ -1,14 +1,14 @@
-"""The threshold filter without hand-tuned numbers, and the one that aims at the spread of real data.
+"""Threshold filters without hand-tuned numbers: by a strength, or by the spread of real data.
 
     Problem -> adaptive_threshold(strength) -> Selection          Problem + reference -> entropy_matching -> Selection
 
 Two distances of the data set the scale. `low` is the 1 % quantile of the nearest-neighbour distances of N random
-rows: a filter with that threshold rejects next to nothing. `high` is the radius at which greedy reaches N rows: any N
-rows have a closest pair at most twice as far apart. The threshold is low + strength (high - low), so strength 0 is
-about random and strength 1 is about greedy, on any feature space, and scaling the features scales the threshold. One
-pass reaches N rows for every threshold below high / 2 (each of greedy's N picks, pairwise at least `high` apart,
-needs an accepted row of its own within the threshold). Above that a pass may end early; then the threshold falls by 5
-% a pass until N are reached.
+rows; a filter with that threshold rejects next to nothing. `high` is the radius at which greedy reaches N rows; the
+closest pair of any N rows is at most twice `high` apart. The threshold is low + strength (high - low). So in every
+feature space strength 0 is about random and strength 1 is about greedy, and scaling the features scales the threshold.
+One pass reaches N rows for every threshold below high / 2, because greedy's N picks are pairwise at least `high` apart,
+and each of them needs an accepted row of its own within the threshold. With a larger threshold a pass may accept fewer
+than N rows. Then the threshold falls by 5 % per pass until N rows are accepted.
 
 Shapes: N rows chosen, R rows of a reference, D features.
 """
@@ -32,13 +32,13 @@ from entroloop.selection.rules.threshold import threshold_decay
 
 DECAY = 0.95
 _LOW_QUANTILE = 0.01
-_MATCHED = np.linspace(0.1, 0.9, 9)  # quantiles that entropy_matching compares
-_STEPS = 10  # of the bisection: a thousandth of the range
-_TOLERANCE = 0.002  # of the mean log distance
+_MATCHED = np.linspace(0.1, 0.9, 9)  # the quantiles that entropy_matching compares
+_STEPS = 10  # of the search: both ends, then 8 halvings of the range
+_TOLERANCE = 0.002  # in the mean log distance
 
 
 def adaptive_threshold(problem: Problem, *, strength: Annotated[float, Field(ge=0, le=1)] = 0.5) -> Selection:
-    """Between random (strength 0) and greedy (strength 1), reaching exactly the size asked for."""
+    """A filter between random (strength 0) and greedy (strength 1) that chooses exactly `problem.size` rows."""
     order = problem.order()
     low, high = _scale(problem, order)
     return _filtered(problem, order, low + strength * (high - low), strength=strength)
@@ -47,9 +47,11 @@ def adaptive_threshold(problem: Problem, *, strength: Annotated[float, Field(ge=
 def entropy_matching(problem: Problem) -> Selection:
     """The strength at which nearest-neighbour distances of the chosen rows match those of the reference at equal n.
 
-    Compared is the mean of log quantiles (10 % to 90 %), by bisection over the strength of `adaptive_threshold`, which
-    raises all of them. Where random rows spread more than the reference, or the strongest filter less, the nearest end
-    is taken; `info` says how far the quantiles are apart. Without a reference this is `adaptive_threshold`.
+    A bisection over the strength of `adaptive_threshold` matches the mean of the log quantiles (10 % to 90 %), because
+    all quantiles grow with the strength. If random rows already spread more than the reference, the strength is 0. If
+    the strongest filter spreads less, the strength is 1. `info["gap"]` is the remaining difference of the means.
+    Without a reference this is `adaptive_threshold`. Raises UserError for a reference of fewer than 2 rows, or, with a
+    reference, for a size below 2.
     """
     if problem.reference is None:
         return adaptive_threshold(problem)
@@ -66,7 +68,7 @@ def entropy_matching(problem: Problem) -> Selection:
         chosen = _filtered(problem, order, low + strength * (high - low), strength=strength)
         sample = problem.generator("matching").permutation(problem.size)[:n]
         near = _log_quantiles(problem.shard, torch.from_numpy(chosen.ids[sample]))
-        # Logarithms differ in the last bit between processors: rank 0's decide.
+        # Logarithms differ in the last bit between processors, so every rank uses rank 0's gap.
         gap = float(problem.shard.world.broadcast(torch.tensor([(near - target).mean()], dtype=torch.float64)))
         chosen.info["gap"] = gap
         if abs(gap) <= _TOLERANCE or (step == 0 and gap > 0) or (step == 1 and gap < 0):
@@ -92,7 +94,7 @@ def _filtered(problem: Problem, order: Tensor, threshold: float, strength: float
 
 
 def _neighbour_distances(shard: Shard, ids: Tensor) -> NDArray[np.float64]:
-    """Distances of these rows to their nearest among themselves, on every rank alike. int64 [n] -> [n]."""
+    """The distance of each of these rows to the nearest other of them, on every rank. int64 [n] -> float64 [n]."""
     world = shard.world
     rows = shard.take(ids.to(shard.rows.device))
     mine = world.share(len(rows))

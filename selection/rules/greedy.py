@@ -1,11 +1,12 @@
-"""Greedy selection: farthest-point sampling (Gonzalez 1985), exact, a block of picks at a time.
+"""Greedy selection: farthest-point sampling (Gonzalez 1985), exact, in blocks of picks.
 
     Shard + size + start  ->  ids in the order picked, radii
 
-Each round takes the rows with the largest distances to the picks so far, a block, and runs the sequential greedy inside
-it. As long as the block's maximum is above everything outside (ties: the smaller id), it is the global argmax, because
-distances outside can only fall. Then all picks of the block reach the other rows in one matrix product (`frontier`).
-Ranks propose their own farthest rows and all run the same block: one exchange a block, not one a pick.
+Each round forms a block of the rows with the largest distances to the picks so far, and runs the sequential greedy
+inside the block. While the block's maximum is above every distance outside (ties: the smaller id), it is the global
+argmax, because distances outside can only fall. Then one matrix product updates the other rows by all picks of the
+block (`frontier`). Every rank proposes its own farthest rows and all ranks run the same block, so the ranks exchange
+rows once per block, not once per pick.
 
 Shapes: N rows of all ranks, D features, B rows of a block.
 """
@@ -30,8 +31,8 @@ from entroloop.selection.rules.problem import Problem, Selection
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
 _ACTIVE = 8192  # rows kept up to date at a time, over all ranks
-_PAIRS_A_PICK = 8  # distances computed inside a block for each pick; more mean that the block is too large
-_QUANTILES = 64  # marks by which each rank describes its largest bounds when ranks agree on a level
+_PAIRS_A_PICK = 8  # distances per pick inside a block; above this number the block is too large
+_QUANTILES = 64  # quantiles of its largest bounds that each rank sends when ranks agree on a level
 
 
 def greedy(
@@ -41,7 +42,7 @@ def greedy(
 
     size   at most the number of rows of all ranks
     start  global id of the first pick
-    on_progress  told how many picks each block brought
+    on_progress  called after each block with its number of picks
     ->     ids int64 [size] in the order picked, radii float64 [size]: distance to the picks before (inf for the first);
            the same on every rank
     """
@@ -56,7 +57,7 @@ def greedy(
         if len(ids) == 0:
             level = _wake(frontier, most_active)
             if level == 0:
-                # Only duplicates of picks are left, all at distance 0: the smaller ids first.
+                # Only duplicates of picks are left, all at distance 0; they are chosen by ascending id.
                 radii[frontier.count :] = 0.0
                 frontier.fill(torch.arange(shard.total))
             continue
@@ -84,7 +85,7 @@ def _pick(
     level: float,
     radii: NDArray[np.float64],
 ) -> list[int]:
-    """Sequential greedy inside a block, while its maximum is above all rows outside. Changes `bound` and `radii`."""
+    """Runs sequential greedy while the block's maximum is above all rows outside. Changes `bound` and `radii`."""
     picks: list[int] = []
     limit, limit_id = max(edge[0], level), edge[1] if edge[0] >= level else np.iinfo(np.int64).max
     while len(picks) < len(radii):
@@ -104,7 +105,7 @@ def _propose(
 ) -> tuple[Tensor, NDArray[np.float64], Tensor | None, tuple[float, int]]:
     """The next block, the same on every rank, in ascending order of ids.
 
-    most_active  [world size], changed: bounds of the active rows of each rank, so that no more room is sent than needed
+    most_active  [world size], changed: upper limit of each rank's number of active rows, which keeps messages short
     -> ids [B], their bounds [B], their rows [B, D] (None with one rank), and the edge: the largest (bound, id) outside
     """
     shard = frontier.shard
@@ -135,16 +136,16 @@ def _propose(
 
 
 def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
-    """Writes the bounds found inside a block back to the rows of this rank."""
+    """Copies the bounds found inside a block back to the rows of this rank."""
     place, local = frontier.shard.owned(ids)
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
 def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
-    """Activates the rows whose bounds are largest, brought up to date. Returns the level below which rows sleep.
+    """Brings the rows with the largest bounds up to date and activates them. Returns the level: rows below it sleep.
 
-    most_active  [world size], written: how many rows of each rank are active
-    The level is 0 where no row has a positive distance to the picks left.
+    most_active  [world size], written: number of active rows of each rank
+    The level is 0 if no remaining row has a positive distance to the picks.
     """
     world, bound = frontier.shard.world, frontier.bound
     top = torch.topk(bound, min(_ACTIVE, len(bound))).values
@@ -156,7 +157,7 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
         if len(top):
             marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
         marks, order = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True)
-        # Each mark stands for its share of the rows that its rank looked at.
+        # Each mark represents an equal share of the rows that its rank looked at.
         rows = torch.tensor(frontier.shard.counts, dtype=torch.float64, device=bound.device).clamp(max=_ACTIVE)
         woken = (rows / _QUANTILES).repeat_interleave(_QUANTILES)[order].cumsum(0)
         level = float(marks[min(int((woken < _ACTIVE).sum()), len(marks) - 1)])
@@ -173,14 +174,14 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
 def two_level_greedy(
     shard: Shard, size: int, start: int, parts: int, oversample: float
 ) -> tuple[Tensor, Tensor, float]:
-    """Greedy in each part of each rank's rows, then exact greedy among what was chosen.
+    """Greedy in each part of each rank's rows, then exact greedy among the rows chosen.
 
-    parts       of equal length that this rank's rows are cut into
-    oversample  each part chooses this many times its share of `size` (no more than it has)
-    ->          ids, radii as from `greedy`, and a cover: every row of all ranks lies within this distance of a pick,
-                the sum of the largest distance to a local pick and of the largest distance from those to the final
-                ones. If every part chose `size` rows, the cover would be at most 4 times the best possible one
-                (Malkomes et al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
+    parts       number of parts of equal length into which this rank's rows are cut
+    oversample  each part chooses this many times its share of `size` (at most all of its rows)
+    ->          ids, radii as from `greedy`, and the cover: every row of all ranks is within this distance of a pick.
+                The cover is the largest distance of a row to a local pick plus the largest distance of a local pick to
+                a final pick. If every part chose `size` rows, the cover would be at most 4 times the best possible
+                cover (Malkomes et al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
     """
     world, offset = shard.world, shard.offset
     taken, local_cover = [], 0.0
@@ -190,7 +191,7 @@ def two_level_greedy(
         share = min(len(rows), int(np.ceil(oversample * size * len(rows) / shard.total)))
         part = Shard.of(shard.rows[rows[0] : rows[-1] + 1])
         first = start - offset - int(rows[0])
-        more = min(share + 1, len(rows))  # one more tells how far the rest is from the share
+        more = min(share + 1, len(rows))  # the radius of one more pick is the cover of the share
         ids, radii = greedy(part, more, first if 0 <= first < len(rows) else 0)
         if more > share:
             local_cover = max(local_cover, float(radii[share]))
@@ -212,9 +213,9 @@ def greedy_selection(
     """Farthest-point sampling.
 
     start       id of the first pick; negative: a random row
-    parts       0: exact. Else two levels: each rank's rows are cut into this many parts, greedy chooses in each, and
-                exact greedy chooses among the chosen (an approximation for sizes beyond exact reach)
-    oversample  how many times its share each part chooses
+    parts       0: exact. Else two levels, an approximation for sizes beyond exact reach: each rank's rows are cut into
+                this many parts, greedy chooses in each part, and exact greedy chooses among the rows chosen
+    oversample  each part chooses this many times its share
     """
     check_start(start, problem.shard.total)
     first = start if start >= 0 else int(problem.order()[0])
@@ -225,6 +226,6 @@ def greedy_selection(
 
 
 def check_start(start: int, total: int) -> None:
-    """Raises UserError where there is no row of the id `start`."""
+    """Raises UserError when no row has the id `start`."""
     if start >= total:
         raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")

@@ -1,11 +1,12 @@
-"""Covariance matching: rows whose mean and covariance are those of a reference (after arXiv 2510.08123).
+"""Covariance matching: rows whose mean and covariance match those of a reference (after arXiv 2510.08123).
 
     Problem (+ reference; else the candidates themselves) -> covariance_matching -> Selection
 
-Rows are whitened by the reference and cut to its Q strongest directions, so that the target is mean 0 and covariance I.
-Herding then keeps the sums of u and u u^T of the chosen rows close to their targets: out of a window of the seeded
-order it takes the row that brings them nearest in the Frobenius norm. Rank 0 does so on the gathered [N, Q] array and
-tells the others: processors differ in the last bits of a sum, and a near-tie would go either way.
+The rows u are whitened by the reference and reduced to its Q strongest directions, so the target is mean 0 and
+covariance I. Herding then keeps the sums of u and u u^T of the chosen rows close to their targets: from a window of the
+seeded order it takes the row that brings the sums nearest to the targets in the Frobenius norm. Rank 0 alone chooses,
+on the gathered [N, Q] array, and sends its choice to the others, because processors differ in the last bits of a sum
+and could decide a near-tie differently.
 
 Shapes: N candidates, Q directions, W rows of the window, M chosen.
 """
@@ -26,7 +27,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def covariance_matching(problem: Problem, *, directions: Count = 32, window: Count = 64) -> Selection:
-    """directions: how many principal directions of the reference count; window: candidates looked at for each pick."""
+    """directions: number of principal directions of the reference used; window: number of candidates per pick."""
     reference = problem.reference or problem.shard
     whiten = fit_metric("whitened", reference).rows
     rows = whiten(problem.shard.rows)[:, -directions:].contiguous()
@@ -41,10 +42,10 @@ def covariance_matching(problem: Problem, *, directions: Count = 32, window: Cou
 def _herded(
     u: NDArray[np.float64], waiting: NDArray[np.int64], size: int, window: int
 ) -> tuple[NDArray[np.int64], float]:
-    """`size` of the ids that are `waiting`, int64 [M] in the order chosen, and how far their covariance is from I."""
-    left, turn = len(waiting), 0  # waiting[:left] are not chosen yet; the window moves through them round and round
+    """`size` of the `waiting` ids, int64 [M] in the order chosen, and the gap |I - mean of u u^T| / sqrt(Q)."""
+    left, turn = len(waiting), 0  # waiting[:left] are not chosen yet; the window moves round through them
     q = u.shape[1]
-    first, second = np.zeros(q), np.zeros((q, q))  # what the chosen rows' sums lack
+    first, second = np.zeros(q), np.zeros((q, q))  # target minus sum over the chosen rows
     chosen = np.empty(size, dtype=np.int64)
     for j in range(size):
         second += np.eye(q)

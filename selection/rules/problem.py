@@ -1,9 +1,9 @@
-"""What a strategy is given, and what it gives back.
+"""The input of a strategy (`Problem`) and its result (`Selection`).
 
     Problem (this rank's rows, a size, a seed, ...)  ->  strategy  ->  Selection, the same on every rank
 
 A strategy is a function `strategy(problem, *, option: Annotated[float, Field(ge=0)] = default, ...) -> Selection`.
-`select` checks options against these annotations. Third parties name theirs in the entry-point group
+`select` checks options against these annotations. Installed packages name their strategies in the entry-point group
 `entroloop.strategies`.
 
 Shapes: n_r rows of this rank, N rows of all ranks, D features, M chosen.
@@ -27,11 +27,11 @@ from entroloop.selection.exact.sketch import Frame, Side, Sketch, shortest_forma
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen, as numpy arrays.
+    """The chosen rows, as numpy arrays.
 
     ids    int64 [M], in the order chosen; with several ranks they count the rows in rank order
     radii  float64 [M]: distance of pick j to the nearest pick before it, inf for the first
-    info   what the strategy found out on the way: plain numbers and strings
+    info   further results of the strategy: plain numbers and strings
     """
 
     ids: NDArray[np.int64]
@@ -41,13 +41,13 @@ class Selection:
 
 @dataclass(frozen=True)
 class Problem:
-    """One question to a strategy.
+    """The input of a strategy.
 
     shard        this rank's rows [n_r, D], the metric already applied, and the numbering of all N rows
-    size, seed   how many to choose; where randomness comes from
+    size, seed   number of rows to choose; seed of all randomness
     labels       int64 [N] class of every row of all ranks, or None; `generations` likewise
     reference    a Shard of real rows [., D] in the same space, or None
-    on_progress  to be told how many more rows are chosen
+    on_progress  the strategy calls it with the number of rows newly chosen
     """
 
     shard: Shard
@@ -59,22 +59,22 @@ class Problem:
     on_progress: Callable[[int], None] = lambda new: None
 
     def generator(self, purpose: str) -> np.random.Generator:
-        """Randomness that depends on the seed and the purpose alone: the same on every rank."""
+        """A random generator that depends on the seed and the purpose alone, so it is the same on every rank."""
         return np.random.default_rng([self.seed, *purpose.encode()])
 
     def order(self) -> Tensor:
-        """All ids in the seeded random order in which `random` takes them and thresholds look at them. int64 [N]."""
+        """All ids in seeded random order, in which `random` takes rows and threshold filters visit rows. int64 [N]."""
         return torch.from_numpy(self.generator("order").permutation(self.shard.total))
 
     def selection(self, ids: Tensor, radii: Tensor | None = None, **info: Any) -> Selection:
-        """Computes the radii where the strategy has none."""
+        """The Selection of these ids int64 [M]. Computes the radii if the strategy has none."""
         if radii is None:
             radii = order_radii(self.shard, ids)
         return Selection(ids.cpu().numpy(), radii.cpu().numpy(), info)
 
 
 def order_radii(shard: Shard, ids: Tensor) -> Tensor:
-    """The distance of each of these rows to the nearest one before it. int64 [M] -> float64 [M], inf first."""
+    """The distance of each of these rows to the nearest row before it. int64 [M] -> float64 [M], inf first."""
     rows = shard.take(ids.to(shard.rows.device))
     frame = Frame.of(rows)
     side = Side(rows, Sketch.of(rows, frame, shortest_format(rows)))
@@ -82,7 +82,7 @@ def order_radii(shard: Shard, ids: Tensor) -> Tensor:
 
 
 def quotas(counts: Sequence[int], size: int) -> list[int]:
-    """As equal as possible a share of `size` for each group, none above its count; earlier groups take a remainder."""
+    """The share of `size` per group: as equal as possible, at most its count; earlier groups take a remainder."""
     out = [0] * len(counts)
     left = size
     while left > 0:

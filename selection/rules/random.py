@@ -1,4 +1,4 @@
-"""Random choice: uniform, or with equal shares of generations or classes.
+"""Random choice: uniform, or with equal shares per generation or class.
 
 Problem  ->  Selection
 """
@@ -13,7 +13,7 @@ from entroloop.selection.rules.problem import Problem, Selection, quotas
 
 
 def random(problem: Problem, *, stratified: bool = False) -> Selection:
-    """Uniform, or with as equal a number as possible from each generation (`stratified`, needs `generations`)."""
+    """Uniform, or as equal a number as possible from each generation (`stratified`, which needs `generations`)."""
     if not stratified:
         return problem.selection(problem.order()[: problem.size])
     if problem.generations is None:
@@ -22,7 +22,7 @@ def random(problem: Problem, *, stratified: bool = False) -> Selection:
 
 
 def random_class_balanced(problem: Problem) -> Selection:
-    """As equal a number as possible from each class, at random within it."""
+    """As equal a number as possible from each class, at random within the class. Raises UserError without labels."""
     if problem.labels is None:
         raise UserError("random-class-balanced: needs labels, one integer a row")
     return problem.selection(_balanced(problem, problem.labels))

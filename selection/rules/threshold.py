@@ -1,12 +1,13 @@
-"""The threshold decay filter (arXiv 2509.16499), exact, a block of candidates at a time.
+"""The threshold decay filter (arXiv 2509.16499), exact, in blocks of candidates.
 
     Shard + order + threshold + decay  ->  ids in the order accepted, radii
 
-In one pass over the candidates, in a given order, one is accepted if it is further than the threshold from everything
-accepted before; then the threshold is multiplied by `decay` and the rest is looked at again, until enough are accepted.
-Only candidates whose distance bound exceeds the threshold can be accepted in a pass, so only they are brought up to
-date (`frontier`). The next of them, over all ranks, form a block; conflicts inside it are resolved in order on every
-rank alike, and what was accepted reaches the others in one matrix product: one exchange a block and one a pass.
+A pass visits the candidates in a given order and accepts a candidate if it is further than the threshold from every row
+accepted before. After each pass the threshold is multiplied by `decay`, and the next pass visits the remaining
+candidates, until enough are accepted. A pass can only accept candidates whose distance bound exceeds the threshold, so
+only these are brought up to date (`frontier`). The next of these candidates, over all ranks, form a block. Every rank
+resolves the conflicts inside the block in the same order, and one matrix product updates the other candidates by the
+accepted rows. The ranks exchange data once per block and once per pass.
 
 Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
 """
@@ -30,9 +31,9 @@ from entroloop.selection.exact.sketch import InexactProductError, Side
 from entroloop.selection.rules.problem import Problem, Selection
 
 BLOCK = 512
-_PAIRS = 1 << 16  # drawn to find a high quantile of the distances
+_PAIRS = 1 << 16  # random pairs that give the high quantile of the distances
 _HIGH_QUANTILE = 0.95
-_CHUNK = 8192  # candidates of all ranks that are brought up to date together
+_CHUNK = 8192  # candidates, over all ranks, that are brought up to date together
 
 
 def threshold_decay(
@@ -43,15 +44,15 @@ def threshold_decay(
     decay: float,
     on_progress: Callable[[int], None] = lambda new: None,
 ) -> tuple[Tensor, Tensor]:
-    """The same ids as the sequential form in float64, at any world size.
+    """Returns the same ids as the sequential filter in float64, at any world size.
 
     size       at most the number of rows of all ranks
-    order      [N] int64, every global id once: the order in which candidates are looked at
+    order      [N] int64, every global id once: the order in which candidates are visited
     threshold  positive, in units of the distance; decay  between 0 and 1
-    on_progress  told how many a pass accepted
-    ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to those accepted before (inf
-               first). Where all remaining candidates are duplicates of accepted ones they fill up in order, with
-               radius 0.
+    on_progress  called after each pass with the number of rows that it accepted
+    ->         ids int64 [size] in the order accepted, radii float64 [size]: distance to the rows accepted before (inf
+               first). If all remaining candidates are duplicates of accepted rows, the next in order fill the result,
+               with radius 0.
     """
     frontier = Frontier(shard, size)
     frontier.begin(int(order[0]))
@@ -77,7 +78,7 @@ def threshold_decay(
 
 
 def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, radii: Tensor) -> None:
-    """One pass over this rank's `waiting` rows, in order, with those of the other ranks."""
+    """One pass over the `waiting` rows of this rank, in order, together with those of the other ranks."""
     shard = frontier.shard
     level = float(np.nextafter(threshold, np.inf))
     most = -(-BLOCK // shard.world.size)
@@ -116,8 +117,8 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
 def _check(side: Side, rejected: Tensor, by: Tensor, accepted: Tensor, threshold: float) -> None:
     """Raises InexactProductError unless canonical distances confirm every decision in a block.
 
-    rejected, by  rows, and the accepted row that excludes each
-    accepted      distance of each accepted row to those accepted before
+    rejected, by  rejected rows, and for each the accepted row that excludes it
+    accepted      distance of each accepted row to the rows accepted before
     """
     near = pair_distances(side.rows, side.numbers(rejected), side.rows, side.numbers(by))
     if bool((accepted <= threshold).any()) or bool((near > threshold).any()):
@@ -125,9 +126,9 @@ def _check(side: Side, rejected: Tensor, by: Tensor, accepted: Tensor, threshold
 
 
 def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Which rows of a block are accepted, taken in order: those without a conflict with an accepted one.
+    """Accepts at most `most` rows of a block, in order: the rows without a conflict with an accepted row.
 
-    -> rows accepted, rows rejected, and the accepted row that excludes each of those; int64
+    -> accepted rows, rejected rows, and for each rejected row the accepted row that excludes it; int64
     """
     free = np.ones(len(conflict), dtype=np.bool_)
     by = np.full(len(conflict), -1)
@@ -148,7 +149,7 @@ def threshold_selection(
     problem: Problem, *, threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.95,
 ) -> Selection:  # fmt: skip
-    """The published filter. threshold 0: the 95 % quantile of the distances of random pairs."""
+    """The published filter. threshold 0 means the 95 % quantile of the distances of random pairs."""
     if threshold == 0:
         threshold = _high_quantile(problem)
     ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
