@@ -1,8 +1,8 @@
-"""What happens inside one block of candidates, where a strategy's sequential rule runs.
+"""The exact distances inside one block of candidates, on which a strategy's sequential rule runs.
 
-    Side (a block's rows) -> Block: near distances by row     for greedy
-                          -> conflicts: who excludes whom     for the threshold filter
-                          -> earlier_distances                for the radii of any order
+    Side (a block's rows) -> Block: near distances by row       for greedy
+                          -> conflicts: pairs within a level    for the threshold filter
+                          -> earlier_distances                  for the radii of any order
 
 Shapes: B rows of a block, P pairs.
 """
@@ -24,9 +24,9 @@ from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Columns, Fram
 class Block:
     """The distances inside one block of candidates that are no larger than `level`, by row.
 
-    The sequential rule of a strategy runs on these. Everything is on the host: single steps are too short for a device.
-    `pairs` counts the distances. It depends on the rows alone, so that all ranks can decide by it, whatever formats
-    they use.
+    The sequential rule of a strategy runs on these. Everything is on the host, because single steps are too short for a
+    device. `pairs` is the number of distances. It depends on the rows alone, so all ranks can decide by it, whatever
+    formats they use.
     """
 
     def __init__(self, side: Side, level: float, frame: Frame) -> None:
@@ -46,16 +46,16 @@ class Block:
         self._distances: NDArray[np.float64] = np.tile(near_by, 2)[order]
 
     def lower(self, bound: NDArray[np.float64], pick: int) -> None:
-        """bound[j] = min(bound[j], distance to the pick) for every j where that can matter."""
+        """Sets bound[j] = min(bound[j], distance to the pick) for every j with a distance within `level`."""
         part = slice(self._start[pick], self._start[pick + 1])
         columns = self._columns[part]
         bound[columns] = np.minimum(bound[columns], self._distances[part])
 
 
 def conflicts(side: Side, threshold: float, frame: Frame) -> NDArray[np.bool_]:
-    """[B, B]: whether row i and a later row j are no further apart than the threshold; j <= i is not to be looked at.
+    """[B, B]: whether row i and a later row j are no further apart than the threshold. Entries j <= i mean nothing.
 
-    The product decides all pairs but those within its error of the threshold, which get the canonical distance.
+    The product decides all pairs except those within its error of the threshold. The canonical distance decides these.
     """
     n = len(side.sketch)
     level = torch.full((n,), threshold, dtype=torch.float64, device=side.rows.device)
@@ -76,7 +76,7 @@ def conflicts(side: Side, threshold: float, frame: Frame) -> NDArray[np.bool_]:
 
 
 def earlier_distances(side: Side, level: Tensor, frame: Frame) -> Tensor:
-    """min(level, the canonical distance to the nearest row before it) for each row. float64 [B] -> [B]."""
+    """For each row min(level, its canonical distance to the nearest row before it). float64 [B] -> float64 [B]."""
     out = level.clone()
     for i, _, distance in _earlier_pairs(side, out, 1, frame):
         out.scatter_reduce_(0, i, distance, "amin")
@@ -84,7 +84,7 @@ def earlier_distances(side: Side, level: Tensor, frame: Frame) -> Tensor:
 
 
 def _earlier_pairs(side: Side, level: Tensor, k: int | None, frame: Frame) -> Iterator[Pairs]:
-    """The `contenders` among the pairs j < i of a block. `level` [B] may be lowered between pairs."""
+    """The `contenders` among the pairs j < i of a block. The caller may lower `level` [B] between pairs."""
     columns = Columns.of(side)
     for start in range(0, len(level), TILE_COLUMNS):
         rows = slice(start, min(start + TILE_COLUMNS, len(level)))

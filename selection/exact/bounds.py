@@ -1,11 +1,11 @@
-"""Which pairs can matter: products in low precision tell which distances must be computed.
+"""The pairs that can matter: products in low precision show which distances must be computed.
 
     Side (left rows) + Columns (right rows) + Query -> contenders -> pairs with their canonical distances
 
-A pair whose certified interval (`sketch`) lies above the level is certainly no nearer than the level. All others get
-the canonical distance, which must lie in the interval: InexactProductError is raised where it does not. Where a format
-cannot separate the pairs, the next longer one is tried: bfloat16 -> float32 -> float64. So the format changes the time,
-never the result.
+A pair whose certified interval (`sketch`) is above the level is certainly no nearer than the level. For every other
+pair the canonical distance is computed, and InexactProductError is raised if it is outside the interval. If a format
+cannot separate the pairs, the next longer format is tried: bfloat16 -> float32 -> float64. So the format changes the
+time, never the result.
 
 Shapes: n left rows, m right rows, D features, P pairs.
 """
@@ -23,24 +23,24 @@ from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
 
 TILE_ROWS = 2048
-SWEEP_ROWS = 8192  # left rows that are taken past all right rows together
-_KEEP = 0.7  # share of the rows of a sweep below which those that are settled are taken out
-_CROWDED = 4  # contenders a row from which a longer format is cheaper than computing the distances
+SWEEP_ROWS = 8192  # left rows compared with all right rows in one sweep
+_KEEP = 0.7  # settled rows are removed from a sweep once fewer than this share of its rows are left
+_CROWDED = 4  # contenders per row above which a longer format is cheaper than computing the distances
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which pairs (i, j) of left and right rows matter.
+    """Says which pairs (i, j) of left and right rows matter.
 
-    level   [n] float64: pairs further apart than level[i] do not
-    start   [n] int64, ascending: left row i has been compared with the right rows before start[i] already
-    k       only the k nearest right rows of each left row do, ties included; None: all within the level
-    earlier only j < i: left and right are the same rows, at most one tile of them
+    level   [n] float64: pairs further apart than level[i] do not matter
+    start   [n] int64, ascending: left row i has already been compared with the right rows before start[i]
+    k       only the k nearest right rows of each left row matter, ties included; None: all within the level
+    earlier only pairs j < i matter: left and right are the same rows, at most one tile of them
     ignore  [n] int64: a right row that does not count for this left row, -1 for none
-    done    [n] bool: set by the caller between pairs for left rows that need no further tile
-    floor   left rows certainly nearer than this to some right row are settled: they go no further
-    upper   [n] float64, written: for settled rows that get no pairs, an upper bound of that distance
-    resume  [n] int64, written: the right rows before this one are dealt with, by pairs or as further away than `upper`
+    done    [n] bool: the caller sets it between pairs for left rows that need no further tile
+    floor   a left row certainly nearer than this to some right row is settled and is compared no further
+    upper   [n] float64, written: for settled rows that get no pairs, an upper bound of their smallest distance
+    resume  [n] int64, written: all right rows before this one are done; each gave a pair or is further than `upper`
     """
 
     level: Tensor
@@ -63,7 +63,7 @@ Pairs = tuple[Tensor, Tensor, Tensor]  # left rows int64 [P], right rows int64 [
 
 
 def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[Pairs]:
-    """Pairs with their canonical distances; every pair that can matter is among them."""
+    """Yields pairs with their canonical distances. Every pair that can matter is among them."""
     tiles = right.tiles()
     for top in range(0, len(left.sketch), SWEEP_ROWS):
         rows = slice(top, top + SWEEP_ROWS)
@@ -72,7 +72,7 @@ def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterat
 
 
 def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[Pairs]:
-    """First the smallest product of each row in each tile; then pairs, from the tiles that can hold the nearest."""
+    """Finds the smallest product of each row in each tile, then yields pairs from tiles that can hold the nearest."""
     level = query.level
     bounds = left.sketch.certificate
     relevant = None
@@ -89,7 +89,7 @@ def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iter
         relevant = lowest <= bounds.cut(others, level, frame.scale)
         if query.upper is not None and query.resume is not None:
             settled = level < query.floor
-            # One tile holds what settled it: it can be looked at again if ever needed. With more, finish now.
+            # A row settled by a single tile can be resumed at that tile if it is needed again. Others are finished now.
             settled &= relevant.sum(0) == 1
             query.upper[settled] = level[settled]
             first = relevant[:, settled].int().argmax(0)
@@ -111,16 +111,16 @@ def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iter
 def _check_lowest(
     lowest: Tensor, bounds: Certificate, tile: Columns, level: Tensor, i: Tensor, distance: Tensor, frame: Frame
 ) -> None:
-    """Checks the smallest products of a tile with the smallest distances found in it, where those are the smallest."""
+    """Checks a tile's smallest products against its smallest distances, for rows whose distance is within `level`."""
     nearest = torch.full_like(level, torch.inf).scatter_reduce_(0, i, distance, "amin")
     rows = (torch.isfinite(nearest) & (nearest <= level)).nonzero()[:, 0]
     bounds[rows].check(tile.certificate.worst(), lowest[rows], nearest[rows], frame.scale)
 
 
 def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:
-    """The smallest product of each row in each tile [tiles, n], upper bounds of the distance [n], tiles passed [n].
+    """The smallest product of each row in each tile [tiles, n], upper bounds of the distance [n], tiles compared [n].
 
-    Rows that the query settles are taken out on the way; their remaining products count as infinite.
+    Rows that the query settles are removed on the way; their remaining products are infinite.
     """
     bounds, form = left.sketch.certificate, left.sketch.certificate.format
     lowest = torch.full((len(tiles), len(left.sketch)), form.infinite, dtype=form.compared, device=left.rows.device)
@@ -154,7 +154,7 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
 
 
 def _hide(result: Tensor, column: Tensor, infinite: float) -> None:
-    """Makes one entry of each row infinite, where that column exists."""
+    """Sets one entry of each row to `infinite`, if its column exists in `result`."""
     rows = ((column >= 0) & (column < result.shape[1])).nonzero()[:, 0]
     result[rows, column[rows]] = infinite
 
@@ -162,7 +162,7 @@ def _hide(result: Tensor, column: Tensor, infinite: float) -> None:
 def _pairs(
     left: Side, tile: Columns, rows: Tensor, level: Tensor, query: Query, start: int, frame: Frame
 ) -> Iterator[Pairs]:
-    """The pairs of these left rows with one tile that can matter; a longer format is tried where they are many."""
+    """Yields the pairs of these left rows with one tile that can matter. Tries a longer format if they are many."""
     if len(rows) == 0:
         return
     form, others = left.sketch.certificate.format, tile.certificate.worst()

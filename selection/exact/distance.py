@@ -1,11 +1,11 @@
-"""The one canonical distance, and the checks on features.
+"""The canonical distance of two rows, and the checks on features.
 
-    array, memory map or tensor  ->  check_features  ->  tensor [N, D]  ->  pair_distances  ->  float64
+    array, memory map or tensor  ->  as_rows, check_finite  ->  tensor [N, D]  ->  pair_distances  ->  float64
 
-Every distance that decides anything in `selection` is computed here: coordinates widened to float64, subtracted,
-squared and summed in a fixed order. The value depends on the two points alone: not on blocks, ranks, threads or
-device, because each step is one IEEE operation an element. Matrix products elsewhere only tell which pairs need this
-distance.
+Every distance that `selection` returns or compares exactly is computed here: coordinates are widened to float64,
+subtracted, squared and summed in a fixed order. The value depends on the two points alone, not on blocks, ranks,
+threads or device, because each step is one IEEE operation per element. Matrix products elsewhere only bound distances.
+A bound decides a pair if its error cannot change the decision; every other pair needs the canonical distance.
 
 Shapes: N points, D features, P pairs.
 """
@@ -22,15 +22,15 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8)
-_CHECK_ELEMENTS = 1 << 24  # elements looked at in one step of the NaN check: 64 MiB of float32
-_PAIR_ELEMENTS = 1 << 16  # elements of one chunk of pairs: 512 KiB of float64, which stays in a core's cache
+_CHECK_ELEMENTS = 1 << 24  # elements per step of the NaN check: 64 MiB of float32
+_PAIR_ELEMENTS = 1 << 16  # elements per chunk of pairs: 512 KiB of float64, which stays in a core's cache
 
 
 def as_rows(features: Any, name: str = "features", device: torch.device | None = None) -> Tensor:
     """A tensor [N, D] over the same memory where possible; memory maps stay memory maps.
 
     features  array, memory map or tensor [N, D] of float32, float64, float16 or uint8
-    Raises UserError for another rank or dtype. Values are not looked at: see `check_finite`.
+    Raises UserError for another number of dimensions or dtype, or no columns. `check_finite` checks the values.
     """
     if not isinstance(features, Tensor):
         array = np.asarray(features)
@@ -41,7 +41,7 @@ def as_rows(features: Any, name: str = "features", device: torch.device | None =
         if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
             array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # read-only maps: nothing here writes to its input
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only maps; nothing here writes to them
             features = torch.from_numpy(array)
     if features.ndim != 2:
         raise UserError(f"{name}: must have two dimensions [N, D], has shape {list(features.shape)}")
@@ -54,14 +54,14 @@ def as_rows(features: Any, name: str = "features", device: torch.device | None =
 
 
 def first_bad_row(x: Tensor) -> int:
-    """The first row with a NaN or an infinity, -1 where every value is finite."""
+    """The first row with a NaN or an infinity, -1 if every value is finite."""
     if not x.dtype.is_floating_point:
         return -1
     step = max(1, _CHECK_ELEMENTS // x.shape[1])
     for start in range(0, len(x), step):
         part = x[start : start + step]
         if bool(torch.isfinite(part.sum())):
-            continue  # a sum of finite values may overflow: then every row is looked at
+            continue  # a sum of finite values may overflow; then every row is checked
         bad = ~torch.isfinite(part).all(1)
         if bool(bad.any()):
             return start + int(bad.int().argmax())
@@ -82,7 +82,7 @@ def check_finite(x: Tensor, name: str = "features") -> None:
 def fold_sum(x: Tensor) -> Tensor:
     """Sums each row by folding halves onto each other, in place. float64 [P, D] -> [P].
 
-    The order of additions depends on D alone, and every addition is elementwise: the same bits on every device.
+    The order of additions depends on D alone and every addition is elementwise, so all devices give the same bits.
     """
     width = x.shape[1]
     while width > 1:

@@ -1,4 +1,4 @@
-"""Candidates from faiss, with the check that they hold the true neighbours.
+"""Candidates from faiss, and the check that the true neighbours are among them.
 
 Shapes: n queries, m bank rows, D features, k neighbours, c candidates.
 """
@@ -35,15 +35,16 @@ def has_faiss(device: str = "cpu") -> bool:
 def faiss_candidates(
     mine: Tensor, block: Tensor, first: int, lists: tuple[Tensor, Tensor], ignore: Tensor | None, frame: Frame
 ) -> Tensor:
-    """Merges one bank block [m, D] into the lists of the queries [n, D], in place, where that is certain.
+    """Merges one bank block [m, D] into the lists of the queries [n, D], in place.
 
-    -> the queries for which it is not, int64
+    Merges only for queries whose nearest rows of the block are certainly among faiss's candidates.
+    -> the other queries, int64; their lists are unchanged
     """
     import faiss
 
     k, m, d = lists[0].shape[1], len(block), block.shape[1]
     left, right = Sketch.of(mine, frame, F32), Sketch.of(block, frame, F32)
-    # [-2 z, ...] -> z; the margins of a sketch hold for faiss's own products of z as well, with twice the steps
+    # [-2 z, ...] -> z. The error bounds of a sketch also hold for faiss's own products of z, with twice the steps.
     queries, bank = left.left[:, :d] * -0.5, right.left[:, :d] * -0.5
     index: Any = faiss.IndexFlatL2(d)
     if mine.device.type == "cuda":
@@ -66,7 +67,7 @@ def faiss_candidates(
         where = open_[rows]
         merged = topk.merge((lists[0][where], lists[1][where]), offered, k)
         bounds, worst = left.certificate[where], right.certificate.worst()
-        # every row not found has a product of at least the largest one found
+        # every row that faiss did not return has a product of at least the largest returned product
         margin = 2 * bounds.error(worst)
         certain = (square[rows, -1].double() > bounds.cut(worst, merged[0][:, -1], frame.scale).double() + margin) | (
             c == m

@@ -1,11 +1,12 @@
-"""The distance of every row to the points chosen so far, kept up only where it can matter.
+"""The distance of every row to the points chosen so far, kept up to date only for rows where it can matter.
 
-    Shard + chosen points  ->  Frontier  ->  exact distances of the rows that are still in the running
+    Shard + chosen points  ->  Frontier  ->  exact distances of the active rows
 
-`bound[i]` is the canonical distance of local row i to the first `seen[i]` choices: an upper bound on its distance to
-all of them, since that only falls. A row whose bound is below the level that decides at present needs no work at all.
-It is brought up to date (`refresh`) once the level has sunk to its bound, and dropped again at the first choice that
-puts it below the level. Rows in the running (`active`) follow every block of choices (`admit`).
+`bound[i]` is an upper bound of the distance of local row i to all choices: its canonical distance to the first
+`seen[i]` choices or, for a row that was dropped, a bound from a later choice. Further choices only lower the distance,
+so a row whose bound is below the present level needs no work. Once the level has fallen to the bound, `refresh` brings
+the row up to date, and drops it again at the first choice that puts it below the level. `admit` updates the active rows
+with every block of choices.
 
 Shapes: n local rows, D features, C choices, a active rows.
 """
@@ -20,7 +21,7 @@ from entroloop.selection.exact.distance import distances_to
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
 
-CHOSEN = -1.0  # the bound of a row that is chosen: below every distance
+CHOSEN = -1.0  # the bound of a chosen row: below every distance
 _KEEP = 0.7  # share of the gathered active rows that must still be active for the gathered copy to be kept
 
 
@@ -37,7 +38,7 @@ class Frontier:
         self.seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         self.chosen = torch.empty(capacity, dtype=torch.int64, device=rows.device)  # global ids
         self.count = 0
-        # With several ranks the choices' rows are kept too; a single rank finds all of them among its own.
+        # With several ranks the choices' rows are kept too; a single rank has all of them among its own rows.
         self._rows = rows.new_empty((capacity, rows.shape[1])) if shard.world.size > 1 else None
         room = Sketch.empty(self.form.padded(capacity) + 128, rows, self.form)
         self._right, self._certificate = room.left.zero_(), room.certificate
@@ -45,13 +46,13 @@ class Frontier:
         self._gathered: tuple[Tensor, Sketch] | None = None
 
     def side(self, ids: Tensor, rows: Tensor | None) -> Side:
-        """Points by global id, with their sketch; `rows` holds them where there are several ranks."""
+        """The points with these global ids, and their sketch. With several ranks `rows` holds the points, [B, D]."""
         if rows is None or self._rows is None:
             return Side(self.shard.rows, self.sketch[ids], ids)
         return Side(rows, Sketch.of(rows, self.frame, self.form))
 
     def choices(self, first: int, last: int) -> Columns:
-        """The choices numbered first .. last - 1."""
+        """The choices numbered first … last - 1, as right rows."""
         part = slice(first, last)
         right = self._right[first : first + self.form.padded(last - first)]
         if self._rows is None:
@@ -59,7 +60,7 @@ class Frontier:
         return Columns(self._rows[part], right, self._certificate[part])
 
     def begin(self, pick: int) -> None:
-        """The first choice: one column of distances for all rows."""
+        """Makes the first choice: computes the distance of every row to it."""
         ids = torch.tensor([pick], device=self.bound.device)
         row = self.shard.take(ids)
         self._remember(ids, self.side(ids, row))
@@ -68,7 +69,7 @@ class Frontier:
         self._mark(ids)
 
     def admit(self, ids: Tensor, side: Side, level: float) -> None:
-        """Adds choices and brings the active rows up to date; those chosen, or below `level`, stop being active."""
+        """Adds choices and updates the active rows. Rows that are chosen, or fall below `level`, stop being active."""
         first = self.count
         self._remember(ids, side)
         self._mark(ids)
@@ -79,26 +80,26 @@ class Frontier:
             self.keep_active(level)
 
     def fill(self, order: Tensor) -> None:
-        """Completes the choices, up to the capacity, by the first ids in this order that are not chosen yet."""
+        """Fills the choices up to the capacity with the first ids in this order that are not chosen yet."""
         free = torch.ones(self.shard.total, dtype=torch.bool)
         free[self.chosen[: self.count].cpu()] = False
         self.chosen[self.count :] = order[free[order]][: len(self.chosen) - self.count].to(self.chosen.device)
         self.count = len(self.chosen)
 
     def keep_active(self, level: float) -> None:
-        """Lets go of active rows whose bound is below `level`."""
+        """Drops the active rows whose bound is below `level`."""
         self.active = self.active[self.bound[self.active] >= level]
 
     def activate(self, rows: Tensor) -> None:
-        """Makes these local rows, which are up to date, the active ones."""
+        """Replaces the active rows by these local rows, which must be up to date."""
         self.active = rows
         self._gathered = None
 
     def refresh(self, rows: Tensor, level: float) -> Tensor:
-        """Brings local rows up to date; returns those whose bound stays at or above `level`, in the order given.
+        """Brings local rows up to date. Returns the rows whose bound is still at least `level`, in the order given.
 
-        Rows that fall below keep an upper bound, and `seen` stays before the choice that it comes from: should they be
-        needed again, that choice is looked at once more and gives the exact distance.
+        A row that falls below `level` keeps an upper bound, and its `seen` stays before the choice that gave the bound.
+        If the row is needed again, it is compared with that choice again, which gives the exact distance.
         """
         if len(rows) == 0:
             return rows
@@ -114,7 +115,7 @@ class Frontier:
         return Side(self.shard.rows, Sketch(left, sketch.certificate[rows]), rows)
 
     def _apply(self, left: Side, first: int, last: int, level: float, sorted_by_seen: bool = False) -> None:
-        """Lowers the bounds of the left rows by choices first .. last - 1, exactly where they stay above `level`."""
+        """Lowers the bounds of the left rows by choices first … last - 1; bounds of at least `level` are exact."""
         index = left.index
         assert index is not None
         if first >= last:
@@ -126,11 +127,11 @@ class Frontier:
         for i, _, distance in contenders(left, right, query, self.frame):
             self.bound.scatter_reduce_(0, index[i], distance, "amin")
         self.bound.scatter_reduce_(0, index, upper, "amin")
-        current = seen >= first  # others were let go before: choices in between are still to come for them
+        current = seen >= first  # the others were dropped earlier and still lack the choices in between
         self.seen[index[current]] = first + resume[current]
 
     def _active_side(self) -> Side:
-        """The active rows with a gathered copy of their sketch, which may hold some that were let go meanwhile."""
+        """The active rows with a gathered copy of their sketch. The copy may still hold rows dropped since."""
         if self._gathered is None or len(self.active) < _KEEP * len(self._gathered[0]):
             self._gathered = self.active, self.sketch[self.active]
         index, sketch = self._gathered

@@ -2,7 +2,7 @@
 
     this rank's rows + World  ->  Shard  ->  rows of any global id on every rank
 
-Global ids count rows in rank order: rank r holds the ids offset .. offset + n_r - 1. Ranks may hold nothing.
+Global ids count rows in rank order: rank r holds the ids offset … offset + n_r - 1. A rank may hold no rows.
 
 Shapes: n_r rows of this rank, N rows of all ranks, D features, M ids asked for.
 """
@@ -27,7 +27,7 @@ class Shard:
 
     @classmethod
     def of(cls, rows: Tensor, world: World | None = None) -> Shard:
-        """Numbers the rows of all ranks (one exchange where there are several)."""
+        """Numbers the rows of all ranks. Several ranks need one exchange."""
         world = World() if world is None else world
         return cls(rows, tuple(world.gather_counts(len(rows))), world)
 
@@ -40,7 +40,7 @@ class Shard:
         return sum(self.counts[: self.world.rank])
 
     def owned(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of these global ids this rank holds: places in `ids`, and the local row numbers. int64 each."""
+        """The global ids that this rank holds: their places in `ids`, and their local row numbers. int64 each."""
         mine = ((ids >= self.offset) & (ids < self.offset + len(self.rows))).nonzero()[:, 0]
         return mine, ids[mine] - self.offset
 
@@ -62,9 +62,9 @@ class Shard:
     ) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float, float]]]:
         """Every rank's proposals on every rank, in one exchange of a fixed shape.
 
-        local  [P] int64: at most `most` rows of this rank        value  [P] float64: a number for each
+        local  [P] int64: at most `most` rows of this rank        value  [P] float64: a number per row
         edge   three numbers of this rank
-        ->     global ids int64, values, rows [., D], of all ranks in rank order; every rank's edge
+        ->     global ids int64, values float64, rows [., D], of all ranks in rank order; every rank's edge
         """
         width = self.rows.shape[1] * self.rows.element_size()
         numbers = torch.zeros((most + 1, 3), dtype=torch.float64, device=self.rows.device)

@@ -1,4 +1,4 @@
-"""Rounded rows that know what rounding lost, so that products of them bound distances.
+"""Rounded rows with a bound of their rounding error, so that products of them bound distances.
 
     rows -> Frame (shared centre and scale) -> Sketch, Columns (left and right factors) -> product -> intervals
 
@@ -8,9 +8,9 @@ sketches
 
     [-2 z_i, 1, |z_i|^2] . [z_j, |z_j|^2, 1]  =  |z_i - z_j|^2
 
-carries an error of at most K u' (|z_i|^2 + |z_j|^2) * 2 for K columns and accumulation error u' a step (Higham,
-Accuracy and Stability of Numerical Algorithms, ch. 3), times one rounding of the result. Rows of uint8 need no rounding
-at all: z = x - 128 is an int8, and |z_i|^2 + |z_j|^2 - 2 z_i . z_j in int32 is exactly the squared distance.
+has an error of at most K u' (|z_i|^2 + |z_j|^2) * 2 for K columns and accumulation error u' per step (Higham, Accuracy
+and Stability of Numerical Algorithms, ch. 3), times one rounding of the result. Rows of uint8 need no rounding:
+z = x - 128 is an int8, and |z_i|^2 + |z_j|^2 - 2 z_i . z_j in int32 is exactly the squared distance.
 
 Shapes: n left rows, m right rows, D features, K augmented columns.
 """
@@ -25,11 +25,11 @@ from torch import Tensor
 
 from entroloop.data.world import World
 
-TILE_COLUMNS = 512  # right rows of one product; with TILE_ROWS its result stays in a core's cache
+TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
 
 
 class InexactProductError(ArithmeticError):
-    """The processor multiplied less exactly than the certificates allow; results would be wrong."""
+    """The processor multiplied less exactly than the certificates allow, so results would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,35 @@ class Format:
     parts: int  # columns that hold a squared norm to full accumulation accuracy
     unit: float
     out: float
-    compared: torch.dtype  # of products, where they are compared
-    blocked: bool = False  # multiplied in matrix units, which like few and round shapes
+    compared: torch.dtype  # of products when they are compared
+    blocked: bool = False  # multiplied in matrix units, which are fastest with few different, round shapes
 
     @property
     def infinite(self) -> float:
-        """What stands for no product: larger than all."""
+        """The value of an absent product: larger than every product."""
         return torch.inf if self.compared.is_floating_point else torch.iinfo(self.compared).max
 
     def columns(self, d: int) -> int:
-        """Of a sketch of rows with `d` features. An int8 sketch ends in 16 bytes, the last four its squared norm."""
+        """Columns of a sketch of rows with `d` features. The last 4 columns of an int8 sketch hold its squared norm."""
         return -(-d // 16) * 16 + 16 if self.dtype is torch.int8 else d + 2 * self.parts
 
     def padded(self, n: int) -> int:
-        """Few different shapes: the library prepares each new shape for matrix units, which takes milliseconds."""
+        """Rounds n up for matrix units, because the library spends milliseconds on preparing each new shape."""
         return -(-n // 128) * 128 if self.blocked else n
 
 
-# Matrix units may truncate rather than round: one bit of margin for bfloat16.
-# bfloat16 products are compared as integers of the same order, several times faster.
+# Matrix units may truncate instead of rounding, so bfloat16 has one bit of margin.
+# bfloat16 products are compared as integers of the same order, which is several times faster.
 BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8, torch.int16, True)
 F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24, torch.float32)
 F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53, torch.float64)
 INT8 = Format("int8", torch.int8, 0, 0.0, 0.0, torch.int32, True)  # exact, for rows of uint8
 LONGER = {"bfloat16": F32, "float32": F64}
-_WIDEST_INT8 = 1 << 15  # features for which a squared distance surely fits int32
+_WIDEST_INT8 = 1 << 15  # up to this number of features every squared distance fits int32
 
 
 def shortest_format(*rows: Tensor) -> Format:
-    """int8 for rows of uint8, else bfloat16, where the processor multiplies them in matrix units; else float32.
+    """With matrix units int8 for rows of uint8 and bfloat16 for others; float32 without matrix units.
 
     Processors without matrix units may saturate int8 products.
     """
@@ -87,10 +87,10 @@ def shortest_format(*rows: Tensor) -> Format:
 
 @dataclass(frozen=True)
 class Frame:
-    """y = (x - centre) * scale, with a power of two as scale, so that the rows have norms of about 1 or less (rows of
-    uint8 are only centred, on 128, so that they stay integers).
+    """y = (x - centre) * scale. The scale is a power of two for which the rows have norms of about 1 or less. Rows of
+    uint8 are only centred, on 128, so that they stay integers.
 
-    Also lends scratch memory: fresh memory for each product would cost more than the product.
+    A frame also lends scratch memory, because fresh memory for each product would cost more than the product.
     """
 
     centre: Tensor  # [D] float64
@@ -98,8 +98,8 @@ class Frame:
     _scratch: dict[str, Tensor] = field(default_factory=dict, compare=False, repr=False)
 
     def scratch(self, use: str, rows: int, columns: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """[rows, columns] of unspecified content, of the dtype (or the one given) and device of `like`; valid until
-        asked for again."""
+        """Memory [rows, columns] of unspecified content, on the device of `like` and with its dtype, or `dtype`. Valid
+        until the next call for the same use and dtype."""
         dtype = dtype or like.dtype
         key, size = f"{use} {dtype}", rows * columns
         memory = self._scratch.get(key)
@@ -109,7 +109,7 @@ class Frame:
 
     @classmethod
     def of(cls, rows: Tensor, world: World | None = None) -> Frame:
-        """From about 1,024 rows a rank; only tightness depends on it. Two exchanges where there are several ranks."""
+        """Fits a frame to about 1,024 rows per rank; only tightness depends on it. Several ranks need two exchanges."""
         if rows.dtype == torch.uint8:  # integers up to 128 are exact in int8 and bfloat16
             return cls(torch.full((rows.shape[1],), 128.0, dtype=torch.float64, device=rows.device), 1.0)
         world = World() if world is None else world
@@ -123,7 +123,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What bounds the error of products with rounded rows, in units of the frame. Tensors are float64 [n]."""
+    """Bounds the error of products with rounded rows, in units of the frame. Tensors are float64 [n]."""
 
     square: Tensor  # |z|^2
     rho: Tensor  # at least |y - z|
@@ -134,11 +134,11 @@ class Certificate:
         return Certificate(self.square[index], self.rho[index], self.format, self.columns)
 
     def worst(self) -> Certificate:
-        """The largest values of all rows, [1]."""
+        """The largest values over all rows, [1]."""
         return Certificate(self.square.max()[None], self.rho.max()[None], self.format, self.columns)
 
     def error(self, right: Certificate) -> Tensor:
-        """Bounds the accumulated error of a product; `right` broadcasts."""
+        """A bound of the accumulated error of a product; `right` broadcasts."""
         return 2 * (self.columns + 4) * self.format.unit * (self.square + right.square) + 2.0**-100
 
     def cut(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
@@ -147,7 +147,7 @@ class Certificate:
         return self._comparable((reach.square() + self.error(right)) * (1 + 1.01 * self.format.out))
 
     def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """Products below this prove a pair to be no further apart than `level`."""
+        """A product below this proves that its pair is no further apart than `level`."""
         reach = (level * scale - self.rho - right.rho).clamp(min=0)
         square = (reach.square() - self.error(right)) * (1 - 1.01 * self.format.out) * (1 - 2.0**-20)
         return self._comparable(torch.where(square > 0, square, -torch.inf))
@@ -176,7 +176,7 @@ class Certificate:
         if self.format is INT8:  # products are integers, and the root of a level may have been rounded down
             return (cut * (1 + 2.0**-50)).floor().clamp(-1, self.format.infinite - 1).int()
         cut = (cut * (1 + 2.0**-22)).float()  # not rounded below the float64 value
-        # bfloat16 has no values between the truncated cut and the cut itself
+        # no bfloat16 value is between the truncated cut and the cut itself
         if self.format is not BF16:
             return cut
         short = (cut.view(torch.int32) >> 16).to(torch.int16)
@@ -185,14 +185,14 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts], and what bounds the error of products with them."""
+    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts], and the certificate of products with them."""
 
     left: Tensor
     certificate: Certificate
 
     @classmethod
     def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
-        """Room for n rows like these [., D]."""
+        """A sketch with room for n rows like `like` [., D], not filled."""
         columns = form.columns(like.shape[1])
         square = torch.empty(n, dtype=torch.float64, device=like.device)
         left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
@@ -204,11 +204,11 @@ class Sketch:
             return cls._exact(rows)
         d = rows.shape[1]
         out = cls.empty(len(rows), rows, form)
-        # float32 is long enough for what bfloat16 loses; `slack` covers the rounding of y in `work`, and of the norms
+        # float32 suffices to measure the loss of bfloat16; `slack` covers the rounding of y in `work` and of the norms
         work, slack = torch.float64, (d + 8) * 2.0**-51
         if form is BF16 and rows.dtype != torch.float64:
             work, slack = torch.float32, 2.0**-22
-        centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so that it cancels
+        centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so its rounding cancels
         step = max(16, (1 << 17) // d)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
@@ -217,7 +217,7 @@ class Sketch:
             wide = z.to(work)
             norms = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
             torch.mul(z, -2, out=out.left[part, :d])  # exact
-            y -= wide  # the two are one tensor where nothing is rounded
+            y -= wide  # y and wide are one tensor if nothing is rounded
             lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
             out.certificate.square[part] = norms.square()
             out.certificate.rho[part] = lost * (1 + slack) + slack * (norms + 2.0**-60)
@@ -251,7 +251,7 @@ class Sketch:
         return Sketch(self.left[index], self.certificate[index])
 
     def turned(self, out: Tensor | None = None) -> Tensor:
-        """The same rows as the right factor: [>= n, K] = [z, |z|^2 in parts, ones], with idle rows at the end."""
+        """The same rows as a right factor [>= n, K] = [z, |z|^2 in parts, ones], padded with rows at the end."""
         form = self.certificate.format
         n, d = len(self.left), self.left.shape[1] - 2 * form.parts
         right = self.left.new_zeros((form.padded(n), self.left.shape[1])) if out is None else out
@@ -267,14 +267,14 @@ class Sketch:
 def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> Tensor:
     """Squared distances of sketches, [n, m], in scratch memory, as `form.compared`.
 
-    Negative results, which stand for 0, keep no order.
+    Negative results mean 0; their order means nothing.
     """
     n = len(left)
     rows = form.padded(n)
     if rows > n:
         ragged = frame.scratch("ragged", rows, left.shape[1], left)
         ragged[:n] = left
-        ragged[n:] = 0  # whatever lay there, a nan among it would spread to other rows of the product
+        ragged[n:] = 0  # a nan left there would spread to other rows of the product
         left = ragged
     if form is INT8:
         result = frame.scratch("product", rows, len(right), left, torch.int32)
@@ -287,14 +287,14 @@ def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> 
 
 @dataclass(frozen=True)
 class Side:
-    """Left rows. `rows` are canonical, [n, D]; where `index` is given, row i is rows[index[i]]."""
+    """Left rows. `rows` are canonical, [n, D]. With an `index`, row i is rows[index[i]]."""
 
     rows: Tensor
     sketch: Sketch
     index: Tensor | None = None
 
     def numbers(self, i: Tensor) -> Tensor:
-        """Where rows i lie in `rows`."""
+        """The positions of the rows i in `rows`."""
         return i if self.index is None else self.index[i]
 
     def part(self, part: slice) -> Side:
@@ -315,7 +315,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Columns:
-    """Right rows: canonical `rows` (as in Side), `right` as Sketch.turned gives it, [>= n, K]."""
+    """Right rows: canonical `rows` (as in Side), and `right` [>= n, K] from `Sketch.turned`."""
 
     rows: Tensor
     right: Tensor

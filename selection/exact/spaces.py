@@ -1,12 +1,12 @@
-"""Metrics as maps of rows, so that everything else only knows the Euclidean distance.
+"""Metrics as maps of rows, so that all other code computes Euclidean distances only.
 
     bank Shard -> fit_metric -> Metric: rows [n, D] -> rows [n, D] whose Euclidean distance is the metric
 
 A metric is a function (bank: Shard) -> (rows [n, D] -> rows [n, D']), found by name in `catalogue.py`.
 
-`cosine` scales rows to length 1; distances come out as 1 - cos = |u - v|^2 / 2, which keeps its accuracy for near
-neighbours. `whitened` is the Mahalanobis distance under the covariance of all bank rows. Its statistics and its
-products are taken on integers in float64, exactly: rows come out with the same bits however they are spread over
+`cosine` scales rows to length 1. Its distances are reported as 1 - cos = |u - v|^2 / 2, which is accurate for near
+neighbours. `whitened` is the Mahalanobis distance under the covariance of all bank rows. Its statistics and products
+are computed exactly, on integers in float64, so the mapped rows have the same bits for any spread of the rows over
 ranks and blocks.
 
 Shapes: n rows here, N rows of all ranks, D features.
@@ -29,15 +29,15 @@ from entroloop.selection.catalogue import DISTANCES
 from entroloop.selection.exact.distance import fold_sum, root
 from entroloop.selection.exact.rows import Shard
 
-_BITS = 18  # of one slice; products of slices summed over 2^14 rows or features stay below 2^53
+_BITS = 18  # per slice; products of slices summed over 2^14 rows or features stay below 2^53
 _ROWS = 1 << 13
-_SMALLEST_LENGTH = 1e-300  # rows of zeros are refused before
-_SMALLEST_EIGENVALUE = 1e-9  # of the mean one: directions in which the bank does not vary
+_SMALLEST_LENGTH = 1e-300  # rows of zeros have been refused before
+_SMALLEST_EIGENVALUE = 1e-9  # share of the mean eigenvalue, for directions in which the bank does not vary
 
 
 @dataclass(frozen=True)
 class Metric:
-    """`rows` maps points; `report` turns the Euclidean distance of mapped points into the metric's own number."""
+    """`rows` maps points; `report` converts the Euclidean distance of mapped points to the metric's own units."""
 
     name: str
     rows: Callable[[Tensor], Tensor]
@@ -47,9 +47,9 @@ class Metric:
 
 
 def fit_metric(name: str, bank: Shard) -> Metric:
-    """The metric of that name, fitted to the bank where it is one that is.
+    """The metric of that name, fitted to the bank if the metric depends on it.
 
-    Raises UserError for an unknown name, and where the bank cannot have a covariance under `whitened`.
+    Raises UserError for an unknown name, and under `whitened` when the bank has no covariance.
     """
     rows = DISTANCES.load(name)(bank)
     if not callable(rows):
@@ -70,7 +70,7 @@ def whitened(bank: Shard) -> Callable[[Tensor], Tensor]:
 
 
 def check_rows(name: str, shard: Shard, what: str) -> None:
-    """Raises UserError on every rank, naming the first row without a direction, under an angular metric."""
+    """Under an angular metric, raises UserError on every rank, naming the first zero row, which has no direction."""
     if not DISTANCES.facts(name).angular:
         return
 
@@ -94,13 +94,13 @@ def _unit_rows(rows: Tensor) -> Tensor:
 
 
 def _slices(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers up to 2^37 in float64 as high * 2^18 + low."""
+    """Splits integers up to 2^37 in float64 into (high, low) with x = high * 2^18 + low."""
     high = torch.round(x * 2.0**-_BITS)
     return high, x - high * 2.0**_BITS
 
 
 def _product(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Integer parts of a @ b, each exact: high high, mixed, low low."""
+    """The integer parts of a @ b, each exact: high by high, mixed, low by low."""
     (ah, al), (bh, bl) = _slices(a), _slices(b)
     return ah @ bh, ah @ bl + al @ bh, al @ bl
 
@@ -112,8 +112,9 @@ def _join(high: Tensor, mixed: Tensor, low: Tensor) -> Tensor:
 class _Whitening:
     """x -> (x - mean) W with W W^T the inverse covariance (N - 1 in the denominator).
 
-    With fewer rows than features, and in directions without variance, the covariance is shrunk towards its mean
-    eigenvalue: by D / (N + D) if N <= D, and eigenvalues count as at least 1e-9 of the mean one.
+    If N <= D, the covariance is shrunk towards its mean eigenvalue by the share D / (N + D). Eigenvalues below 1e-9 of
+    the mean eigenvalue (directions without variance) are raised to that value. Raises UserError for fewer than 2 bank
+    rows and for bank rows that are all equal.
     """
 
     def __init__(self, bank: Shard) -> None:
@@ -136,11 +137,11 @@ class _Whitening:
             sums += torch.stack(_product(x.T, x)).long()
         sums = world.all_reduce(sums)
         covariance = (_join(sums[0], sums[1], sums[2]) / (n - 1)).cpu().numpy()
-        if np.trace(covariance) <= 0:  # on every rank alike: the sums are exact
+        if np.trace(covariance) <= 0:  # the sums are exact, so every rank raises
             raise UserError("metric whitened: all bank rows are equal, so that no direction has a scale")
         matrix = torch.from_numpy(_inverse_root(covariance, n)) if world.is_main else torch.empty(d, d).double()
         matrix = world.broadcast(matrix.contiguous().to(rows.device))
-        # integers of 36 bits a column; the scale is a power of two
+        # integers of 36 bits; one power of two per column as scale
         self.scale = torch.exp2(torch.frexp(matrix.abs().amax(0)).exponent.double() - 2 * _BITS)
         self.matrix = torch.round(matrix / self.scale)
 

@@ -1,4 +1,4 @@
-"""Lists of the k nearest, as a pure, associative merge: distance first, ties to the smaller id.
+"""Lists of the k nearest rows, and their pure, associative merge by distance; ties go to the smaller id.
 
 Shapes: n queries, k kept, m offered. Empty places hold distance inf and id -1.
 """
@@ -16,24 +16,24 @@ def empty(n: int, k: int, device: torch.device | None = None) -> tuple[Tensor, T
 
 
 def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest of two lists a query, ordered by (distance, id).
+    """The k smallest entries of two lists per query, ordered by (distance, id).
 
     a, b  (distances float64 [n, m], ids int64 [n, m]); m may differ, and rows need not be sorted
     ->    (float64 [n, min(k, m_a + m_b)], int64)
-    Associative and commutative as long as no id occurs in both: fold blocks in any order.
+    Associative and commutative if no id is in both lists, so blocks can be merged in any order.
     """
     distances = torch.cat([a[0], b[0]], 1)
     ids = torch.cat([a[1], b[1]], 1)
-    ids, by_id = torch.sort(ids, dim=1)  # then a stable sort by distance leaves ties in the order of ids
+    ids, by_id = torch.sort(ids, dim=1)  # the stable sort by distance then leaves ties in the order of ids
     distances = distances.gather(1, by_id)
     distances, by_distance = torch.sort(distances, dim=1, stable=True)
     return distances[:, :k].contiguous(), ids.gather(1, by_distance)[:, :k].contiguous()
 
 
 def from_pairs(row: Tensor, distance: Tensor, ids: Tensor, k: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """The k smallest of each row from a list of pairs, all [P], in any order.
+    """The k smallest entries per row from a list of pairs, all [P], in any order.
 
-    ->  the rows that occur, ascending, [R]; and their lists, float64 [R, k] and int64 [R, k], in order
+    ->  the rows that have pairs, ascending, int64 [R]; and their lists, float64 [R, k] and int64 [R, k], in order
     """
     order = torch.argsort(ids, stable=True)
     order = order[torch.argsort(distance[order], stable=True)]
