@@ -218,7 +218,7 @@ def train(
 
     Returns the kind of engine that ran. Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any
     rank; Failed, with the last good checkpoint kept, when the loss is not finite; UserError when the configuration does
-    not fit what was launched.
+    not fit the launch.
     """
     trainer = Trainer(job, data, world)
     config = job.config
