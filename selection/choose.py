@@ -185,7 +185,7 @@ def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
 
 
 def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
-    """The ids left once the share `trim` with the largest k-th neighbour distances is dropped; ties drop larger ids."""
+    """The ids left after dropping the share `trim` with the largest k-th neighbour distances (ties: larger ids)."""
     distances, _ = nearest(shard.rows, shard.rows, k, exclude_self=True, world=shard.world)
     far = shard.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), shard.counts)
     order = torch.argsort(far, stable=True)

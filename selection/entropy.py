@@ -27,7 +27,7 @@ class Entropy:
     """A Kozachenko-Leonenko estimate.
 
     nats      the estimate of the differential entropy; compare it at equal `n` only
-    n, d, k   number of points, number of features, rank of the neighbour
+    n, d, k   number of points, number of features, k of the k-th neighbour
     floored   number of points whose k-th neighbour is nearer than `floor`, for example exact duplicates
     terms     [n_r] float64, one term per point of this rank; the mean over the points of all ranks is `nats`
     """
@@ -86,7 +86,8 @@ def generalization_score(
 ) -> float:
     """GS = mean over generated x of min over training z of |x - z| (arXiv 2509.16499); falling means memorization.
 
-    Precision is set as in `nearest`, also for other threads. Raises UserError for unusable or no rows.
+    Precision is set as in `nearest`, also for other threads. Raises UserError for unusable
+    features or no generated rows.
     """
     world = World() if world is None else world
     distances, _ = nearest(generated, training, metric=metric, world=world)

@@ -174,7 +174,7 @@ def _search(
     frame: Frame,
     rest: Tensor | None,
 ) -> None:
-    """Merges one bank block into the lists of queries, in place: of the queries numbered in `rest`, or all (None)."""
+    """Merges one bank block into the queries' lists, in place. `rest` limits this to some queries; None: all."""
     if rest is not None:
         if len(rest) == 0:
             return

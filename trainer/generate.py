@@ -36,8 +36,8 @@ from entroloop.trainer.sampler import clipped, draw, guided
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
-POLL = 0.5  # at most so many seconds between two looks at the shards of other ranks
-PATIENCE = 60.0  # an idle rank makes missing shards after at least so many seconds without a new shard
+POLL = 0.5  # longest pause, in seconds, between two looks at the shards of other ranks
+PATIENCE = 60.0  # shortest time, in seconds, without a new shard after which an idle rank makes the missing ones
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ class TrainConfig(Section):
     ema: EmaConfig = EmaConfig()
     """The average of the weights that is exported and sampled from."""
     more_emas: dict[str, EmaConfig] = Field({})
-    """Further averages by name, exported beside it as `ema_<name>`."""
+    """Further averages by name, exported as `ema_<name>` beside the average `ema`."""
 
     @model_validator(mode="after")
     def _checkpoints_can_be_resumed(self) -> TrainConfig:
