@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from entroloop.data.runfolder import Layout
 
 # Files that take longest, first: whoever begins with them last would work alone at the end.
-LONGEST = ("slurm_cluster", "engines", "frozen_networks", "sweep", "indexed", "loop_end_to_end", "greedy", "neighbours")
+LONGEST = ("cluster", "engines", "frozen", "sweep", "index", "end_to_end", "greedy", "neighbours")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

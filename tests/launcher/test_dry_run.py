@@ -20,7 +20,7 @@ from entroloop.launcher.preview.dry_run import describe
 from entroloop.trainer.network import build
 from entroloop.trainer.train import Job, Trainer
 
-CONFIGS = Path(__file__).parents[1] / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -27,7 +27,7 @@ STEP = {
 
 def documented():
     """The rows of the table in docs/clusters.md: variables and what the docs say they mean."""
-    text = (Path(__file__).parent.parent / "docs" / "clusters.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "clusters.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in text.partition("| environment |")[2].splitlines()[2:]]
     rows = list(itertools.takewhile(lambda row: len(row) > 1, rows))
     return [({}, rows[0][-1])] + [

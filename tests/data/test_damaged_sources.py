@@ -16,7 +16,7 @@ from test_images import CASES, FORMATS
 from test_images import sample as picture_of
 from test_images import saved as encoded
 from test_listing import Item, build_tar, build_zip, picture
-from test_sources import archive, cifar_files
+from test_recognise import archive, cifar_files
 
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset

@@ -21,7 +21,7 @@ from entroloop.slurm.config import Resources, SlurmConfig, seconds
 from entroloop.slurm.sbatch import Site, array_option, chunks, render, sbatch_time
 from entroloop.slurm.submit import check_python, plan
 
-RECORDED = Path(__file__).parent / "slurm" / "recorded"
+RECORDED = Path(__file__).parent / "recorded"
 LAB = Site("ffhq 64", Path("/scratch/lab/it's mine/ffhq 64"), Path("/home/ann/entroloop"), "0123456789ab", threads=4)
 NODES = SlurmConfig(
     partition="gpu", account="lab", qos="normal", constraint="a100|h100", nodes=4, gpus_per_node=8, gpu_type="a100",
@@ -47,7 +47,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_scripts_are_the_recorded_ones(name):
-    """After a wanted change: `python tests/test_slurm_scripts.py` records them anew; then read the difference."""
+    """After a wanted change: `python tests/slurm/test_sbatch.py` records them anew; then read the difference."""
     assert render(CASES[name], NODES, LAB) == (RECORDED / f"{name}.sh").read_text()
 
 
@@ -57,7 +57,7 @@ def test_scripts_are_bash_and_strict(name):
     subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     assert "set -euo pipefail" in text
     assert "PYTHONSAFEPATH=1" in text
-    assert str(Path(__file__).parent.parent) not in text
+    assert str(Path(__file__).parents[2]) not in text
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from entroloop.slurm import states
 from entroloop.slurm.sbatch import site_of
 
 pytestmark = pytest.mark.slow  # minutes on a real cluster
-HERE = Path(__file__).parent / "slurm"
+HERE = Path(__file__).parent
 CHECKPOINTS = ("train.kimg=3.2", "train.checkpoint_kimg=0.016")  # after every batch: one is there when the kill comes
 SLURM = ["slurm.gpus_per_node=0", "slurm.lead=30", "slurm.time=1h"]
 
@@ -354,7 +354,7 @@ def test_a_sweep_is_one_array_after_the_shared_work_with_a_report_at_the_end(tmp
 
 
 def test_a_cluster_of_four_nodes_with_eight_gpus_takes_the_scripts(tmp_path):
-    recipe = Path(__file__).parent.parent / "configs" / "ffhq64.yaml"
+    recipe = Path(__file__).parents[2] / "configs" / "ffhq64.yaml"
     for shape in ("generations", "phases"):
         done = command(
             "slurm", "script", recipe, f"folder={tmp_path}", f"slurm.shape={shape}", "slurm.partition=big",

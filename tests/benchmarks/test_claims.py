@@ -147,7 +147,7 @@ def test_points_that_runs_share_are_dropped_after_the_first():
 
 @pytest.fixture(scope="module")
 def script():
-    path = Path(__file__).parent.parent / "benchmarks" / "results.py"
+    path = Path(__file__).parents[2] / "benchmarks" / "results.py"
     spec = importlib.util.spec_from_file_location("results_script", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

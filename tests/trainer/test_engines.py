@@ -25,7 +25,7 @@ from entroloop.data.runfolder import Layout, Step
 from entroloop.trainer import network
 
 pytestmark = pytest.mark.slow
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 EACH_STEP = (
     "train.kimg=0.64",
     "train.log_kimg=0.016",

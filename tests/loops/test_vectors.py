@@ -92,7 +92,7 @@ def test_two_features_are_drawn_as_they_are(tmp_path):
 
 
 def test_the_shipped_configuration_is_ten_generations_of_the_mixture():
-    config = configuration.load(Path(__file__).parent.parent / "configs" / "mixture.yaml")
+    config = configuration.load(Path(__file__).parents[2] / "configs" / "mixture.yaml")
     said = describe(config)
     assert "10 generations" in said
     assert "at most about" in said
