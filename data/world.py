@@ -263,16 +263,16 @@ def _reach(address: str, port: int, size: int, serves: bool, until: float, shoul
     while not found.done() and not should_stop() and time.monotonic() < until:
         concurrent.futures.wait([found], timeout=0.1)
     if not found.done():
-        raise OSError(f"what listens at port {port} does not answer")
+        raise OSError(f"the program that listens at port {port} does not answer")
     try:
         return found.result()
     except RuntimeError as error:
         if "failed to listen" not in str(error):
             raise
-        why = "is in use" if "EADDRINUSE" in str(error) else "cannot be listened at"
+        why = "is in use" if "EADDRINUSE" in str(error) else "cannot be opened"
         raise UserError(
             f"MASTER_PORT={port} {why} on {socket.gethostname()}: set MASTER_PORT to another port, or end the process "
-            "that has it"
+            "that uses it"
         ) from error
 
 

@@ -117,7 +117,7 @@ def import_part(
         for job in conversion.make_shards(opened, dest, layout, jobs, workers):
             bar.advance(sizes[job.number])
             if stop():
-                raise Interrupted(f"{dest}: stopped; the same command goes on")
+                raise Interrupted(f"{dest}: stopped; run the same command again to continue")
     return opened.ignored
 
 

@@ -196,7 +196,7 @@ class Rows:
         other = [name for name, shape in shapes.items() if len(shape) == 1]
         if not fitting and other and not any(map(_holds_rows, self.beside.values())):
             name, count = other[0], shapes[other[0]][0]
-            raise UserError(f"{self.path}: {name}: {count} labels for {len(self)} rows: mend them, or give --no-labels")
+            raise UserError(f"{self.path}: {name}: {count} labels for {len(self)} rows: fix them, or give --no-labels")
         return fitting[0] if fitting else None
 
     def labels(self, key: str) -> NDArray[np.int64]:
@@ -305,7 +305,7 @@ def _mapped(path: Path, header: Header, end: int, start: int = 0) -> NDArray[Any
     """Maps the array whose header begins at byte `start`. The data must end at byte `end`."""
     found = end - start - header.offset
     if found > header.size:
-        raise UserError(f"{path}: goes on after its array: keep several arrays in an .npz, or in a file each")
+        raise UserError(f"{path}: goes on after its array: keep several arrays in an .npz, or one per file")
     if found < header.size:
         raise UserError(f"{path}: damaged: holds {found} bytes of data, but its header says {header.size}")
     if not header.size:

@@ -128,9 +128,9 @@ class Remote:
                 digest.update(chunk)
                 file.write(chunk)
             if total != size:
-                raise OSError(f"{'more than' if total > size else 'only'} {min(total, size)} of {size} bytes came")
+                raise OSError(f"received {'more than' if total > size else f'only {total} of'} {size} bytes")
             if digest.hexdigest() != sha256:
-                raise OSError("other contents came than were sealed (SHA-256 differs)")
+                raise OSError("the received contents are not the sealed ones (SHA-256 differs)")
             file.flush()
 
         self._repeat(name, once)
