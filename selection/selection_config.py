@@ -33,8 +33,8 @@ class SelectionConfig(Section):
     metric: Annotated[str, AfterValidator(DISTANCES.check)] = "euclidean"
     """The distance: `euclidean`, `cosine` or `whitened`."""
     encoder: Annotated[str, AfterValidator(ENCODERS.check)] = "classifier"
-    """The feature space whose distances count: `pixel`, `classifier`, `dinov2-small`, `inception`, …, or your own as
-    `module:attribute`."""
+    """The feature space in which distances are computed: `pixel`, `classifier`, `dinov2-small`, `inception`, …, or your
+    own as `module:attribute`."""
     options: Annotated[dict[str, float | int | str | bool], AfterValidator(_known_options)] = Field({})
     """Options of the strategy by name, and `trim`, `trim_k` and `per_class` of `select`."""
 
