@@ -37,7 +37,7 @@ def pool(run: Run, candidates: int) -> tuple[NDArray[np.float32], int]:
     for generation in run.measured:
         samples = Dataset(run.generation_folder(generation) / "samples").all()
         if len(samples) < candidates * len(real):
-            raise UserError(f"{run.folder}: has {len(samples)} samples a generation, fewer than {candidates} N")
+            raise UserError(f"{run.folder}: has {len(samples)} samples per generation, fewer than {candidates} N")
         parts.append(samples[: candidates * len(real)])
     whole = np.concatenate(parts)
     return whole.reshape(len(whole), -1).astype(np.float32), len(real)

@@ -77,11 +77,11 @@ def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) ->
 def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
     """Every generation, and the change from the first to the last, paired by seed; at the end the measuring stick.
 
-    Positive measures also have a rate: the slope of the logarithm, in percent a generation (entropy has no such scale).
+    Positive measures also have a rate: the slope of the logarithm, in percent per generation (entropy has no such scale).
     """
     last = last_common(groups)
     assert last is not None
-    heads = ["arm", "measure", *(f"{g}" for g in range(last + 1)), "first to last", "a generation"]
+    heads = ["arm", "measure", *(f"{g}" for g in range(last + 1)), "first to last", "per generation"]
     lines = []
     for arm in groups:
         for encoder, measure in columns:
@@ -101,7 +101,7 @@ def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
 
 
 def rate(values: Sequence[float]) -> float:
-    """Relative change a generation: exp of the least-squares slope of the logarithms, less 1."""
+    """Relative change per generation: exp of the least-squares slope of the logarithms, less 1."""
     slope = np.polyfit(np.arange(len(values)), np.log(values), 1)[0]
     return math.expm1(float(slope))
 
