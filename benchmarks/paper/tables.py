@@ -77,7 +77,8 @@ def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) ->
 def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
     """Every generation, and the change from the first to the last, paired by seed; at the end the measuring stick.
 
-    Positive measures also have a rate: the slope of the logarithm, in percent per generation (entropy has no such scale).
+    Positive measures also have a rate: the slope of the logarithm, in percent per generation. Entropy has no such
+    scale.
     """
     last = last_common(groups)
     assert last is not None

@@ -37,7 +37,7 @@ def test_the_pool_is_the_real_images_and_then_the_first_samples(run):
 
 
 def test_more_candidates_than_were_sampled_are_refused(run):
-    with pytest.raises(UserError, match="has 48 samples a generation, fewer than 5 N"):
+    with pytest.raises(UserError, match="has 48 samples per generation, fewer than 5 N"):
         sensitivity.pool(run, 5)
 
 
