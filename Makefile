@@ -16,7 +16,7 @@ help:
 	@echo "make test-fast   run the tests without those that start many processes or a SLURM cluster"
 	@echo "make lint        check with ruff, ruff format and mypy"
 	@echo "make format      fix what ruff can fix"
-	@echo "make docs        write the generated pages again: docs/modules.md"
+	@echo "make docs        write docs/modules.md and docs/configuration.md again"
 	@echo "make bench       run the benchmarks"
 	@echo "make clean       remove .venv, builds and caches"
 
