@@ -1,4 +1,4 @@
-"""The measures that there are, what each is called on a page, and how to read it."""
+"""Every measure, with its title on a page and how to read it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class MeasureFacts(Facts):
 
     title             for axes and tables; empty: the function's name in words
     reading           one sentence that says how to read it
-    higher_is_better  None where neither is
-    needs_reference   whether it is left out where there is no reference beside the training set
-    known_as          what the field calls it in the features of an encoder, by the encoder's name
+    higher_is_better  None when neither direction is better
+    needs_reference   whether the measure is left out when there is no reference set beside the training set
+    known_as          name of an encoder -> the literature's name for the measure in that encoder's features
     """
 
     title: str = ""
@@ -38,7 +38,7 @@ MEASURES = Registry(
             "Fréchet distance",
             "Distance of two Gaussians fitted to generated and held-out real features; lower is closer.",
             higher_is_better=False,
-            # The paper's FID shares its name with the standard one only.
+            # The paper's FID shares only its name with the standard FID.
             known_as={
                 "inception": "FID",
                 "inception-paper": "The paper's FID (not comparable with FID)",
@@ -48,12 +48,12 @@ MEASURES = Registry(
         "generalization_score": MeasureFacts(
             f"{_MEASURES}:generalization_score",
             "Generalization score",
-            "Mean distance of a generated image to its nearest training image; falling means memorization.",
+            "Mean distance of a generated image to its nearest training image; a falling score means memorization.",
         ),
         "generalization_score_ratio": MeasureFacts(
             f"{_MEASURES}:generalization_score_ratio",
             "Generalization score, relative to real",
-            "The same, divided by the score of held-out real images against the same training set; real data have 1.",
+            "Generalization score divided by that of held-out real images on the same training set; 1 for real data.",
             needs_reference=True,
         ),
         "training_entropy": MeasureFacts(
@@ -70,7 +70,7 @@ MEASURES = Registry(
         "memorized_calibrated": MeasureFacts(
             f"{_MEASURES}:memorized_calibrated",
             "Memorized, calibrated",
-            "Share of generated images as near to the training set as only the nearest 1% of held-out real ones are.",
+            "Share of generated images no further from the training set than the nearest 1% of held-out real images.",
             higher_is_better=False,
             needs_reference=True,
         ),
@@ -87,7 +87,7 @@ MEASURES = Registry(
         "kernel_distance": MeasureFacts(
             f"{_MEASURES}:kernel_distance",
             "Kernel distance (KID)",
-            "Unbiased MMD² with a cubic kernel to held-out data; 0 is equal.",
+            "Unbiased MMD² with a cubic kernel to held-out data; about 0 for equal distributions.",
             higher_is_better=False,
             known_as={"inception": "KID", "inception-paper": "Kernel distance"},
         ),
@@ -106,12 +106,12 @@ MEASURES = Registry(
         "density": MeasureFacts(
             f"{_MEASURES}:density",
             "Density",
-            "How many real balls hold a generated point, relative to k = 5; about 1 for equal sets.",
+            "Mean number of real balls that contain a generated point, divided by k = 5; about 1 for equal sets.",
         ),
         "coverage": MeasureFacts(
             f"{_MEASURES}:coverage",
             "Coverage",
-            "Share of real points with a generated one among their neighbours, k = 5.",
+            "Share of real points with a generated point nearer than their k-th nearest real neighbour, k = 5.",
             higher_is_better=True,
         ),
         "vendi_score": MeasureFacts(
@@ -122,19 +122,19 @@ MEASURES = Registry(
         "authenticity": MeasureFacts(
             f"{_MEASURES}:authenticity",
             "Authenticity (%)",
-            "Share of generated images further from their training image than its real neighbour is.",
+            "Share of generated images further from their nearest training image than its nearest neighbour is.",
             higher_is_better=True,
         ),
         "ct_score": MeasureFacts(
             f"{_MEASURES}:ct_score",
             "C_T",
-            "Nearer to the training set than held-out data (below 0, copying) or further (above 0).",
+            "Below 0, generated images are nearer to the training set than held-out data (copying); above 0, further.",
             needs_reference=True,
         ),
     },
 )
 
-# What a report shows in the order of this table: the measures, and what rows say of the training set.
+# A report shows these in this order: the measures, then the facts about the training set.
 SHOWN: dict[str, MeasureFacts] = {
     **MEASURES.built_in,
     "real_share": MeasureFacts(
@@ -148,7 +148,7 @@ HEADLINE = ("frechet_distance", "generalization_score", "training_entropy")
 
 
 def title(measure: str, encoder: str = "") -> str:
-    """The measure's title in the features of an encoder; for one that is not listed, its name in words."""
+    """The measure's title in the features of an encoder; for a measure that is not listed, its name in words."""
     if measure not in SHOWN:
         return (measure.rpartition(":")[2] if is_own(measure) else measure).replace("_", " ")
     return SHOWN[measure].known_as.get(encoder, SHOWN[measure].title)

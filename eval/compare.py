@@ -1,4 +1,4 @@
-"""Every measure between any two or three sets of files, whoever made them.
+"""Every measure between two or three sets of samples, whichever program made their files.
 
     folder | sealed shards | .npz | .npy | features  ->  encoder  ->  measure  ->  one row, as JSON or as text
 
@@ -33,8 +33,8 @@ from entroloop.eval.report.statistics import number
 
 Samples = NDArray[Any]
 RESIZE = "central square; block means where the factor is whole, else Lanczos"  # `entroloop.data.sources.images.square`
-GENERATION = "generation_"  # how the folders of a run's generations begin
-SHOWN = 16  # digits of a hash
+GENERATION = "generation_"  # prefix of the folders of a run's generations
+SHOWN = 16  # digits shown of a hash
 
 
 def compare(
@@ -54,13 +54,14 @@ def compare(
 ) -> dict[str, Any]:
     """The measures at the top level (None where undefined), everything else under "context".
 
-    keys       of the arrays in archives and feature folders that hold several: one for all such sets, or one each
-    resolution images are cropped and resized to this many pixels a side first, as `import` does; None: as they are
-    resamples  times that half of every set is drawn and measured again: 2.5 % and 97.5 % quantiles of each measure
-               under context["resampled"]. They show the spread at half the size, not an interval of the full number.
-    device     of the encoder's network: cpu, cuda, cuda:1, …; None: CUDA if there is any, else the CPU
-    flip       mirrored copies of training images count as copies too, for models trained with flips
-    Raises UserError when a set cannot be read, the sets do not fit together or there is no such device.
+    keys       names of the arrays to read, for archives and feature folders with several arrays: one name for all such
+               sets, or one per set
+    resolution images are first cropped and resized to this many pixels per side, as `import` does; None: unchanged
+    resamples  how often half of every set is drawn and measured again; context["resampled"] holds the 2.5 % and 97.5 %
+               quantiles of each measure. They show the spread at half the size and are no interval for the full sets.
+    device     device of the encoder's network: cpu, cuda, cuda:1, …; None: CUDA if there is any, else the CPU
+    flip       whether mirrored copies of training images count as copies too, for models trained with flips
+    Raises UserError when a set cannot be read, the sets do not fit together or the device does not exist.
     """
     where = find_device(device)
     paths = {"generated": generated, "training": training, **({"reference": reference} if reference else {})}
@@ -115,7 +116,7 @@ def _measured(features: Mapping[str, NDArray[np.float32]], entropy_size: int | N
 
 
 def find_device(name: str | None) -> torch.device:
-    """Raises UserError where this machine has no such device."""
+    """The device of that name; None: CUDA if there is any, else the CPU. Raises UserError when it does not exist."""
     gpus = torch.cuda.device_count()
     if name is None:
         return torch.device("cuda" if gpus else "cpu")
@@ -165,12 +166,12 @@ def _shape(samples: Samples) -> str:
 
 
 def read_set(path: Path, resolution: int | None = None, key: str | None = None) -> Samples:
-    """A set of images, uint8 [N, C, H, W], or vectors, float32 [N, D], of at least two samples.
+    """A set of at least two samples: images, uint8 [N, C, H, W], or vectors, float32 [N, D].
 
-    key  of the array to read, where a file or feature folder holds several (see `entroloop.data.sources.rows`)
+    key  name of the array to read from a file or feature folder with several (see `entroloop.data.sources.rows`)
 
-    Raises UserError naming the path when it is missing, damaged, neither of the two or a run's folder, holds fewer
-    samples or values that are not finite, or is of vectors and has a resolution asked of it.
+    Raises UserError naming the path when the path is missing, damaged, a run's folder or neither images nor vectors,
+    when it holds fewer than two samples or a value that is not finite, and when a resolution is given for vectors.
     """
     samples = _read(path, resolution, key)
     if samples.ndim == 2 and resolution is not None:
@@ -202,7 +203,7 @@ def _read(path: Path, resolution: int | None, key: str | None) -> Samples:
 
 
 def _check_no_run(path: Path) -> None:
-    """A run, a generation or a sweep would be read as one folder with the images of all their sets."""
+    """Refuse a run, a generation or a sweep: its folder would be read as one set with the images of all its sets."""
     inside = [path] if path.name.startswith(GENERATION) else []
     inside += [found for pattern in ("", "*/") for found in sorted(path.glob(f"{pattern}{GENERATION}*"))]
     samples = [generation / "samples" for generation in inside]
@@ -215,7 +216,7 @@ def _check_no_run(path: Path) -> None:
 
 
 def _read_source(path: Path, resolution: int | None) -> Samples:
-    """A folder of images, a zip, IDX files: whatever `import` reads."""
+    """A folder of images, a zip, IDX files: every source that `import` reads."""
     source = open_source(str(path))
     rows = np.arange(len(source.names))
     if not len(rows):
@@ -231,7 +232,7 @@ def _read_source(path: Path, resolution: int | None) -> Samples:
 
 
 def resized(samples: Samples, resolution: int | None) -> Samples:
-    """uint8 [N, C, H, W] -> uint8 [N, C, R, R], as `import` resizes; vectors and R = None: as they are."""
+    """uint8 [N, C, H, W] -> uint8 [N, C, R, R], as `import` resizes. Vectors, and any set if R is None: unchanged."""
     if resolution is None or samples.ndim != 4 or samples.shape[2:] == (resolution, resolution):
         return samples
     return np.stack([convert(from_array(image), _channels(image.shape), resolution) for image in samples])
@@ -242,7 +243,7 @@ def _channels(shape: tuple[int, ...]) -> Channels:
 
 
 def as_json(row: dict[str, Any]) -> str:
-    """One line."""
+    """One line of JSON."""
     return json.dumps(row, allow_nan=False, ensure_ascii=False)
 
 
@@ -261,20 +262,20 @@ def as_text(row: dict[str, Any]) -> str:
     lines.append(_in_one_line(context))
     if context["n_reference"]:
         lines.append(
-            "Distances, precision, recall, density and coverage compare with the reference set, "
-            "the scores of memorization and generalization with the training set."
+            "Distances, precision, recall, density and coverage compare with the reference set; "
+            "the scores of memorization and generalization compare with the training set."
         )
     else:
-        lines.append("Everything compares with the training set.")
+        lines.append("All measures compare with the training set.")
     if context["mirrored_copies_count"]:
         lines.append("Mirrored copies of training images count as copies.")
     if context["resize"]:
-        lines.append(f"Resized to {context['resolution']} pixels a side: {context['resize']}.")
+        lines.append(f"Resized to {context['resolution']} pixels per side: {context['resize']}.")
     return "\n".join(lines)
 
 
 def _in_one_line(context: dict[str, Any]) -> str:
-    """What every number depends on: sizes, encoder, weights, resize, k and seed; hashes by their first SHOWN digits."""
+    """All that the numbers depend on: sizes, encoder, weights, resize, k and seed. Hashes are cut to SHOWN digits."""
     sizes = [f"{context[f'n_{name}']} {name}" for name in ("generated", "training", "reference")]
     hashes = [f"{name} SHA-256 {sha256[:SHOWN]}…" for name, sha256 in (context["encoder_weights"] or {}).items()]
     none = "no weights" if context["encoder_weights"] is not None else "weights in the digest only"

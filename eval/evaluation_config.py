@@ -1,4 +1,4 @@
-"""What is measured, as a configuration section."""
+"""The `evaluation` section of a configuration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from entroloop.eval.catalogue import MEASURES
 
 def _own(name: str) -> str:
     if MEASURES.check(name) in MEASURES.built_in:
-        raise ValueError(f"{name} is built in and always taken: list only your own")
+        raise ValueError(f"{name} is built in and always computed: list only your own measures")
     return name
 
 

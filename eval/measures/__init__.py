@@ -1,1 +1,1 @@
-"""The measures of a generated set. They know no report."""
+"""The measures of a generated set. They do not import the report."""

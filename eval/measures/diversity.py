@@ -1,6 +1,6 @@
 """Kernel measures of a set and between sets: Vendi score and KID.
 
-    features  ->  cosine_gram (blocks and ranks add up)  ->  vendi_score
+    features  ->  cosine_gram (summed over blocks and ranks)  ->  vendi_score
     features, features  ->  polynomial_kernel_sum (likewise)  ->  kernel_distance
 
 M and N points, D features.
@@ -35,14 +35,14 @@ def unit_rows(features: Tensor) -> Tensor:
 
 def vendi_score(gram: Tensor, n: int) -> float:
     """exp(-sum lambda log lambda) over the eigenvalues of the n x n cosine kernel divided by n (Friedman and Dieng
-    2023), from that kernel or from the D x D Gram matrix of `cosine_gram`: their spectra are the same. Between 1 and
-    min(n, D)."""
+    2023). `gram` is that kernel or the D x D matrix of `cosine_gram`: their non-zero eigenvalues are the same. The
+    score is between 1 and min(n, D)."""
     values = torch.linalg.eigvalsh(gram / n).clamp(min=0)
     return math.exp(float(torch.special.entr(values).sum()))
 
 
 def polynomial_kernel_sum(x: Tensor, y: Tensor) -> float:
-    """sum_ij (x_i . y_j / D + 1)^3 in float64, blocks at a time; x [M, D], y [N, D]."""
+    """sum_ij (x_i . y_j / D + 1)^3 in float64, computed in blocks; x [M, D], y [N, D]."""
     d = x.shape[1]
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for a in torch.split(x, _BLOCK):
@@ -65,6 +65,7 @@ def kernel_distance(sum_xx: float, sum_yy: float, sum_xy: float, m: int, n: int)
     sum_xx, sum_yy  kernel sums over ordered pairs of *different* points of one set
     sum_xy          kernel sum over all pairs of the two sets
 
-    Averages over random subsets, as often reported, estimate the same number with more noise. May be below zero.
+    The often reported average over random subsets estimates the same number with more noise. The estimate may be below
+    zero.
     """
     return sum_xx / (m * (m - 1)) + sum_yy / (n * (n - 1)) - 2 * sum_xy / (m * n)

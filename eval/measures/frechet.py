@@ -22,10 +22,10 @@ _BLOCK = 8192  # rows widened to float64 at a time
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of a set of points; sets are united with `merge`.
+    """Count, mean and scatter of a set of points. `merge` gives the Moments of a union.
 
-    rows  the centred points themselves where they are all at hand and no more than D; they stand for the sums, so that
-          nothing of size D x D is formed, which matters for raw pixels
+    rows  the centred points themselves, when all are available and N <= D. They replace `sums`, so that no D x D matrix
+          is formed, which matters for raw pixels
     """
 
     n: int
@@ -69,7 +69,7 @@ def moments(features: Tensor) -> Moments:
 
 
 def merge(a: Moments, b: Moments) -> Moments:
-    """Moments of the union (Chan, Golub and LeVeque 1979): no cancellation, however far the means lie apart."""
+    """Moments of the union (Chan, Golub and LeVeque 1979), without cancellation however far apart the means are."""
     n = a.n + b.n
     if n == 0:
         return a
@@ -82,11 +82,11 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """|mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)), the S being unbiased covariances.
+    """|mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)), where S_a and S_b are unbiased covariances.
 
-    With any factors S = F^T F, the eigenvalues of S_a S_b are the squared singular values of F_a F_b^T, so the last
-    trace is the sum of those singular values: no root of a non-symmetric product, and exact when N < D leaves the
-    covariances singular. Squared units of the features. Needs two points on either side.
+    For any factors S = F^T F, the eigenvalues of S_a S_b are the squared singular values of F_a F_b^T, so the last
+    trace is the sum of those singular values. This takes no root of a non-symmetric product, and it is exact when N < D
+    makes the covariances singular. In squared units of the features. Both sets need at least two points.
     """
     assert a.n >= 2
     assert b.n >= 2
@@ -96,8 +96,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def factor(of: Moments) -> Tensor:
-    """F [R, D] with F^T F the covariance: the rows where there are few, else Cholesky, else eigenvalues cut at rounding
-    level (a singular covariance has no stable Cholesky factor)."""
+    """F [R, D] such that F^T F is the covariance: the scaled rows if `of` has rows, else the Cholesky factor, else the
+    eigenvectors whose eigenvalues exceed rounding level (a singular covariance has no stable Cholesky factor)."""
     if of.rows is not None:
         return of.rows / math.sqrt(max(of.n - 1, 1))
     lower, failed = torch.linalg.cholesky_ex(of.covariance)
@@ -112,7 +112,7 @@ def factor(of: Moments) -> Tensor:
 
 
 def spectrum(of: Moments) -> Tensor:
-    """Eigenvalues of the covariance, largest first, rounding noise below zero set to zero: float64 [min(N, D)]."""
+    """Eigenvalues of the covariance, largest first, with negative rounding noise set to zero: float64 [min(N, D)]."""
     values: Tensor
     if of.rows is not None:
         values = torch.linalg.svdvals(of.rows)
@@ -124,7 +124,7 @@ def spectrum(of: Moments) -> Tensor:
 def principal_axes(of: Moments, k: int) -> Tensor:
     """The k leading eigenvectors of the covariance, as columns, up to their sign: float64 [D, min(k, N, D)].
 
-    Directions without variance are zeros: which of them a library returns is a matter of rounding.
+    Columns of directions without variance are zero, because only rounding decides which of them a library returns.
     """
     if of.rows is not None:
         axes: Tensor

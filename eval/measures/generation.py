@@ -1,10 +1,10 @@
-"""One row of measures a generation, from feature sets that have been computed and sealed.
+"""One row of measures per generation, from feature sets that have been computed and sealed.
 
     FeatureSets of each encoder, provenance of the training set  ->  evaluate_generation  ->  Row
     FeatureSets of generation 0: real test vs real train         ->  baseline_row         ->  Row
 
-M generated points, N training points, R held-out points, D features. With a World, arrays are this rank's rows, and
-every rank gets the same row.
+M generated points, N training points, R held-out points, D features. With a World, each array holds this rank's rows,
+and every rank gets the same Row.
 """
 
 from __future__ import annotations
@@ -85,9 +85,9 @@ def baseline_row(
     more: Sequence[str] = (),
     world: World | None = None,
 ) -> Row:
-    """Held-out real images in the place of generated ones, against the real training set of generation 0.
+    """The row of held-out real images instead of generated images, against the real training set of generation 0.
 
-    The measuring stick of every table: a model that copies its training set reaches this Frechet distance.
+    It is the yardstick of every table: a model that copies its training set reaches this Frechet distance.
     """
     measured = {}
     for name, s in sets.items():
@@ -101,7 +101,7 @@ def _encoders(sets: Mapping[str, FeatureSets]) -> dict[str, tuple[str, str]]:
 
 
 def provenance_shares(provenance: Provenance) -> dict[str, float]:
-    """Share of a set's images by origin: "real", and "g" for those that generation g's model drew."""
+    """Share of a set's images by origin: "real", or the number of the generation whose model drew the images."""
     generations, counts = np.unique(provenance.generation, return_counts=True)
     return {
         "real" if generation == REAL else str(generation): float(count / len(provenance))
@@ -116,7 +116,7 @@ def row_of(
     shares: dict[str, float],
     entropy_size: int | None,
 ) -> Row:
-    """The row of what was measured in each encoder, of which `encoders` has the digest and how it resizes."""
+    """The row of the numbers measured in each encoder. `encoders` holds each encoder's (digest, way of resizing)."""
     first = next(iter(measured.values()))
     counts = {key: first.context[key] for key in ("n_generated", "n_training", "n_reference", "seed")}
     contexts = {

@@ -2,7 +2,7 @@
 
     (points, centres, radii)  ->  balls_around  ->  shares
 
-The counts of one block of centres add up with those of the next, so the caller streams centres as it likes.
+Counts add up over blocks of centres, so the caller may stream the centres in blocks of any size.
 
 M points, N centres, D features, B block.
 """
@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 _BLOCK = 4096
-_SAME = 1e-9  # relative: distances closer than this count as equal, so that ties do not hang on the order of a sum
+_SAME = 1e-9  # relative: distances closer than this count as equal, so that ties do not depend on the order of a sum
 
 
 def balls_around(points: Tensor, centres: Tensor, radii: Tensor, *, closed: bool) -> Tensor:
-    """How many of the balls hold each point.
+    """Number of balls that contain each point.
 
     points   [M, D]
     centres  [N, D]
@@ -38,7 +38,10 @@ def balls_around(points: Tensor, centres: Tensor, radii: Tensor, *, closed: bool
 
 
 def _block(points: Tensor, centres: Tensor, radii: Tensor, origin: Tensor, closed: bool) -> Tensor:
-    """One block x block. Pairs too close to the surface for the expanded product are measured again directly."""
+    """Counts of one block of points in one block of balls: int64 [points].
+
+    Pairs too close to the surface for the expanded product are computed again directly.
+    """
     x, y = points.double() - origin, centres.double() - origin
     x2, y2 = x.square().sum(1), y.square().sum(1)
     radii2 = radii.square()
@@ -54,21 +57,21 @@ def _block(points: Tensor, centres: Tensor, radii: Tensor, origin: Tensor, close
 
 
 def share_inside(counts: Tensor) -> float:
-    """Share of points that lie in any ball. Precision: generated points in the balls of real ones, k = 3; recall:
-    the other way round (Kynkaanniemi et al. 2019, closed balls)."""
+    """Share of points inside at least one ball (Kynkaanniemi et al. 2019, closed balls, k = 3). Precision counts
+    generated points in the balls of real points, recall counts real points in the balls of generated points."""
     return float((counts > 0).double().mean())
 
 
 def density(counts: Tensor, k: int) -> float:
-    """(1 / kM) sum_j sum_i 1[y_j in B_k(x_i)] from the counts of M generated points in the balls of real ones, k = 5
+    """(1 / kM) sum_j sum_i 1[y_j in B_k(x_i)] from the counts of M generated points in the balls of real points, k = 5
     (Naeem et al. 2020, open balls). About 1 for equal distributions, unbounded above."""
     return float(counts.double().mean()) / k
 
 
 def coverage(nearest_generated: Tensor, radii: Tensor) -> float:
-    """Share of real points whose open k-nearest-neighbour ball holds a generated point, k = 5 (Naeem et al. 2020).
+    """Share of real points whose open k-nearest-neighbour ball contains a generated point, k = 5 (Naeem et al. 2020).
 
-    nearest_generated  float64 [N], distance of each real point to the nearest generated one
-    radii              float64 [N], its distance to its k-th nearest real neighbour
+    nearest_generated  float64 [N], distance of each real point to the nearest generated point
+    radii              float64 [N], distance of each real point to its k-th nearest real neighbour
     """
     return float((nearest_generated < radii * (1 - _SAME)).double().mean())

@@ -1,4 +1,4 @@
-"""Measures of copying, from nearest-neighbour distances that the caller has found.
+"""Measures of copying, from nearest-neighbour distances that the caller has computed.
 
     (distances generated -> training, …)  ->  shares, percent, z
 
@@ -20,13 +20,14 @@ def memorized_fraction(distances: Tensor, ratio: float = 1 / 3) -> float:
     """Share of generated points with d1 / d2 < ratio, for the distances d1 <= d2 to the nearest and second-nearest
     training point: float64 [M, 2]. On pixels and with 1/3 this is the measure of Yoon et al. (2023) and others.
 
-    Blind to a training point that has a near-duplicate (d2 is then small too): see `share_within`.
+    It misses copies of a training point that has a near-duplicate, because d2 is then small too: see `share_within`.
     """
     return float((distances[:, 0] < ratio * distances[:, 1]).double().mean())
 
 
 def calibrated_distance(heldout: Tensor, share: float = 0.01) -> float:
-    """The distance to the training set that only this share of held-out real points stays within.
+    """The `share` quantile of the distances from held-out real points to the training set, rounded down to one of these
+    distances.
 
     heldout  float64 [H], distances of held-out real points to the training set
     """
@@ -39,18 +40,19 @@ def share_within(distances: Tensor, limit: float) -> float:
 
 
 def authenticity(nearest: Tensor, nearest_id: Tensor, training_nearest: Tensor) -> float:
-    """AuthPct (Alaa et al. 2022), percent of generated points that are authentic: the training point t nearest to
-    the generated point g has another training point closer to it than g is.
+    """AuthPct (Alaa et al. 2022), the percentage of authentic generated points. A generated point g is authentic when
+    its nearest training point t is closer to another training point than to g.
 
     nearest           float64 [M], distance of each generated point to its nearest training point
-    nearest_id        int64 [M], which one that is
-    training_nearest  float64 [N], distance of each training point to the nearest other one
+    nearest_id        int64 [M], row of that training point
+    training_nearest  float64 [N], distance of each training point to the nearest other training point
     """
     return 100 * float((training_nearest[nearest_id] < nearest).double().mean())
 
 
 def mann_whitney_z(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """z of the Mann-Whitney U that counts pairs with x > y (ties half): below zero when x tends to be smaller.
+    """z of the Mann-Whitney U, the number of pairs with x > y (a tie counts half). z is below zero when x tends to be
+    smaller.
 
     Normal approximation without correction for ties or continuity, as in C_T.
     """
@@ -68,13 +70,14 @@ def ct_score(
     *,
     least: int = 20,
 ) -> float:
-    """C_T (Meehan et al. 2020): Mann-Whitney z in each cell, averaged with the held-out points' share as weight.
+    """C_T (Meehan et al. 2020): the mean of the cells' Mann-Whitney z, weighted by their numbers of held-out points.
 
     generated, heldout            distances to the nearest training point *of the same cell*: [M], [H]
     generated_cell, heldout_cell  the cell of each: [M], [H]
-    least                         cells with fewer generated points than this are left out (fewer where M < 3 * least)
+    least                         cells with fewer generated points are left out; never more than max(M // 3, 1)
 
-    Well below zero: generated points lie closer to the training set than real ones do. nan when no cell qualifies.
+    Well below zero, generated points are closer to the training set than held-out points are. nan when every cell is
+    left out.
     """
     total, weight = 0.0, 0
     least = min(least, max(len(generated) // 3, 1))

@@ -2,8 +2,9 @@
 
     generated, training, reference (this rank's rows of each)  ->  Measured(values, context), the same on every rank
 
-The arithmetic is in frechet, manifold, diversity and memorization; who finds neighbours and talks to other ranks is
-`Sets`. M generated points, N training points, R reference points, D features.
+The arithmetic is in frechet, manifold, diversity and memorization; `Sets` finds neighbours and talks to other ranks.
+
+M generated points, N training points, R reference points, D features.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ from entroloop.eval.measures.sets import K_MANIFOLD, Features, Sets
 from entroloop.selection import nearest
 
 PCA, CELLS = 64, 3  # C_T
-CT_ROWS = 8192  # training points that its components are fitted to
+CT_ROWS = 8192  # at most this many training points are used to fit the components of C_T
 TOP_EIGENVALUES = 32
 
 
 @dataclass(frozen=True)
 class Measured:
-    """`values`: one float a measure, nan where it is undefined. `context`: what is needed to read them (JSON-able)."""
+    """`values`: one float per measure, nan where undefined. `context`: the facts needed to read them, as JSON types."""
 
     values: dict[str, float]
     context: dict[str, Any]
@@ -50,15 +51,15 @@ def measure(
     more: Iterable[str] = (),
     mirrored: Features | None = None,
 ) -> Measured:
-    """All of the built-in measures and the user's own that are named in `more`, or those named in `only`.
+    """All built-in measures and the user's own measures named in `more`; with `only`, just the measures named in it.
 
     generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
     entropy_size                    training points, drawn with `seed`, for the entropy estimate; None: all of them
-    mirrored                        [N, D] the training set flipped, where mirrored copies count as copies
+    mirrored                        [N, D], the flipped training set, if mirrored copies count as copies
 
-    Frechet and kernel distance, precision, recall, density and coverage compare with `reference` where given, else with
-    `training`; what needs all three sets is left out without a reference.
-    TF32 and reduced-precision sums are off during searches, for the other threads of the process too (see `nearest`).
+    Frechet and kernel distance, precision, recall, density and coverage compare with `reference` if given, else with
+    `training`. Without a reference, measures that need all three sets are left out.
+    Searches switch off TF32 and reduced-precision sums, for the other threads of the process too (see `nearest`).
     Raises UserError when shapes do not fit, a set has fewer than two points, a value is not finite, or a measure of the
     user's own returns anything but a number.
     """
@@ -119,7 +120,7 @@ def effective_rank(sets: Sets) -> float:
 
 def vendi_score(sets: Sets) -> float:
     x, n = sets.generated, sets.n["generated"]
-    if n < sets.dimensions:  # fewer points than features: at any number of ranks the smaller matrix
+    if n < sets.dimensions:  # then the n x n matrix is the smaller one; the test is the same at any number of ranks
         rows = diversity.unit_rows(sets.gather(x))
         return diversity.vendi_score(rows @ rows.T, n)
     return diversity.vendi_score(sets.world.all_reduce(diversity.cosine_gram(x)), n)
@@ -181,10 +182,10 @@ def training_entropy(sets: Sets) -> float:
 
 
 def ct_score(sets: Sets) -> float:
-    """Principal components and cells of the training set, then nearest neighbours inside each cell.
+    """C_T on principal components and cells of the training set, with nearest neighbours inside each cell.
 
-    The components are fitted on one rank to at most CT_ROWS seeded training points, and rows are projected exactly, so
-    that cells and ranks of distances do not depend on how the rows are spread over processes.
+    All ranks use one rank's components, fitted to at most CT_ROWS training points drawn with the seed. Rows are
+    projected exactly, so cells and the order of distances do not depend on how rows are spread over processes.
     """
     assert sets.reference is not None
     if sets.n["training"] < CELLS:
@@ -204,10 +205,11 @@ def ct_score(sets: Sets) -> float:
 
 
 def exact_product(x: Tensor, axes: Tensor) -> Tensor:
-    """x @ axes with coordinates rounded so that sums are exact, in whatever order a library adds.
+    """x @ axes with coordinates rounded so that sums are exact, whatever order a library adds in.
 
-    x, axes  float64 [n, D], and [D, k] with entries of at most 1, which are rounded to multiples of 2^-16
-    ->       float64 [n, k]; each row depends on its own row of x alone
+    x     float64 [n, D]
+    axes  float64 [D, k] with entries of at most 1 in size, which are rounded to multiples of 2^-16
+    ->    float64 [n, k]; each row depends on the same row of x alone
     """
     bits = 53 - 16 - x.shape[1].bit_length()
     step = torch.exp2(torch.frexp(x.abs().amax(1, keepdim=True)).exponent.double() - bits)
@@ -231,7 +233,7 @@ def _cells(points: Tensor, centres: Tensor) -> Tensor:
 
 
 def _to_own_cell(queries: Tensor, bank: Tensor, bank_cell: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance of each query to the nearest bank point of its own cell (float64 [n]), and that cell (int64 [n])."""
+    """Distance of each query to the nearest bank point in the query's cell (float64 [n]), and that cell (int64 [n])."""
     cell = _cells(queries, centres)
     distance = torch.full((len(queries),), math.inf, dtype=torch.float64, device=queries.device)
     for c in range(len(centres)):

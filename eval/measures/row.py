@@ -2,7 +2,7 @@
 
     measured numbers, by encoder  ->  Row  ->  one line of JSON  ->  Row
 
-`flat` is the form for one set of numbers, which `measure` and `select` print. Nothing here imports torch.
+`flat` makes the JSON object of one set of numbers that `measure` and `select` print. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -25,15 +25,18 @@ class _Model(BaseModel):
 class EncoderContext(_Model):
     """What the measures in one encoder's features depend on.
 
-    digest, resize                  of the encoder's weights and preprocessing; how it resizes images
+    digest                          digest of the encoder's weights and preprocessing
+    resize                          how the encoder resizes images
     dimensions                      features per image
     mirrored_copies_count           whether mirrored copies of training images count as copies
-    k                               neighbours that each measure looks at, by its name
-    entropy_n, _k, _floored         training images in the entropy, its neighbour, distances at the floor
+    k                               number of neighbours that each measure uses, by the measure's name
+    entropy_n                       number of training images in the entropy estimate
+    entropy_k                       the estimate uses the distance to the k-th neighbour
+    entropy_floored                 number of distances raised to the floor
     top_eigenvalues                 of the generated features' covariance, largest first
     reference_generalization_score  the score of the reference set
-    memorized_calibrated_distance   within which a generated image counts as memorized
-    ct                              principal components and cells of C_T
+    memorized_calibrated_distance   a generated image within this distance counts as memorized
+    ct                              numbers of principal components and cells of C_T
     """
 
     digest: str | None = None
@@ -64,10 +67,10 @@ class Context(_Model):
 class Row(_Model):
     """The measures of one generation.
 
-    generation  None for the baseline: held-out real images in the place of generated ones
+    generation  None for the baseline, which measures held-out real images instead of generated images
     measures    by encoder and name; None where a value is undefined
     provenance  share of the training set by origin: `real`, or the number of the generation that drew the images
-    baseline    in the row of generation 0
+    baseline    the baseline row, in the row of generation 0 only
     """
 
     generation: NonNegativeInt | None
@@ -78,15 +81,15 @@ class Row(_Model):
 
     @staticmethod
     def from_json(text: str | bytes) -> Row:
-        """Raises pydantic's ValidationError for a row that does not fit, and ValueError for what is no JSON."""
+        """Raises pydantic's ValidationError for a row that does not fit, and ValueError for text that is not JSON."""
         return Row.model_validate(json.loads(text))
 
     def as_dict(self) -> dict[str, Any]:
-        """What `from_json` reads; fields that were never set are left out."""
+        """The content that `from_json` reads, without the fields that were never set."""
         return self.model_dump(exclude_unset=True)
 
     def as_json(self) -> bytes:
-        """One line."""
+        """One line of JSON with its newline."""
         return json.dumps(self.as_dict(), sort_keys=True, allow_nan=False).encode() + b"\n"
 
     def value(self, encoder: str, measure: str) -> float | None:
@@ -96,15 +99,15 @@ class Row(_Model):
         return self.measures.get(encoder, {}).get(measure)
 
     def encoder(self, name: str) -> EncoderContext:
-        """What the measures of an encoder depend on; empty where the row does not say."""
+        """The context of an encoder's measures; empty when the row has none."""
         return self.context.encoders.get(name, EncoderContext())
 
 
 def flat(values: Mapping[str, float | None], context: Mapping[str, Any]) -> dict[str, Any]:
-    """Numbers of one set as one JSON object: each under its name, None where undefined, all else under `context`."""
+    """One JSON object: each number under its name, None where undefined, everything else under `context`."""
     return {**finite(values), "context": dict(context)}
 
 
 def finite(values: Mapping[str, float | None]) -> dict[str, float | None]:
-    """None in the place of NaN and infinity."""
+    """The same values, with None in place of NaN and infinity."""
     return {name: value if value is None or math.isfinite(value) else None for name, value in values.items()}

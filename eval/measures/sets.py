@@ -1,9 +1,9 @@
-"""The sets that measures compare, spread over ranks: sizes, neighbours and moments, each found once and shared.
+"""The sets that measures compare, spread over ranks: sizes, neighbours and moments, each computed once and shared.
 
     generated, training, reference (this rank's rows of each)  ->  Sets  ->  per-point vectors and moments of all ranks
 
-Points are compared block by block: other ranks' rows pass by in a ring, and only vectors with one number a point are
-gathered. Every rank gets the same results and must ask for the same ones in the same order.
+Points are compared block by block. Ranks pass their rows round a ring, and gather only vectors with one number per
+point. Every rank gets the same results and must ask for the same results in the same order.
 
 M generated points, N training points, R reference points (held-out real data), D features, K neighbours.
 """
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 K_MANIFOLD = 3  # precision and recall
 K_DENSITY = 5  #  density and coverage
-LARGEST_SEED = 2**32 - 1  # that numpy and scikit-learn take
+LARGEST_SEED = 2**32 - 1  # the largest that both numpy and scikit-learn accept
 
 
 class _FoundOnce(Generic[T]):
-    """functools.cached_property without the lock that Python 3.11 shares between all instances: ranks that are threads
-    of one process would wait for each other."""
+    """functools.cached_property without its lock. Python 3.11 shares that lock between all instances, so ranks that are
+    threads of one process would wait for each other."""
 
     def __init__(self, find: Callable[[Any], T]) -> None:
         self._find = find
@@ -47,12 +47,12 @@ class _FoundOnce(Generic[T]):
 
 
 class Sets:
-    """Two or three sets on one device. `real` is the reference where there is one, else the training set.
+    """Two or three sets on one device. `real` is the reference if there is one, else the training set.
 
-    mirrored  the training set with every image flipped, [N, D] in the same order, where the model was trained with
-              flips: a mirrored copy then counts as a copy
-    Raises UserError, naming the set, when shapes do not fit, it has fewer than two points or a value is not finite; and
-    for a seed below 0 or above 2**32 - 1.
+    mirrored  [N, D], the training set with every image flipped, in the same order; given when the model was trained
+              with flips: a mirrored copy then counts as a copy
+    Raises UserError for a seed below 0 or above 2**32 - 1. Raises UserError naming the set when its shape does not fit,
+    it has fewer than two points or one of its values is not finite.
     """
 
     def __init__(
@@ -122,7 +122,10 @@ class Sets:
         return self.gather(torch.as_tensor(distances)), self.gather(torch.as_tensor(ids))
 
     def balls(self, points: Tensor, centres: Tensor, radii: Tensor, *, closed: bool) -> Tensor:
-        """Balls around each of all ranks' points; `points` and `centres` are this rank's, `radii` those of all."""
+        """Number of balls that contain each of all ranks' points: int64 [all points].
+
+        `points` and `centres` are this rank's rows, `radii` are the radii of all ranks' centres.
+        """
         start = sum(self.world.gather_counts(len(centres))[: self.world.rank])
         own = radii[start : start + len(centres)]
         counts = torch.zeros(len(points), dtype=torch.int64, device=points.device)
@@ -162,20 +165,20 @@ class Sets:
 
     @_FoundOnce
     def within_training(self) -> Tensor:
-        """Each training point's distance to the nearest other one: [N]."""
+        """Each training point's distance to the nearest other training point: [N]."""
         if self.reference is None:
             return self.within_real[:, 0]
         return self.nearest(self.training, self.training, 1, exclude_self=True)[0][:, 0]
 
     @_FoundOnce
     def within_generated(self) -> Tensor:
-        """Each generated point's K_MANIFOLD (or all) nearest other ones: distances [M, K]."""
+        """Each generated point's K_MANIFOLD (or all) nearest other generated points: distances [M, K]."""
         k = min(K_MANIFOLD, self.n["generated"] - 1)
         return self.nearest(self.generated, self.generated, k, exclude_self=True)[0]
 
     @_FoundOnce
     def to_generated(self) -> Tensor:
-        """Each real point's distance to the nearest generated one: [R]."""
+        """Each real point's distance to the nearest generated point: [R]."""
         return self.nearest(self.real, self.generated, 1)[0][:, 0]
 
     @_FoundOnce
@@ -193,15 +196,15 @@ class Sets:
         return self._moments(self.real, self.n_real)
 
     def _moments(self, x: Tensor, n: int) -> frechet.Moments:
-        """Of all ranks' n points. Where there are no more than features, each rank takes all points: they need no more
-        room than their scatter, and rounding in a singular scatter would show in the measures."""
+        """Moments of all ranks' n points. If n <= D, every rank gathers all points: they need no more memory than their
+        scatter, and rounding in a singular scatter would show in the measures."""
         if n <= self.dimensions:
             return frechet.moments(self.gather(x))
         return combined(frechet.moments(x), self.world)
 
     @_FoundOnce
     def eigenvalues(self) -> Tensor:
-        """Of the generated points' covariance, largest first."""
+        """Eigenvalues of the generated points' covariance, largest first."""
         return frechet.spectrum(self.generated_moments)
 
     @_FoundOnce
@@ -222,7 +225,7 @@ class Sets:
 
 
 def check_type(name: str, features: Tensor) -> None:
-    """Raises UserError, naming the set, unless they are real numbers."""
+    """Raises UserError, naming the set, unless the features are real numbers."""
     if features.dtype == torch.bool or features.is_complex():
         raise UserError(f"{name}: features of type {features.dtype}; expected float32")
 
@@ -234,10 +237,10 @@ def check_finite(name: str, features: Tensor) -> None:
 
 
 def check_width(name: str, width: int, generated: int) -> None:
-    """Raises UserError, naming the set, unless it has as many features a point as the generated one."""
+    """Raises UserError, naming the set, unless it has as many features per point as the generated set."""
     if width != generated:
         raise UserError(
-            f"{name}: has {width} features a point, but generated has {generated}; "
+            f"{name}: has {width} features per point, but generated has {generated}; "
             "use the same encoder and image size for both"
         )
 

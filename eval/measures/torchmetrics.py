@@ -1,16 +1,16 @@
-"""Measures as torchmetrics Metrics, for anybody's own training or sampling loop.
+"""Measures as torchmetrics Metrics, for any training or sampling loop.
 
     update(samples, role="generated" | "training" | "reference")  …  compute()  ->  one number (AllMeasures: a dict)
 
-`samples` are features [n, D], or whatever `encoder` turns into them. Features stay on the rank that saw them: `compute`
-compares block by block through the World, so that no rank holds everything and a rank may have seen nothing. Every rank
-calls `compute`, and every rank gets the same. torchmetrics' own FID, KID and MiFID over the same encoder come from
-`library_metrics`.
+`samples` are features [n, D], or anything that `encoder` turns into features. Features stay on the rank that saw them.
+`compute` compares block by block through the World, so no rank holds all features, and a rank may have seen none. Every
+rank must call `compute`, and every rank gets the same result. `library_metrics` makes torchmetrics' own FID, KID and
+MiFID over the same encoder.
 
-There is a class for each built-in measure (`Precision`, `VendiScore`, …), made from the facts in `catalogue.py`;
-`metric_of` makes that of the user's own.
+Each built-in measure has a class (`Precision`, `VendiScore`, …), made from the facts in `catalogue.py`. `metric_of`
+makes the class of a user's own measure.
 
-n samples of a call, D features.
+n samples per call, D features.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ KID_SUBSET = 1000
 
 
 class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without checked types
-    """What all metrics here share: roles, the encoder, and the World instead of torchmetrics' own synchronisation."""
+    """Base of all metrics here: roles, the encoder, and the World instead of torchmetrics' own synchronisation."""
 
     full_state_update = False
     is_differentiable = False
@@ -56,11 +56,11 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
 
     @property
     def world(self) -> World:
-        """The one given, else that of the process group this process has joined."""
+        """The World that was given, else the World of the process group that this process has joined."""
         return worlds.current(self.device) if self._world is None else self._world
 
     def _features(self, samples: Any, role: str) -> Tensor:
-        """Features [n, D]. Raises UserError unless they are finite real numbers, D the same as before in this role."""
+        """Features [n, D]. Raises UserError unless they are finite real numbers with the role's D of earlier calls."""
         if role not in ROLES:
             raise UserError(f"role {role!r} does not exist: give one of {', '.join(ROLES)}")
         features = torch.as_tensor(self._encoded(samples))
@@ -73,7 +73,7 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
         return features.to(self.device)
 
     def _encoded(self, samples: Any) -> Any:
-        """What the encoder makes of them; our encoders take arrays, others whatever they are given."""
+        """The encoder's features of the samples. Our encoders get arrays; other encoders get the samples unchanged."""
         if self.encoder is None:
             return samples
         if isinstance(self.encoder, Encoder) and isinstance(samples, Tensor):
@@ -81,7 +81,7 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
         return self.encoder(samples)
 
     def _widths(self) -> dict[str, int]:
-        """D of each set that any rank has seen. Raises UserError, on every rank, where it differs."""
+        """D of each set that any rank has seen. Raises UserError, on every rank, when D differs."""
         own = {role: {x.shape[1] for x in getattr(self, role)} for role in ROLES}
         known = self.world.gather_objects(own)  # a rank that saw nothing of a set learns its width from others
         every = {role: set().union(*(rank[role] for rank in known)) for role in ROLES}
@@ -102,7 +102,7 @@ class FeatureMetric(_SetMetric):
     """One measure of `entroloop.eval.measures.registry` (`name`), over all features seen since the last reset.
 
     entropy_size, seed  as for `measure`
-    Raises UserError on `compute` when a needed set has fewer than two samples.
+    `compute` raises UserError when a set that the measure needs has fewer than two samples.
     """
 
     name: str = ""
@@ -153,12 +153,12 @@ class AllMeasures(FeatureMetric):
 
 
 def class_name(measure: str) -> str:
-    """`kernel_distance` -> `KernelDistance`; abbreviations of two letters, as in `ct_score`, are kept as such."""
+    """`kernel_distance` -> `KernelDistance`. Parts of two letters become capitals: `ct_score` -> `CTScore`."""
     return "".join(part.upper() if len(part) == 2 else part.capitalize() for part in measure.split("_"))
 
 
 def metric_of(measure: str) -> type[FeatureMetric]:
-    """The metric of a measure, built in or the user's own (`module:attribute`)."""
+    """The metric class of a measure, built in or the user's own (`module:attribute`)."""
     facts = MEASURES.facts(measure)
     name = class_name(measure.rpartition(":")[2])
     about = {"name": measure, "higher_is_better": facts.higher_is_better, "__doc__": facts.reading}
@@ -166,8 +166,8 @@ def metric_of(measure: str) -> type[FeatureMetric]:
 
 
 class FrechetDistance(_SetMetric):
-    """FD of generated samples to the reference where there is one, else to the training set, from float64 sums: memory
-    does not grow with the number of samples."""
+    """Frechet distance of generated samples to the reference if there is one, else to the training set. It keeps only
+    float64 sums, so memory does not grow with the number of samples."""
 
     higher_is_better = MEASURES.built_in["frechet_distance"].higher_is_better
 
@@ -197,7 +197,7 @@ class FrechetDistance(_SetMetric):
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 
 
-# `Precision`, `Recall`, … : a class for each measure that is not here already.
+# `Precision`, `Recall`, … : a class for each measure that has none above.
 globals().update({class_name(m): metric_of(m) for m in MEASURES.built_in if class_name(m) not in globals()})
 
 
@@ -232,7 +232,7 @@ class RealShare(Metric):  # type: ignore[misc]
 
 
 class EncoderModule(nn.Module):
-    """Our encoder in the form torchmetrics asks of a feature network: uint8 [n, C, H, W] -> float32 [n, D]."""
+    """Our encoder as a feature network for torchmetrics: uint8 [n, C, H, W] -> float32 [n, D]."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class EncoderModule(nn.Module):
 
 
 class _Kid(KernelInceptionDistance):  # type: ignore[misc]
-    """KID whose subsets, where no size is asked for, are no larger than the smaller set."""
+    """KID. Without a given subset size, its subsets are no larger than the smaller set."""
 
     def __init__(self, feature: nn.Module, subset_size: int | None, **options: Any) -> None:
         largest = KID_SUBSET if subset_size is None else subset_size
@@ -254,7 +254,7 @@ class _Kid(KernelInceptionDistance):  # type: ignore[misc]
     def compute(self) -> tuple[Tensor, Tensor]:
         smaller = min(sum(map(len, parts)) for parts in map(_as_list, (self.real_features, self.fake_features)))
         if smaller < 2:
-            raise UserError("KID: needs at least 2 images of both kinds, real and not")
+            raise UserError("KID: needs at least 2 real and 2 generated images")
         if smaller < self._largest and not self._may_shrink:
             raise UserError(f"KID: subset_size {self._largest}, but the smaller set holds {smaller} images")
         self.subset_size = min(self._largest, smaller)
@@ -272,11 +272,11 @@ def library_metrics(
     """torchmetrics' own FID, KID and MiFID over our encoder: update(images, real=True | False).
 
     shape        (C, H, W) of the images
-    subset_size  of KID, which draws its subsets from torch's global generator; None: 1,000, or all of the smaller set
-                 where it holds fewer
+    subset_size  images per subset of KID; None: 1,000, or the number of images in the smaller set if that is smaller
 
-    KID raises UserError on `compute` when the subset size asked for is larger than a set, or a set holds no two images.
-    All three must compute on every rank. FID works in float64.
+    KID draws its subsets from torch's global generator. Its `compute` raises UserError when the given subset size is
+    larger than a set, or when a set holds fewer than two images. Every rank must call `compute` of all three. FID
+    computes in float64.
     """
     module = EncoderModule(encoder)
     options: dict[str, Any] = {"normalize": False}

@@ -1,6 +1,6 @@
-"""Arms: the runs of a report that differ in the seed only, what tells arms apart, and which of their runs compare.
+"""Arms: groups of runs that differ in the seed only, their labels, and the runs in them that can be compared.
 
-[Run]  ->  arms  ->  [Arm]  ->  comparable  ->  the same arms, at the generation and seeds that all have
+[Run]  ->  arms  ->  [Arm]  ->  comparable  ->  the same arms, at the generation and seeds that all arms have
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from entroloop.eval.report.runs import Run
 
-# May differ between runs of one arm: what the run is called, where it runs, how far it went.
+# Keys that may differ between runs of one arm: the run's name, where it runs and how far it went.
 _ASIDE = (
     "name", "modules", "seed", "generations", "out", "folder", "slurm", "tracking", "threads", "processes", "sweep",
 )  # fmt: skip
@@ -24,7 +24,7 @@ class Arm:
 
     label: str
     strategy: str
-    rest: str  # what else tells it from other arms: "accumulate", "replace, tau=3", …
+    rest: str  # other differences from the other arms: "accumulate", "replace, tau=3", …
     runs: tuple[Run, ...]
 
     @property
@@ -54,8 +54,8 @@ def _aside(key: str) -> bool:
 def arms(runs: Sequence[Run]) -> list[Arm]:
     """Groups runs that differ in the seed only; each label names the fewest keys that tell the arms apart.
 
-    Where that takes more than two keys, a value that more than half of the arms have goes without saying.
-    Arms come in the order of their first run, `random` first, since the others are compared with it.
+    With more than two such keys, the labels leave out a value that more than half of the arms share.
+    The arms are in the order of their first run, with `random` first, since the others are compared with it.
     """
     differing = differences(runs)
     groups: dict[str, list[int]] = {}
@@ -79,7 +79,7 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
 
 
 def _telling_keys(differing: Mapping[str, list[Any]], members: Iterable[int]) -> list[str]:
-    """Keys, beyond the strategy, that are needed to tell these runs apart: the paradigm first."""
+    """Keys, beyond the strategy, that are needed to tell these runs apart; the paradigm is tried first."""
     members = list(members)
     order = sorted((key for key in differing if key != "selection.strategy"), key=lambda key: key != "loop.paradigm")
     naming: list[str] = []
@@ -102,16 +102,16 @@ def _short(key: str, value: Any) -> str:
 
 @dataclass(frozen=True)
 class Comparable:
-    """Arms cut down to what can be compared: in each, one run of every seed that has reached `generation` in all arms.
+    """Arms reduced to comparable runs: in each arm, one run per seed that has reached `generation` in all arms.
 
-    Where arms have no seed in common, `seeds` is empty and each arm keeps whatever has reached the generation. Arms
-    that have measured nothing stay as they are.
+    If the arms have no seed in common, `seeds` is empty and each arm keeps one run per seed that has reached
+    `generation` in the arm. Arms without any row are unchanged.
     """
 
     groups: list[Arm]
     generation: int | None  # None: nothing has been measured
     seeds: tuple[int, ...]
-    left_out: tuple[Run, ...]  # have rows, but count in no mean
+    left_out: tuple[Run, ...]  # runs with rows that count in no mean
 
     @property
     def measured(self) -> list[Arm]:
@@ -119,7 +119,7 @@ class Comparable:
 
 
 def comparable(groups: Sequence[Arm]) -> Comparable:
-    """The last generation that some seed has reached in every arm with any row, and the runs that count there."""
+    """The last generation that at least one seed has reached in every arm with rows, and the runs that count there."""
     measured = [arm for arm in groups if arm.generations]
     furthest = [{run.seed: run for run in sorted(arm.runs, key=lambda run: len(run.rows))} for arm in measured]
     shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
@@ -157,11 +157,14 @@ def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
 
 
 def _differ_in_selection(a: Run, b: Run) -> bool:
-    """Selecting takes more candidates; what is kept on disk changes no number."""
+    """Whether runs differ in the selection only.
+
+    `loop.candidates` may differ, because selection needs more candidates; `keep` may, because it changes no number.
+    """
     return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
 
 
 def last_common(groups: Sequence[Arm]) -> int | None:
-    """The last generation that every arm with any row has reached."""
+    """The last generation that every arm with rows has reached."""
     reached = [max(arm.generations) for arm in groups if arm.generations]
     return min(reached) if reached else None

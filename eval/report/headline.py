@@ -1,8 +1,8 @@
-"""What a report says first: how training on generated data drifts, how the arms compare, and how sure that is.
+"""The first sentences of a report: the drift of training on generated data, the comparison of the arms, the certainty.
 
     Arms  ->  comparable (equal seeds)  ->  headline, certainty
 
-Every sentence is made from the rows; none has a result written into it.
+Every sentence is computed from the rows; no result is written into the code.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from entroloop.eval.report.runs import Run
 from entroloop.eval.report.statistics import interval, mean_value, number, paired
 
 SAME = 0.02  # relative changes below this are called "about the same"
-NAMED = 4  # more arms than these are not all named in a sentence
+NAMED = 4  # a sentence names all arms only up to this number
 
 
 def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
-    """What the data show, in a sentence or two: how the first arm drifts, and how all compare at the end."""
+    """One or two sentences: the drift of the first arm, and the comparison of all arms at the last generation."""
     even = comparable(groups)
     if even.generation is None:
         return ["No generation has been measured yet."]
@@ -34,7 +34,7 @@ def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -
 
 
 def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
-    """How sure the headline is: seeds, encoders, and what cannot be compared."""
+    """How certain the headline is: seeds, encoders, and the numbers that cannot be compared."""
     even = comparable(groups)
     if not even.generation:
         return []
@@ -46,16 +46,18 @@ def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) 
         *_entropies([run for arm in groups for run in arm.runs]),
     ]
     if len(even.measured) > 1 and not any(baseline_arm(arm, even.measured) for arm in even.measured):
-        out.append("There is no arm that differs in the selection only and selects at random, so none is the baseline.")
+        out.append("No arm selects at random and differs from another arm in the selection only: there is no baseline.")
     if even.left_out:
         names = [run.name for run in even.left_out]
         named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        out.append(f"In no mean, because not every arm has their seed at generation {even.generation}: {named}.")
+        out.append(
+            f"Left out of every mean, because not every arm has their seed at generation {even.generation}: {named}."
+        )
     return out
 
 
 def change(before: float, after: float) -> str:
-    """How a measure went from one value to another, in words."""
+    """The change of a measure from one value to another, in words."""
     span = f"({number(before)} → {number(after)})"
     if abs(after - before) <= SAME * abs(before):
         return f"stays about the same {span}"
@@ -67,7 +69,7 @@ def change(before: float, after: float) -> str:
 
 
 def selecting_encoders(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Encoder -> strategies that selected in its features; random selection looks at none."""
+    """Encoder -> strategies that selected in its features; random selection uses no encoder."""
     out: dict[str, list[str]] = {}
     for run in runs:
         encoder = run.config.get("selection.encoder")
@@ -77,19 +79,21 @@ def selecting_encoders(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def training_sizes(arm: Arm, generation: int) -> set[int]:
-    """How many images the arm's runs trained on."""
+    """The numbers of images that the arm's runs trained on in a generation."""
     rows = [row for run in arm.runs for row in run.rows if row.generation == generation]
     return {size for row in rows if (size := row.context.n_training)}
 
 
 def equal_sizes(groups: Sequence[Arm], generation: int) -> bool:
-    """Whether all training sets are of one size; only then do generalization scores compare."""
+    """Whether all training sets have the same size; only then are generalization scores comparable."""
     return len(set().union(*(training_sizes(arm, generation) for arm in groups))) <= 1
 
 
 def difference(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) -> str:
-    """The change against `base`, relative to its mean, with its interval and whether that contains 0; with fewer than
-    three pairs of equal seed the change alone."""
+    """The change against `base`, relative to the mean of `base`, with its interval and whether the interval contains 0.
+
+    With fewer than three pairs of equal seed, the change alone.
+    """
     whole, value = (mean_value(one, generation, encoder, measure) for one in (base, arm))
     if not whole or value is None:
         return ""
@@ -98,7 +102,7 @@ def difference(arm: Arm, base: Arm, generation: int, encoder: str, measure: str)
         return _percent((value - whole) / abs(whole))
     low, high = interval([pair / abs(whole) for pair in pairs])
     words = f"{_percent(float(np.mean(pairs)) / abs(whole))}, 95% interval {_percent(low)} to {_percent(high)}"
-    return f"{words}: contains 0, no clear difference" if low <= 0 <= high else words
+    return f"{words}, which contains 0: no clear difference" if low <= 0 <= high else words
 
 
 def _percent(value: float) -> str:
@@ -110,7 +114,7 @@ def _seeds(even: Comparable) -> str:
         counts = ", ".join(f"{len(arm.runs)} with {arm.label}" for arm in even.measured)
         return f"the arms have no seed in common, so seeds are not paired ({counts})"
     if len(even.seeds) == 1:
-        return f"one seed ({even.seeds[0]}): a direction, not a size"
+        return f"one seed ({even.seeds[0]}), which shows the direction of the effect, not its magnitude"
     return f"means over the {len(even.seeds)} seeds {', '.join(map(str, even.seeds))}"
 
 
@@ -122,8 +126,8 @@ def _selecting(runs: Sequence[Run], distance_encoder: str) -> list[str]:
     out = f"Selection: {where}."
     if distance_encoder in found:
         out += (
-            " So the Fréchet distance is taken in features that also selected, because every measured encoder did: "
-            "a low one may be the selection's own doing."
+            " Every measured encoder was also used for selection, so the Fréchet distance is computed in a space that "
+            "selection optimised; a low value may reflect that alone."
         )
     return [out]
 
@@ -137,15 +141,15 @@ def _sizes(even: Comparable) -> list[str]:
         named = {n: ", ".join(of) if len(of) <= NAMED else f"{len(of)} arms" for n, of in by_size.items()}
         sizes = "; ".join(f"{size} with {labels}" for size, labels in named.items())
         return [
-            f"Training sets differ in size at generation {last} ({sizes}). A larger one lowers the generalization "
-            "score by itself, so scores are not compared between these arms; the score relative to real is."
+            f"Training sets differ in size at generation {last} ({sizes}). A larger training set alone lowers the "
+            "generalization score, so it is not compared between these arms; compare the score relative to real."
         ]
     first = even.measured[0]
     before, after = training_sizes(first, 0), training_sizes(first, last)
     if before and after and before != after:
         return [
-            f"The training set grows from {max(before)} to {max(after)} images, which lowers the generalization score "
-            "by itself."
+            f"The training set grows from {max(before)} to {max(after)} images, which alone lowers the generalization "
+            "score."
         ]
     return []
 
@@ -156,8 +160,8 @@ def _entropies(runs: Sequence[Run]) -> list[str]:
         return []
     sizes = _listed([f"{n} in {name}" for n, name in found.items()])
     return [
-        f"Training-set entropies are of different numbers of images ({sizes}) and do not compare, so their correlation "
-        "with the generalization score is left out; evaluation.entropy_size sets the number."
+        f"Training-set entropies were estimated from different numbers of images ({sizes}) and are not comparable, so "
+        "their correlation with the generalization score is left out. evaluation.entropy_size sets the number."
     ]
 
 
@@ -177,7 +181,7 @@ def _drift(even: Comparable, score_encoder: str, distance_encoder: str) -> str:
 
 
 def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> str:
-    """All arms at the last generation, each with its change against the arm without selection where there is one."""
+    """All arms at the last generation, each with its change against the arm that selects at random if there is one."""
     last, groups = even.generation or 0, even.measured
     distances = {arm.label: mean_value(arm, last, distance_encoder, "frechet_distance") for arm in groups}
     first, shown = groups[0], groups[1:]
@@ -187,7 +191,7 @@ def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> 
             (arm for arm in shown if distances[arm.label] is not None), key=lambda a: distances[a.label] or 0
         )
         shown = [ordered[0], ordered[-1]] if ordered else []
-        lead = f"of the {len(groups) - 1} others the lowest and the highest are "
+        lead = f"among the {len(groups) - 1} others, the lowest and the highest are "
     phrases = []
     for arm in shown:
         base = baseline_arm(arm, groups)

@@ -2,8 +2,8 @@
 
     run folders  ->  read_runs, arms  ->  write_html | write_csv | write_json | write_pngs
 
-The page holds everything it needs (plots and images as data URIs) and opens offline; without scripts it loses only the
-plot in which any measure can be set against any other.
+The page contains everything it needs (plots and images as data URIs) and opens offline. Without scripts, only the plot
+of any measure against any other is missing.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Picture:
 def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: int | None = None) -> list[Run]:
     """Writes the report of all runs in these run and sweep folders; returns the runs.
 
-    out      the file, for `png` a folder
-    refresh  seconds after which the page loads itself again (html only)
+    out      the file; for `png`, a folder
+    refresh  seconds after which the page reloads itself (html only)
     Raises UserError when a folder holds no run, something in it is damaged, or `out` cannot be written.
     """
     runs = read_runs(folders)
@@ -69,7 +69,7 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
 
 
 def make_room(out: Path, form: str) -> None:
-    """Makes the folder that a report is written into. Raises UserError where none can be written to `out`."""
+    """Makes the folder that a report is written into. Raises UserError when no report can be written to `out`."""
     folder = out if form == "png" else out.parent
     try:
         if form != "png" and out.is_dir():
@@ -87,13 +87,13 @@ def make_room(out: Path, form: str) -> None:
 
 
 def state(folders: Sequence[Path]) -> Any:
-    """Changes whenever a report of these folders would: which generations are measured and what was sampled."""
+    """A value that changes whenever the report of these folders would change: generations measured and sampled."""
     runs = read_runs(folders)
     return [(run.folder, len(run.rows), len(run.stats), run.failed, sorted(_sampled([run]))) for run in runs]
 
 
 def main_figures(runs: Sequence[Run]) -> list[Picture]:
-    """What a reader needs first: distance to held-out data, generalization score and entropy."""
+    """The figures a reader needs first: distance to held-out data, generalization score and entropy."""
     names = tables.encoders(runs)
     if not names:
         return []
@@ -142,7 +142,7 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
 
 
 def _points(groups: Sequence[Arm]) -> Iterator[Picture]:
-    """Training sets and samples of runs on vectors, one figure an arm."""
+    """Training sets and samples of runs on vectors, one figure per arm."""
     for label, run in pictures.shown_runs(groups).items():
         found, features = points.clouds(run)
         if not found:
@@ -151,9 +151,9 @@ def _points(groups: Sequence[Arm]) -> Iterator[Picture]:
         alt = f"Scatter plots of training sets and samples, generations {first} to {last}, {label}."
         shown = "the two features" if features == 2 else f"two principal components of {features} features"
         beyond = points.outside(found)
-        caption = f"{label}: {shown}; the axes are those of generation 0's training set and a quarter of it around."
+        caption = f"{label}: {shown}; the axes extend a quarter beyond the range of generation 0's training set."
         if beyond:
-            caption += f" {beyond} of {len(found[-1].samples)} samples of generation {last} lie beyond them."
+            caption += f" {beyond} of {len(found[-1].samples)} samples of generation {last} are outside the axes."
         yield Picture(f"points-{_slug(label)}", points.scatter(found), alt, caption)
 
 
@@ -248,7 +248,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
 
 
 def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """At most two encoders, those of the headline first: a page of all plots of four would be too large to mail."""
+    """At most two encoders, those of the headline first: a page with all plots of four is too large to mail."""
     if not names:
         return []
     order = [tables.score_encoder(names), tables.distance_encoder(runs, names), *names]
@@ -256,7 +256,7 @@ def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 
 def for_vectors(page: str) -> str:
-    """The page of runs on vectors: what it says of images, in text and alternative texts, it says of vectors."""
+    """The page for runs on vectors: "image" becomes "vector" in text and alternative texts."""
 
     def say(text: str) -> str:
         text = re.sub(r"\b(a)n image\b", r"\1 vector", text, flags=re.IGNORECASE)
@@ -269,7 +269,7 @@ def for_vectors(page: str) -> str:
 
 
 def _title(runs: Sequence[Run]) -> str:
-    """The run's name, or the folders that the runs lie in."""
+    """The name of a single run, else the folders that contain the runs."""
     if len(runs) == 1:
         return f"{runs[0].name} · entroloop"
     parents = sorted({run.folder.resolve().parent.name for run in runs})

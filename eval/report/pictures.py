@@ -24,14 +24,14 @@ from entroloop.eval.report.runs import Run
 from entroloop.selection import nearest
 
 BUDGET = 1_200_000  # bytes of sample images in one report, before base64
-PAIR_BUDGET = 500_000  # the same for pairs
-COMPARED = 256  # generated images that are looked up in the training set
+PAIR_BUDGET = 500_000  # bytes of the pairs' images in one report, before base64
+COMPARED = 256  # generated images whose nearest training image is searched
 PAIRS = 12
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A picture and what it shows; `width` and `height` in pixels of the images, which a page scales up."""
+    """A picture and its alternative text; `width` and `height` in the picture's own pixels, which a page scales up."""
 
     png: bytes
     alt: str
@@ -40,7 +40,7 @@ class Strip:
 
 
 def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
-    """A sealed set of images of a run, None where there is none (yet) or it holds vectors."""
+    """A sealed set of images of a run; None if the set does not exist (yet) or holds vectors."""
     path = run.generation_folder(generation) / folder
     if not (path / MANIFEST).exists():
         return None
@@ -49,14 +49,14 @@ def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
 
 
 def available(one: Dataset) -> int:
-    """How many of a set's first samples are on disk: retention leaves the first shard."""
+    """Number of samples on disk before the first removed shard; retention never removes the first shard."""
     gone = removed(one.folder)
     there = [name not in gone for name in one.shard_names]
     return int(one.starts[there.index(False) if False in there else len(there)])
 
 
 def common_seed(groups: Sequence[Arm]) -> int | None:
-    """The smallest seed that every arm has run, so that samples can be compared noise by noise; else None."""
+    """The smallest seed that every arm has run, else None. Samples of equal seed and number start from equal noise."""
     seeds = [{run.seed for run in arm.runs} for arm in groups]
     shared = set.intersection(*seeds) if seeds else set()
     return min(shared) if shared else None
@@ -88,8 +88,8 @@ def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int,
 def nearest_pairs(run: Run, runs: int = 1) -> tuple[int, list[tuple[float, Strip]]] | None:
     """The last generation with samples, and pairs (generated, nearest training image) from nearest to furthest.
 
-    Distances in pixels (0..255 scale); the pairs are spread evenly over the first COMPARED samples, nearest first.
-    `runs` says how many runs share the page's budget.
+    Distances are in pixel units (0..255 scale). The pairs are spread evenly over the first COMPARED samples, sorted by
+    distance. `runs` is the number of runs that share the page's budget. None without samples and a training set.
     """
     for generation in reversed(range(run.planned)):
         samples, training = dataset(run, generation, "samples"), dataset(run, generation, "selected")

@@ -43,8 +43,8 @@ _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _BASELINE = "#555555"
 _ACROSS = 7  # panels side by side
-_LETTER = 0.065  # inches that a letter of a legend takes
-_BARRED, _BANDED = 3, 5  # seeds from which intervals are drawn, first as bars: wide bands would cover each other
+_LETTER = 0.065  # inches per letter of a legend
+_BARRED, _BANDED = 3, 5  # fewest seeds of an interval drawn as bars, as a band: wide bands would cover each other
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "entroloop",
@@ -66,7 +66,7 @@ STYLE: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm is drawn, in matplotlib's words and as attributes of the page's own SVG."""
+    """How an arm is drawn, in matplotlib's terms and as attributes of the page's own SVG."""
 
     colour: str
     marker: str
@@ -74,7 +74,7 @@ class Style:
 
     @property
     def dasharray(self) -> str:
-        """Of a line 2 px wide."""
+        """`stroke-dasharray` of a line 2 px wide."""
         return "none" if isinstance(self.dash, str) else " ".join(f"{2 * length:g}" for length in self.dash[1])
 
     @property
@@ -90,7 +90,7 @@ class Style:
 
 
 def styles(groups: Sequence[Arm]) -> dict[str, Style]:
-    """Label of an arm -> how it is drawn: colour by strategy (by label if all have one), dash by what else differs."""
+    """Label of an arm -> its Style: colour by strategy (by label if all arms have one strategy), dash by `rest`."""
     by_strategy = len({arm.strategy for arm in groups}) > 1
     kinds = list(dict.fromkeys(arm.strategy if by_strategy else arm.label for arm in groups))
     spare = itertools.cycle(_MORE if by_strategy or len(kinds) == 1 else [*COLOURS.values(), *_MORE])
@@ -131,7 +131,7 @@ def new_figure(
 
 
 def _legend_height(labels: Sequence[str], columns: int, width: float) -> float:
-    """Height in inches that a legend below the plot takes."""
+    """Height in inches of a legend below the plot."""
     lines = max(_wrapped(label, width).count("\n") + 1 for label in [*labels, ""])
     return 0.1 + 0.17 * lines * -(-len(labels) // columns)
 
@@ -153,7 +153,7 @@ def _plain(value: float, _: int) -> str:
 
 
 def svg(figure: Figure) -> bytes:
-    """Without comments, line breaks and more than two decimals, which are a third of what matplotlib writes."""
+    """The figure as SVG. A third of matplotlib's text is left out: comments, line breaks, digits after two decimals."""
     text = _saved(figure, "svg", metadata={"Date": None}).decode()
     text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<[^>]+>", lambda tag: re.sub(r"(\d\.\d\d)\d+", r"\1", tag[0]), text)  # never in labels
@@ -172,7 +172,8 @@ def _saved(figure: Figure, form: str, **options: Any) -> bytes:
 
 
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
-    """Mean over equal seeds with its interval, every run thinly, held-out against training data as a dashed line."""
+    """Mean over equal seeds with its interval; thin lines for single runs; a dashed line for held-out against training
+    data. None when nothing is measured."""
     with matplotlib.rc_context(STYLE):
         names = [*(arm.label for arm in groups), "real test vs real train"]
         columns = _columns(names, 4.4)
@@ -224,7 +225,7 @@ def _seeds(axes: Axes, arm: Arm, encoder: str, measure: str, colour: str) -> lis
 
 
 def _limits(axes: Axes, shown: Sequence[float]) -> None:
-    """Room for what was measured; a band of few seeds may run out of the picture."""
+    """Fit the axis to the measured values; an interval of few seeds may extend beyond it."""
     low, high = min(shown), max(shown)
     margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
     axes.set_ylim(low - margin, high + margin)
@@ -238,9 +239,9 @@ def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | N
 
 
 def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
-    """Training-set entropy against log generalization score, a point a generation, with Pearson r.
+    """Training-set entropy against log generalization score, one point per generation of each run, with Pearson r.
 
-    None where nothing is measured or entropies are of different numbers of images.
+    None when nothing is measured or the entropies were estimated from different numbers of images.
     """
     if len(entropy_sizes([run for arm in groups for run in arm.runs])) > 1:
         return None
@@ -282,9 +283,9 @@ def _pearson_words(clusters: Sequence[Sequence[tuple[float, float]]]) -> str:
 
 
 def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
-    """Stacked areas: shares of every training set by origin, the mean over equal seeds, one panel an arm.
+    """Stacked areas: shares of every training set by origin, the mean over equal seeds, one panel per arm.
 
-    An area has the width of a generation on both sides of it, level, since no set lies between two generations.
+    The areas are level for the width of each generation, since there is no training set between two generations.
     """
     filled = comparable(groups).measured
     if not filled:
@@ -316,7 +317,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
 
 
 def _panel_title(axes: Axes, label: str) -> None:
-    """Small enough for a panel of two inches."""
+    """A title small enough for a panel of two inches."""
     lines = textwrap.wrap(label, 30)
     axes.set_title("\n".join(lines[:2]) + (" …" if len(lines) > 2 else ""), fontsize=8 if len(label) > 20 else 9)
 
@@ -330,8 +331,8 @@ def _share(arm: Arm, generation: int, origin: str) -> float:
 
 
 def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
-    """Leading eigenvalues of the generated features' covariance: a line for each of at most five generations, evenly
-    spread, and a panel an arm."""
+    """Leading eigenvalues of the generated features' covariance: one panel per arm, with one line for each of at most
+    five evenly spread generations."""
     groups = comparable(groups).measured
     lines = {arm.label: _eigenvalues(arm, encoder) for arm in groups}
     filled = [arm for arm in groups if lines[arm.label]]
@@ -362,7 +363,7 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
 
 
 def _eigenvalues(arm: Arm, encoder: str) -> dict[int, list[float]]:
-    """Generation -> the spectrum of the arm's first run that is compared."""
+    """Generation -> the spectrum of the arm's first compared run."""
     rows = arm.runs[0].rows
     found = {row.generation: row.encoder(encoder).top_eigenvalues for row in rows if row.generation is not None}
     return {generation: values for generation, values in found.items() if values}
@@ -375,7 +376,7 @@ def phases_of(runs: Sequence[Run]) -> list[str]:
 
 
 def costs(runs: Sequence[Run]) -> Figure | None:
-    """Seconds by phase, stacked, one bar a run."""
+    """Seconds by phase, stacked, one bar per run."""
     phases = phases_of(runs)
     if not phases:
         return None

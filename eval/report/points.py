@@ -1,8 +1,8 @@
 """Scatter plots of a run on vectors: training sets and samples, generation by generation.
 
-    sealed vectors of a run  ->  Cloud a generation  ->  Figure
+    sealed vectors of a run  ->  one Cloud per generation  ->  Figure
 
-Vectors of more than two features are projected on the two principal components of generation 0's training set.
+Vectors of more than two features are projected onto the two principal components of generation 0's training set.
 
 n points, D features.
 """
@@ -27,8 +27,8 @@ from entroloop.eval.report.plots import STYLE
 from entroloop.eval.report.runs import Run
 
 COLUMNS = 5  # generations side by side
-SHOWN = 1000  # points a panel
-MARGIN = 0.25  # of the range of generation 0's training set, around it
+SHOWN = 1000  # points per panel
+MARGIN = 0.25  # on each side, as a share of the range of generation 0's training set
 TRAINING, SAMPLES = "#555555", "#0072B2"
 
 
@@ -42,7 +42,7 @@ class Cloud:
 
 
 def clouds(run: Run) -> tuple[list[Cloud], int]:
-    """The generations of a run on vectors that are sampled, and D; none for a run on images."""
+    """The Clouds of the sampled generations of a run on vectors, and D; for a run on images no Clouds, and 0."""
     found: list[Cloud] = []
     features = 0
     axes: NDArray[np.float32] | None = None
@@ -76,7 +76,7 @@ def _axes(points: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def outside(found: Sequence[Cloud]) -> int:
-    """Samples of the last generation beyond the panels."""
+    """Number of samples of the last generation outside the axes."""
     low, high = limits(found[0].training)
     last = found[-1].samples
     return int(((last < low) | (last > high)).any(1).sum())
@@ -88,7 +88,7 @@ def limits(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def scatter(found: Sequence[Cloud]) -> Figure:
-    """A column a generation: its training set above its samples, all on the same axes."""
+    """One column per generation: the training set above the samples, all on the same axes."""
     bands = -(-len(found) // COLUMNS)
     columns = min(COLUMNS, len(found))
     low, high = limits(found[0].training)

@@ -36,15 +36,15 @@ class _Spent(BaseModel, strict=True):
 
 @dataclass(frozen=True)
 class Run:
-    """One run as far as it is."""
+    """One run, finished or not."""
 
     folder: Path
     name: str
     config: dict[str, Any]  # flat: "selection.strategy" -> value
-    rows: tuple[Row, ...]  # one a finished generation, in order
+    rows: tuple[Row, ...]  # one per finished generation, in order
     baseline: Row | None
     stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
-    failed: bool = False  # its last attempt did, as state.json says
+    failed: bool = False  # whether state.json says that the last attempt failed
 
     @property
     def seed(self) -> int:
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def planned(self) -> int:
-        """Generations that the configuration asks for."""
+        """Number of generations that the configuration asks for."""
         return int(self.config.get("generations", len(self.rows)))
 
     @property
@@ -84,7 +84,7 @@ class Run:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Every run in the given run and sweep folders, each once, in the order given.
 
-    Runs of equal name get as much of their paths as tells them apart: `strategies/seed0-random`.
+    Runs of equal name are named by the end of their path that tells them apart: `strategies/seed0-random`.
     Raises UserError for a folder that holds no run and for a damaged row or configuration, naming the file.
     """
     found: dict[Path, Run] = {}
@@ -121,16 +121,16 @@ def run_folders(folder: Path) -> list[Path]:
 
 
 def is_run(folder: Path) -> bool:
-    """A sweep's own folder may hold a `config.yaml` too, but no generations beside runs of its own."""
+    """Whether a folder is a run. A sweep's folder may hold a `config.yaml` too, but beside runs and no generations."""
     if not (folder / CONFIG).is_file():
         return False
     return any(folder.glob("generation_*")) or not any(folder.glob(f"*/{CONFIG}"))
 
 
 def read_run(folder: Path) -> Run:
-    """Reads one run. Rows count once their folder is sealed.
+    """Reads one run. Only rows in sealed folders count.
 
-    Raises UserError naming file, line and key where a value is not what it should be.
+    Raises UserError naming file, line and key when a value is not valid.
     """
     layout = Layout(folder)
     config = read_config(layout)
@@ -172,7 +172,7 @@ def _rows(folder: Path) -> list[Row]:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """Unsealed and appended to while a run works: a last line cut short is left out."""
+    """The lines of a file that a working run appends to, without lines that are not JSON (a last line cut short)."""
     if not path.exists():
         return []
     lines = []
@@ -193,7 +193,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _wrong(model: type[BaseModel], value: Any) -> str:
-    """What does not fit: key, value and what would be right, in one line; empty where all fits."""
+    """The first fault in one line: key, value and what would be right; empty if everything fits."""
     try:
         model.model_validate(value)
     except ValidationError as error:

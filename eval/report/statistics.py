@@ -1,4 +1,4 @@
-"""Statistics that the report states: spread over seeds, paired differences, and correlation with its interval.
+"""Statistics of the report: spread over seeds, paired differences, and correlation with its interval.
 
 Arms  ->  curve | paired | correlation
 """
@@ -30,9 +30,9 @@ class Curve:
 
 
 def curve(arm: Arm, encoder: str, measure: str) -> Curve:
-    """Band: 95% Student interval of the mean from three seeds on, the range below that.
+    """The band is the 95% Student interval of the mean for three or more seeds, else their range.
 
-    Over the generations that all of the arm's runs have reached, so that a mean is over the same seeds throughout.
+    The curve has the generations that all of the arm's runs have reached, so every mean is over the same seeds.
     """
     shared = set.intersection(*(set(run.measured) for run in arm.runs)) if arm.runs else set()
     points = [(g, arm.values(g, encoder, measure)) for g in sorted(shared)]
@@ -48,7 +48,7 @@ def curve(arm: Arm, encoder: str, measure: str) -> Curve:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95% Student interval of the mean; of fewer than three values, their range."""
+    """95% Student interval of the mean; the range for fewer than three values."""
     if len(values) < 3:
         return min(values), max(values)
     mean, error = float(np.mean(values)), float(stats.sem(values))
@@ -68,7 +68,7 @@ class Correlation:
 
 
 def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[float, float]]]:
-    """(training-set entropy, log generalization score) of every generation, one list a run."""
+    """(training-set entropy, log generalization score) of every generation, one list per run."""
     out = []
     for run in runs:
         pairs = []
@@ -81,7 +81,10 @@ def entropy_and_score(runs: Sequence[Run], encoder: str) -> list[list[tuple[floa
 
 
 def entropy_sizes(runs: Sequence[Run]) -> dict[int | None, str]:
-    """Number of images in the entropy estimate -> a run that has it. Estimates of different numbers do not compare."""
+    """Number of images in the entropy estimate -> name of a run that has it.
+
+    Estimates from different numbers of images are not comparable.
+    """
     found: dict[int | None, str] = {}
     for run in runs:
         for row in run.rows:
@@ -91,10 +94,10 @@ def entropy_sizes(runs: Sequence[Run]) -> dict[int | None, str]:
 
 
 def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlation | None:
-    """Pearson r of all pairs; its interval by drawing whole runs with replacement (points of a run hang together).
+    """Pearson r of all pairs, with an interval from drawing whole runs with replacement.
 
-    A point that runs share (generation 0 of a seed) counts once. None with fewer than three pairs or without spread.
-    Below four runs no interval is given.
+    Whole runs are drawn because the points of a run depend on each other. A point that runs share (generation 0 of a
+    seed) counts once. None with fewer than three pairs or without spread. With fewer than four runs, no interval.
     """
     filled = [np.array(cluster) for cluster in once(clusters) if len(cluster)]
     r = _pearson(filled)
@@ -109,7 +112,7 @@ def correlation(clusters: Sequence[Sequence[tuple[float, float]]]) -> Correlatio
 
 
 def once(clusters: Sequence[Sequence[tuple[float, float]]]) -> list[list[tuple[float, float]]]:
-    """The clusters without the points that came before, in the same or an earlier one."""
+    """The clusters, each point kept only where it first occurs over all clusters."""
     seen: set[tuple[float, float]] = set()
     out = []
     for cluster in clusters:
@@ -127,7 +130,7 @@ def _pearson(clusters: Sequence[np.ndarray]) -> float | None:
 
 
 def paired(ours: Arm, theirs: Arm, generation: int, encoder: str, measure: str) -> list[float]:
-    """Differences ours - theirs of runs with equal seeds; they share generation 0, so the seed's luck cancels."""
+    """Differences ours - theirs between runs of equal seed. They share generation 0, so the seed's effect cancels."""
     other = {run.seed: run.value(generation, encoder, measure) for run in theirs.runs}
     out = []
     for run in ours.runs:
@@ -138,7 +141,7 @@ def paired(ours: Arm, theirs: Arm, generation: int, encoder: str, measure: str) 
 
 
 def number(value: float | None, significant: int = 3) -> str:
-    """Three significant digits; a dash for nothing."""
+    """The value to `significant` digits; a dash for None and for a value that is not finite."""
     if value is None or not math.isfinite(value):
         return "\N{EN DASH}"
     if value == 0:
@@ -152,7 +155,7 @@ def number(value: float | None, significant: int = 3) -> str:
 
 
 def mean_and_interval(values: Sequence[float], form: Callable[[float], str] = number) -> str:
-    """`mean [low, high]`; of fewer than three values the mean alone, of none a dash."""
+    """`mean [low, high]`; the mean alone for fewer than three values, a dash for none."""
     if not values:
         return number(None)
     text = form(float(np.mean(values)))

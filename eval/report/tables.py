@@ -25,25 +25,25 @@ def encoders(runs: Sequence[Run]) -> list[str]:
 
 
 def score_encoder(names: Sequence[str]) -> str:
-    """Where nearest-neighbour scores are read: pixels if measured."""
+    """The encoder whose nearest-neighbour scores are shown: pixels if measured, else the first."""
     return "pixel" if "pixel" in names else names[0]
 
 
 def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
-    """Where distributions are compared: an encoder that selected in no run, if there is one; of those the first that is
-    not the raw pixels, if there is one."""
+    """The encoder in whose features distributions are compared: the first one that no run selected with and that is not
+    raw pixels. Without such an encoder, not having selected matters more than not being raw pixels."""
     selecting = selecting_encoders(runs)
     return min(names, key=lambda name: (name in selecting, name == "pixel"))
 
 
 def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
-    """The measures that some row has in this encoder, in the catalogue's order, others after them."""
+    """The measures that any row has in this encoder: in the catalogue's order, then the user's own by name."""
     found = {m for run in runs for row in run.rows for m in row.measures.get(encoder, {})}
     return [*(m for m in SHOWN if m in found), *sorted(found - SHOWN.keys())]
 
 
 def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict[str, Any]:
-    """Measures at the last generation that every arm has, over equal seeds: a line a measure, a column an arm."""
+    """Measures at the last generation that every arm has, over equal seeds: a line per measure, a column per arm."""
     even = comparable(groups)
     last, shown = even.generation, even.measured
     lines = []
@@ -58,7 +58,7 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
 
 
 def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
-    """Arm, its baseline, and the change of its Fréchet distance, where there are too many arms for the headline."""
+    """(arm, its baseline, change of its Fréchet distance), if there are too many arms for the headline; else empty."""
     even = comparable(groups)
     bases = [(arm, baseline_arm(arm, even.measured)) for arm in even.measured]
     if len(bases) <= NAMED + 1 or not even.generation:
@@ -71,24 +71,24 @@ def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
 
 
 def set_sizes(rows: Sequence[Row]) -> str:
-    """`512 against 128`: generated images, and those that distances are taken to; empty where rows do not say."""
+    """`512 against 128`: numbers of generated images and of images they are compared with; empty if no row has them."""
     contexts = [row.context for row in rows if row.context.n_generated]
     found = sorted({(one.n_generated, one.n_reference or one.n_training) for one in contexts})
     return " or ".join(f"{generated} against {real}" for generated, real in found)
 
 
 def baseline_sizes(runs: Sequence[Run]) -> str:
-    """The same of the real-test-vs-real-train rows: held-out images, and training images of generation 0."""
+    """The same for the real-test-vs-real-train rows: held-out images, and training images of generation 0."""
     return set_sizes([run.baseline for run in runs if run.baseline])
 
 
 def _cell(values: Sequence[float]) -> str:
-    """Mean and interval; a line may break between the two, not within."""
+    """Mean and interval. A line may break between the two, but not within the interval."""
     return statistics.mean_and_interval(values).replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: Sequence[str]) -> dict[str, Any]:
-    """A line an arm and generation, over the seeds that all of the arm's compared runs have."""
+    """One line per arm and generation, for the generations that all of the arm's compared runs have."""
     lines = []
     for arm in comparable(groups).measured:
         for generation in range(min(len(run.rows) for run in arm.runs)):
@@ -99,10 +99,10 @@ def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: 
 
 
 def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
-    """Seconds of each phase, and images through the network in training and in sampling: one line a run.
+    """Seconds of each phase, and images through the network in training and in sampling: one line per run.
 
-    Work shared between runs of a sweep counts where it was done; attempts that were interrupted count too, and are
-    given once more by themselves.
+    Work shared between runs of a sweep counts in the run that did it. Interrupted attempts count too; `interrupted` is
+    their sum.
     """
     phases = plots.phases_of(runs)
     calling = [phase for phase in phases if any(plots.spent(run, phase, "nfe") for run in runs)]
@@ -124,7 +124,7 @@ def difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:
 
 
 def environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """What made the runs: every fact under `numerics` in the unsealed statistics, with all its values."""
+    """Software and hardware of the runs: every fact under `numerics` in the unsealed statistics, with its values."""
     found: dict[str, list[str]] = {}
     for run in runs:
         for line in run.stats:
@@ -136,9 +136,9 @@ def environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
-    """N, k, seed and weights behind the numbers of the last rows: one line an encoder, by arm where arms differ.
+    """N, k, seed and weights behind the numbers of the last rows: one line per encoder, by arm where arms differ.
 
-    What differs within an arm (distances of a seed, duplicates) is given as a range over all runs.
+    A number that differs within an arm (distances of a seed, duplicates) is given as a range over all runs.
     """
     found: dict[str, dict[str, dict[str, list[Any]]]] = {}  # encoder -> key -> arm -> values
     for arm in groups:
@@ -153,7 +153,7 @@ def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
 
 
 def _by_arm(values: dict[str, list[Any]]) -> str:
-    """One text where all agree, else the arms of each; a range where runs of one arm differ in a number."""
+    """One text if all arms agree, else each text with its arms; a range if runs of one arm differ in a number."""
     every = [value for arm in values.values() for value in arm]
     texts = {label: list(dict.fromkeys(map(_brief, arm))) for label, arm in values.items()}
     if max(map(len, texts.values())) > 1 and all(isinstance(value, int | float) for value in every):
@@ -173,7 +173,7 @@ def _brief(value: Any) -> str:
 
 
 def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -> dict[str, Any]:
-    """Numbers for the plot of any measure against any other: a point a generation of each run."""
+    """Numbers for the plot of any measure against any other: one point per generation of each run."""
     looks = plots.styles(groups)
     columns = [(name, m) for name in names for m in measures_of(runs, name)]
     return {
@@ -216,9 +216,9 @@ def _short(value: float | None) -> float | None:
 
 
 def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One record a run, generation, encoder and measure; baselines have no generation.
+    """One record per run, generation, encoder and measure; baselines have no generation.
 
-    Shares of the training set by origin, such as `provenance.real` and `provenance.0`, are of no encoder.
+    Shares of the training set by origin, such as `provenance.real` and `provenance.0`, have no encoder.
     """
     labels = _labels(runs)
     records = []
@@ -253,7 +253,7 @@ def _labels(runs: Sequence[Run]) -> dict[int, str]:
 
 
 def as_csv(runs: Sequence[Run]) -> str:
-    """Long form: a line a value, with what it is of and the sizes, k, seed and encoder digest behind it."""
+    """Long form: one line per value, with its run, generation, encoder, measure, sizes, k, seed and encoder digest."""
     columns = (
         "run", "arm", "strategy", "paradigm", "seed", "kind", "generation", "encoder", "measure", "value", "k",
         "n_generated", "n_training", "n_reference", "entropy_n", "measure_seed", "encoder_digest",

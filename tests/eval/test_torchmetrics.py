@@ -119,12 +119,12 @@ def test_wrong_use_is_one_clear_line(act, message):
         (lambda m: (m.update(cloud(9, 0)), m.update(cloud(9, 0, d=4))), "^generated: features of different widths: 4,"),
         (
             lambda m: (m.update(cloud(9, 0, d=5)), m.update(cloud(9, 1, d=3), role="training"), m.compute()),
-            "^training: has 3 features a point, but generated has 5",
+            "^training: has 3 features per point, but generated has 5",
         ),
         (
             lambda m: (fill(m, {"generated": cloud(9, 0), "training": cloud(9, 1), "reference": cloud(9, 2, d=2)}),
                        m.compute()),
-            "^reference: has 2 features a point, but generated has 6",
+            "^reference: has 2 features per point, but generated has 6",
         ),
     ],
 )  # fmt: skip
@@ -224,7 +224,7 @@ def test_kid_of_fewer_images_than_its_subsets():
     small = metrics.library_metrics(Pixel((1, 4, 4)), (1, 4, 4))["kid"]
     small.update(images(60, 0), real=True)
     small.update(images(1, 1), real=False)
-    with pytest.raises(UserError, match=r"^KID: needs at least 2 images of both kinds"):
+    with pytest.raises(UserError, match=r"^KID: needs at least 2 real and 2 generated images"):
         small.compute()
     small.update(images(1, 2), real=False)
     assert torch.isfinite(small.compute()[0])

@@ -90,10 +90,10 @@ def test_without_json_a_table_for_people(kinds):
     digest = load_encoder("pixel", (1, 8, 8)).digest
     ks = "k precision 3, recall 3, density 5, coverage 5, entropy 1"
     line = f"pixel features, digest {digest[:16]}…; no weights; resize none; {ks}; seed 0\n"
-    assert f"30 generated, 30 training; {line}Everything compares with the training set." in done.stdout
+    assert f"30 generated, 30 training; {line}All measures compare with the training set." in done.stdout
     done = run("measure", kinds["images"], kinds["shards"], kinds["images.npy"])
     assert f"30 generated, 30 training, 30 reference; {line}" in done.stdout
-    assert "density and coverage compare with the reference set, the scores of memorization" in done.stdout
+    assert "density and coverage compare with the reference set; the scores of memorization" in done.stdout
 
 
 def test_resampling_gives_a_range_around_the_half_size_numbers(kinds, tmp_path):
@@ -110,7 +110,7 @@ def test_resolution_brings_sets_of_different_sizes_together(kinds, tmp_path):
     row = compare.compare(tmp_path / "large.npy", kinds["images"], resolution=8)
     assert row["generalization_score"] == 0
     assert row["context"]["resize"].startswith("central square; block means")
-    assert "Resized to 8 pixels a side: central square" in compare.as_text(row)
+    assert "Resized to 8 pixels per side: central square" in compare.as_text(row)
     assert compare.compare(kinds["images"], kinds["images"])["context"]["resize"] is None
     with pytest.raises(UserError, match=r"holds 8x8 images with 1 channel.*16x16 images"):
         compare.compare(tmp_path / "large.npy", kinds["images"])
