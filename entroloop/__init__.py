@@ -1,7 +1,7 @@
 """Train diffusion models on their own samples, generation after generation, without model collapse.
 
-The rooms (`entroloop.data`, `entroloop.selection`, …) are imported when they are first named, so that
-`import entroloop` costs nothing.
+The rooms (`entroloop.data`, `entroloop.selection`, …) are imported when they are first used, so `import entroloop` is
+fast.
 """
 
 from __future__ import annotations

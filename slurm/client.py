@@ -1,6 +1,6 @@
-"""What SLURM knows of a run's jobs: `squeue`, `scontrol` and, where there is one, the accounting of `sacct`.
+"""Questions to SLURM about a run's jobs: `squeue`, `scontrol` and, if the cluster has accounting, `sacct`.
 
-Every call has a time limit: without a reachable controller the clients try for a minute.
+Every call has a time limit, because SLURM's commands try for a minute when they cannot reach the controller.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Entry:
     """One job or array task in the queue.
 
     id      `12`, or `12_3` for a task
-    task    its number within the run's array; None where it is no array
-    of      tasks of the whole array
+    task    its number within the run's array; None for a single job
+    of      number of tasks in the whole array
     state   as squeue names it: PENDING, RUNNING, COMPLETING, …
     reason  why it is pending
     """
@@ -37,17 +37,20 @@ class Entry:
 
     @property
     def job(self) -> str:
-        """The number that dependencies name."""
+        """The job number that dependencies name."""
         return self.id.partition("_")[0]
 
     @property
     def doomed(self) -> bool:
-        """Whether it waits for something that has failed."""
+        """Whether it waits for a job that has failed."""
         return self.reason == "DependencyNeverSatisfied"
 
 
 def call(arguments: Sequence[str], patience: float = PATIENCE) -> str:
-    """Standard output of a SLURM command. Raises UserError when it is missing, silent or fails."""
+    """Standard output of a SLURM command. Raises UserError when the command is missing, gives no answer or fails.
+
+    patience  seconds to wait for the answer
+    """
     name = arguments[0]
     if shutil.which(name) is None:
         raise UserError(f"{name}: no such command: run this where SLURM's commands are, on a login node")
@@ -68,7 +71,7 @@ def queued(mark: str, patience: float = PATIENCE) -> list[Entry]:
 
 
 def parse(text: str, mark: str) -> list[Entry]:
-    """Entries of the run `mark` from lines `id|state|reason|nodes|comment`; comments of others are passed over."""
+    """Entries of the run `mark` from lines `id|state|reason|nodes|comment`; lines of other jobs are skipped."""
     found = []
     for line in text.splitlines():
         fields = line.split("|", 4)
@@ -89,7 +92,7 @@ def max_array_size() -> int:
 
 
 def ended(numbers: Sequence[str], patience: float = 10.0) -> dict[str, str]:
-    """Final states of jobs that left the queue, by id, as far as anybody still knows: FAILED, CANCELLED, TIMEOUT, …"""
+    """Final states of jobs that left the queue, by id, where SLURM still knows them: FAILED, CANCELLED, TIMEOUT, …"""
     found: dict[str, str] = {}
     for number in dict.fromkeys(n.partition("_")[0] for n in numbers):
         try:
@@ -105,7 +108,7 @@ def ended(numbers: Sequence[str], patience: float = 10.0) -> dict[str, str]:
         try:
             text = call(["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(unknown)], patience)
         except UserError:
-            return found  # clusters without accounting have the command all the same
+            return found  # clusters without accounting have the command too
         for line in text.splitlines():
             number, _, state = line.partition("|")
             found[number] = state.split(" ")[0]

@@ -1,4 +1,4 @@
-"""The `slurm` section of a configuration: what the jobs of a run ask the cluster for, and how they are cut."""
+"""The `slurm` section of a configuration: the resources that jobs ask for, and how a run is divided into jobs."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _UNITS = {"m": 1, "h": 60, "d": 24 * 60}
 def seconds(time: str) -> int:
     """The length of a time limit in seconds.
 
-    Takes what `sbatch --time` takes (`90` or `90:00` minutes, `12:00:00`, `1-12`, `1-12:00`, `1-12:00:00`) and `90m`,
-    `12h`, `2d`.
+    Accepts the forms of `sbatch --time` (`90` or `90:00` minutes, `12:00:00`, `1-12`, `1-12:00`, `1-12:00:00`), and
+    `90m`, `12h`, `2d`.
     Raises ValueError for anything else.
     """
     if match := re.fullmatch(r"(\d+)([mhd])", time):
@@ -36,7 +36,7 @@ def seconds(time: str) -> int:
 
 
 class Resources(Section):
-    """What a job asks for. null leaves it to the section above, and there to the cluster."""
+    """The resources that a job asks for. null means as in the section above; null there means the cluster's default."""
 
     partition: str | None = None
     """As `sbatch --partition`."""
@@ -82,7 +82,7 @@ class Resources(Section):
     def _one_line(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
         for text in value if isinstance(value, tuple) else (value or "",):
             if "\n" in text or '"' in text:
-                raise ValueError("must be of one line and without double quotes")
+                raise ValueError("must be one line without double quotes")
             if isinstance(value, tuple) and not text.startswith("--"):
                 raise ValueError(f"{text}: give options as sbatch takes them, for example --exclusive")
         return value
@@ -136,7 +136,7 @@ class SlurmConfig(Resources):
         return self
 
     def of(self, kind: str, needs: Needs = "all") -> Resources:
-        """What a job of that kind asks for: its override, else what it needs, else the section."""
+        """Resources of a job of that kind: the value in `phases`, else what the job needs, else the section's value."""
         mine = {name: getattr(self, name) for name in Resources.model_fields}
         if needs != "all":
             mine["nodes"] = 1

@@ -1,10 +1,10 @@
-"""Jobs -> the text of their batch scripts. Nothing is written or asked here.
+"""Jobs -> the text of their batch scripts. This module writes no files and starts no commands.
 
-    Job (what to run) + SlurmConfig (what to ask for) + Site (where the run lies) -> script text
+    Job (what to run) + SlurmConfig (what to ask for) + Site (where the run is) -> script text
 
-What every script does around its one command: it starts it, passes the cluster's signals on to it, and decides by how
-the attempt ended whether the job is done, is queued again, or stops the chain. It leaves what happened in small files
-below the run's `slurm` folder, so that `entroloop status` knows without an accounting database.
+Every script starts its one command and passes the cluster's signals on to the command. From the way the command ended,
+the script decides whether the job is done, is queued again, or stops the chain. The script notes the outcome in small
+files below the run's `slurm` folder, so `entroloop status` needs no accounting database.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from entroloop.slurm.config import Resources, SlurmConfig, seconds
 
 @dataclass(frozen=True)
 class Site:
-    """Where a run lies: absolute folder of the run, working directory of its jobs, and what marks the jobs as its own.
+    """The places of a run: its absolute folder, the working directory of its jobs, and the mark of its jobs.
 
-    mark  ties jobs in the queue to this run folder; no other run has it
+    mark  identifies the run's jobs in the queue; no other run has the same mark
     """
 
     name: str
@@ -42,18 +42,18 @@ class Site:
         return self.run / "slurm"
 
     def comment(self, job: Job, offset: int = 0) -> str:
-        """What the queue shows of a job, so that it is recognised even where its number was lost."""
+        """The job's comment in the queue, which identifies the job even if its number was lost."""
         return f"entroloop {self.mark} {job.key} {offset} {job.of}"
 
 
 def site_of(folder: Path, threads: int = 1) -> Site:
-    """Where a run's jobs work; the mark is a digest of the folder's absolute path."""
+    """The Site of a run folder. The mark is a digest of the folder's absolute path."""
     run = folder.absolute()
     return Site(folder.name, run, Path.cwd(), files.digest(str(run.resolve()))[:12], threads)
 
 
 def render(job: Job, config: SlurmConfig, site: Site) -> str:
-    """The batch script of a job; it takes the number to add to SLURM_ARRAY_TASK_ID as its one argument."""
+    """The batch script of a job. The script's one argument is the number to add to SLURM_ARRAY_TASK_ID."""
     wanted = config.of(job.kind, job.needs)
     ranks = ((wanted.nodes or 1) * processes(wanted)) if job.ranks else 1
     return _environment().get_template("job.sh.j2").render(
@@ -65,7 +65,7 @@ def render(job: Job, config: SlurmConfig, site: Site) -> str:
 
 
 def scripts(jobs: Sequence[Job], config: SlurmConfig, site: Site, kind: str | None = None) -> str:
-    """The scripts of the jobs that are to be done, of one kind or all. Raises UserError when there is none."""
+    """The scripts of the given jobs, of one kind or all. Raises UserError when there is none."""
     chosen = [job for job in jobs if kind in (None, job.kind)]
     if not chosen:
         kinds = ", ".join(dict.fromkeys(job.kind for job in jobs))
@@ -79,7 +79,7 @@ def scripts(jobs: Sequence[Job], config: SlurmConfig, site: Site, kind: str | No
 
 
 def processes(wanted: Resources) -> int:
-    """Processes of a node."""
+    """Processes per node."""
     return wanted.processes or wanted.gpus_per_node or 1
 
 
@@ -111,7 +111,7 @@ def _options(job: Job, config: SlurmConfig, site: Site, wanted: Resources) -> li
 
 
 def _option(value: str) -> str:
-    """sbatch takes double quotes in its option lines, with a backslash before what is special inside them."""
+    """A value as sbatch reads it in its option lines: in double quotes if needed, with `"` and `\\` escaped."""
     if re.fullmatch(r"[\w@%+=:,./&|*!-]+", value):
         return value
     return '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
@@ -130,7 +130,7 @@ def _quoted(argument: str) -> str:
 
 
 def array_option(tasks: Sequence[int], at_once: int | None = None) -> str:
-    """Numbers as `sbatch --array` takes them: 0-3,7%2."""
+    """Numbers in the form of `sbatch --array`: 0-3,7%2."""
     runs: list[list[int]] = []
     for task in sorted(tasks):
         if runs and task == runs[-1][1] + 1:
@@ -142,7 +142,7 @@ def array_option(tasks: Sequence[int], at_once: int | None = None) -> str:
 
 
 def chunks(tasks: Sequence[int], most: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Cuts the tasks of an array into (offset, task numbers below `most` to which the offset is to be added)."""
+    """Divides the tasks of an array into (offset, numbers below `most`): a task is the offset plus a number."""
     by_offset: dict[int, list[int]] = {}
     for task in sorted(tasks):
         by_offset.setdefault(task // most * most, []).append(task % most)

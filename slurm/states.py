@@ -1,4 +1,4 @@
-"""How a run's jobs are: from the queue, from what their scripts noted, and from what SLURM still remembers."""
+"""The states of a run's jobs, from the queue, the notes of their scripts and SLURM's records of ended jobs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ class JobState:
 
 
 def read(folder: Path, mark: str, patience: float = 10.0) -> tuple[list[JobState], str]:
-    """The newest submission of every job and task, in the order of submission; and why the queue is unknown, or ''.
+    """The state of each job's and task's newest submission, in the order of submission, and why the queue is unknown,
+    or ''.
 
     folder  the run's `slurm` folder
     """
@@ -79,7 +80,7 @@ def _order(records: Mapping[tuple[str, int | None], str], key: str) -> int:
 
 
 def _note(folder: Path, key: str, task: int | None) -> dict[str, str]:
-    """What the job's script wrote last about itself."""
+    """The last note of the job's script; empty if there is none."""
     try:
         text = (folder / "attempts" / (key if task is None else f"{key}-{task}")).read_text()
     except FileNotFoundError:
@@ -88,7 +89,7 @@ def _note(folder: Path, key: str, task: int | None) -> dict[str, str]:
 
 
 def _state(note: Mapping[str, str], id_: str) -> str | None:
-    """How a job that left the queue ended, where its script could still tell."""
+    """How a job that left the queue ended, as its script noted; None if the script noted no end."""
     if note.get("id") != id_ or note["state"] in ("running", "requeued"):
         return None
     return note["state"]
@@ -127,7 +128,7 @@ def tail(path: Path) -> list[str]:
 
 
 def table(found: list[JobState], problem: str = "") -> str:
-    """For reading: a line a job, an array's tasks counted together, and what a failure's log says at its end."""
+    """Text: one line per job, with an array's tasks counted together, and the last log lines of failed jobs."""
     lines = [f"jobs (queue not asked: {problem})" if problem else "jobs"]
     for key in dict.fromkeys(job.key for job in found):
         mine = [job for job in found if job.key == key]
@@ -150,7 +151,7 @@ def as_json(found: list[JobState]) -> list[dict[str, Any]]:
 
 
 def for_status(folder: Path) -> dict[str, Any]:
-    """What `entroloop status` adds for runs with jobs: `jobs` and `queue`, the reason why the queue is unknown."""
+    """The entries that `entroloop status` adds for runs with jobs: `jobs`, and `queue`, why the queue is unknown."""
     if not (folder / "slurm").is_dir():
         return {}
     site = site_of(folder)
@@ -159,5 +160,5 @@ def for_status(folder: Path) -> dict[str, Any]:
 
 
 def table_of(jobs: list[dict[str, Any]], problem: str) -> str:
-    """The jobs of `for_status` for reading."""
+    """The jobs of `for_status` as text."""
     return table([JobState(**job) for job in jobs], problem)

@@ -1,10 +1,10 @@
-"""A run's pending jobs -> the queue: only what is not there yet, in a window, with dependencies.
+"""Submits a run's pending jobs: only those that are not queued yet, within a window, with dependencies.
 
     jobs that are not done (in order) + entries of the queue  ->  plan  ->  sbatch  ->  <run>/slurm/jobs.jsonl
 
-Below `<run>/slurm` lie the scripts, the logs, `jobs.jsonl` (a line a submission), `attempts` (what the scripts note).
-Callers hold a lease while they submit; the comment that every job carries in the queue makes it known even if its
-submitter died before it could note the number.
+`<run>/slurm` holds the scripts, the logs, `jobs.jsonl` (one line per submission) and `attempts` (the scripts' notes).
+Callers hold a lease while they submit. Every job has a comment in the queue, which identifies the job even if its
+submitter died before it noted the job's number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SETTLING = 30.0  # seconds to wait for jobs that are just ending: they either le
 
 @dataclass
 class Plan:
-    """Jobs to submit in order, entries to cancel first, jobs that the window has no room for, and what stays queued."""
+    """Jobs to submit in order, entries to cancel first, jobs without room in the window, entries that stay queued."""
 
     submit: list[Job] = field(default_factory=list)
     cancel: list[str] = field(default_factory=list)
@@ -38,14 +38,14 @@ class Plan:
 
 
 def plan(jobs: Sequence[Job], entries: Sequence[Entry], window: int, extend: tuple[str, ...] = ()) -> Plan:
-    """Which of the pending jobs to submit now.
+    """The pending jobs to submit now.
 
-    jobs     all that are not done, predecessors first
-    entries  what the queue holds of this run
-    window   jobs and tasks that may be queued at once
-    extend   command of the last job that submits the rest, where the window has no room for all
+    jobs     all jobs that are not done, predecessors first
+    entries  the run's entries in the queue
+    window   number of jobs and tasks that may be queued at once
+    extend   command that submits the rest; the last job runs it if the window has no room for all
 
-    A queued job that waits for a predecessor which has to be submitted anew would wait in vain: it is replaced.
+    A queued job is replaced if its predecessor has to be submitted again, because it waits for the old predecessor.
     """
     found = Plan(cancel=[e.id for e in entries if e.doomed], live=[e for e in entries if not e.doomed])
     renewed: set[str] = set()
@@ -64,7 +64,7 @@ def plan(jobs: Sequence[Job], entries: Sequence[Entry], window: int, extend: tup
     while wanted and wanted[0].size <= room:
         room -= wanted[0].size
         found.submit.append(wanted.pop(0))
-    if wanted:  # the chain goes on from its last single job
+    if wanted:  # the last single job submits the rest of the chain
         while found.submit and found.submit[-1].tasks is not None and extend:
             wanted.insert(0, found.submit.pop())
         if found.submit and extend:
@@ -74,10 +74,10 @@ def plan(jobs: Sequence[Job], entries: Sequence[Entry], window: int, extend: tup
 
 
 def _todo(job: Job, here: Sequence[Entry]) -> Job | None:
-    """What of a job is not in the queue."""
+    """The part of a job that is not in the queue; None if there is no such part."""
     if not here:
         return job if job.size else None
-    if job.tasks is None or any(e.of != job.of for e in here):  # an array cut otherwise covers the same work
+    if job.tasks is None or any(e.of != job.of for e in here):  # an array divided otherwise covers the same work
         return None
     taken = {e.task for e in here}
     tasks = tuple(task for task in job.tasks if task not in taken)
@@ -85,7 +85,7 @@ def _todo(job: Job, here: Sequence[Entry]) -> Job | None:
 
 
 def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tuple[str, ...] = ()) -> Plan:
-    """Submits what is missing and returns what was done. Call it with the run's submission lease held."""
+    """Submits the jobs that are not queued, and returns the plan. The caller holds the run's submission lease."""
     found = plan(jobs, settled(site.mark), config.window, extend if config.shape == "phases" else ())
     if found.cancel:
         client.call(["scancel", *found.cancel])
@@ -113,7 +113,7 @@ def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tupl
 
 
 def said(plan: Plan, run: Path) -> str:
-    """What a submission did, in a line or two."""
+    """A submission told in a few lines."""
     lines = [f"replaced {len(plan.cancel)} queued job(s) whose predecessor is gone"] if plan.cancel else []
     for job in plan.submit:
         array = "" if job.tasks is None else f"  tasks {array_option(job.tasks)}"
@@ -123,14 +123,14 @@ def said(plan: Plan, run: Path) -> str:
             f"{len(plan.left)} job(s) wait for room in the window of {len(plan.live)} queued: submit again later"
         )
     elif plan.left:
-        lines.append(f"{len(plan.left)} more job(s) follow when these are through")
+        lines.append(f"{len(plan.left)} more job(s) follow when these have finished")
     if not lines:
         lines.append("nothing to submit: everything that is left is queued or running" if plan.live else "finished")
     return "\n".join([*lines, f"see: entroloop status {run}"])
 
 
 def settled(mark: str) -> list[Entry]:
-    """The queue once nothing of the run is between two states any more, or after a bounded wait."""
+    """The run's entries in the queue once none of them is just ending, or after SETTLING seconds."""
     start = time.monotonic()
     while True:
         entries = client.queued(mark)
@@ -141,7 +141,7 @@ def settled(mark: str) -> list[Entry]:
 
 
 def _forget(job: Job, site: Site) -> None:
-    """Removes what earlier submissions said of a job: its failures count from now."""
+    """Removes the notes of a job's earlier submissions, so that its failures are counted from now on."""
     for task in job.tasks if job.tasks is not None else ("",):
         name = f"{job.key}-{task}" if job.tasks is not None else job.key
         for ending in ("", ".failures", ".json"):
@@ -157,12 +157,13 @@ def cancel(mark: str) -> list[str]:
 
 
 def check_python(config: SlurmConfig, found: str | None, mine: str) -> None:
-    """Raises UserError where jobs, which inherit this environment, would start another Python than this one.
+    """Raises UserError when jobs, which inherit this environment, would start another Python than this one.
 
-    found  the full path of `config.python` here; mine: that of this process
+    found  full path of `config.python` in this environment
+    mine   full path of this process's Python
     """
     if config.setup or config.prefix:
-        return  # the jobs make their own environment
+        return  # the jobs set up their own environment
     if found is None or not os.path.exists(found) or os.path.dirname(found) != os.path.dirname(mine):
         raise UserError(
             f"slurm.setup: empty, and the jobs' `{config.python}` would be {found or 'missing'} rather than {mine}: "

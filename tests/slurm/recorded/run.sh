@@ -36,9 +36,9 @@ unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not inherit it
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 port=$((20000 + SLURM_JOB_ID % 12000))
-export PET_SHUTDOWN_TIMEOUT=270  # seconds that torchrun leaves its ranks to save their state
+export PET_SHUTDOWN_TIMEOUT=270  # seconds that torchrun gives its ranks to save their state
 
-# -- how this attempt goes, for `entroloop status` -----------------------------------------------------------------
+# -- the state of this attempt, for `entroloop status` -------------------------------------------------------------
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 
 note() {  # note STATE REASON
@@ -55,14 +55,14 @@ again() {  # again REASON: queue this job again, unless it is being cancelled, o
     fi
     note requeued "$1"
     if ! scontrol requeue "$SLURM_JOB_ID"; then
-        note interrupted "$1; this cluster lets no job queue itself again: submit again"
+        note interrupted "$1; this cluster does not let jobs requeue themselves: submit again"
     fi
     exit 75
 }
 
 # -- the work ------------------------------------------------------------------------------------------------------
 work() {
-    # One torchrun a node, one rank a process. Ranks meet on the first node.
+    # One torchrun per node, one rank per process. Ranks meet on the first node.
     # shellcheck disable=SC2016
     exec srun --kill-on-bad-exit=1 --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 \
         bash -c 'exec apptainer exec --nv image.sif python -m torch.distributed.run --node-rank "$SLURM_NODEID" "$@"' torchrun \
@@ -72,7 +72,7 @@ work() {
 }
 
 signalled=''
-caught() {  # passed on to the work, which saves its state and ends
+caught() {  # pass the signal on to the work, which saves its state and ends
     signalled=$1
     passed=yes
     [ -z "$step" ] || kill -s "$1" "$step" 2>/dev/null || true
@@ -104,12 +104,12 @@ reason=$(sed -n 's/^  "reason": "\(.*\)",*$/\1/p' "$record.json" 2>/dev/null || 
 if [[ "$(scontrol show job "$SLURM_JOB_ID")" =~ PreemptTime=[0-9] ]]; then
     signalled=preemption
 fi
-if [ -n "$signalled" ]; then  # it ended because it was asked to; whether its state is saved shows when it goes on
+if [ -n "$signalled" ]; then  # a signal ended it; the next attempt shows whether its state was saved
     again "stopped by $signalled: ${reason:-$outcome}"
 fi
 reason="${reason:-ended with status $status}"
 if [ "$outcome" = failed ] && grep -q '"exit": 2' "$record.json"; then
-    note failed "$reason"  # wrong input stays wrong
+    note failed "$reason"  # a new attempt would meet the same wrong input
     exit 2
 fi
 printf '%s\n' "$reason" >> "$record.failures"

@@ -34,7 +34,7 @@ export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 OMP_NUM_THREADS=4
 unset RANK WORLD_SIZE LOCAL_RANK MASTER_ADDR MASTER_PORT
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # srun does not inherit it
 
-# -- how this attempt goes, for `entroloop status` -----------------------------------------------------------------
+# -- the state of this attempt, for `entroloop status` -------------------------------------------------------------
 job="${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"
 
 note() {  # note STATE REASON
@@ -51,7 +51,7 @@ again() {  # again REASON: queue this job again, unless it is being cancelled, o
     fi
     note requeued "$1"
     if ! scontrol requeue "$SLURM_JOB_ID"; then
-        note interrupted "$1; this cluster lets no job queue itself again: submit again"
+        note interrupted "$1; this cluster does not let jobs requeue themselves: submit again"
     fi
     exit 75
 }
@@ -62,7 +62,7 @@ work() {
 }
 
 signalled=''
-caught() {  # passed on to the work, which saves its state and ends
+caught() {  # pass the signal on to the work, which saves its state and ends
     signalled=$1
     passed=yes
     [ -z "$step" ] || kill -s "$1" "$step" 2>/dev/null || true
@@ -86,7 +86,7 @@ done
 if [ "$status" = 0 ]; then
     rm -f "$record.failures"
     note finished ''
-    # The chain did not fit into the window whole: submit what comes next.
+    # The window had no room for the whole chain: submit the next jobs.
     apptainer exec --nv image.sif python -m entroloop.launcher slurm submit 'a b.yaml' || echo 'submit again to go on'
     exit 0
 fi
@@ -95,12 +95,12 @@ reason=$(sed -n 's/^  "reason": "\(.*\)",*$/\1/p' "$record.json" 2>/dev/null || 
 if [[ "$(scontrol show job "$SLURM_JOB_ID")" =~ PreemptTime=[0-9] ]]; then
     signalled=preemption
 fi
-if [ -n "$signalled" ]; then  # it ended because it was asked to; whether its state is saved shows when it goes on
+if [ -n "$signalled" ]; then  # a signal ended it; the next attempt shows whether its state was saved
     again "stopped by $signalled: ${reason:-$outcome}"
 fi
 reason="${reason:-ended with status $status}"
 if [ "$outcome" = failed ] && grep -q '"exit": 2' "$record.json"; then
-    note failed "$reason"  # wrong input stays wrong
+    note failed "$reason"  # a new attempt would meet the same wrong input
     exit 2
 fi
 printf '%s\n' "$reason" >> "$record.failures"
