@@ -1,8 +1,8 @@
-"""Ways data comes in, measured against the plainest way to do the same: one table, and JSON with `--out`.
+"""Speed of data input against the plainest code for the same work: one table, and JSON with `--out`.
 
     python benchmarks/data.py [--rounds 5] [--gigabytes 10] [--out data.json]
 
-Every row compares two things in one process, round after round in turn; a ratio is the median over rounds. Images are
+Every row compares two ways in one process, alternating round after round; a ratio is the median over rounds. Images are
 patches of scikit-learn's two photographs.
 """
 
@@ -62,7 +62,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def compare(name: str, goal: float, count: int, ours: Callable[[], object], plain: Callable[[], object], rounds: int):
-    """A row: images a second of both, and the median of their ratio over rounds. One round before is not counted."""
+    """A row: images per second of both, and the median of their ratio over rounds. A first round is not counted."""
     ours(), plain()
     pairs = [(seconds(ours), seconds(plain)) for _ in range(rounds)]
     ratios = sorted(b / a for a, b in pairs)
@@ -179,7 +179,7 @@ def import_row(folder: Path, rounds: int, count: int = 24):
 
 
 def resident_set_mib(pids: list[int]) -> float:
-    """Private memory of processes, MiB: pages that they share with their parent count once, in the parent."""
+    """Private memory of processes in MiB: pages shared with their parent count once, in the parent."""
     total = 0
     for pid in pids:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -189,7 +189,7 @@ def resident_set_mib(pids: list[int]) -> float:
 
 
 def memory_row(folder: Path, gigabytes: float, workers: int):
-    """Streams once over a large set; its shards are one file under many names, so that it needs no such disk."""
+    """Streams once over a large set. Its shards are one file under many names, so the set needs little disk space."""
     images = np.random.default_rng(0).integers(0, 256, (200, 3, 128, 128), dtype=np.uint8)
     write_shard(folder, 0, images, None, Provenance.sampled(0, 0, 200), first_key=0, encoding="npy")
     tar, side = (entry(folder, f"shard-000000.{suffix}") for suffix in ("tar", "json"))

@@ -1,9 +1,9 @@
 """Images/s of the encoders and their share of the machine's peak: `python benchmarks/encoders.py [--out FILE.json]`.
 
 512 CIFAR-size images go through pixel, classifier and Inception, the last two with random weights. Each time is the
-best of `--repeats` after a warm-up of one batch. Floating-point operations are counted by torch (two a multiply-add),
-and the peak is a float32 matrix product timed before and after in the same process, the faster one. Pixel does no
-arithmetic: its line has no share. `--images 64` is a quick look; one thread or many: OMP_NUM_THREADS, or --threads.
+best of `--repeats` after a warm-up of one batch. torch counts the floating-point operations (two per multiply-add). The
+peak is a float32 matrix product, timed before and after in the same process; the faster one counts. Pixel does no
+arithmetic, so its line has no share. `--images 64` is a quick look; OMP_NUM_THREADS or --threads sets the threads.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SIDE = 2048
 
 @dataclass
 class Line:
-    """One encoder: images and seconds, floating-point operations an image, and the rate they were done at."""
+    """One encoder: images and seconds, floating-point operations per image, and operations per second."""
 
     name: str
     features: int
@@ -63,7 +63,7 @@ def peak(device: torch.device) -> float:
 
 
 def prepare(name: str, folder: Path, device: torch.device) -> Encoder:
-    """The encoder, with random weights written to `folder` where it has any."""
+    """The encoder; if it has weights, random ones are written to `folder`."""
     torch.manual_seed(0)
     if name == "classifier":
         classifier.save(folder / name, classifier.Classifier(SHAPE, 10))
@@ -75,7 +75,7 @@ def prepare(name: str, folder: Path, device: torch.device) -> Encoder:
 
 
 def measure(encoder: Encoder, images: np.ndarray, repeats: int, device: torch.device) -> Line:
-    """The line of one encoder; its share of the peak comes later."""
+    """The line of one encoder; its share of the peak is added later."""
     with FlopCounterMode(display=False) as counter:
         encoder(np.resize(images, (BATCH, *SHAPE)))
     gflop = counter.get_total_flops() / BATCH / 1e9

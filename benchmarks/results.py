@@ -1,11 +1,11 @@
 """The tables of docs/results.md from sealed runs: `python benchmarks/results.py TABLE FOLDER…`.
 
-FOLDER is a run or a sweep; only runs that are finished count, with the seeds that all arms shown have.
+FOLDER is a run or a sweep. Only finished runs count, at the seeds that all shown arms have.
 
     comparison   the last generation of every arm, and its change against one of them, paired by seed
     course       the measures of every generation, and their change
     correlation  training-set entropy against log generalization score
-    threshold    settings of the threshold filter on the pools of these runs, chosen again without training
+    threshold    settings of the threshold filter on the pools of these runs, selected again without training
 """
 
 from __future__ import annotations

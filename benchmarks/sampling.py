@@ -1,19 +1,19 @@
-"""Sampling, measured: what the phase costs beside the network, and what the sampler and the ranks gain.
+"""Speed of sampling: the cost of the phase beyond the network, and the gain from the sampler and the ranks.
 
     python benchmarks/sampling.py [--rounds 5] [--images 1024] [--kimg 64] [--folder runs/benchmark-sampling]
                                   [--only phase,calls,script,ranks] [--out sampling.json]
 
     phase   images/s of the sample phase (noise, sampler, PNG, shards) against bare network calls, one process
-    calls   network calls an image at equal Frechet distance on digits: EDM with Heun against DDPM with 1,000 steps
-    script  the way of the paper's script, 1,000 DDPM steps by diffusers' pipeline on one rank while the other waits,
+    calls   network calls per image at equal Frechet distance on digits: EDM with Heun against DDPM with 1,000 steps
+    script  as the paper's script samples (1,000 DDPM steps by diffusers' pipeline on one rank while the other waits)
             against Heun's shards on two ranks
     ranks   two ranks of one thread against one rank of one thread
 
-Two models of scikit-learn's digits are trained first, by the project's own trainer, and kept in --folder. Every ratio
-is between times taken in turn, round after round, in the same processes: `ratio` compares the best times (on a machine
-that others use too, the least disturbed ones), `median` is the median of the rounds' ratios, and `cpu` compares CPU
-time, of the busier rank where there are two: what a machine with a core for each rank would need. On a machine with a
-GPU, phase and calls run there; script and ranks are about ranks of one thread and stay on the CPU.
+The project's trainer first trains two models of scikit-learn's digits and keeps them in --folder. The two sides of a
+ratio alternate, round after round, in the same processes. `ratio` compares the best times: on a shared machine, these
+are the least disturbed ones. `median` is the median of the rounds' ratios. `cpu` compares CPU time, with two ranks that
+of the busier rank: the time on a machine with one core per rank. If there is a GPU, phase and calls run on it; script
+and ranks measure ranks of one thread and stay on the CPU.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def timed(images: int, work: Callable[[], object]) -> Timed:
 
 
 def row(what: str, goal: float, ours: list[Timed], plain: list[Timed]) -> dict[str, Any]:
-    """Ratios of rates; entry i of both is from round i."""
+    """Ratios of rates; entry i of both sides is from round i."""
     wall = [[t.images / t.wall for t in side] for side in (ours, plain)]
     cpu = [statistics.median(t.images / t.cpu for t in side) for side in (ours, plain)]
     return {
@@ -95,7 +95,7 @@ def row(what: str, goal: float, ours: list[Timed], plain: list[Timed]) -> dict[s
 
 
 def trained(folder: Path, objective: str, kimg: float) -> Context:
-    """A run on digits whose generation 0 is trained; found again in `folder` where it was trained before."""
+    """A run on digits with generation 0 trained; reused if `folder` already has it."""
     overrides = [f"folder={folder}", f"name={objective}-{kimg:g}", f"train.objective={objective}"]
     config = configuration.load(DIGITS, [*overrides, f"train.kimg={kimg}", "generations=1"])
     world = World(device=DEVICE)
@@ -161,7 +161,7 @@ def drawn(work: Context, config: SampleConfig, images: int, name: str) -> np.nda
 
 
 def distances(work: Context, samples: np.ndarray) -> dict[str, list[float]]:
-    """Frechet distance to all real images that trained nothing, in each feature space: [of all, first half, second]."""
+    """Frechet distance to all real images not used for training, per feature space: [all, first half, second half]."""
     split = work.split
     rows = np.concatenate([split.heldout, split.fresh])
     found = {}
@@ -175,7 +175,7 @@ def distances(work: Context, samples: np.ndarray) -> dict[str, list[float]]:
 
 
 def calls_row(edm: Context, ddpm: Context, images: int) -> dict[str, Any]:
-    """The fewest Heun steps whose distance is no larger than DDPM's in every feature space, on as many samples."""
+    """The fewest Heun steps whose distance, for equally many samples, is at most DDPM's in every feature space."""
     target = distances(ddpm, drawn(ddpm, ANCESTRAL, images, f"ddpm-1000-{images}"))
     curve: dict[int, dict[str, list[float]]] = {}
     for steps in (18, 14, 11, 9, 7, 6, 5, 4, 3, 2):
@@ -249,13 +249,13 @@ def sharded(world: World, weights: Path, folder: Path, config: SampleConfig, pla
 
 
 def alone(world: World, weights: Path, folder: Path, config: SampleConfig, plan: SamplePlan) -> None:
-    """The same by rank 0 only; rank 1 waits without using its core."""
+    """The same on rank 0 alone; rank 1 waits without using its core."""
     if world.is_main:
         generate(weights, folder, config, plan, Part(), CPU, show=False)
 
 
 def pipeline(world: World, weights: Path, images: int) -> None:
-    """What the paper's script does: diffusers' DDPM pipeline in the main process."""
+    """Sampling as in the paper's script: diffusers' DDPM pipeline in the main process."""
     if world.is_main:
         unet = networks.load(weights).unet
         run = DDPMPipeline(unet, DDPMScheduler(num_train_timesteps=1000))
@@ -278,7 +278,7 @@ def ranks_row(ranks: Ranks, edm: Context, images: int, rounds: int, scratch: Pat
 def script_rows(
     ranks: Ranks, edm: Context, ddpm: Context, images: int, rounds: int, scratch: Path
 ) -> list[dict[str, Any]]:
-    """With EDM's own 18 steps, and with the 9 that `calls` finds enough for DDPM's Frechet distance."""
+    """With EDM's own 18 steps, and with 9 steps, which reach DDPM's Frechet distance according to `calls`."""
     plan, few = SamplePlan(0, 0, images, images // 4), 128
     ours: dict[int, list[Timed]] = {18: [], 9: []}
     plain = []

@@ -1,11 +1,15 @@
 """Times of selection as ratios within one process: `python benchmarks/selection.py [--device cuda] [--out FILE.json]`.
 
-Every line times a baseline and ours in turn, several times, and reports the best of each and the ratio of the two, so
-that what else the machine does falls on both. One thread or many: OMP_NUM_THREADS, or --threads. Two ranks start
-processes of their own. Peak memory is measured in a process of its own. `--only NAME` runs lines whose name holds NAME;
-`--features FILE.npy` adds a set of one's own, such as the samples of a collapsed loop; `--quick` divides the number of
-rows by 8; `--large` adds 10^6 -> 5 * 10^5 rows, meant for a GPU: under torchrun
-(`torchrun --nproc_per_node 8 benchmarks/selection.py --large --device cuda`) only that line runs, over all ranks.
+Every line times a baseline and ours several times, alternating, so that other load affects both. It reports the best
+time of each and their ratio. OMP_NUM_THREADS or --threads sets the threads. Lines of two ranks, and of peak memory,
+start processes of their own.
+
+    --only NAME          lines whose name contains NAME
+    --features FILE.npy  adds a set of your own, such as the samples of a collapsed loop
+    --quick              divides the number of rows by 8
+    --large              adds 10^6 -> 5 * 10^5 rows, meant for a GPU; under torchrun
+                         (`torchrun --nproc_per_node 8 benchmarks/selection.py --large --device cuda`)
+                         only that line runs, over all ranks
 """
 
 from __future__ import annotations
@@ -35,7 +39,7 @@ FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 
 @dataclass
 class Line:
-    """One comparison: seconds of the baseline and of ours (best of several), their ratio, and what was asked for."""
+    """One comparison: seconds of the baseline and of ours (best of several), their ratio, and the goal."""
 
     name: str
     baseline: float
@@ -46,14 +50,14 @@ class Line:
 
 
 def mixture(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    """256 Gaussian clusters whose centres lie two standard deviations apart a coordinate. float32 [n, d]."""
+    """256 Gaussian clusters with centres about two standard deviations apart per coordinate. float32 [n, d]."""
     g = torch.Generator().manual_seed(seed)
     centres = 2 * torch.randn(256, d, generator=g)
     return centres[torch.randint(256, (n,), generator=g)] + torch.randn(n, d, generator=g)
 
 
 def collapsed(n: int, d: int) -> torch.Tensor:
-    """What a collapsed loop makes: few originals, each with many copies 1 % of its norm away or less."""
+    """Points as from a collapsed loop: few originals, each with many copies at most 1 % of its norm away."""
     g = torch.Generator().manual_seed(1)
     originals = mixture(n // 16, d, seed=2)
     noise = torch.randn(n, d, generator=g) * 0.1 * torch.rand(n, 1, generator=g)
@@ -91,7 +95,7 @@ def dense_against(x: torch.Tensor, right: torch.Tensor) -> None:
 
 
 def published_greedy(x: torch.Tensor, m: int) -> None:
-    """One distance column a step, as published."""
+    """One distance column per step, as published."""
     distance = torch.full((len(x),), torch.inf, device=x.device)
     pick = 0
     for _ in range(m):
@@ -138,7 +142,7 @@ class Bench:
     def compare(
         self, name: str, baseline: Callable[[], Any], ours: Callable[[], Any], goal: float, repeats: int = 0
     ) -> None:
-        """goal: the largest good ratio ours / baseline."""
+        """goal: the largest ratio ours / baseline that is good enough."""
         if not self.wanted(name):
             return
         best = [float("inf"), float("inf")]
@@ -309,7 +313,7 @@ def memory_worker(n: int) -> None:
     x = torch.empty(n, 384)
     for start in range(0, n, 8192):
         x[start : start + 8192] = mixture(min(8192, n - start), 384, seed=start)
-    select(x[:2048].clone(), 512, seed=1)  # libraries allocate their own once
+    select(x[:2048].clone(), 512, seed=1)  # libraries allocate their own memory once
     before = _peak_kib()
     select(x, n // 2, world=World())
     after = _peak_kib()
@@ -317,7 +321,7 @@ def memory_worker(n: int) -> None:
 
 
 def _peak_kib() -> int:
-    """Of this process's memory; ru_maxrss of a child begins at its parent's."""
+    """Peak memory of this process in KiB. ru_maxrss would not do: a child's begins at its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 

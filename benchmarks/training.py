@@ -1,12 +1,13 @@
-"""The train phase, measured against plain loops over the same network: one table, and JSON with `--out`.
+"""Speed of the train phase against plain loops over the same network: one table, and JSON with `--out`.
 
     python benchmarks/training.py [--rounds 5] [--steps 12] [--out training.json]
 
-Rows compare two things in turn, in one process or in paired processes, round after round; a ratio is the median over
-rounds. Images are noise of 8x8x1, the network is the demo's; what is measured does not depend on what they show.
-On a CUDA device the same rows run there, with `--channels`, `--attention`, `--side` and `--batch` of a larger network,
-`--precision`, `--channels-last` and `--compile`, and the share of the peak that `--peak-tflops` gives. `--against` adds
-rows that train by other means: `--against zero2 compile xformers` (the last against torch's own attention).
+Every row compares two ways, alternating round after round, in one process or in paired processes; a ratio is the median
+over rounds. Images are noise of 8x8x1, since the times do not depend on the content; the network is the demo's.
+With a CUDA device the rows run on it. `--channels`, `--attention`, `--side` and `--batch` set a larger network;
+`--precision`, `--channels-last` and `--compile` set the training; with `--peak-tflops`, rows show the share of that
+peak. `--against` adds rows of other ways to train: `--against zero2 compile xformers` (xformers is compared with
+torch's own attention).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def make_set(folder: Path, count: int, channels: int, side: int) -> Dataset:
 
 
 def job_of(options: argparse.Namespace, folder: Path, steps: int, **changes: object) -> Job:
-    """A generation's training of so many steps, with a line of statistics every fourth step and no checkpoint."""
+    """The job of training a generation for `steps` steps, with statistics every fourth step and no checkpoint."""
     kimg = steps * options.batch / 1000
     values = {
         "kimg": kimg, "batch": options.batch, "checkpoint_kimg": 1e6, "log_kimg": 4 * options.batch / 1000,
@@ -96,7 +97,7 @@ def bare_steps(trainer: Trainer, steps: int) -> None:
 
 
 class Interleaved:
-    """Asked by `train` after every step whether to stop; says no, and does a bare step each time.
+    """`train` asks this after every step whether to stop. It says no, and does one bare step each time.
 
     pairs  (seconds of a step of `train`: data, step, averages, statistics; seconds of a bare step)
     """
@@ -117,9 +118,9 @@ class Interleaved:
 
 
 def phase_row(options: argparse.Namespace, folder: Path, world: World, mode: str):
-    """Steps of `train`, with all that belongs to it, against bare steps, in turn.
+    """Complete steps of `train` against bare steps, alternating.
 
-    What happens once a phase (building the network, export) is not in it.
+    Work done once per phase (building the network, export) is not included.
     """
     dataset = make_set(folder / f"set-{mode}", 32 * options.batch, options.colours, options.side)
     data = Resident(dataset) if mode == "resident" else Streaming(dataset, workers=1)
@@ -139,7 +140,7 @@ def phase_row(options: argparse.Namespace, folder: Path, world: World, mode: str
 
 
 def flops_of_image(trainer: Trainer) -> float:
-    """Floating-point operations of one image's forward and backward, matrix products and convolutions only."""
+    """Floating-point operations of the forward and backward passes per image; matrix products and convolutions only."""
     with FlopCounterMode(display=False) as counter:
         batch = trainer.job.config.batch
         y = torch.randn(batch, *trainer.shape, device=trainer.world.device)
@@ -150,7 +151,7 @@ def flops_of_image(trainer: Trainer) -> float:
 
 
 def ema_rows(options: argparse.Namespace, folder: Path, world: World):
-    """The averages' cost as a share of a training step, and beside the optimizer alone."""
+    """The averages' cost as a share of a training step, and relative to the optimizer alone."""
     data = Resident(make_set(folder / "set-ema", options.batch, options.colours, options.side))
     more = {"short": {"halflife_kimg": 100}, "paper": {"rule": "power"}}
     for names, averages in ((1, {}), (3, more)):
@@ -183,7 +184,7 @@ def ema_rows(options: argparse.Namespace, folder: Path, world: World):
 
 
 def against_row(options: argparse.Namespace, folder: Path, world: World, name: str):
-    """Whole steps of the trainer by other means, against those of the options alone, in turn."""
+    """Whole steps of the trainer with another way of training against steps with the options alone, alternating."""
     if name == "zero2":
         ranks = torch.cuda.device_count() if world.device.type == "cuda" else 2
         speeds = [[rank_speed(options, ranks, engine) for engine in ("zero2", "auto")] for _ in range(options.rounds)]
@@ -210,7 +211,7 @@ def against_row(options: argparse.Namespace, folder: Path, world: World, name: s
 
 
 def rank_speed(options: argparse.Namespace, size: int, engine: str = "auto") -> float:
-    """Images a second of `size` ranks of one thread at the same batch a rank, in processes of their own."""
+    """Images per second of `size` ranks of one thread with the same batch per rank, in processes of their own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--rank-of", str(size), "--folder", folder, "--steps", str(options.steps)]
         command += ["--batch", str(options.batch), "--side", str(options.side), "--colours", str(options.colours)]
@@ -228,10 +229,10 @@ def rank_speed(options: argparse.Namespace, size: int, engine: str = "auto") -> 
 
 
 def one_rank(options: argparse.Namespace) -> None:
-    """What a process of `rank_speed` does: trains steps of `batch` images a rank and prints images a second."""
+    """A process of `rank_speed`: trains steps of `batch` images per rank and prints images per second."""
     size, folder = options.rank_of, Path(options.folder)
     torch.set_num_threads(1)
-    if size > 1 or options.engine != "auto":  # as torchrun would say; they meet in a file: the address is not used
+    if size > 1 or options.engine != "auto":  # as torchrun sets them; ranks meet in a file: the address is not used
         os.environ |= {"RANK": str(options.rank), "LOCAL_RANK": str(options.rank), "MASTER_ADDR": "127.0.0.1"}
         os.environ |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_PORT": "29511"}
     world = join(options.rank, size, options.rank, init_method=f"file://{folder / 'meet'}")

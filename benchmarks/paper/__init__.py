@@ -1,1 +1,1 @@
-"""What the tables of docs/results.md are made by."""
+"""Code that makes the tables of docs/results.md."""

@@ -1,4 +1,4 @@
-"""Which runs count in the tables of docs/results.md: the arms of finished runs, at the seeds that all of them have."""
+"""The runs that count in the tables of docs/results.md: the arms of finished runs, at the seeds that all arms have."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from entroloop.eval.report.runs import Run
 
 
 def finished_arms(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Arm]:
-    """The arms of the finished runs, or those of them that are named, each with the seeds that all of these have.
+    """The arms of the finished runs, or only those with the given labels, at the seeds that all these arms have.
 
-    Raises UserError for an unknown label, where no seed is finished in every arm, and where entropies were taken of
+    Raises UserError for an unknown label, when no seed is finished in every arm, and when entropies were estimated from
     different numbers of images.
     """
     groups = arms([run for run in runs if run.finished])
@@ -28,7 +28,7 @@ def finished_arms(runs: Sequence[Run], labels: Sequence[str] = ()) -> list[Arm]:
 
 
 def check_equal_n(runs: Sequence[Run]) -> None:
-    """Raises UserError unless every entropy is of the same number of images: the estimate depends on it."""
+    """Raises UserError unless all entropies are of the same number of images, because the estimate depends on it."""
     found = statistics.entropy_sizes(runs)
     if len(found) > 1:
         sizes = ", ".join(f"{n} in {name}" for n, name in found.items())
@@ -36,7 +36,7 @@ def check_equal_n(runs: Sequence[Run]) -> None:
 
 
 def named(groups: Sequence[Arm], label: str) -> Arm:
-    """The arm of that label. Raises UserError where there is none."""
+    """The arm with that label. Raises UserError when there is none."""
     found = next((arm for arm in groups if arm.label == label), None)
     if found is None:
         raise UserError(f"{label}: is no arm; these are: {'; '.join(arm.label for arm in groups)}")

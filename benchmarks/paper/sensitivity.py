@@ -1,4 +1,4 @@
-"""How much the settings of the threshold filter matter, on the sealed pools of runs: chosen again, nothing trained.
+"""Effect of the threshold filter's settings on the sealed pools of runs: selected again, without training.
 
     run  ->  pool of the generation after its last (real images, then c N samples of every generation)  ->  N chosen
 
@@ -44,7 +44,7 @@ def pool(run: Run, candidates: int) -> tuple[NDArray[np.float32], int]:
 
 
 def threshold_table(runs: Sequence[Run]) -> str:
-    """Entropy above random selection from the same pool, in nats, and the share of real images: means over runs."""
+    """Entropy minus that of random selection from the same pool, in nats, and share of real images: means over runs."""
     defaults = [_choose(run, 2, "threshold-decay").info["threshold"] for run in runs]
     lines = []
     for strategy in ("random", "greedy", "adaptive-threshold", "entropy-matching"):

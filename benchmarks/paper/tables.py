@@ -2,8 +2,8 @@
 
     [Arm]  ->  comparison | course | correlations
 
-Intervals are 95% Student intervals of the mean over seeds. Differences and ratios are taken between runs of equal seed
-before they are averaged, so that what a seed brings to all arms cancels.
+Intervals are 95% Student intervals of the mean over seeds. Differences and ratios are computed between runs of equal
+seed and then averaged, so an effect of the seed on all arms cancels.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from entroloop.eval.report.arms import Arm, last_common
 from entroloop.eval.report.statistics import mean_and_interval
 from entroloop.eval.report.tables import baseline_sizes
 
-Column = tuple[str, str]  # encoder, "" where a measure has none, and measure
+Column = tuple[str, str]  # encoder ("" for a measure without one) and measure
 
 
 def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> str:
     """The last generation: for each measure its mean, and the mean change against `base`, paired by seed.
 
-    Changes are in percent of the base's mean over seeds. The last line is the measuring stick.
+    Changes are in percent of the base's mean over seeds. The last line is real test against real train.
     """
     last = last_common(groups)
     assert last is not None
@@ -47,9 +47,9 @@ def comparison(groups: Sequence[Arm], base: Arm, columns: Sequence[Column]) -> s
 
 
 def measuring_stick(groups: Sequence[Arm], columns: Sequence[Column]) -> tuple[str, list[str]] | None:
-    """The row that every table ends with, real test against real train, and its mean over seeds for each column.
+    """The last row of every table, real test against real train: its name, and its mean over seeds for each column.
 
-    Its name says how many images of each there are. None where no run has it.
+    The name includes the numbers of images. None when no run has the row.
     """
     by_seed = {run.seed: run for arm in groups for run in arm.runs if run.baseline is not None}
     if not by_seed:
@@ -75,7 +75,7 @@ def _change(arm: Arm, base: Arm, generation: int, encoder: str, measure: str) ->
 
 
 def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
-    """Every generation, and the change from the first to the last, paired by seed; at the end the measuring stick.
+    """Every generation, and the change from the first to the last, paired by seed; then real test against real train.
 
     Positive measures also have a rate: the slope of the logarithm, in percent per generation. Entropy has no such
     scale.
@@ -102,7 +102,7 @@ def course(groups: Sequence[Arm], columns: Sequence[Column]) -> str:
 
 
 def rate(values: Sequence[float]) -> float:
-    """Relative change per generation: exp of the least-squares slope of the logarithms, less 1."""
+    """Relative change per generation: exp of the least-squares slope of the logarithms, minus 1."""
     slope = np.polyfit(np.arange(len(values)), np.log(values), 1)[0]
     return math.expm1(float(slope))
 
@@ -116,8 +116,8 @@ def _rate(series: Sequence[Sequence[float]]) -> str:
 def correlations(groups: Sequence[Arm], encoders: Sequence[str]) -> str:
     """Pearson r of training-set entropy and log generalization score over all generations of all runs.
 
-    Points that runs share (generation 0 of a seed) count once. Intervals by drawing whole runs, and by drawing whole
-    seeds, whose runs have generation 0 in common; from four on.
+    Points that runs share (generation 0 of a seed) count once. One interval is from drawing whole runs, the other from
+    drawing whole seeds, because runs of a seed share generation 0. Each needs at least four of them.
     """
     lines = []
     for encoder in encoders:
