@@ -18,12 +18,12 @@ def _own(name: str) -> str:
 
 
 class EvaluationConfig(Section):
-    """What is measured of every generation."""
+    """The measures of every generation: in which features, and on how many samples."""
 
     encoders: tuple[Annotated[str, AfterValidator(ENCODERS.check)], ...] = Field(("pixel", "classifier"), min_length=1)
     """Feature spaces to measure in."""
     measures: tuple[Annotated[str, AfterValidator(_own)], ...] = ()
-    """Your own measures as `module:attribute`, taken beside the built-in ones."""
+    """Your own measures as `module:attribute`, computed beside the built-in ones."""
     samples: int | None = Field(None, ge=2)
     """Generated samples 0 … samples - 1 are measured, never a selection of them; null: as many as training samples."""
     entropy_size: int | None = Field(None, ge=2)

@@ -100,21 +100,21 @@ class SlurmConfig(Resources):
     shape: Literal["generations", "phases"] = "generations"
     """`generations`: one job does whole generations on all its nodes; `phases`: a chain with one job per phase."""
     phases: dict[str, Resources] = Field({})
-    """What single kinds of job ask for instead: a phase, or run, import, seal, arm (one run of a sweep), report."""
+    """Other resources for single kinds of job: a phase, or run, import, seal, arm (one run of a sweep), report."""
     array: int = Field(8, ge=1)
-    """Tasks of an array: sampling, encoding."""
+    """Number of tasks of an array (sampling, encoding)."""
     at_once: int | None = Field(None, ge=1)
     """Tasks of an array that may run at the same time; null sets no limit."""
     import_array: int = Field(1, ge=1)
-    """Tasks that import the source and encode the real images; 1: a single job does."""
+    """Number of tasks that import the source and encode the real images; 1: a single job."""
     window: int = Field(64, ge=1)
     """The largest number of the run's jobs and array tasks that are queued at once; the chain continues itself."""
     retries: int = Field(2, ge=0)
-    """Failures of one job or array task after which it and the chain stop; reaching a time limit is no failure."""
+    """How often a job or array task that failed is queued again before the chain stops; a time limit is no failure."""
     lead: int = Field(300, ge=1)
     """Seconds before the time limit at which a job saves its state and queues itself again."""
     seal_wait: int = Field(120, ge=0)
-    """Seconds that a job waits for its predecessor's seal to show on its node."""
+    """Seconds that a job waits until its predecessor's seal is visible on its node."""
     overlap: bool = True
     """Encode every shard as soon as it is sampled (shape `generations`)."""
     setup: tuple[str, ...] = ()
