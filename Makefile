@@ -43,6 +43,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy -p entroloop
+	$(BIN)/mypy tests benchmarks docs/generate.py
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

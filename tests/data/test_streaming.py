@@ -141,7 +141,7 @@ def place_of(dataset: Dataset, shard: int, row: int) -> int:
     return dataset.side(dataset.shard_names[shard])["columns"]["offset"][row]
 
 
-def drain(stream: Streaming, **kwargs) -> list:
+def drain(stream: Streaming, **kwargs) -> list[object]:
     return list(stream.batches(**{"seed": 0, "seen": 0, "until": 2 * N, "batch": 2, **kwargs}))
 
 
