@@ -67,10 +67,10 @@ def test_the_weights_hash_is_that_of_the_file(folder):
 def test_every_encoder_says_how_it_resizes():
     assert encoders.resize_of("pixel") == "none"
     assert encoders.resize_of("inception") == "TF1 bilinear to 299 x 299"
-    for name in ("test_encoders:mean", "test_encoders:Mean", "no_such_module_x:f", "unknown"):
+    for name in ("test_encoder:mean", "test_encoder:Mean", "no_such_module_x:f", "unknown"):
         assert encoders.resize_of(name) == "its own", name
-    assert encoders.resize_of("test_encoders:Halved") == "halved"
-    assert encoders.resize_of("test_encoders:halved", halved((1, 8, 8), None)) == "halved"
+    assert encoders.resize_of("test_encoder:Halved") == "halved"
+    assert encoders.resize_of("test_encoder:halved", halved((1, 8, 8), None)) == "halved"
 
 
 @pytest.mark.parametrize(
@@ -80,20 +80,20 @@ def test_every_encoder_says_how_it_resizes():
         ("nothing-like-it", "give one of pixel, classifier"),
         ("classifier", "needs a labelled data set"),
         ("no_such_module_x:f", "cannot import no_such_module_x"),
-        ("test_encoders:missing", "has no 'missing'"),
-        ("test_encoders:wrong", r"float32 \[2, 7\], got float64 \[2, 1\]"),
-        ("test_encoders:IMAGES", "must be, or return"),
+        ("test_encoder:missing", "has no 'missing'"),
+        ("test_encoder:wrong", r"float32 \[2, 7\], got float64 \[2, 1\]"),
+        ("test_encoder:IMAGES", "must be, or return"),
         ("os:getcwd", "os:getcwd: called with \\(shape, device\\) it raised TypeError.*must be, or return"),
         (":x", "give module:attribute"),
         ("os:", "give module:attribute"),
         ("own_encoder_that_raises:x", "importing own_encoder_that_raises raised RuntimeError: no such luck$"),
         ("own_script:x", "importing own_script raised SystemExit: 0$"),
-        ("test_encoders:leaving", "raised SystemExit: 0.*must be, or return"),
-        ("test_encoders:failing_factory", "raised ZeroDivisionError: division by zero.*must be, or return"),
-        ("test_encoders:failing", "must return finite float32 \\[2, 1\\], raised ValueError: two lines$"),
-        ("test_encoders:infinite", "must return finite float32 \\[2, 1\\], row 0 holds NaN or infinity$"),
-        ("test_encoders:nameless", "lacks digest.*must be, or return"),
-        ("test_encoders:Odd", "digest is int.*must be, or return"),
+        ("test_encoder:leaving", "raised SystemExit: 0.*must be, or return"),
+        ("test_encoder:failing_factory", "raised ZeroDivisionError: division by zero.*must be, or return"),
+        ("test_encoder:failing", "must return finite float32 \\[2, 1\\], raised ValueError: two lines$"),
+        ("test_encoder:infinite", "must return finite float32 \\[2, 1\\], row 0 holds NaN or infinity$"),
+        ("test_encoder:nameless", "lacks digest.*must be, or return"),
+        ("test_encoder:Odd", "digest is int.*must be, or return"),
     ],
 )
 def test_bad_names_give_one_line(name, message, tmp_path, monkeypatch):
@@ -178,13 +178,13 @@ failing = Failing((1, 8, 8), None)
 nameless = Nameless()
 
 
-@pytest.mark.parametrize("name", ["test_encoders:mean", "test_encoders:Mean"])
+@pytest.mark.parametrize("name", ["test_encoder:mean", "test_encoder:Mean"])
 def test_own_encoder_is_an_object_or_a_factory(name):
     assert np.allclose(encoders.load_encoder(name, (1, 8, 8))(IMAGES)[:, 0], IMAGES.mean((1, 2, 3)), rtol=1e-5)
 
 
 def test_an_own_encoder_has_the_name_it_is_configured_by_and_every_answer_is_checked():
-    encoder = encoders.load_encoder("test_encoders:Later", (1, 8, 8))
-    assert encoder.name == "test_encoders:Later"
+    encoder = encoders.load_encoder("test_encoder:Later", (1, 8, 8))
+    assert encoder.name == "test_encoder:Later"
     with pytest.raises(UserError, match=r"Later: for 3 samples .*float32 \[3, 1\], got float32 \[1, 1\]$"):
         encoder(IMAGES[:3])

@@ -779,7 +779,7 @@ def test_a_folder_that_goes_away_meanwhile_is_no_traceback(sweep, tmp_path, monk
         return ""
 
     monkeypatch.setattr(tables, "as_csv", takes_its_place)
-    with pytest.raises(UserError, match=r"x\.csv: "):
+    with pytest.raises(UserError, match=r"out: file exists"):
         report.write([sweep], tmp_path / "out" / "x.csv", "csv")
 
 

@@ -184,8 +184,8 @@ class Broken:
 
 
 def test_features_that_are_not_finite_name_the_set_and_the_encoder(kinds):
-    with pytest.raises(UserError, match=r"images: encoder test_measure_cli:Broken: .* row 0 holds NaN or infinity"):
-        compare.compare(kinds["images"], kinds["shards"], encoder="test_measure_cli:Broken")
+    with pytest.raises(UserError, match=r"images: encoder test_measure:Broken: .* row 0 holds NaN or infinity"):
+        compare.compare(kinds["images"], kinds["shards"], encoder="test_measure:Broken")
 
 
 @pytest.mark.parametrize("name", ["run", "run/generation_0001", "sweep"])

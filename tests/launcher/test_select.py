@@ -59,20 +59,20 @@ def sealed(tmp_path_factory):
     np.save(folder / "images.npy", images)
     import_dataset(str(folder / "images.npy"), folder / "images", shard_size=50)
     data = Dataset(folder / "images")
-    encoders = {"pixel": load_encoder("pixel", data.shape), "test_vectors_cli:mean": load_encoder(MEAN, data.shape)}
+    encoders = {"pixel": load_encoder("pixel", data.shape), "test_select:mean": load_encoder(MEAN, data.shape)}
     encode_shards(data, encoders, folder / "features", Part(), show=False)
     seal_features(data, encoders, folder / "features", {})
     return folder / "features", images.reshape(120, 16).astype(np.float32)
 
 
 class _Mean:
-    name, dim, digest = "test_vectors_cli:mean", 1, "0" * 64
+    name, dim, digest = "test_select:mean", 1, "0" * 64
 
     def __call__(self, samples):
         return samples.reshape(len(samples), -1).mean(1, keepdims=True).astype(np.float32)
 
 
-mean, MEAN = _Mean(), "test_vectors_cli:mean"
+mean, MEAN = _Mean(), "test_select:mean"
 
 
 def test_sealed_feature_folders(sealed, tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_sealed_feature_folders(sealed, tmp_path, capsys):
     capsys.readouterr()
     entropy_command(folder, key="pixel", as_json=True)
     assert json.loads(capsys.readouterr().out)["nats"] == pytest.approx(kl_entropy(pixels).nats)
-    with pytest.raises(UserError, match=r"choose one with --key: pixel, test_vectors_cli:mean"):
+    with pytest.raises(UserError, match=r"choose one with --key: pixel, test_select:mean"):
         entropy_command(folder)
     (folder / "manifest.json").rename(folder / "kept")
     with pytest.raises(UserError, match="not a sealed feature folder"):
