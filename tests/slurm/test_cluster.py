@@ -173,14 +173,14 @@ def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path
 
 
 def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_path):
-    chain = ["slurm.shape=phases", "slurm.array=2", "slurm.window=5", "slurm.lines=[--exclusive]", "generations=1"]
+    chain = ["slurm.shape=phases", "slurm.array=3", "slurm.window=5", "slurm.lines=[--exclusive]", "generations=1"]
     path, config = tiny_file(tmp_path, *SLURM, *chain), tiny(tmp_path / "runs", *SLURM, *chain)
     drive.run(config, World(), lambda: False, until=Step(0, "train"))
     run, layout = config.run_folder, Layout(config.run_folder)
     slurm("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
     submit(path)
     assert [(job["key"], job["tasks"]) for job in submissions(run)] == [
-        ("generation_0000.sample", [0, 1]),
+        ("generation_0000.sample", [0, 1, 2]),
         ("generation_0000.sample.seal", None),
     ]
     assert {job.state for job in jobs(run)} == {"queued"}
