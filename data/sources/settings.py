@@ -99,6 +99,8 @@ def find_layout(
     color: Channels | None = COLORS[settings.color]
     if not isinstance(source, ImageSource):
         first = next(iter(source.read(rows[:1])))
+        if first.size == 0:
+            raise UserError(f"{source.where}: samples of shape {list(first.shape)} hold no numbers")
         if first.ndim == 1:
             if settings.resolution is not None:
                 raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
