@@ -1,1 +1,1 @@
-"""What a run will do and take, without doing it."""
+"""Forecasts a run's steps, disk use and memory without running it."""

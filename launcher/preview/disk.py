@@ -1,8 +1,8 @@
-"""Bytes on disk that a run will take, before it is run: from the configuration and, where it can be opened, the source.
+"""Forecasts the disk use of a run in bytes, from the configuration and, where it can be opened, the source.
 
-    Config -> what the source tells -> bytes of each generation's folders -> lines of the dry run
+    Config -> facts of the source -> bytes of each generation's folders -> lines of the dry run
 
-Images are counted as if PNG did not make them smaller, so the figures are upper bounds for sets of images.
+Images are counted without PNG compression, so the figures are upper bounds for sets of images.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from entroloop.selection.pool import training_size
 
 TAR_BLOCK = 512
 PNG_OVERHEAD = 128  # signature, chunks and filter bytes of a small image
-COLUMNS = 96  # bytes a sample in the `.json` beside its shard
-END = 10240  # to which a tar is filled up
-FEATURES_OF_OTHERS = 1024  # assumed of encoders that are not built in
-STATES = 3  # weights and Adam's two moments in a checkpoint, beside the averages
+COLUMNS = 96  # bytes per sample in the `.json` beside its shard
+END = 10240  # bytes of a tar record; a tar is filled up to whole records
+FEATURES_OF_OTHERS = 1024  # assumed for encoders that are not built in
+STATES = 3  # copies of the parameters in a checkpoint: weights and Adam's two moments; averages are counted separately
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of the real data: samples, shape of one ((C, H, W) or (D,)), whether they have labels, classes."""
+    """Facts of the real data: samples, shape of one sample ((C, H, W) or (D,)), whether labelled, number of classes."""
 
     count: int
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Source:
 
 
 def source_of(config: Config) -> Source | None:
-    """Opens the source, or its sealed set; None where it is not to be had here."""
+    """Opens the source or its sealed set; None where this machine cannot open it."""
     data = config.data
     folder = real_folder(config, Layout(config.run_folder))
     if manifest.is_sealed(folder):
@@ -71,7 +71,7 @@ def source_of(config: Config) -> Source | None:
 
 
 def sample_bytes(shape: tuple[int, ...], labelled: bool) -> int:
-    """Of one sample in a shard, columns included."""
+    """Bytes of one sample in a shard, columns included."""
     payload = math.prod(shape) + shape[1] + PNG_OVERHEAD if len(shape) == 3 else 4 * shape[0] + 128
     tar = TAR_BLOCK + -(-payload // TAR_BLOCK) * TAR_BLOCK
     return tar + (2 * TAR_BLOCK if labelled else 0) + COLUMNS
@@ -82,7 +82,7 @@ def shards_bytes(count: int, shard_size: int, one: int) -> int:
 
 
 def _dim(encoder: str, shape: tuple[int, ...]) -> int:
-    """Features per sample, those of an encoder that does not tell before it is made by assumption."""
+    """Features per sample; an assumed number for an encoder that gives no number before it is loaded."""
     dim = ENCODERS.facts(encoder).dim
     if encoder in ENCODERS.built_in:
         return math.prod(shape) if dim is None else dim
@@ -90,7 +90,7 @@ def _dim(encoder: str, shape: tuple[int, ...]) -> int:
 
 
 def generation_bytes(config: Config, source: Source, generation: int, parameters: int) -> dict[str, int]:
-    """Of one generation's folders, by name; of the real data for generation -1."""
+    """Bytes of one generation's folders by name; for generation -1, of the real data."""
     one = sample_bytes(source.shape, source.labelled)
     features = 4 * sum(_dim(name, source.shape) for name in config.encoders)
     if generation < 0:
@@ -113,7 +113,7 @@ def generation_bytes(config: Config, source: Source, generation: int, parameters
 
 
 def describe_disk(config: Config, source: Source | None) -> list[str]:
-    """Lines of the dry run."""
+    """Lines of the dry run about disk use."""
     if source is None:
         return [f"disk           not known: {config.data.source} cannot be opened here"]
     parameters = count_parameters(config, source.shape)

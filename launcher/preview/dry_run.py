@@ -1,6 +1,6 @@
-"""What a run will do, without doing it: phases, sizes, network calls and disk. Needs no GPU.
+"""Describes a run without running it: phases, sizes, network calls and disk use. Needs no GPU.
 
-What depends on the source is told where the source can be opened.
+Facts that depend on the source are included where the source can be opened.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def describe(config: Config) -> str:
-    """A text with one line a phase and the totals.
+    """Returns a text with one line per phase and the totals.
 
-    Raises UserError for all that the run would refuse before it begins, as far as the source can be opened here.
+    Raises UserError where the run would refuse to begin. Checks that need the source are left out where this machine
+    cannot open it.
     """
     source = check_ready(config, PHASES, torch.device("cpu"), look=True)
     lines = [

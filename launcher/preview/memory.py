@@ -1,9 +1,9 @@
-"""How large a run's network is, and what a process holds of it in memory, before anything is run.
+"""Forecasts the size of a run's network and the memory that it takes per process, before anything is run.
 
     configuration -> shape of a sample -> network on torch's meta device -> parameters -> bytes by engine
 
-P parameters, W processes. Counted are weights, gradients, Adam's moments, float32 masters and averages, which do not
-depend on the batch; activations and caches come on top.
+P parameters, W processes. The forecast counts weights, gradients, Adam's moments, float32 masters and averages, which
+do not depend on the batch. It leaves out activations and caches.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ ENGINES = ("single", "ddp", "zero1", "zero2", "zero3")
 
 
 def sample_shape(config: Config) -> tuple[tuple[int, ...], str]:
-    """The shape of a sample, and where it is known from: the network's fold, a sealed data set, or an assumption.
+    """The shape of a sample, and the origin of the shape: the network's fold, a sealed data set, or an assumption.
 
-    Raises UserError when the configuration does not tell enough.
+    Raises UserError when the configuration does not determine the shape.
     """
     fold, source = config.network.fold, Path(config.data.source)
     if fold is not None:
@@ -41,24 +41,25 @@ def sample_shape(config: Config) -> tuple[tuple[int, ...], str]:
 
 
 def count_parameters(config: Config, shape: tuple[int, ...]) -> int:
-    """P, without giving the network memory. Raises UserError when the network does not fit the shape."""
+    """Computes P without allocating the network. Raises UserError when the network does not fit the shape."""
     with torch.device("meta"):
         network = build(config.network, shape, ASSUMED_CLASSES if config.train.labels else 0, 0)
     return sum(p.numel() for p in network.parameters())
 
 
 def processes(config: Config) -> int:
-    """W as the section `slurm` asks for it."""
+    """W, the number of processes that the section `slurm` asks for."""
     job = config.slurm.of("train")
     return (job.nodes or 1) * (job.processes or job.gpus_per_node or 1)
 
 
 def bytes_per_process(config: Config, parameters: int, engine: str, size: int) -> int:
-    """What one of `size` processes holds.
+    """Bytes that each of `size` processes holds.
 
-    DDP        float32 weights, gradients and buckets to reduce them in; all moments and averages
-    ZeRO-1, 2  whole weights (2 bytes each in half precision); masters, moments, averages and (2) gradients in shares
-    ZeRO-3     all in shares
+    DDP        float32 weights, gradients and buckets for their reduction; all moments and averages
+    ZeRO-1, 2  whole weights (2 bytes each in half precision); shares of masters, moments and averages; in ZeRO-2 also
+               a share of the gradients
+    ZeRO-3     shares of everything
     """
     averages = 1 + len(config.train.more_emas)
     if engine in ("single", "ddp"):
@@ -71,7 +72,7 @@ def bytes_per_process(config: Config, parameters: int, engine: str, size: int) -
 
 
 def describe_network(config: Config) -> list[str]:
-    """Lines of the dry run: parameters, and the memory of a process by engine."""
+    """Lines of the dry run: parameters, and the memory per process by engine."""
     try:
         shape, known_from = sample_shape(config)
     except UserError as error:

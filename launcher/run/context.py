@@ -1,4 +1,4 @@
-"""What a phase works with: the configuration, the folder and the processes of a run, and what earlier steps sealed."""
+"""The context of a phase: a run's configuration, folder and processes, and the results that earlier steps sealed."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from entroloop.trainer.tracking import Tracking
 
 @dataclass
 class Context:
-    """One run in one process of its World. What is not sealed yet raises UserError, naming the folder.
+    """One run in one process of its World. Reading a folder that is not sealed yet raises UserError, naming the folder.
 
     scratch  folder on this machine's own disk to which training shards are copied first
     overlap  encode every shard as soon as it is sampled
-    facts    of the step that ran last, for its line of stats.jsonl
+    facts    facts of the step that ran last, for its line of stats.jsonl
     """
 
     config: Config
@@ -46,7 +46,7 @@ class Context:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def made_from(self, step: Step) -> dict[str, str]:
-        """For the step's seal: its recipe, and the digest of every sealed folder that it reads."""
+        """Returns the step's recipe and the digest of every sealed folder that the step reads, for the step's seal."""
         read = recipes.parents(self.config, self.layout, step)
         return {"recipe": self.recipes[step]} | {name: manifest.read(folder).digest for name, folder in read.items()}
 
@@ -61,7 +61,7 @@ class Context:
 
     @property
     def kind(self) -> str:
-        """What the samples are, for messages: images or vectors."""
+        """The kind of the samples, for messages: images or vectors."""
         return self.real.manifest.kind
 
     @functools.cached_property
@@ -77,7 +77,7 @@ class Context:
         return self.load_encoders(self.config.encoders)
 
     def load_encoders(self, names: list[str]) -> dict[str, Encoder]:
-        """Raises UserError where an encoder is another one than when the real data were encoded."""
+        """Loads encoders by name. Raises UserError where an encoder has changed since the real data were encoded."""
         folder = self.layout.classifier if manifest.is_sealed(self.layout.classifier) else None
         prepared = self.layout.of(PREPARE)
         found = {}
@@ -101,7 +101,7 @@ class Context:
         return load_features(self.layout.of(step), encoder)
 
     def track(self, values: Mapping[str, Any], prefix: str, generation: int, seen: int) -> None:
-        """Shows numbers in the trackers; their step counts the images of all generations. For rank 0."""
+        """Sends numbers to the trackers. Their step counts the images of all generations. Only rank 0 calls this."""
         if self.config.tracking.trackers:
             numbers = {**values, "generation": generation}
             self._tracking.log(numbers, prefix, generation * self.config.train.images + seen)

@@ -1,4 +1,4 @@
-"""What a phase was computed with: World -> facts for its line of the unsealed stats.jsonl."""
+"""The software and hardware that computed a phase: World -> facts for its line of the unsealed stats.jsonl."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _version(name: str) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """The CPU's name where the system tells it."""
+    """The CPU's name, or the machine's architecture where the system does not give the name."""
     try:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -34,7 +34,7 @@ def _processor() -> str:
 
 
 def numerics(world: World) -> dict[str, Any]:
-    """What the exact bytes of a result, and its speed, depend on beside the configuration."""
+    """Facts outside the configuration on which the exact bytes of a result, and its speed, depend."""
     cuda = world.device.type == "cuda"
     return {
         **{name: _version(name) for name in PACKAGES},

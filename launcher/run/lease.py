@@ -1,9 +1,9 @@
-"""Leases: who is at work on a phase part, without file locks (shared file systems have no reliable ones).
+"""Leases: which process is at work on a part of a phase. Shared file systems have no reliable file locks.
 
 A lease is a file that is created exclusively. Its owner rewrites it every second with a rising counter and the phase's
-progress, so that others can tell a live owner from a dead one, and `entroloop status` can show how far it is. Nobody's
-clock counts: an observer times the counter itself. An owner that was frozen for longer than observers wait loses the
-lease to one of them. It notices at its next heartbeat, or earlier, before it writes a file.
+progress. Other processes can thus tell a live owner from a dead one, and `entroloop status` can show the progress. No
+clock is compared: each observer times the counter by its own clock. An owner that was frozen for longer than observers
+wait loses the lease to an observer. The owner notices this at its next heartbeat, or before it next writes a file.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ log = logging.getLogger(__name__)
 
 
 class InUse(UserError):  # noqa: N818 - a state
-    """Another live process holds the lease. The run's state is for that process to tell."""
+    """Another live process holds the lease. That process reports the run's state."""
 
 
 class LeaseLost(Interrupted):
-    """Another process took over the lease while its owner was frozen. The run's state is for that process to tell."""
+    """Another process took over the lease while its owner was frozen. That process reports the run's state."""
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """What a lease says; None when there is none, or it is just being written."""
+    """The content of a lease; None when there is no lease or another process is just writing it."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -48,7 +48,7 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def _dead_here(lease: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this host that is gone."""
+    """Whether the owner was a process of this host and has ended."""
     if lease.get("host") != socket.gethostname():
         return False
     try:
@@ -63,7 +63,7 @@ def _dead_here(lease: dict[str, Any]) -> bool:
 class Lease:
     """Holds `path` while the context is open. Raises InUse when a live process holds it for `patience` seconds.
 
-    lost  whether another process has taken it over, as far as the last heartbeat or `check` saw
+    lost  whether the last heartbeat or `check` saw that another process had taken over the lease
     """
 
     def __init__(self, path: Path, what: str, patience: float = 0) -> None:
@@ -116,7 +116,7 @@ class Lease:
             return  # another observer was faster
         moved = read(aside)
         if moved is not None and seen is not None and moved.get("token") != seen.get("token"):
-            with contextlib.suppress(FileExistsError):  # a third one has it by now: the other observer will notice
+            with contextlib.suppress(FileExistsError):  # a third process holds it now: the other observer will notice
                 os.link(aside, self.path)  # it was the fresh lease of that other observer
         aside.unlink()
 
@@ -134,11 +134,11 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._closed.wait(BEAT) and self.held():
-            with contextlib.suppress(OSError):  # of a file system that is away for a while
+            with contextlib.suppress(OSError):  # the file system may be unavailable for a while
                 self._write()
 
     def held(self) -> bool:
-        """Whether the lease on disk is this one still."""
+        """Whether the lease on disk is still this one."""
         for _ in range(3):  # an observer that took it by mistake puts it back at once
             now = read(self.path)
             if now is not None:

@@ -1,4 +1,4 @@
-"""What a phase is: one value that says all that the rest of the program knows of it.
+"""A phase as one value that holds all that the rest of the program knows about the phase.
 
 To add a phase, write a file in `phases/` that makes a `Phase`, and name it in `phases.PHASES`.
 """
@@ -26,7 +26,7 @@ def _nothing(*_: Any) -> Any:
 
 @dataclass(frozen=True)
 class Pieces:
-    """What a phase is cut into for the tasks of a job array.
+    """The pieces of a phase, for the tasks of a job array.
 
     count  how many pieces there are
     done   whether a piece is already in the step's folder
@@ -40,22 +40,22 @@ class Pieces:
 class Phase:
     """One kind of step. Functions of (config, generation) are pure; nothing here imports torch before `work` is called.
 
-    reads      the steps whose sealed folders it reads, beside those of phases that are done once
-    outside    sealed folders from outside the run that it reads, by their name in the seal's `made_from`
-    decides    the plain configuration values that decide its result, beside those that decide what it reads
-    work       does a step, or a part of it, on every rank, and returns what the log says; without a part it seals
+    reads      the steps whose sealed folders the phase reads, besides those of the phases that are done once
+    outside    sealed folders from outside the run that the phase reads, by their name in the seal's `made_from`
+    decides    the plain configuration values that decide its result; the recipes of its inputs also decide it
+    work       does a step, or a part of it, on every rank, and returns the text for the log; without a part it seals
     forecast   its line of the dry run
-    once       it is done once, for the real data, before generation 0
+    once       whether it is done once, for the real data, before generation 0
     in_parts   whether `--part` is allowed
     pieces     its tasks in a job array; None where one job does it
-    processes  that one job uses: a single one, those of one node, or all that the section `slurm` asks for
-    trains     it reads training shards, which jobs copy to the node's own disk first
-    encodes    it calls the configured encoders, which are tried before anything begins
-    ready      raises UserError where a step could not be done for what it reads from outside the run
-    fits       raises UserError where these processes cannot do it
-    begins     folders beside its own in which an unfinished step leaves files
-    removable  whether the configuration lets its large files go; None: they always stay
-    spared     how many of its large files stay all the same
+    processes  the processes of one job: one, all of one node, or all that the section `slurm` asks for
+    trains     whether it reads training shards, which jobs first copy to the node's own disk
+    encodes    whether it calls the configured encoders, which are tried before anything begins
+    ready      raises UserError where an input from outside the run would make a step fail
+    fits       raises UserError where these processes cannot do the phase
+    begins     further folders in which an unfinished step leaves files
+    removable  whether the configuration allows deleting its large files; None: they are always kept
+    spared     number of large files that are kept even then
     """
 
     name: str

@@ -1,6 +1,6 @@
-"""Whether a run can begin: all that its configuration names is there and fits, before anything is done.
+"""Checks before a run begins that everything its configuration names is present and fits.
 
-Config + the real data, where they can be looked at  ->  check_ready  ->  nothing, or one line
+Config + the real data, where they can be opened  ->  check_ready  ->  nothing, or one line
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from entroloop.trainer.tracking import check_installed
 
 
 def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, *, look: bool = False) -> Source | None:
-    """Raises UserError where something that the configuration names is missing, unfit or cannot be imported.
+    """Raises UserError where something that the configuration names is missing, does not fit or cannot be imported.
 
     ahead   the phases that are to be done
     device  where encoders are tried
-    look    open the source even if it is still to be imported; else that is done only for an encoder of the user's
-            own, which is tried on samples of the right shape
-    ->      the real data, as far as they were looked at
+    look    open the source even if it is not imported yet; otherwise such a source is opened only for an encoder of the
+            user's own, which is tried on samples of the right shape
+    ->      a description of the real data, where they were opened; else None
     """
     check_installed(config.tracking)
     layout = Layout(config.run_folder)
@@ -49,7 +49,7 @@ def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, 
 
 
 def check_real(config: Config, real: Source) -> None:
-    """Raises UserError when such real data cannot serve all that the configuration wants of them."""
+    """Raises UserError when the real data do not satisfy all that the configuration requires of them."""
     data = config.data
     split = split_real(
         real.count, data.size, data.heldout, data.labelled, split_seed=data.split_seed, run_seed=config.seed
@@ -60,7 +60,7 @@ def check_real(config: Config, real: Source) -> None:
             raise UserError(
                 "encoder classifier (selection.encoder, evaluation.encoders): the data set has no labels: use pixel"
             )
-        if config.train.labels:  # which choices by class need, too
+        if config.train.labels:  # choices by class need labels, too
             raise UserError("train.labels=true: the real data have no labels: set train.labels=false")
     if config.sample.guide and config.sample.guide_generation(0) is None:
         check_guide(Path(config.sample.guide), real.shape, real.classes if config.train.labels else 0)

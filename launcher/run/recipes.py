@@ -1,8 +1,8 @@
-"""The steps of a run as pure functions: what comes next, what each reads, and what decides its result.
+"""Pure functions of a run's steps: which step comes next, which folders it reads, and which values decide its result.
 
     prepare -> for every generation: select -> train -> sample -> encode -> evaluate
 
-The state of a run is which of its folders are sealed; nothing else is remembered. All of it is computed from PHASES.
+The state of a run is the set of its sealed folders and nothing else. All of these functions are computed from PHASES.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def is_sealed(layout: Layout) -> Callable[[Step], bool]:
 def inputs(config: Config, step: Step) -> list[Step]:
     """Every earlier step whose sealed folders a step reads, in order.
 
-    All read what is done once: the classes of the real data, for example, decide the shape of a network.
+    Every step reads the results of the phases that are done once. For example, the classes of the real data decide the
+    shape of a network.
     """
     once = [s for s in _once() if step.generation != REAL]
     found = {*once, *BY_NAME[step.phase].reads(config, step.generation)}
@@ -56,10 +57,10 @@ def inputs(config: Config, step: Step) -> list[Step]:
 
 
 def recipes(config: Config) -> dict[Step, str]:
-    """For every step a digest of all that decides its result: where two runs agree, they would seal the same bytes on
-    the same machine, at the same number of threads and processes.
+    """Returns for every step a digest of all that decides the step's result.
 
-    It covers the step's own values of the configuration and the recipes of the steps it reads.
+    Two runs whose digests are equal seal the same bytes on the same machine, with the same numbers of threads and
+    processes. A digest covers the configuration values that decide the step and the recipes of the steps it reads.
     """
     found: dict[Step, str] = {}
     for step in steps(config.generations):
@@ -76,8 +77,8 @@ def recipes(config: Config) -> dict[Step, str]:
 def parents(config: Config, layout: Layout, step: Step) -> dict[str, Path]:
     """Every sealed folder that a step reads, by its name in the seal's `made_from`.
 
-    `real` is the real data set, `classifier` the one fitted to it; folders from outside the run have the names that
-    their phase gives them, the others that of their step. The seal of the classifier names `real` alone.
+    `real` is the real data set and `classifier` the classifier fitted to it. A phase names its folders from outside the
+    run. Every other folder has the name of its step. The seal of the classifier names `real` alone.
     """
     found = {"real": real_folder(config, layout)}
     if "classifier" in config.encoders:
@@ -87,5 +88,5 @@ def parents(config: Config, layout: Layout, step: Step) -> dict[str, Path]:
 
 
 def real_folder(config: Config, layout: Layout) -> Path:
-    """Where the real data are: the run's own import, or the sealed folder that the configuration names."""
+    """The folder of the real data: the run's own import, or the sealed folder that the configuration names."""
     return layout.images if manifest.is_sealed(layout.images) else Path(config.data.source)

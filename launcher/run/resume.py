@@ -1,9 +1,9 @@
-"""Whether a configuration may go on with what a run's folder holds.
+"""Decides whether a run's folder may be continued with a configuration.
 
     configuration, sealed recipes  ->  open_run  ->  the run's folder, or one line with the keys that differ
-    recipe, unsealed files         ->  claim     ->  unsealed files of this recipe alone
+    recipe, unsealed files         ->  claim     ->  only unsealed files of this recipe
 
-A changed configuration is taken if and only if no sealed step's recipe changes. Unsealed files of a step that were
+A changed configuration is accepted if and only if no sealed step's recipe changes. Unsealed files of a step that was
 begun under another recipe are removed.
 """
 
@@ -27,14 +27,15 @@ from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
 
 log = logging.getLogger(__name__)
-PATIENCE = 60.0  # seconds that a part waits for another one that removes what another recipe began
+PATIENCE = 60.0  # seconds that a part waits while another part removes the files of another recipe
 
 
 def open_run(config: Config) -> Layout:
-    """The run's folder, made with its configuration or found with one that would have sealed the same.
+    """Creates the run's folder with its configuration, or opens it if this configuration would seal the same bytes.
 
-    A configuration that differs from the saved one takes its place. Raises UserError, which shows the difference, where
-    a sealed step would have been another; InUse where a process is at work on a step that would be another.
+    A configuration that differs from the saved configuration replaces it. Raises UserError, which shows the difference,
+    where the recipe of a sealed step would change. Raises InUse where a process is at work on a step whose recipe would
+    change.
     """
     layout = Layout(config.run_folder)
     if not layout.config.exists():
@@ -54,7 +55,7 @@ def open_run(config: Config) -> Layout:
         before, now = recipes(saved), recipes(config)
         if any(before[step] != now[step] for step in before.keys() & now.keys()):
             ahead = next_step(is_sealed(layout), config.generations)
-            free = {layout.lease(ahead)} if ahead else set()  # nobody may begin meanwhile, nor be at work
+            free = {layout.lease(ahead)} if ahead else set()  # no process may be at work or begin meanwhile
             for path in sorted(free.union(layout.all_leases())):
                 stack.enter_context(Lease(path, "saving another configuration"))
             check_sealed(config, layout)
@@ -63,12 +64,12 @@ def open_run(config: Config) -> Layout:
 
 
 def read_saved(layout: Layout) -> Config:
-    """The configuration saved with a run. Raises UserError where there is none, or one of another format."""
+    """The configuration saved with a run. Raises UserError where there is none or its format differs."""
     return validated(read_config(layout), f"{layout.config}: not a configuration of this version")
 
 
 def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> None:
-    """Raises UserError where a sealed step, of all or this one, is not what this configuration would seal."""
+    """Raises UserError where a sealed step, or `only` if given, has another recipe than this configuration gives."""
     saved, mine = read_saved(layout), recipes(config)
     for step in steps(max(saved.generations, config.generations)) if only is None else [only]:
         if not manifest.is_sealed(layout.of(step)):
@@ -83,7 +84,7 @@ def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> No
 
 
 def check_saved(config: Config, layout: Layout, step: Step) -> None:
-    """Raises UserError where another process has saved a configuration under which the step would be another."""
+    """Raises UserError where another process has saved a configuration under which the step's recipe differs."""
     saved = read_saved(layout)
     if saved.settled() != config.settled() and recipes(saved).get(step) != recipes(config)[step]:
         found = "; ".join(differences(saved.deciding(), config.deciding()))
@@ -91,7 +92,7 @@ def check_saved(config: Config, layout: Layout, step: Step) -> None:
 
 
 def claim(layout: Layout, step: Step, recipe: str) -> None:
-    """Sees to it that what is unsealed of a step was begun under this recipe: anything else is removed.
+    """Removes a step's unsealed files if they were begun under another recipe.
 
     Raises InUse where another process is at work on the step under another recipe.
     """
@@ -111,7 +112,7 @@ def claim(layout: Layout, step: Step, recipe: str) -> None:
 
 
 def start_over(marker: Path, recipe: str, folders: Iterable[Path]) -> None:
-    """Removes the folders where the marker names another recipe than this one; from then on it names this one."""
+    """Removes the folders if the marker names another recipe. The marker then names this recipe."""
     if _begun_otherwise(marker, recipe):
         for folder in filter(Path.exists, folders):
             shutil.rmtree(folder)

@@ -1,6 +1,6 @@
-"""Removes what the configuration does not keep and no later phase can read.
+"""Removes files that the configuration does not keep and no later phase can read.
 
-Config + sealed steps  ->  removable  ->  apply: files of sealed folders go, their seals stay
+Config + sealed steps  ->  removable  ->  apply: removes files of sealed folders and keeps their seals
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ def _goes(config: Config, step: Step) -> bool:
 
 
 def removable(config: Config, sealed: Callable[[Step], bool]) -> list[Step]:
-    """Sealed steps, of the phases that `keep` lets go, that no unsealed step reads, in order.
+    """Sealed steps that no unsealed step reads, of the phases whose files `keep` allows removing, in order.
 
-    The generation after the last one counts as unsealed: a finished run may be continued.
+    The generation after the last counts as unsealed because a finished run may be continued.
     """
     ahead = [
         step for step in steps(config.generations + 1) if step.generation == config.generations or not sealed(step)
     ]
     needed = {read for step in ahead for read in inputs(config, step)}
-    if config.data.selected == "index":  # what training sets refer to stays as they do
+    if config.data.selected == "index":  # samples stay as long as a training set refers to them
         chosen_from = (inputs(config, Step(g, "select")) for g in range(config.generations))
         needed |= {step for read in chosen_from for step in read if step.phase == SAMPLE.name}
     return [step for step in steps(config.generations) if _goes(config, step) and sealed(step) and step not in needed]
 
 
 def names_of(layout: Layout, step: Step) -> list[str]:
-    """The large files of a step that go: sample shards but the first, feature blocks."""
+    """The large files of a step that are removed: all sample shards but the first, and feature blocks."""
     large = [e.name for e in manifest.read(layout.of(step)).files if not e.name.endswith(".json")]
     return large[BY_NAME[step.phase].spared :]
 
 
 def apply(config: Config, layout: Layout) -> None:
-    """Removes what can go. Does nothing with the default `keep`."""
+    """Removes the files of all removable steps. Removes nothing with the default `keep`."""
     if not any(_goes(config, step) for step in steps(1)):
         return
     freed = sum(
@@ -57,7 +57,7 @@ def apply(config: Config, layout: Layout) -> None:
 
 
 def size(count: float) -> str:
-    """Bytes for reading: 12.3 MB."""
+    """Formats bytes for people: `12.3 MB`."""
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if count < 1000 or unit == "TB":
             break

@@ -1,7 +1,7 @@
-"""Drives a run: opens its folder, takes the lease of the next unfinished step, does it, and so on until all are sealed.
+"""Drives a run: opens its folder, then takes the lease of each unfinished step and does the step, until all are sealed.
 
-Running again resumes; running a finished run does nothing. `state.json` in the run folder says how the last attempt
-ended, for scripts that decide whether to start it again.
+Running again resumes the run. Running a finished run does nothing. `state.json` in the run folder records how the last
+attempt ended, for scripts that decide whether to start the run again.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Attempt:
-    """How a run is carried out this time; nothing of it changes what is sealed.
+    """Settings of one attempt at a run. They do not change the sealed bytes.
 
-    state    a second file, beside the run's state.json, that says how the attempt ended
-    wait     seconds that a single phase waits for the seals it needs: directory caches of shared file systems lag
+    state    a second file, beside the run's state.json, that records how the attempt ended
+    wait     seconds that a single phase waits for the seals it needs, as directory caches of shared file systems lag
     scratch  folder on this machine's own disk to which training shards are copied first
     overlap  encode every shard as soon as it is sampled
     """
@@ -58,7 +58,7 @@ def run(
 ) -> None:  # fmt: skip
     """Runs every step that is not sealed yet, up to and including `until` where it is given.
 
-    Raises UserError, Interrupted or what a phase raised; `state.json` then tells which.
+    Raises UserError, Interrupted or any exception of a phase. `state.json` then records which.
     """
     torch.set_num_threads(config.threads)
     order = list(steps(config.generations))
@@ -68,7 +68,7 @@ def run(
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     with _state(layout, world, attempt.state):
         world.on_main(lambda: retention.apply(config, layout))
-        # As rank 0 sees it: directory caches of shared file systems differ between nodes for a while.
+        # Rank 0 decides, because directory caches of shared file systems differ between nodes for a while.
         while (step := world.on_main(lambda: next_step(sealed, config.generations))) is not None:
             if until is not None and order.index(step) > order.index(until):
                 break
@@ -102,7 +102,7 @@ def run_single(
 
 
 def check_fits(config: Config, world: World, names: Collection[str]) -> None:
-    """Raises UserError, before anything is begun, where these processes could not do one of these phases."""
+    """Raises UserError, before anything is begun, where these processes cannot do one of these phases."""
     ahead = [BY_NAME[name] for name in names]
     check_ready(config, ahead, world.device)
     for phase in ahead:
@@ -110,7 +110,7 @@ def check_fits(config: Config, world: World, names: Collection[str]) -> None:
 
 
 def _await_seals(config: Config, layout: Layout, step: Step, patience: float) -> None:
-    """Returns when everything that the step reads is sealed as this machine sees it. Raises UserError if that fails."""
+    """Waits until this machine sees the seals of all that the step reads. Raises UserError after `patience` seconds."""
     start = time.monotonic()
     for needed in inputs(config, step):
         while not manifest.is_sealed(layout.of(needed)):
@@ -121,7 +121,7 @@ def _await_seals(config: Config, layout: Layout, step: Step, patience: float) ->
 
 
 def run_step(context: Context, step: Step, part: Part | None = None) -> None:
-    """Does one step under its lease, unless another process has sealed it; writes its line of stats.jsonl and the log.
+    """Does one step under its lease unless another process has sealed it. Writes its lines of stats.jsonl and the log.
 
     Raises InUse when another process is at work on the step, LeaseLost when one took over from this process.
     """
@@ -164,7 +164,7 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
 
 
 def perform(context: Context, step: Step, part: Part | None = None) -> str:
-    """Does one step on every rank and returns what the log says. Raises UserError when its inputs are not sealed."""
+    """Does one step on every rank and returns the text for the log. Raises UserError when its inputs are not sealed."""
     context.facts.clear()
     said = BY_NAME[step.phase].work(context, step, part)
     context.world.barrier()
@@ -172,12 +172,12 @@ def perform(context: Context, step: Step, part: Part | None = None) -> str:
 
 
 def _is_sealed_now(folder: Path) -> bool:
-    """`manifest.is_sealed` from a fresh listing: caches of a shared file system may remember an absent file."""
+    """`manifest.is_sealed` from a fresh listing, as a shared file system may cache that a file is absent."""
     return folder.is_dir() and manifest.MANIFEST in os.listdir(folder)
 
 
 def _taken_over(context: Context, step: Step, held: Lease, token: str) -> bool:
-    """Whether another process has taken rank 0's lease. The other ranks learn it when rank 0 has left them."""
+    """Whether another process has taken rank 0's lease. The other ranks call this once rank 0 has left them."""
     if context.world.is_main:
         return not held.held()
     now = lease.read(held.path)
@@ -186,7 +186,7 @@ def _taken_over(context: Context, step: Step, held: Lease, token: str) -> bool:
 
 @contextlib.contextmanager
 def _attached(context: Context, held: Lease) -> Iterator[None]:
-    """The work reports its progress to the lease and stops when the lease is lost."""
+    """While open, work reports its progress to the lease and stops when the lease is lost."""
     told_to_stop = context.should_stop
     context.should_stop = lambda: told_to_stop() or held.lost
     context.on_progress = lambda progress: setattr(held, "progress", progress)
@@ -216,7 +216,7 @@ def _say(world: World, step: Step, said: str, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator[None]:
-    """Keeps state.json: running, then finished, interrupted or failed, with the exit status and the reason."""
+    """Writes state.json: running, then finished, interrupted or failed, with the exit status and the reason."""
 
     def write(status: str, code: int, reason: str = "") -> None:
         if world.is_main:
@@ -226,7 +226,7 @@ def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator
 
     try:
         yield
-    except (InUse, LeaseLost):  # the state is for the other process to tell
+    except (InUse, LeaseLost):  # the other process reports the state
         raise
     except Interrupted as stop:
         write("interrupted", 75, str(stop))

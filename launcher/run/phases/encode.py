@@ -36,7 +36,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 
 def encode_set(context: Context, dataset: Dataset, step: Step, part: Part | None) -> None:
-    """Encodes a set, or a part of its shards, into the step's folder, which is sealed without a part."""
+    """Encodes a set, or a part of its shards, into the step's folder. Seals the folder unless a part is given."""
     from entroloop.data.features.blocks import seal_features
 
     encode_part(context, dataset, context.encoders, step, part)
@@ -48,7 +48,7 @@ def encode_set(context: Context, dataset: Dataset, step: Step, part: Part | None
 def encode_part(
     context: Context, dataset: Dataset, encoders: Mapping[str, Encoder], step: Step, part: Part | None
 ) -> None:
-    """Encodes this rank's share; returns when every rank has done its own."""
+    """Encodes this rank's share. Returns when every rank has encoded its share."""
     from entroloop.data.features.blocks import encode_shards
     from entroloop.data.seeds import Part
 

@@ -59,7 +59,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 
 def evaluate(context: Context, step: Step) -> Row:
-    """Seals a generation's row, which every rank gets."""
+    """Computes and seals a generation's row of measures. Returns the row on every rank."""
     from entroloop.data.store.blocks import encoder_digest
     from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
 
@@ -94,7 +94,7 @@ def _mine(world: World, rows: NDArray[Number]) -> NDArray[Number]:
 
 
 def _training_features(context: Context, selected: Dataset, encoder: str) -> NDArray[np.float32]:
-    """Features of a training set, taken from where its images were first encoded: float32 [N, D]."""
+    """Features of a training set, read from the folders where its images were first encoded: float32 [N, D]."""
     where = selected.provenance
     out: NDArray[np.float32] | None = None
     for g in np.unique(where.generation):
@@ -108,7 +108,7 @@ def _training_features(context: Context, selected: Dataset, encoder: str) -> NDA
 
 
 def _mirrored(context: Context, selected: Dataset, encoder: str) -> NDArray[np.float32] | None:
-    """Features of this rank's training images flipped, where the model was trained with flips: float32 [n_r, D]."""
+    """Features of this rank's training images, flipped: float32 [n_r, D]; None for vectors and without `train.flip`."""
     if not context.config.train.flip or len(selected.shape) != 3:
         return None
     rows = _mine(context.world, np.arange(len(selected)))

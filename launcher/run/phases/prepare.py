@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def _decides(config: Config, generation: int) -> dict[str, Any]:
     data = config.data.deciding()
-    for name in ("size", "buffer", "selected"):  # of the selection and the training
+    for name in ("size", "buffer", "selected"):  # these belong to the selection and the training
         del data[name]
     return {"data": data, "encoders": config.encoders}
 
@@ -34,7 +34,7 @@ def _forecast(config: Config, generation: int) -> str:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
-    if part is not None:  # the images are imported before, and the classifier is fitted and used later
+    if part is not None:  # the images are imported already; the classifier is fitted and used later
         ready = context.load_encoders([name for name in context.config.encoders if name != "classifier"])
         encode_part(context, context.real, ready, step, part)
         return f"part {part} of the real {context.kind} by {', '.join(ready)}"
@@ -46,7 +46,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 
 def _begin(context: Context, step: Step) -> None:
-    """Imports the real data, looks at them, and fits the classifier; what is there already is left alone."""
+    """Imports the real data, checks them, and fits the classifier. Leaves finished results alone."""
     from entroloop.data.sources.importer import import_dataset
     from entroloop.launcher.preview.disk import Source
     from entroloop.launcher.run.ready import check_real

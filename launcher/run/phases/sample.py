@@ -1,4 +1,4 @@
-"""The sample phase: images or vectors drawn from a generation's weights.
+"""The sample phase draws images or vectors from a generation's weights.
 
 weights, a guide's weights  ->  generation/samples
 """
@@ -35,26 +35,26 @@ def _reads(config: Config, generation: int) -> Iterator[Step]:
 
 
 def guide_step(config: Config, generation: int) -> Step | None:
-    """The training whose weights guide the sampling of a generation; None where no earlier one of this run does."""
+    """The training step whose weights guide the sampling; None where no earlier generation of this run is the guide."""
     number = config.sample.guide_generation(generation)
     return Step(number, "train") if number is not None and 0 <= number < generation else None
 
 
 def _outside(config: Config, generation: int) -> dict[str, Path]:
-    """The guide, where it is a folder of weights from outside the run."""
+    """The guide's folder of weights, where it is outside the run."""
     guide = config.sample.guide
     return {"guide": Path(guide)} if guide and config.sample.guide_generation(generation) is None else {}
 
 
 def is_guided(config: Config, generation: int) -> bool:
-    """Whether a generation is sampled with a guide: one of the same run must come before it."""
+    """Whether a generation is sampled with a guide. A guide of the same run must be an earlier generation."""
     return guide_step(config, generation) is not None or bool(_outside(config, generation))
 
 
 def guide_of(config: Config, layout: Layout, generation: int) -> Path | None:
     """The sealed weights that guide one generation; None where the generation is sampled without a guide.
 
-    Raises UserError when there cannot be one: a generation the run does not have, or weights that are not sealed.
+    Raises UserError when the guide is a generation that the run does not have, or its weights are not sealed.
     """
     for folder in _outside(config, generation).values():
         try:
@@ -113,7 +113,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 
 def _encode_early(context: Context, step: Step) -> Callable[[int], None]:
-    """With `overlap`, what encodes a shard as soon as it is written, while the next one is being sampled."""
+    """Returns a function that, with `overlap`, encodes a shard once it is written, while the next is being sampled."""
     if not context.overlap:
         return lambda number: None
     from entroloop.data.features.blocks import write_blocks
@@ -128,7 +128,7 @@ def _encode_early(context: Context, step: Step) -> Callable[[int], None]:
 
 
 def _label_histogram(context: Context, step: Step) -> NDArray[np.int64] | None:
-    """How often each class is to be sampled, by `sample.labels`: int64 [classes]; None for equally often."""
+    """Frequencies of the classes to sample, by `sample.labels`: counts, int64 [classes]; None for equal frequencies."""
     import numpy as np
 
     rule = context.config.sample.labels
@@ -140,7 +140,7 @@ def _label_histogram(context: Context, step: Step) -> NDArray[np.int64] | None:
 
 
 def _say_who_idles(world: World, shards: int) -> None:
-    """Says once that there are fewer shards than ranks."""
+    """Logs once that there are fewer shards than ranks."""
     from entroloop.trainer.train import say_once
 
     idle = world.size - shards
@@ -149,7 +149,7 @@ def _say_who_idles(world: World, shards: int) -> None:
 
 
 def _begins(layout: Layout, generation: int) -> list[Path]:
-    return [layout.of(Step(generation, "encode"))]  # by `overlap`
+    return [layout.of(Step(generation, "encode"))]  # written by `overlap`
 
 
 SAMPLE = Phase(
@@ -166,5 +166,5 @@ SAMPLE = Phase(
     fits=_fits,
     begins=_begins,
     removable=lambda config: config.keep.samples == "needed",
-    spared=1,  # for the report
+    spared=1,  # the report shows its images
 )

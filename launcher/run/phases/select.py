@@ -1,4 +1,4 @@
-"""The select phase: the pool of a generation, the choice out of it, and the training set that comes of it.
+"""The select phase forms the pool of a generation, chooses from the pool, and writes the training set.
 
 real data, samples of earlier generations, their features  ->  generation/selected
 """
@@ -36,7 +36,7 @@ def _reads(config: Config, generation: int) -> Iterator[Step]:
 
 
 def training_set(config: Config, generation: int) -> Iterator[Step]:
-    """The steps whose folders hold a generation's training set: its own, and those of samples it is an index of."""
+    """The steps whose folders hold a generation's training set: its select step, and the samples of an index."""
     yield Step(generation, "select")
     if config.data.selected == "index":
         for g in origins(config.loop, generation, config.data.size):
@@ -70,7 +70,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 
 def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np.int64]]:
-    """What the log says, the candidates, and the ids of the chosen ones in their concatenation."""
+    """Returns the text for the log, the candidates, and the ids of the chosen candidates in their concatenation."""
     from entroloop.selection.training_set import Source
 
     config, generation = context.config, step.generation
@@ -111,7 +111,7 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np
 def _choose(
     context: Context, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
 ) -> NDArray[np.int64]:
-    """Rows of the candidates' features that are chosen, int64 [size]; notes facts of the choice."""
+    """Chooses rows of the candidates' features, int64 [size], and records facts of the choice."""
     from entroloop.data.seeds import derive_seed
     from entroloop.selection import select
 
@@ -161,9 +161,9 @@ def _write(context: Context, step: Step, sources: list[Source], ids: NDArray[np.
 
 
 def _labels(context: Context, sources: list[Source], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Class of every chosen candidate, -1 of samples without one: int64 [N].
+    """Class of every chosen candidate, int64 [N]; -1 for samples without a class.
 
-    A training set that mixes real images with such samples has no labels, but its real images are still known.
+    A training set that mixes real images with such samples has no labels, but the classes of its real images are known.
     """
     real = context.real.labels
     assert real is not None

@@ -1,6 +1,6 @@
-"""The train phase: a network trained on a generation's training set.
+"""The train phase trains a network on a generation's training set.
 
-selected, the weights of the generation before in a warm start  ->  generation/weights
+selected; in a warm start, also the weights of the previous generation  ->  generation/weights
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 
 def _staged(found: Dataset, scratch: Path, world: World) -> Dataset:
-    """A training set, read from a copy on this machine's own disk. An index becomes shards there."""
+    """Copies a training set to this machine's own disk and opens the copy. An index is copied as shards."""
     from entroloop.data.store.dataset import Dataset
     from entroloop.data.store.index import Indexed
     from entroloop.selection.training_set import write_as_shards
@@ -110,7 +110,7 @@ def _staged(found: Dataset, scratch: Path, world: World) -> Dataset:
 
 
 def _damaged(context: Context, data: TrainingStream) -> str:
-    """Counts what `data.skip_damaged` left out, on all ranks, and names each damaged sample once."""
+    """Counts the samples that `data.skip_damaged` left out on all ranks, and names each damaged sample once."""
     every = [line for lines in context.world.gather_objects(data.damaged) for line in lines]
     if not every:
         return ""
