@@ -1,4 +1,4 @@
-"""What several commands share: arguments, words that they print, and the rows of a rank."""
+"""Arguments, printed words and the rows of a rank, which several commands share."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
-Features = Annotated[Path, typer.Argument(help="A .npy or .npz file [N, D], or a sealed feature folder.")]
-WHICH = "Which array of an .npz file, or which encoder's of a feature folder, if it has several"
+Features = Annotated[Path, typer.Argument(help="A .npy or .npz file of shape [N, D], or a sealed feature folder.")]
+WHICH = "The array of an .npz file, or the encoder of a feature folder, if there are several"
 MetricName = Annotated[str, typer.Option("--metric", help=f"{', '.join(DISTANCES.built_in)}, or module:attribute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 
 
 def set_line(dest: Path, sealed: Manifest) -> str:
-    """What a sealed data set holds, in one line."""
+    """Describes a sealed data set in one line."""
     about = sealed.about
     shape = " x ".join(str(n) for n in about["shape"])
     classes = f", {about['num_classes']} classes" if about.get("num_classes") and about["labelled"] else ""
@@ -39,7 +39,7 @@ def count(n: int, what: str) -> str:
 
 
 def usable(rows: Rows, world: World) -> NDArray[Any]:
-    """This rank's vectors. Every rank raises the same UserError if any rank's hold an unusable value."""
+    """This rank's vectors. Every rank raises the same UserError if any rank's vectors contain an unusable value."""
     mine = world.share(len(rows))
 
     def check() -> None:

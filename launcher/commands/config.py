@@ -1,4 +1,4 @@
-"""`entroloop config [SECTION | RUN]`: what every key means, or the configuration of a run."""
+"""`entroloop config [SECTION | RUN]`: the meaning of every key, or the configuration of a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 def config_command(
     section: Annotated[str | None, typer.Argument(help="A section, a key, or the folder of a run.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object: facts by key.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors.")] = False,
 ) -> None:
     """Explain every configuration key, or show the configuration of a run."""

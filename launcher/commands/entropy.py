@@ -1,4 +1,4 @@
-"""`entroloop entropy`: the entropy of anybody's vectors, in one process or under torchrun."""
+"""`entroloop entropy`: the entropy of any set of vectors, in one process or under torchrun."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName
 
 def entropy_command(
     features: Features,
-    k: Annotated[int, typer.Option(help="Distances go to the k-th nearest other row.")] = 1,
+    k: Annotated[int, typer.Option(help="Use distances to the k-th nearest other row.")] = 1,
     metric: MetricName = "euclidean",
     key: Annotated[str | None, typer.Option("--key", "--encoder", help=f"{WHICH}.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Kozachenko-Leonenko entropy of a set of vectors, in nats; compare it at equal n only."""
+    """Kozachenko-Leonenko entropy of a set of vectors, in nats. Compare values at equal n only."""
     from entroloop.data.sources.rows import opened
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import kl_entropy

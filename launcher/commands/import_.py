@@ -13,28 +13,31 @@ from entroloop.launcher.commands.common import set_line
 def import_command(
     source: Annotated[str, typer.Argument(help="digits, mixture, wine, …, or a file or folder of images or vectors")],
     dest: Annotated[Path, typer.Argument(help="new folder for the shards")],
-    resolution: Annotated[int | None, typer.Option(help="pixels a side, after a centre-crop to the square")] = None,
+    resolution: Annotated[int | None, typer.Option(help="side in pixels, after a centre crop to a square")] = None,
     limit: Annotated[
-        int | None, typer.Option(help="the first N; of each class in turn where the source is sorted by class")
+        int | None, typer.Option(help="the first N samples; if the source is sorted by class, of each class in turn")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="train, test, … where the source has splits")] = None,
-    heldout: Annotated[int, typer.Option(help="where it has none: this many seeded samples are the test split")] = 0,
+    split: Annotated[str | None, typer.Option(help="train, test, …, if the source has splits")] = None,
+    heldout: Annotated[int, typer.Option(help="if it has none: size of a random test split")] = 0,
     split_seed: Annotated[int, typer.Option(help="seed of --heldout")] = 0,
-    color: Annotated[str, typer.Option(help="auto (grey where every image is), grey or rgb")] = "auto",
+    color: Annotated[str, typer.Option(help="auto (grey if every image is grey), grey or rgb")] = "auto",
     key: Annotated[
         str | None,
-        typer.Option(help="which array of an .npz, or which encoder's of a feature folder, if it has several"),
+        typer.Option(help="the array of an .npz file, or the encoder of a feature folder, if there are several"),
     ] = None,
     labels: Annotated[bool, typer.Option(help="keep the labels")] = True,
-    encoding: Annotated[str, typer.Option(help="of images in the shards: png or npy")] = "png",
-    shard_size: Annotated[int | None, typer.Option(help="samples a shard; 1,000, fewer where they are large")] = None,
+    encoding: Annotated[str, typer.Option(help="encoding of images in the shards: png or npy")] = "png",
+    shard_size: Annotated[int | None, typer.Option(help="samples per shard; 1,000, fewer if large")] = None,
     filter: Annotated[
-        str, typer.Option(help="of the resize: box, lanczos, or auto: box where the factor is whole, else lanczos")
+        str, typer.Option(help="resize by box, lanczos, or auto (box if the factor is a whole number, else lanczos)")
     ] = "auto",
-    workers: Annotated[int | None, typer.Option(help="processes; one a core by default")] = None,
-    part: Annotated[str | None, typer.Option(help="i::n makes every n-th shard, for array jobs; then `seal`")] = None,
+    workers: Annotated[int | None, typer.Option(help="number of processes; default one per core")] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts"),
+    ] = None,
 ) -> None:
-    """Import images or vectors into sealed shards. Run again, it goes on where it stopped."""
+    """Import images or vectors into sealed shards. The same command resumes a stopped import."""
     from entroloop.data.errors import UserError
     from entroloop.data.seeds import parse_part
     from entroloop.data.sources import importer

@@ -1,4 +1,4 @@
-"""`entroloop latents`: images into a frozen autoencoder's latent space, and latents back into images."""
+"""`entroloop latents`: encodes images by a frozen autoencoder, and decodes latents into images."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import typer
 
 
 def latents_command(
-    source: Annotated[Path, typer.Argument(help="Sealed images; with --decode sealed latents.", show_default=False)],
+    source: Annotated[Path, typer.Argument(help="Sealed images; with --decode, sealed latents.", show_default=False)],
     dest: Annotated[Path, typer.Argument(help="New folder.", show_default=False)],
     vae: Annotated[Path, typer.Option(help="Folder of a diffusers AutoencoderKL.", show_default=False)],
-    decode: Annotated[bool, typer.Option("--decode", help="From latents to images.")] = False,
-    part: Annotated[str | None, typer.Option(help="i::n, the shards i, i + n, …; then once more without.")] = None,
+    decode: Annotated[bool, typer.Option("--decode", help="Decode latents into images.")] = False,
+    part: Annotated[
+        str | None, typer.Option(help="i::n makes only the shards i, i + n, …; run once more without --part to seal.")
+    ] = None,
 ) -> None:
-    """Encode images by a frozen autoencoder, or decode latents. Run again, it goes on where it stopped."""
+    """Encode images by a frozen autoencoder, or decode latents. The same command resumes a stopped conversion."""
     from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.launcher.process import StopFlag, world_from_environment

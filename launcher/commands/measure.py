@@ -12,13 +12,13 @@ def measure_command(
     generated: Annotated[
         Path, typer.Argument(help="Images or vectors to judge: folder, shards, .npz, .npy or features.")
     ],
-    training: Annotated[Path, typer.Argument(help="What the model was trained on.")],
-    reference: Annotated[Path | None, typer.Argument(help="Held-out real data; distances are taken to it.")] = None,
+    training: Annotated[Path, typer.Argument(help="The images or vectors that the model was trained on.")],
+    reference: Annotated[Path | None, typer.Argument(help="Held-out real data, used for the distances.")] = None,
     key: Annotated[
         list[str] | None,
         typer.Option(
-            help="Which array of an .npz file, or which encoder's of a feature folder, if it has several: one for all "
-            "such sets, or repeated, one for each of them."
+            help="The array of an .npz file, or the encoder of a feature folder, if there are several. Give it once "
+            "for all such sets, or once per set."
         ),
     ] = None,
     encoder: Annotated[
@@ -31,17 +31,17 @@ def measure_command(
     classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
     entropy_size: Annotated[int | None, typer.Option(min=2, help="Training points in the entropy estimate.")] = None,
-    resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95% ranges; 0: none.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Of subsamples and of C_T's cells.")] = 0,
+    resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95% ranges; 0: no ranges.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the subsamples and of C_T's cells.")] = 0,
     device: Annotated[
-        str | None, typer.Option(help="Of the encoder: cpu, cuda, cuda:1, …; CUDA if there is any, else the CPU.")
+        str | None, typer.Option(help="Device of the encoder: cpu, cuda, cuda:1, …; default CUDA, else the CPU.")
     ] = None,
     flip: Annotated[
-        bool, typer.Option("--flip", help="Mirrored copies of training images count as copies: trained with flips.")
+        bool, typer.Option("--flip", help="Count mirrored training images as copies, for models trained with flips.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """How good, how varied and how copied GENERATED is: every measure, between any two or three sets."""
+    """Measure the quality, variety and copying of GENERATED: every measure between any two or three sets."""
     from entroloop.eval import compare
 
     row = compare.compare(

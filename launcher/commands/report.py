@@ -15,11 +15,11 @@ from entroloop.launcher.run import lease
 if TYPE_CHECKING:
     from entroloop.eval.report.runs import Run
 
-QUIET = 60.0  # seconds without a change after which a watched sweep that has nothing unfinished is taken to be over
+QUIET = 60.0  # seconds without a change after which a watched sweep without unfinished runs counts as over
 
 
 class ReportFormat(StrEnum):
-    """What `report` writes."""
+    """Formats that `report` writes."""
 
     html = "html"
     csv = "csv"
@@ -37,13 +37,13 @@ def report_command(
         bool,
         typer.Option(
             "--watch",
-            help="Write it again as runs go on. Ends when all RUNs are finished runs, or for sweeps when nothing has "
-            f"come for {QUIET:.0f} s and all runs in them are finished or have failed. A run whose process was "
-            "killed is waited for, as it may go on: one line says when no run shows signs of life. Ctrl-C ends it and "
-            "leaves the report as it is.",
+            help="Write the report again at every change. Ends when all RUNs are finished runs; for sweeps, when all "
+            f"their runs are finished or have failed and nothing has changed for {QUIET:.0f} s. Waits for a run whose "
+            "process was killed, because the run may be resumed; one line says when no run shows signs of life. "
+            "Ctrl-C ends the command and keeps the report.",
         ),
     ] = False,
-    interval: Annotated[float, typer.Option(min=1, help="Seconds between two looks with --watch.")] = 15.0,
+    interval: Annotated[float, typer.Option(min=1, help="Seconds between two checks for changes with --watch.")] = 15.0,
 ) -> None:
     """Curves, samples and tables of one or many runs, as one page that opens offline."""
     target = out or Path("report" if form is ReportFormat.png else f"report.{form}")
@@ -64,9 +64,11 @@ def _write(runs: list[Path], target: Path, form: str, refresh: int | None = None
 
 
 def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
-    """Writes at every change. Ends at once when every folder is a finished run; else, as a sweep may have runs still to
-    begin and a failed run may be run again, when all are finished or failed and QUIET seconds brought nothing new.
-    Says once when others have shown no sign of life for QUIET seconds. Raises UserError for a folder that cannot come.
+    """Writes the report at every change.
+
+    Ends at once when every folder is a finished run. Otherwise ends when all runs are finished or failed and nothing
+    has changed for QUIET seconds, because a sweep may begin more runs and a failed run may be run again. Says once when
+    the other runs have shown no sign of life for QUIET seconds. Raises UserError for a folder that cannot appear.
     """
     from entroloop.eval.report import page
     from entroloop.eval.report.runs import is_run, run_folders
@@ -106,5 +108,5 @@ def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
 
 
 def _heartbeats(runs: list[Run]) -> list[object]:
-    """What processes at work on these runs say in their leases: changes every second while one lives."""
+    """The leases of the processes at work on these runs. They change every second while a process lives."""
     return [lease.read(path) for run in runs for path in sorted(run.folder.glob("*/.lease-*"))]

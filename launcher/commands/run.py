@@ -1,4 +1,4 @@
-"""`entroloop run`: the whole loop of one run, or one phase of it."""
+"""`entroloop run`: the whole loop of one run, or one phase of the loop."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
 def run_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    dry_run: Annotated[bool, typer.Option(help="Print phases, sizes and network calls; do nothing.")] = False,
-    generation: Annotated[int | None, typer.Option(help="Run one phase of this generation only.")] = None,
+    dry_run: Annotated[bool, typer.Option(help="Print phases, sizes and network calls without running.")] = False,
+    generation: Annotated[int | None, typer.Option(help="With --phase: the generation of the phase.")] = None,
     phase: Annotated[
-        str | None, typer.Option(help="Run this phase only; a wrong name is answered with all names.")
+        str | None, typer.Option(help="Run only this phase; the error for a wrong name lists all names.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option(help="i::n, the shards i, i + n, … of a phase that is done in parts.")
+        str | None, typer.Option(help="i::n does only the shards i, i + n, … of a phase that allows parts.")
     ] = None,
-    state: Annotated[Path | None, typer.Option(help="Write here too how the attempt ended, as state.json.")] = None,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the seals that a single phase needs.")] = 0,
+    state: Annotated[Path | None, typer.Option(help="Also write the state.json of this attempt to this file.")] = None,
+    wait: Annotated[float, typer.Option(help="With --phase: seconds to wait for the seals that the phase needs.")] = 0,
     scratch: Annotated[Path | None, typer.Option(help="Copy training shards to this folder first.")] = None,
     overlap: Annotated[bool, typer.Option(help="Encode every shard as soon as it is sampled.")] = False,
 ) -> None:
-    """Run the whole loop of one run, resumed where it stopped."""
+    """Run the whole loop of one run, or resume it where it stopped."""
     from entroloop.launcher.config import load
 
     settings = load(config, overrides or [])

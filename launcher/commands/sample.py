@@ -1,9 +1,9 @@
-"""The command `sample`: the missing shards of one sample phase, by one process.
+"""`entroloop sample`: one process makes the missing shards of one sample phase.
 
 entroloop sample RUN [--generation g] [--part i::n]
 
-Any number of such processes, the tasks of a job array for example, work on the same phase with different parts; the
-same command without a part then finds every shard there and seals the phase.
+Any number of such processes, for example the tasks of a job array, work on the same phase with different parts. The
+same command without a part then finds every shard and seals the phase.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def sample_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", show_default=False)],
     generation: Annotated[
-        int | None, typer.Option(help="Which generation; by default the first that is not sampled.")
+        int | None, typer.Option(help="The generation; default the first that is not sampled.")
     ] = None,
     part: Annotated[
-        str | None, typer.Option("--part", "--shard", help="i::n, only the shards i, i + n, …; seals nothing.")
+        str | None, typer.Option("--part", "--shard", help="i::n makes only the shards i, i + n, … and seals nothing.")
     ] = None,
 ) -> None:
     """Make the missing sample shards of a run, without a process group."""
@@ -56,7 +56,7 @@ def sample_command(
 
 
 def load_run(run: Path) -> Config:
-    """The configuration saved with a run, at the place where the run is now. Raises UserError when it is no run."""
+    """The configuration saved with a run, with the run's current folder. Raises UserError when `run` is no run."""
     from entroloop.data.runfolder import Layout, read_config
     from entroloop.launcher.config import compose
 

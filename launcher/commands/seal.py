@@ -1,4 +1,4 @@
-"""`entroloop seal`: an import that was made in parts."""
+"""`entroloop seal`: seals an import that was made in parts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from entroloop.launcher.commands.common import set_line
 
 
-def seal_command(folder: Annotated[Path, typer.Argument(help="an import whose parts are all done")]) -> None:
+def seal_command(folder: Annotated[Path, typer.Argument(help="folder of an import whose parts are all done")]) -> None:
     """Seal an import that was made in parts."""
     from entroloop.data.sources import importer
 

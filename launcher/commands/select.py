@@ -1,6 +1,6 @@
-"""`entroloop select`: the most informative rows of anybody's vectors, in one process or under torchrun.
+"""`entroloop select`: the most informative rows of any set of vectors, in one process or under torchrun.
 
-    FEATURES (.npy, .npz, or a sealed feature folder) -> Rows -> this rank's -> selection -> files, JSON
+    FEATURES (.npy, .npz, or a sealed feature folder) -> Rows -> this rank's rows -> selection -> files, JSON
 
 Shapes: N rows, D features, M chosen.
 """
@@ -23,25 +23,25 @@ if TYPE_CHECKING:
     from entroloop.data.world import World
     from entroloop.selection import Selection
 
-_ENTROPY_ROWS = 16_384  # at most this many rows tell the entropy before and after choosing
+_ENTROPY_ROWS = 16_384  # at most this many rows are used for the entropy before and after choosing
 
 
 def select_command(
     features: Features,
-    size: Annotated[int, typer.Option(help="How many rows to choose.")],
-    out: Annotated[Path, typer.Option(help="Where the ids go, .npy; a .json beside it says what was done.")],
+    size: Annotated[int, typer.Option(help="Number of rows to choose.")],
+    out: Annotated[Path, typer.Option(help="File for the ids, .npy; a .json beside it describes the choice.")],
     strategy: Annotated[str, typer.Option(help=f"{', '.join(STRATEGIES.built_in)}, or module:attribute.")] = "greedy",
-    seed: Annotated[int, typer.Option(help="Where all randomness comes from.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of all randomness.")] = 0,
     metric: MetricName = "euclidean",
-    option: Annotated[list[str] | None, typer.Option(help="key=value of the strategy; may be repeated.")] = None,
+    option: Annotated[list[str] | None, typer.Option(help="A strategy option, key=value; may be repeated.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Real features, for matching strategies.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="One integer a row, .npy.")] = None,
-    generations: Annotated[Path | None, typer.Option(help="One integer a row, .npy.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Classes: one integer per row, .npy.")] = None,
+    generations: Annotated[Path | None, typer.Option(help="Generations: one integer per row, .npy.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Choose within each class of the labels.")] = False,
-    trim: Annotated[float, typer.Option(help="Share of outliers dropped before choosing.")] = 0.0,
-    trim_k: Annotated[int, typer.Option(help="Outliers are far from this neighbour.")] = 1,
+    trim: Annotated[float, typer.Option(help="Share of rows dropped as outliers before choosing.")] = 0.0,
+    trim_k: Annotated[int, typer.Option(help="k: outliers are far from their k-th nearest neighbour.")] = 1,
     key: Annotated[
-        list[str] | None, typer.Option("--key", "--encoder", help=f"{WHICH}; may be repeated, for the reference.")
+        list[str] | None, typer.Option("--key", "--encoder", help=f"{WHICH}. Give it once more for the reference.")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -109,7 +109,7 @@ def select_command(
 
 
 def parse_options(pairs: list[str]) -> dict[str, float | int | str | bool]:
-    """`key=value` texts; values become true/false, an integer or a number where they read as one."""
+    """Parses `key=value` texts. A value that reads as true/false, an integer or a number becomes one."""
     out: dict[str, float | int | str | bool] = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")
@@ -131,7 +131,7 @@ def _value(text: str) -> float | int | str | bool:
 
 
 def _radii(chosen: Selection) -> dict[str, float]:
-    """Of the distances of picks to those before them, where there is any."""
+    """Summary of the distances from picks to earlier picks; empty where there are none."""
     import numpy as np
 
     finite = chosen.radii[np.isfinite(chosen.radii)]
@@ -144,7 +144,7 @@ def _radii(chosen: Selection) -> dict[str, float]:
 def _entropies(
     all_rows: Rows, chosen: Selection, seed: int, metric: str, world: World
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Entropy in nats of as many random rows of all, and of the chosen, at equal n; and n, and duplicates in each."""
+    """Entropies in nats of n random rows of all rows and of the chosen rows; then n and the duplicates of each."""
     import numpy as np
 
     from entroloop.selection import kl_entropy
@@ -161,7 +161,7 @@ def _entropies(
 
 
 def _write(out: Path, chosen: Selection, done: dict[str, Any]) -> dict[str, Any]:
-    """Writes the ids and, beside them, what was done, which it returns with the name and SHA-256 of the ids."""
+    """Writes the ids and, beside them, the description `done`. Returns `done` with the name and SHA-256 of the ids."""
     import numpy as np
 
     files.replace(out, lambda file: np.save(file, chosen.ids, allow_pickle=False))

@@ -1,4 +1,4 @@
-"""The commands `entroloop slurm …`: submit, script and cancel, and two that the jobs of a sweep call."""
+"""The commands `entroloop slurm …`: submit, script and cancel, and two commands that the jobs of a sweep call."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(name="slurm", help="Run on a SLURM cluster.", no_args_is_help=
 
 @app.command("submit")
 def submit_command(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Submit what is missing of a run and not queued or running already."""
+    """Submit the jobs of a run that are not done, queued or running."""
     from entroloop.launcher.config import load
     from entroloop.launcher.submit import submit_run
     from entroloop.slurm.submit import said
@@ -25,7 +25,7 @@ def submit_command(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 def submit_sweep(path: Path, overrides: list[str]) -> None:
-    """What `entroloop sweep --slurm` does."""
+    """Does the work of `entroloop sweep --slurm`."""
     from entroloop.launcher import submit
     from entroloop.slurm.submit import said
 
@@ -38,7 +38,7 @@ def script_command(
     overrides: Overrides = None,
     phase: Annotated[str | None, typer.Option(help="Only jobs of this kind: train, sample, run, seal, …")] = None,
 ) -> None:
-    """Print the scripts of the jobs that are to be done, without submitting or writing anything."""
+    """Print the scripts of the jobs that are not done, without submitting or writing anything."""
     from entroloop.launcher.config import load
     from entroloop.launcher.submit import scripts
 
@@ -47,7 +47,7 @@ def script_command(
 
 @app.command("cancel")
 def cancel_command(run: Annotated[Path, typer.Argument(help="Folder of a run or sweep.", show_default=False)]) -> None:
-    """Cancel the queued and running jobs of a run; what is sealed stays, and submitting again goes on."""
+    """Cancel the queued and running jobs of a run or sweep. Sealed results stay; submit again to resume."""
     from entroloop.slurm.sbatch import site_of
     from entroloop.slurm.submit import cancel
 
@@ -61,11 +61,11 @@ def cancel_command(run: Annotated[Path, typer.Argument(help="Folder of a run or 
 def arm_command(
     config: ConfigFile,
     index: Annotated[int, typer.Argument(help="Number of the arm in the grid.")],
-    shared: Annotated[bool, typer.Option(help="Only what other arms share with it.")] = False,
-    state: Annotated[Path | None, typer.Option(help="Write here how the attempt ended.")] = None,
+    shared: Annotated[bool, typer.Option(help="Run only the steps that other arms share.")] = False,
+    state: Annotated[Path | None, typer.Option(help="Write the state.json of this attempt to this file.")] = None,
     scratch: Annotated[Path | None, typer.Option(help="Node-local folder for training shards.")] = None,
 ) -> None:
-    """Run one arm of a sweep, with what it shares taken from its leader (called by the jobs)."""
+    """Run one arm of a sweep, with shared steps linked from its leader (called by the jobs)."""
     from entroloop.launcher import sweep
     from entroloop.launcher.process import StopFlag, world_from_environment
     from entroloop.launcher.run import runner
@@ -73,7 +73,7 @@ def arm_command(
     _, arms = sweep.arms_of(config, [])
     arm, stop = arms[index], StopFlag()
     world = world_from_environment(should_stop=lambda: bool(stop))
-    world.on_main(lambda: sweep.link_shared(arm))  # what the leader lacks this arm makes itself, with the same bytes
+    world.on_main(lambda: sweep.link_shared(arm))  # this arm makes the steps that the leader lacks, with the same bytes
     until = sweep.furthest_shared(arm, arms) if shared else None
     attempt = runner.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
     settings = sweep.while_shared(arm, arms)
@@ -82,7 +82,7 @@ def arm_command(
 
 @app.command("conclude", hidden=True)
 def conclude_command(config: ConfigFile) -> None:
-    """Write the report of a sweep over all arms that have something to show (called by the last job)."""
+    """Write the report of a sweep over all arms with an evaluated generation (called by the last job)."""
     from entroloop.data.runfolder import Step
     from entroloop.eval.report import page
     from entroloop.launcher import sweep

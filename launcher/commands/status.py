@@ -1,4 +1,4 @@
-"""`entroloop status`: which phase of which generation a run is at."""
+"""`entroloop status`: the generation and phase that a run has reached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def status_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run or a sweep.", show_default=False)],
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show which phase of which generation is at what."""
+    """Show the state of every phase of every generation of a run."""
     from entroloop.launcher import status
 
     found = status.inspect(run)

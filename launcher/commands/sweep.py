@@ -12,7 +12,7 @@ from entroloop.launcher.commands.common import ConfigFile, Overrides
 def sweep_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    slurm: Annotated[bool, typer.Option("--slurm", help="As one job array on a SLURM cluster.")] = False,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit one job array to a SLURM cluster.")] = False,
 ) -> None:
     """Run a grid of runs side by side (strategy x paradigm x seed), then write one report."""
     if slurm:

@@ -1,4 +1,4 @@
-"""`entroloop verify`: every sealed file below a folder, and every sealed folder's inputs, as they were sealed."""
+"""`entroloop verify`: checks every sealed file below a folder, and the inputs of every sealed folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from entroloop.launcher.commands.common import count
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="a sealed folder, or a run that holds some")],
+    folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="a sealed folder, or the folder of a run")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Re-check every sealed file below a folder, and what it was made from, and name what is missing or changed.
+    """Check every sealed file below a folder and the inputs of sealed folders, and name missing or changed files.
 
-    Exit status 2 if anything is.
+    Exit status 2 if there is any problem.
     """
     from entroloop.data.errors import UserError
     from entroloop.data.progress import Progress
@@ -69,7 +69,7 @@ def verify_command(
 
 
 def _other_inputs(path: Path) -> list[str]:
-    """One line for each input of a run's sealed folder that is not the one that the folder was made from."""
+    """One line per input of a run's sealed folder that has changed since the folder was made or is not sealed."""
     from entroloop.data.errors import UserError, reading
     from entroloop.data.runfolder import Layout, read_config
     from entroloop.data.store import manifest
@@ -87,7 +87,7 @@ def _other_inputs(path: Path) -> list[str]:
         return [str(error)]
     inside["classifier"] = layout.classifier
     real = layout.images if manifest.is_sealed(layout.images) else source
-    outside = {"real": real, "guide": guide}  # may be on another machine
+    outside = {"real": real, "guide": guide}  # these may be on another machine
     found = []
     for name, digest in manifest.read(path).made_from.items():
         folder = {**inside, **outside}.get(name)
