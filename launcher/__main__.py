@@ -1,7 +1,7 @@
 """The command line: `entroloop …`, or `python -m entroloop.launcher …` under torchrun and accelerate.
 
-Exit status: 0 done, 1 failed, 2 the input is wrong (one line, no traceback), 75 stopped by a signal and resumable.
-Commands import what they need when they run, so that `--help` answers at once.
+Exit status: 0 done, 1 failed, 2 wrong input (one line, no traceback), 75 stopped by a signal and resumable.
+Commands import their modules when they run, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from entroloop.data.errors import Failed, Interrupted, UserError, unusable, with
 
 RESUMABLE = 75
 
-# typer brings a click of its own, or uses the installed one, by version: this is the base of its errors in either.
+# By version, typer brings its own click or uses the installed click. This is the base class of its errors in both.
 CommandLineError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 app = typer.Typer(
@@ -77,18 +77,18 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str] | None) -> int:
     try:
-        with with_peers("an exchange between ranks"):  # of DDP, DeepSpeed and others; `World` names its own
+        with with_peers("an exchange between ranks"):  # exchanges of DDP, DeepSpeed and others; `World` names its own
             status = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # now, so that a reader who left is noticed here
     except UserError as error:
         return _refuse(" ".join(str(error).split()))
-    except typer.Abort as stop:  # what typer makes of a KeyboardInterrupt, and of an EOFError, which nobody typed here
+    except typer.Abort as stop:  # typer raises it for KeyboardInterrupt, and for EOFError, which is no keypress here
         if isinstance(stop.__cause__, EOFError):
             raise stop.__cause__ from None
         return _stopped("stopped")
     except (Interrupted, KeyboardInterrupt) as stop:
         return _stopped(str(stop) or "stopped")
-    except SystemExit as end:  # what typer makes of a BrokenPipeError
+    except SystemExit as end:  # typer raises it for BrokenPipeError
         if isinstance(end.__context__, BrokenPipeError):
             return _unread()
         raise
@@ -110,13 +110,13 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _unread() -> int:
-    """The exit status of a tool whose reader (`| head`) has seen enough."""
+    """The exit status of a command whose reader (`| head`) has closed the pipe."""
     _discard_output()
     return 128 + signal.SIGPIPE
 
 
 def _discard_output() -> None:
-    with contextlib.suppress(OSError, ValueError):  # ValueError: no file is behind it
+    with contextlib.suppress(OSError, ValueError):  # ValueError: standard output has no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -131,7 +131,7 @@ def _refused_path(error: OSError) -> UserError | None:
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Writes log lines. A reader who left ends the command, as it does for lines that are printed."""
+    """Writes log lines. A closed pipe ends the command, as it does for printed lines."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the library's name
         if isinstance(sys.exc_info()[1], BrokenPipeError):

@@ -1,6 +1,6 @@
 """A run's configuration: the sections of the rooms, composed; defaults < YAML file < `section.key=value`.
 
-Sections live beside the code they configure. What comes out is frozen and complete, and is saved with the run.
+Sections are defined beside the code they configure. A configuration is frozen and complete. It is saved with the run.
 """
 
 from __future__ import annotations
@@ -90,17 +90,17 @@ class Config(Section):
 
     @property
     def encoders(self) -> list[str]:
-        """Every feature space that selection or measures use, each once."""
+        """The encoders of every feature space that selection or measures use, each once."""
         return list(dict.fromkeys([*self.evaluation.encoders, self.selection.encoder]))
 
     @property
     def samples(self) -> int:
-        """Images that each generation samples: c N candidates, or more where the measures ask for more."""
+        """Number of images that each generation samples: c N candidates, or more where the measures need more."""
         return max(self.loop.candidates * self.data.size, self.evaluation.samples or 0)
 
     @property
     def sample_shards(self) -> int:
-        """Shards of the images that each generation samples."""
+        """Number of shards of the images that each generation samples."""
         return -(-self.samples // self.sample.shard_size)
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ class Config(Section):
 
     @property
     def chooses_by_class(self) -> str:
-        """The key because of which candidates are chosen by their class; empty where they are not."""
+        """The key that makes selection choose by class; empty where no key does."""
         if self.loop.balanced:
             return "loop.balanced=true"
         if self.selection.options.get("per_class"):
@@ -183,7 +183,7 @@ class Config(Section):
         return self
 
     def settled(self) -> dict[str, Any]:
-        """The configuration as plain values, without `sweep`: what is saved with the run and compared on resume."""
+        """The configuration as plain values without `sweep`, which are saved with the run and compared on resume."""
         return self.model_dump(mode="json", exclude={"sweep"})
 
 
@@ -212,8 +212,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Config:
     """Applies `section.key=value` overrides to the values of a file and validates the whole.
 
-    origin  the file, for messages. Modules that the values name as `module:attribute` are looked for beside it, too;
-            a configuration that names any keeps that folder, so that saved copies of it elsewhere find them
+    origin  the file, for messages. Its folder is also searched for modules that values name as `module:attribute`.
+            A configuration that names such a module stores the folder, so that copies saved elsewhere find the module
     """
     values: dict[str, Any] = _copy(raw)
     for text in overrides:
@@ -234,7 +234,7 @@ def validated(values: Mapping[str, Any], origin: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise UserError(f"{origin}: {explain(error)}") from error
-    except UserError as error:  # of a check between sections
+    except UserError as error:  # raised by a check between sections
         raise UserError(f"{origin}: {error}") from error
 
 
@@ -252,7 +252,7 @@ def _copy(value: Any) -> Any:
 
 
 def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """values["a"]["b"] = value for the key `a.b`; what follows `sweep.grid.` is one key, which may have dots.
+    """Sets values["a"]["b"] for the key `a.b`. The text after `sweep.grid.` is one key, which may contain dots.
 
     Raises UserError when `a` is not a section.
     """
@@ -271,7 +271,7 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def parse_value(text: str) -> Any:
-    """YAML, and 1e-3 as a number too (YAML 1.1 reads it as text)."""
+    """Parses YAML, and also reads 1e-3 as a number (YAML 1.1 reads it as text)."""
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -282,7 +282,7 @@ def parse_value(text: str) -> Any:
 
 
 def explain(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line: key, what is wrong, and what would be right."""
+    """Describes the first error in one line: the key, the fault, and a right value."""
     first, *others = error.errors()
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
@@ -326,7 +326,7 @@ def _siblings(key: str) -> list[str]:
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """`key is x there, y here`, for every value that differs."""
+    """One text `key is x there, y here` per value that differs."""
     found = []
     for name in sorted({*before, *after}):
         a, b = before.get(name), after.get(name)

@@ -1,10 +1,10 @@
-"""A run, or a sweep, as jobs of a scheduler: plain records of what is still to be done.
+"""A run or a sweep as jobs of a scheduler: plain records of the steps that are not done.
 
-    Config + what is sealed  ->  jobs_of, sweep_jobs  ->  [Job]
+    Config + sealed steps  ->  jobs_of, sweep_jobs  ->  [Job]
 
-Shape `generations`: one job runs everything. Shape `phases`, for every generation, where => is `afterok`:
+Shape `generations`: one job runs everything. Shape `phases` has these jobs per generation, where => is `afterok`:
     select => train => sample (array) => sample.seal => encode (array) => encode.seal => evaluate => next select
-Large sources are imported and encoded by arrays first: import => import.seal => real.encode => prepare or run.
+Arrays first import and encode large sources: import => import.seal => real.encode => prepare or run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 def jobs_of(config: Config, file: str) -> list[Job]:
     """The jobs of a run that are not done, predecessors first.
 
-    file  the configuration that the jobs read
+    file  path of the configuration that the jobs read
     """
     layout = Layout(config.run_folder)
     if next_step(is_sealed(layout), config.generations) is None:
@@ -44,12 +44,12 @@ def jobs_of(config: Config, file: str) -> list[Job]:
 
 
 def _chain(jobs: Sequence[Job]) -> list[Job]:
-    """Every job waits for the one before it."""
+    """Makes every job wait for the job before it."""
     return [jobs[0], *(dataclasses.replace(job, after=(before.key,)) for before, job in itertools.pairwise(jobs))]
 
 
 def _import_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
-    """Import of the source and features of the real images in arrays, where `slurm.import_array` asks for it."""
+    """Jobs that import the source and encode the real images in arrays, where `slurm.import_array` asks for arrays."""
     data, count = config.data, config.slurm.import_array
     if count == 1 or manifest.is_sealed(layout.of(PREPARE)):
         return
@@ -88,7 +88,7 @@ def _phase_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
 
 
 def missing_parts(config: Config, folder: Path, pieces: Pieces) -> tuple[int, tuple[int, ...]]:
-    """Into how many parts a step is cut, and which of them lack a piece (a shard, or a block of features)."""
+    """The number of parts of a step, and the parts that lack a piece (a shard, or a block of features)."""
     total = pieces.count(config)
     count = min(config.slurm.array, total)
     missing = [i for i in range(total) if not pieces.done(config, folder, i)]
@@ -120,7 +120,7 @@ def _arms(key: str, command: tuple[str, ...], tasks: tuple[int, ...], count: int
 
 
 def _shares_unsealed(arm: sweep.Arm, arms: Sequence[sweep.Arm]) -> bool:
-    """Whether others wait for something of this arm that is not sealed."""
+    """Whether other arms wait for a step of this arm that is not sealed."""
     from entroloop.launcher.sweep import furthest_shared
 
     step = furthest_shared(arm, arms)

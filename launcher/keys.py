@@ -25,10 +25,10 @@ class Key:
     """One configuration key.
 
     name     dotted: `train.lr`
-    type     for reading: `integer`, `number or null`, or the choices: `edm | ddpm`
-    default  as YAML has it; None where the key has to be given
-    bounds   for reading: `> 0, <= 1`; empty where there are none
-    decides  whether it decides what is sealed; other keys may change when a run is resumed
+    type     in words: `integer`, `number or null`, or the choices: `edm | ddpm`
+    default  as written in YAML; None where the key is required
+    bounds   in words: `> 0, <= 1`; empty where there are none
+    decides  whether the key decides the sealed bytes; other keys may change when a run is resumed
     meaning  one or more sentences
     """
 
@@ -41,7 +41,7 @@ class Key:
 
 
 def keys(model: type[BaseModel], prefix: str = "", decides: bool = True) -> Iterator[Key]:
-    """Every key of a section in the order in which the section lists them, then those of its nested sections."""
+    """Every key of a section in the section's order, then the keys of its nested sections."""
     schema = model.model_json_schema()
     nested = {}
     for name, field in model.model_fields.items():
@@ -72,7 +72,7 @@ def _bounds(about: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _type(about: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
-    """A JSON schema as words."""
+    """Describes a JSON schema in words."""
     if "$ref" in about:
         return _type(definitions[about["$ref"].rpartition("/")[2]], definitions)
     if "enum" in about:
@@ -96,7 +96,7 @@ def _type(about: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 
 def find(model: type[BaseModel], section: str | None) -> list[Key]:
-    """The keys of a section, or the one key, of that name; all without one. Raises UserError where there is none."""
+    """Keys of the named section, the named key, or all keys without a name. Raises UserError for an unknown name."""
     every = list(keys(model))
     if section is None:
         return every
@@ -108,7 +108,7 @@ def find(model: type[BaseModel], section: str | None) -> list[Key]:
 
 
 def text(found: list[Key]) -> str:
-    """For a terminal: the key with its type and default on one line, its meaning below."""
+    """Text for a terminal: each key with its type and default on one line, and its meaning below."""
     lines = []
     for key in found:
         default = "" if key.default is None else f" = {key.default}"
@@ -119,7 +119,7 @@ def text(found: list[Key]) -> str:
 
 
 def page(model: type[BaseModel]) -> str:
-    """docs/configuration.md."""
+    """The text of docs/configuration.md."""
     lines = [
         "# Configuration",
         "",

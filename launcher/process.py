@@ -1,10 +1,10 @@
-"""This process's place among others, from what torchrun, accelerate and srun set; and the wish to stop.
+"""This process's place among the ranks, from the variables of torchrun, accelerate and srun; and its stop signals.
 
-One rule, in this order; docs/clusters.md shows it as a table.
+The first rule that applies decides. docs/clusters.md shows the rules as a table.
 
 1. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which torchrun and accelerate set together.
-2. A step that srun started with more than one task. SLURM_NTASKS alone is the shell of an allocation.
-3. Else the process is alone.
+2. A step that srun started with more than one task. SLURM_NTASKS without a step means the shell of an allocation.
+3. Otherwise the process is alone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH and Intel MPI; MVAPICH
-FIRST_PORT, PORTS = 12000, 8000  # of srun's steps: below the ports of outgoing connections and of the job scripts
+FIRST_PORT, PORTS = 12000, 8000  # for srun's steps: below the ports of outgoing connections and of the job scripts
 
 
 @dataclass(frozen=True)
 class Place:
     """Rank `rank` of `size`, number `local_rank` on its machine; the ranks meet at `address`, port `port`.
 
-    agent   whether torchrun's agent, not rank 0, keeps the store at that port
-    name    keeps apart the worlds of two jobs, or of two attempts, that meet at the same port
+    agent   whether torchrun's agent, not rank 0, runs the store at that port
+    name    distinguishes the worlds of two jobs, or of two attempts, that meet at the same port
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ class Place:
 
 
 def place(environment: Mapping[str, str]) -> Place:
-    """Where these variables put this process. Raises UserError when they are empty, incomplete or contradictory."""
+    """This process's place by these variables. Raises UserError when they are empty, incomplete or contradictory."""
     empty = [name for name in (*RANKS, *MASTER, *STEP) if environment.get(name) == ""]
     if empty:
         raise UserError(f"environment: {empty[0]} is set and empty: unset it")
@@ -86,7 +86,7 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place:
 
 
 def _is_shell(environment: Mapping[str, str]) -> bool:
-    """Whether this is no task of a step: no step has begun, or it is a shell for a person (`srun --pty`)."""
+    """Whether this process is no task of a step: there is no step, or it is an interactive shell (`srun --pty`)."""
     return "SLURM_STEP_ID" not in environment or "SLURM_PTY_PORT" in environment
 
 
@@ -141,13 +141,13 @@ def _port(environment: Mapping[str, str]) -> int:
 def world_from_environment(
     environment: MutableMapping[str, str] = os.environ, *, should_stop: Callable[[], bool] = lambda: False
 ) -> World:
-    """The World this process was started in; joins the process group where there is more than one rank.
+    """The World this process was started in. Joins the process group where there is more than one rank.
 
-    Writes that place into the environment as torchrun does, for accelerate and DeepSpeed. LOCAL_RANK then names the
-    device: 0 where the process sees only one.
+    Writes the process's place into the environment as torchrun does, for accelerate and DeepSpeed. LOCAL_RANK is then
+    the number of the device: 0 where the process sees only one device.
 
-    Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300). Raises UserError when the variables do not fit each
-    other or the port is taken, Failed when the time is over, and Interrupted when `should_stop` says so.
+    Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300). Raises UserError when the variables contradict each
+    other or the port is taken, Failed when the time is over, and Interrupted when `should_stop` returns true.
     """
     seconds = _patience(environment)
     mine = place(environment)
@@ -166,7 +166,7 @@ def world_from_environment(
 
 
 def _device(mine: Place) -> torch.device:
-    """The CUDA device of this rank, the only one it sees or the one of its number; the CPU where there is none."""
+    """The only CUDA device this rank sees, or the device of its local number; the CPU where there is no CUDA device."""
     seen = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if seen == 0:
         return torch.device("cpu")
@@ -190,14 +190,14 @@ def _patience(environment: Mapping[str, str]) -> float:
 
 
 def check_alone(command: str, instead: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises UserError, which says what to do `instead`, where this process is one of several ranks."""
+    """Raises UserError with the advice `instead` where this process is one of several ranks."""
     size = place(environment).size
     if size > 1:
         raise UserError(f"entroloop {command} works alone and was started as {size} ranks: {instead}")
 
 
 class StopFlag:
-    """Set by SIGTERM, SIGINT or SIGUSR1; long phases look at it between steps and end resumably.
+    """SIGTERM, SIGINT and SIGUSR1 set this flag. Long phases check it between steps and stop resumably.
 
     A second SIGINT stops at once, as people expect of Ctrl-C.
     """

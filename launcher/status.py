@@ -1,4 +1,4 @@
-"""Which phase of which generation a run is at, read from its folder alone: seals, leases and state.json."""
+"""The generation and phase that a run has reached, read only from its folder: seals, leases and state.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MARKS = {"sealed": "done", "pending": "."}
 def inspect(folder: Path) -> dict[str, Any]:
     """The state of a run, or of every run below a sweep's folder, as plain values.
 
-    Raises UserError when the folder is neither.
+    Raises UserError when the folder is neither a run nor a sweep.
     """
     if (folder / CONFIG).is_file():
         return _with_jobs(folder, _inspect_run(folder))
@@ -33,7 +33,7 @@ def inspect(folder: Path) -> dict[str, Any]:
 
 
 def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
-    """Adds the cluster jobs of a run or sweep that has some, and what follows from them for its status."""
+    """Adds the cluster jobs of a run or sweep, if any, and updates its status by them."""
     if not (folder / "slurm").is_dir():
         return found
     from entroloop.slurm.states import for_status
@@ -81,7 +81,7 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
     elif any(entry["state"] == "running" for entry in found):
         status = "running"
     else:
-        # state.json is written at the end of an attempt: a killed one leaves none, or one of an earlier attempt
+        # a killed attempt does not update state.json: the file is missing or is of an earlier attempt
         begun = any(entry["state"] == "sealed" for entry in found)
         status = "stopped" if begun else "not begun"
         if state_file and state_file["status"] != "finished":
@@ -94,19 +94,19 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
 
 
 def used(run: Path) -> dict[str, int]:
-    """Bytes on disk by what they are: real, selected, weights, samples, features, metrics, checkpoints, and in all."""
+    """Bytes on disk by kind: real, selected, weights, samples, features, metrics, checkpoints, and the total."""
     found: dict[str, int] = {}
     for folder, _, names in os.walk(run):
         parts = Path(folder).relative_to(run).parts
         kind = "real" if parts[:1] == ("real",) else parts[1] if len(parts) > 1 else "other"
         for name in names:
-            with contextlib.suppress(FileNotFoundError):  # a temporary of the process at work
+            with contextlib.suppress(FileNotFoundError):  # a temporary file of a process at work may vanish
                 found[kind] = found.get(kind, 0) + os.lstat(os.path.join(folder, name)).st_size
     return {**dict(sorted(found.items())), "total": sum(found.values())}
 
 
 def table(found: dict[str, Any]) -> str:
-    """The same for reading: a row a generation, a column a phase."""
+    """The state of `inspect` as a table for people: one row per generation, one column per phase."""
     if "jobs" in found:
         from entroloop.slurm.states import table_of
 

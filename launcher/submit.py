@@ -1,4 +1,4 @@
-"""What is missing of a run, or of a sweep, into SLURM's queue.
+"""Submits the missing jobs of a run or a sweep to SLURM's queue.
 
 Config  ->  jobs (plain records)  ->  entroloop.slurm: scripts and the queue
 """
@@ -25,7 +25,7 @@ from entroloop.slurm.submit import Plan, check_python
 
 
 def submit_run(config: Config) -> Plan:
-    """Submits what is missing of a run. Raises UserError when its folder belongs to another configuration."""
+    """Submits the missing jobs of a run. Raises UserError when its folder belongs to another configuration."""
     check_python(config.slurm, which(config.slurm.python), sys.executable)
     layout = open_run(config)
     _write(layout.run, config.settled(), config)
@@ -34,9 +34,9 @@ def submit_run(config: Config) -> Plan:
 
 
 def submit_sweep(path: Path, overrides: Sequence[str]) -> tuple[Plan, Path]:
-    """Submits what is missing of a sweep: work that arms share, an array over the arms, and the report.
+    """Submits the missing jobs of a sweep: work that arms share, an array over the arms, and the report.
 
-    Returns what was done and the sweep's folder.
+    Returns the plan that was carried out, and the sweep's folder.
     """
     from entroloop.launcher import sweep  # needs torch
 
@@ -50,13 +50,13 @@ def submit_sweep(path: Path, overrides: Sequence[str]) -> tuple[Plan, Path]:
 
 
 def scripts(config: Config, kind: str | None = None) -> str:
-    """The scripts of the jobs that are to be done, of one kind or all. Raises UserError when there is none."""
+    """The scripts of the jobs that are not done, of one kind or all. Raises UserError when there are none."""
     jobs = jobs_of(config, _submitted(config.run_folder))
     return sbatch.scripts(jobs, config.slurm, site_of(config.run_folder, config.threads), kind)
 
 
 def _submitted(run: Path) -> str:
-    """The configuration that the jobs read."""
+    """Path of the configuration that the jobs read."""
     return str(run.absolute() / "slurm" / "submitted.yaml")
 
 
@@ -66,6 +66,6 @@ def _write(run: Path, values: dict[str, Any], config: Config) -> None:
 
 
 def _submit(jobs: Callable[[], list[Job]], config: Config, site: Site, extend: tuple[str, ...]) -> Plan:
-    """Holds the submission lease meanwhile: of two submitters the second waits, then finds the first one's jobs."""
+    """Submits under a lease. A second submitter waits for the lease, then finds the first submitter's jobs."""
     with Lease(site.folder / ".lease-submit", "submitting", patience=180):
         return submit.submit(jobs(), config.slurm, site, extend=extend)

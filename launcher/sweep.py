@@ -1,8 +1,8 @@
-"""A grid of runs, each in a process of its own, side by side within the cores at hand, and one report at the end.
+"""Runs a grid of runs side by side, each in its own process, on the available cores, and writes one report at the end.
 
-Runs that are the same up to some step (generation 0 of every strategy with one seed is) do that part once: the first of
-them is the leader; the others start when it has passed the shared part, with hard links to its sealed folders. So
-comparisons are paired, and cheaper.
+Runs may agree up to some step: with one seed, for example, generation 0 is the same for every strategy. The shared part
+is done once. The first of these runs is the leader. The others start when the leader has finished the shared part, with
+hard links to its sealed folders. Comparisons are thus paired, and cheaper.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PR_SET_PDEATHSIG = 1  # of Linux's prctl
 class Arm:
     """One run of the grid.
 
-    leader  the arm that does the steps up to `shared`, and those steps; None where this one does all its steps itself
+    leader  the arm that does the steps `shared` for this arm; None where this arm does all its steps itself
     """
 
     config: Config
@@ -91,7 +91,7 @@ def _text(value: Any) -> str:
 
 
 def lead(arms: Sequence[Arm]) -> None:
-    """Finds for every arm the earlier one with which it shares the longest beginning."""
+    """Gives every arm its leader: the earlier arm with which it shares the longest beginning."""
     found = [recipes(arm.config) for arm in arms]
     for i, arm in enumerate(arms):
         for j in (j for j in range(i) if arms[j].config.threads == arm.config.threads):
@@ -101,7 +101,7 @@ def lead(arms: Sequence[Arm]) -> None:
 
 
 def furthest_shared(arm: Arm, arms: Sequence[Arm]) -> Step | None:
-    """The last step of an arm that others take from it; None where it leads nobody."""
+    """The last step of an arm that other arms link to; None where the arm leads no other."""
     order = list(steps(arm.config.generations))
     return max((other.shared[-1] for other in arms if other.leader is arm), key=order.index, default=None)
 
@@ -118,7 +118,7 @@ def link_shared(arm: Arm) -> bool:
         if not manifest.is_sealed(source.of(step)):
             return False
         if manifest.removed(source.of(step)):
-            continue  # its leader was finished and has let it go: this arm makes it itself, with the same bytes
+            continue  # a finished leader has removed its files: this arm makes them again, with the same bytes
         folders = [source.of(step)]
         if step == PREPARE:
             folders = [source.images, source.classifier, *folders]
@@ -131,8 +131,8 @@ def link_shared(arm: Arm) -> bool:
 def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -> None:
     """Runs all arms, then writes the report to `<folder>/<name>/report.html`.
 
-    Raises Interrupted when told to stop (the arms have saved their work by then) and Failed, naming the logs,
-    when arms failed.
+    Raises Interrupted when told to stop, after the arms have saved their work. Raises Failed, naming the logs, when
+    arms failed.
     """
     base, arms = arms_of(path, overrides)
     jobs = base.sweep.jobs or max(1, len(os.sched_getaffinity(0)) // base.threads)
@@ -164,13 +164,13 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
 
 
 def while_shared(arm: Arm, arms: Sequence[Arm]) -> Config:
-    """The arm's configuration, under which it removes nothing while others take sealed folders from it."""
+    """The arm's configuration, changed to remove nothing while other arms still link to its sealed folders."""
     leads = any(other.leader is arm for other in arms)
     return arm.config.model_copy(update={"keep": KeepConfig()}) if leads else arm.config
 
 
 def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
-    """Starts an arm whose shared steps are ready; True also when it turns out to be finished already."""
+    """Starts an unfinished arm if its shared steps are ready. Returns whether the shared steps are ready."""
     if not link_shared(arm):
         return False
     if next_step(is_sealed(open_run(arm.config)), arm.config.generations) is None:
@@ -186,16 +186,16 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(arm.config.threads)},
-            start_new_session=True,  # Ctrl-C reaches the sweep, which stops its runs in order
+            start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its runs in order
             preexec_fn=_die_with(os.getpid()),
         )
     return True
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """What a new process calls so that Linux kills it when `parent` ends, however that ends.
+    """Returns a function that a new process calls so that Linux kills it when `parent` ends in any way.
 
-    Otherwise the runs of a killed sweep would go on, and the same command would find them at work.
+    Otherwise the runs of a killed sweep would go on, and the same command would find them still at work.
     """
     if sys.platform != "linux":
         return lambda: None
@@ -203,7 +203,7 @@ def _die_with(parent: int) -> Callable[[], None]:
 
     def ask() -> None:
         prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has ended already
             os._exit(1)
 
     return ask
@@ -230,7 +230,7 @@ _shown = 0.0
 
 
 def _show(arms: Sequence[Arm], total: int, start: float) -> None:
-    """On a terminal, one line that is written over: steps done and a guess of the time left."""
+    """Shows on a terminal one line that is overwritten: the steps done and an estimate of the time left."""
     global _shown
     if not sys.stderr.isatty() or time.monotonic() - _shown < 1:
         return
@@ -248,7 +248,7 @@ def _conclude(base: Config, arms: Sequence[Arm]) -> None:
         raise Failed(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
     for arm in arms:
         retention.apply(arm.config, arm.layout)
-    from entroloop.eval.report import page  # here, since jobs of a sweep and their scripts need no plots
+    from entroloop.eval.report import page  # imported here because the jobs of a sweep and their scripts need no plots
 
     out = base.run_folder / "report.html"
     page.write([arm.layout.run for arm in arms], out)

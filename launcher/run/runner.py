@@ -216,7 +216,7 @@ def _say(world: World, step: Step, said: str, seconds: float) -> None:
 
 @contextlib.contextmanager
 def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator[None]:
-    """Writes state.json: running, then finished, interrupted or failed, with the exit status and the reason."""
+    """Writes state.json at the end: finished, interrupted or failed, with the exit status and the reason."""
 
     def write(status: str, code: int, reason: str = "") -> None:
         if world.is_main:
