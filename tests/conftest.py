@@ -1,6 +1,6 @@
-"""What the whole suite shares: a disk that nobody waits for, and finished runs that are made once.
+"""Shared by the whole suite: writes without fsync waits, and finished runs that are made once.
 
-pytest-xdist reads this file once more, in a process that runs no test: the program is imported in fixtures.
+pytest-xdist also reads this file in a process that runs no test, so only the fixtures import the program.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`entroloop …` in forked processes: one server per session imports the program, then forks a process per command.
 
 A start costs a few hundredths of a CPU second instead of the seconds that the imports take. A forked process is a real
-process: its signals, exit status, environment and output are its own. The server imports and never computes, so that no
-thread is lost in a fork. Tests of the entry points (`python -m`, torchrun, accelerate launch) start Python instead.
+process with its own signals, exit status, environment and output. The server imports and never computes, so that a
+fork loses no thread. Tests of the entry points (`python -m`, torchrun, accelerate launch) start Python instead.
 """
 
 from __future__ import annotations

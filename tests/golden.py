@@ -1,9 +1,9 @@
-"""Compares what the starting commit of the redesign seals with what this tree seals, byte for byte.
+"""Compares, byte for byte, the files that the starting commit of the redesign and this tree seal.
 
     python tests/golden.py [CONFIGURATION …]      prints one line per configuration; exits 1 where bytes differ
 
-Both sides run on this machine, from a checkout of `BASE` and from the working tree. Manifests may differ, and the form
-of a row of measures: of rows, the numbers are compared. Every other sealed file has to be equal.
+Both sides run on this machine, from a checkout of `BASE` and from the working tree. Manifests and the
+form of a row of measures may differ. Of rows, the numbers are compared. Every other sealed file must be equal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Random weights under given names, the same with every library: a generator of numpy's, keyed by each name."""
+"""Random weights under given names, equal in every library: each name seeds a numpy generator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small run folders for tests of the report, written with the real writers: digits that slowly lose variety."""
+"""Small run folders for tests of the report, written with the real writers, of digits that slowly lose variety."""
 
 from __future__ import annotations
 

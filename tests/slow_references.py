@@ -1,4 +1,4 @@
-"""Slow float64 forms of what `selection` computes, written from the definitions, and data that is hard for it."""
+"""Slow float64 forms of the functions of `selection`, written from the definitions, and data that is hard for them."""
 
 from __future__ import annotations
 

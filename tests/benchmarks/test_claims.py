@@ -1,4 +1,4 @@
-"""Tables of results: known differences, intervals, rates and correlations, from runs whose numbers are given."""
+"""Tables of results: known differences, intervals, rates and correlations, from runs with given numbers."""
 
 import dataclasses
 import importlib.util

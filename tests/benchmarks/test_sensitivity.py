@@ -1,4 +1,4 @@
-"""Settings of the threshold filter on sealed pools: the pool's rows, and pools where the answer is known."""
+"""Settings of the threshold filter on sealed pools: the pool's rows, and pools with a known answer."""
 
 from pathlib import Path
 

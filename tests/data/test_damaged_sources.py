@@ -1,4 +1,4 @@
-"""Files of every kind with bytes changed, lost and added: imported, or refused in one line."""
+"""Files of every kind with changed, lost and added bytes are imported, or refused in one line."""
 
 from __future__ import annotations
 

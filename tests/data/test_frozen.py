@@ -1,7 +1,7 @@
 """Pretrained encoders with random weights in the published file formats, against the libraries that define them.
 
-torch-fidelity and torchvision may be missing: builds of theirs do not fit every build of torch. Then numbers stand in
-that were recorded with torch-fidelity 0.4.0 and torchvision 0.28.0 on the same weights and images.
+torch-fidelity and torchvision may be missing, because their builds do not fit every build of torch. The tests then use
+numbers that were recorded with torch-fidelity 0.4.0 and torchvision 0.28.0 on the same weights and images.
 """
 
 from __future__ import annotations

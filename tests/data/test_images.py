@@ -1,4 +1,4 @@
-"""Pictures are imported as a viewer shows them: as Pillow renders them, and by hand where Pillow does not."""
+"""Pictures are imported as a viewer shows them: as Pillow renders them, or by hand where Pillow cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training sets as an index of samples that stay where they are: the same training as from shards, in every respect."""
+"""A training set stored as an index of samples in other folders trains exactly as the same set stored as shards."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Whatever a folder or an archive holds is a sample, part of one, refused by name, or counted with a reason."""
+"""Each file of a folder or archive is a sample, part of a sample, refused by name, or counted with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Products are in full precision, and what selection computes is right or refused where a library breaks that."""
+"""Products have full precision. Where a library breaks this, selection computes right results or refuses."""
 
 import threading
 

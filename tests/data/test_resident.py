@@ -1,4 +1,4 @@
-"""Streams and training noise: every epoch is the permutation, at any world size and from any resume point."""
+"""Streams and training noise: every epoch follows its permutation, at any world size and from any resume point."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Streams from shards: exact at any world size, number of workers and resume point; bad shards stop the run."""
+"""Streams from shards are exact at any world size, number of workers and resume point. Bad shards stop the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report: what it says about runs, that it is one whole page, and that a browser shows it."""
+"""The report: its statements about runs, that it is one whole page, and that a browser shows it."""
 
 import csv
 import io

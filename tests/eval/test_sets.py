@@ -1,4 +1,4 @@
-"""Every measure is the same number on 1, 2 and 3 ranks, in the spaces where rounding decides."""
+"""Every measure gives the same number on 1, 2 and 3 ranks, also in spaces where rounding decides."""
 
 import numpy as np
 import pytest

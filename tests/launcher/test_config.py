@@ -1,4 +1,4 @@
-"""Configuration: what wins, what is refused, and the one line that says so."""
+"""Configuration: the order of precedence, and the one-line refusals."""
 
 import pytest
 from loops import TINY, tiny

@@ -1,4 +1,4 @@
-"""The configurations that come along: the dry run checks each of them without data, and the paper's are the paper's."""
+"""The shipped configurations: the dry run checks each without data, and the paper's have the values of the paper."""
 
 import math
 from pathlib import Path

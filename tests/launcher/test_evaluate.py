@@ -1,4 +1,4 @@
-"""The evaluate phase: the same row at every world size, and mirrored copies where the model was trained with flips."""
+"""The evaluate phase: the same row at every world size, and mirrored copies for a model that was trained with flips."""
 
 import numpy as np
 import pytest

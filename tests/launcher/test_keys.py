@@ -1,4 +1,4 @@
-"""`entroloop config` and the pages made from the code: every key is explained, and the pages say what the code says."""
+"""`entroloop config` and the pages made from the code: every key is explained, and the pages agree with the code."""
 
 import importlib.util
 import json

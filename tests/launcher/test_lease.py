@@ -1,4 +1,4 @@
-"""Leases: a live owner is respected, a dead one replaced, and progress is there to read."""
+"""Leases: a live owner is respected, a dead owner is replaced, and others can read the progress."""
 
 import json
 import multiprocessing

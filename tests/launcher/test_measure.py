@@ -1,4 +1,4 @@
-"""`entroloop measure` and `report` from the command line: what they read, print and refuse."""
+"""`entroloop measure` and `report` from the command line: their inputs, output and refusals."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The order of phases, pools, and which configuration decides which result."""
+"""The order of phases, the pools, and the configuration values that decide each result."""
 
 import itertools
 

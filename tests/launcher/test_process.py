@@ -1,4 +1,4 @@
-"""Who is a rank, what the ranks see of each other, and how waiting for them ends."""
+"""Which processes are ranks, what ranks see of each other, and how waiting for ranks ends."""
 
 import datetime
 import itertools

@@ -1,4 +1,4 @@
-"""What a configuration names is looked up before anything is done: by a run and by its dry run, in the same line."""
+"""A run and its dry run look up all that a configuration names before anything is done, and refuse in the same line."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""A changed configuration is taken if and only if no sealed step's recipe changes; the rest starts over."""
+"""A changed configuration is accepted if and only if no sealed step's recipe changes. Unsealed steps start over."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Retention: what goes is never read again, what was sealed stays verifiable, and the disk a run takes is foreseen."""
+"""Retention: removed files are never read again, seals stay verifiable, and the disk use of a run is forecast."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What was sealed and has changed since is named when it is read, in one line, whoever reads it."""
+"""Every reader of a sealed file that has changed since names the file in one line."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The whole loop on digits in seconds: it seals what it should, resumes with the same bytes, and does nothing twice."""
+"""The whole loop on digits in seconds: it seals every step, resumes with the same bytes, and does nothing twice."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""docs/extending.md: its examples run as they are printed, from a file beside the configuration."""
+"""The examples of docs/extending.md run as printed, from a file beside the configuration."""
 
 import json
 import re

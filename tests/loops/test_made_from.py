@@ -1,4 +1,4 @@
-"""A seal's `made_from` names every sealed folder that its phase opened, and by the digest it has."""
+"""A seal's `made_from` names every sealed folder that its phase opened, with the folder's digest."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Two attempts on one run: a sealed step is never done again, and who was taken over writes nothing more."""
+"""Two attempts on one run: a sealed step is never done again, and an attempt that lost its lease writes no more."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Selection on 2, 16 and 64 ranks: the ids of one rank, in few exchanges, whatever formats the ranks multiply in."""
+"""Selection on 2, 16 and 64 ranks gives the ids of one rank in few exchanges, in any mix of number formats."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Scripts, plans and job states without a cluster; the scripts really run, with stand-ins for srun and scontrol."""
+"""Scripts, plans and job states without a cluster. The scripts really run, with stand-ins for srun and scontrol."""
 
 import itertools
 import os

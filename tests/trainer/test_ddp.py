@@ -1,4 +1,4 @@
-"""DDP on two ranks of this process's own making: what ranks must agree on."""
+"""DDP on two ranks that the tests start themselves: the results on which ranks must agree."""
 
 import contextlib
 import itertools

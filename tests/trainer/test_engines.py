@@ -1,8 +1,8 @@
-"""Real DDP and DeepSpeed on two gloo ranks against one process; a launcher starts them where it is what is tested.
+"""Real DDP and DeepSpeed on two gloo ranks against one process. Only tests of a launcher start them by that launcher.
 
-The losses of a step agree to rounding: the same images, noise and weights, summed in another order over two ranks. Adam
+The losses of a step agree to rounding, because two ranks sum the same images, noise and weights in another order. Adam
 divides by the root of the second moment, which turns rounding of tiny gradients into steps of the size of the learning
-rate; after 40 steps exported weights therefore agree to a few learning rates in places, and far better on average.
+rate. After 40 steps exported weights therefore agree to a few learning rates in places, and far better on average.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Sampling: an image depends on its number alone; shards are made once, whoever makes them."""
+"""Sampling: an image depends on its number alone; each shard is made once, by any process."""
 
 import errno
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Guidance by a second network: its algebra, and what is refused."""
+"""Guidance by a second network: its algebra and its refusals."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Samplers with the exact denoisers of known distributions: they reach them, at their known order of error."""
+"""Samplers with exact denoisers reach the known distributions, with their known order of error."""
 
 import itertools
 import math

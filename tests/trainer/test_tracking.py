@@ -1,4 +1,4 @@
-"""Trackers: what arrives in TensorBoard, and that a tracker cannot end a run."""
+"""Trackers: the values that reach TensorBoard, and that a tracker cannot end a run."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Training reads its set through `open_stream`: either mode seals the same bytes; damage is counted by choice only."""
+"""Training reads its set through `open_stream`. Both modes seal the same bytes. Damage is counted by choice only."""
 
 import logging
 
