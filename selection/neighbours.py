@@ -24,8 +24,9 @@ from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
+from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
+from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 
 Backend = Literal["auto", "torch", "faiss"]

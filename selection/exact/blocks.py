@@ -18,7 +18,8 @@ from torch import Tensor
 
 from entroloop.selection.exact.bounds import Pairs, Query, contenders, nonzero
 from entroloop.selection.exact.distance import pair_distances
-from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Columns, Frame, Side, product
+from entroloop.selection.exact.formats import LONGER
+from entroloop.selection.exact.sketch import TILE_COLUMNS, Columns, Frame, Side, product
 
 
 class Block:

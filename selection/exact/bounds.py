@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from entroloop.selection.exact.distance import pair_distances
-from entroloop.selection.exact.sketch import LONGER, TILE_COLUMNS, Certificate, Columns, Frame, Side, product
+from entroloop.selection.exact.formats import LONGER
+from entroloop.selection.exact.sketch import TILE_COLUMNS, Certificate, Columns, Frame, Side, product
 
 TILE_ROWS = 2048
 SWEEP_ROWS = 8192  # left rows compared with all right rows in one sweep

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from entroloop.selection.exact import topk
 from entroloop.selection.exact.distance import pair_distances
-from entroloop.selection.exact.sketch import F32, Frame, Sketch
+from entroloop.selection.exact.formats import F32
+from entroloop.selection.exact.sketch import Frame, Sketch
 
 _MORE = 8  # candidates beyond k in the first try
 _MOST = 256

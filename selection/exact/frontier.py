@@ -18,8 +18,9 @@ from torch import Tensor
 
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Query, contenders
 from entroloop.selection.exact.distance import distances_to
+from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch, shortest_format
+from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch
 
 CHOSEN = -1.0  # the bound of a chosen row: below every distance
 _KEEP = 0.7  # share of the gathered active rows that must still be active for the gathered copy to be kept

@@ -24,65 +24,13 @@ import torch
 from torch import Tensor
 
 from entroloop.data.world import World
+from entroloop.selection.exact.formats import BF16, F64, INT8, Format
 
 TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
 
 
 class InexactProductError(ArithmeticError):
     """The processor multiplied less exactly than the certificates allow, so results would be wrong."""
-
-
-@dataclass(frozen=True)
-class Format:
-    """A number format for sketches: `unit` bounds the relative error of one accumulation step, `out` that of the
-    result."""
-
-    name: str
-    dtype: torch.dtype
-    parts: int  # columns that hold a squared norm to full accumulation accuracy
-    unit: float
-    out: float
-    compared: torch.dtype  # of products when they are compared
-    blocked: bool = False  # multiplied in matrix units, which are fastest with few different, round shapes
-
-    @property
-    def infinite(self) -> float:
-        """The value of an absent product: larger than every product."""
-        return torch.inf if self.compared.is_floating_point else torch.iinfo(self.compared).max
-
-    def columns(self, d: int) -> int:
-        """Columns of a sketch of rows with `d` features. The last 4 columns of an int8 sketch hold its squared norm."""
-        return -(-d // 16) * 16 + 16 if self.dtype is torch.int8 else d + 2 * self.parts
-
-    def padded(self, n: int) -> int:
-        """Rounds n up for matrix units, because the library spends milliseconds on preparing each new shape."""
-        return -(-n // 128) * 128 if self.blocked else n
-
-
-# Matrix units may truncate instead of rounding, so bfloat16 has one bit of margin.
-# bfloat16 products are compared as integers of the same order, which is several times faster.
-BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8, torch.int16, True)
-F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24, torch.float32)
-F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53, torch.float64)
-INT8 = Format("int8", torch.int8, 0, 0.0, 0.0, torch.int32, True)  # exact, for rows of uint8
-LONGER = {"bfloat16": F32, "float32": F64}
-_WIDEST_INT8 = 1 << 15  # up to this number of features every squared distance fits int32
-
-
-def shortest_format(*rows: Tensor) -> Format:
-    """With matrix units int8 for rows of uint8 and bfloat16 for others; float32 without matrix units.
-
-    Processors without matrix units may saturate int8 products.
-    """
-    device = rows[0].device
-    if device.type == "cuda":
-        fast = torch.cuda.get_device_capability(device)[0] >= 8
-    else:
-        fast = torch.cpu._is_amx_tile_supported()
-    if not fast:
-        return F32
-    whole = all(x.dtype == torch.uint8 and x.shape[1] <= _WIDEST_INT8 for x in rows)
-    return INT8 if whole else BF16
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.selection.exact.blocks import earlier_distances
+from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Frame, Side, Sketch, shortest_format
+from entroloop.selection.exact.sketch import Frame, Side, Sketch
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features import frozen
 from entroloop.data.world import join
 from entroloop.selection import nearest, neighbours, select
-from entroloop.selection.exact import frontier, sketch
+from entroloop.selection.exact import formats, frontier, sketch
 from entroloop.selection.exact.sketch import InexactProductError
 from entroloop.selection.rules import problem
 
@@ -137,7 +137,7 @@ def _sets():
     }
 
 
-INEXACT = {"bfloat16 in 2 parts": (sketch.BF16, _split_k(2)), "TF32": (sketch.F32, _tf32)}
+INEXACT = {"bfloat16 in 2 parts": (formats.BF16, _split_k(2)), "TF32": (formats.F32, _tf32)}
 CALLS = {
     "nearest": lambda x: nearest(x[:128], x, 2, backend="torch")[1],
     "greedy": lambda x: select(x, 128).ids,

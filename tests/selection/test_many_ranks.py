@@ -8,7 +8,7 @@ from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.selection import nearest, neighbours, select
-from entroloop.selection.exact import frontier, sketch
+from entroloop.selection.exact import formats, frontier
 from entroloop.selection.rules import adaptive, matching, problem
 
 ROWS = {"greedy": 4096, "threshold-decay": 4096, "nearest": 1024}
@@ -45,8 +45,8 @@ def test_the_ids_of_one_rank_in_few_exchanges(name):
         assert max(exchanges for _, exchanges in results) <= most, size
 
 
-def _mixed(world, x, size, name, formats, formats_of_ranks):
-    formats.form = formats_of_ranks[world.rank]
+def _mixed(world, x, size, name, choice, formats_of_ranks):
+    choice.form = formats_of_ranks[world.rank]
     mine = np.array_split(x, world.size)[world.rank]
     if name == "nearest":
         return _nearest(mine, world=world)
@@ -57,16 +57,16 @@ def _mixed(world, x, size, name, formats, formats_of_ranks):
     "name", ["greedy", "threshold-decay", "adaptive-threshold", "entropy-matching", "covariance-matching", "nearest"]
 )
 def test_ranks_with_different_formats_stay_in_step(name, monkeypatch):
-    formats = threading.local()
-    formats.form = sketch.F32
+    choice = threading.local()
+    choice.form = formats.F32
     for module in (frontier, problem, neighbours):
-        monkeypatch.setattr(module, "shortest_format", lambda *rows: formats.form)
+        monkeypatch.setattr(module, "shortest_format", lambda *rows: choice.form)
     r = np.random.default_rng(0)  # copies: many distances that bfloat16 cannot tell apart
     originals = 2 * r.normal(size=(32, 16))
     x = originals[r.integers(32, size=2048)] + r.normal(size=(2048, 16)) * 0.1 * r.random((2048, 1))
     x = x.astype(np.float32)[: None if name == "greedy" else 500]
     whole = _nearest(x) if name == "nearest" else select(x, len(x) // 2, name, reference=x).ids
-    results = on_threads(2, _mixed, x, len(x) // 2, name, formats, (sketch.BF16, sketch.F32))
+    results = on_threads(2, _mixed, x, len(x) // 2, name, choice, (formats.BF16, formats.F32))
     for ids in [np.concatenate(results)] if name == "nearest" else results:
         np.testing.assert_array_equal(ids, whole)
 

@@ -16,14 +16,14 @@ from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.selection import nearest, neighbours
-from entroloop.selection.exact import bounds, sketch
+from entroloop.selection.exact import bounds, formats, sketch
 from entroloop.selection.exact.distance import pair_distances
 
 CASES = {name: x for name, x in hard_cases().items() if len(x) > 1}
-FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
+FORMATS = [formats.BF16, formats.F32, formats.F64]
 UINT8 = [name for name, x in CASES.items() if x.dtype == np.uint8]
 exact_int8 = pytest.mark.skipif(
-    not torch.cpu._is_amx_tile_supported(), reason="int8 products are exact on processors with matrix units (AMX) only"
+    not formats._int8_is_exact(torch.device("cpu")), reason="needs a processor with exact int8 products (VNNI or AMX)"
 )
 
 
@@ -63,10 +63,10 @@ def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
 def test_int8_products_are_the_squared_distances(name):
     x = torch.from_numpy(CASES[name])
     frame = sketch.Frame.of(x)
-    assert sketch.shortest_format(x) is sketch.INT8
-    assert sketch.shortest_format(x, x.float()) is sketch.BF16
-    rows = sketch.Sketch.of(x, frame, sketch.INT8)
-    product = sketch.product(rows.left, rows.turned(), len(x), frame, sketch.INT8)
+    assert formats.shortest_format(x) is formats.INT8
+    assert formats.shortest_format(x, x.float()) is formats.BF16
+    rows = sketch.Sketch.of(x, frame, formats.INT8)
+    product = sketch.product(rows.left, rows.turned(), len(x), frame, formats.INT8)
     wide = CASES[name].astype(np.int64)
     np.testing.assert_array_equal(product.numpy(), ((wide[:, None] - wide[None]) ** 2).sum(2))
 

@@ -7,16 +7,16 @@ from slow_references import hard_cases, split
 from slow_references import threshold_decay as slow
 from thread_world import on_threads
 
-from entroloop.selection.exact import blocks, bounds, frontier, sketch
+from entroloop.selection.exact import blocks, bounds, formats, frontier, sketch
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.rules import threshold as module
 from entroloop.selection.rules.threshold import threshold_decay
 
 CASES = hard_cases()
-FORMATS = [sketch.BF16, sketch.F32, sketch.F64]
+FORMATS = [formats.BF16, formats.F32, formats.F64]
 UINT8 = [name for name, x in CASES.items() if x.dtype == np.uint8]
 exact_int8 = pytest.mark.skipif(
-    not torch.cpu._is_amx_tile_supported(), reason="int8 products are exact on processors with matrix units (AMX) only"
+    not formats._int8_is_exact(torch.device("cpu")), reason="needs a processor with exact int8 products (VNNI or AMX)"
 )
 
 
@@ -59,7 +59,7 @@ def test_does_not_depend_on_blocks_and_formats(name, sizes, form, monkeypatch):
 @pytest.mark.parametrize("sizes", [(16, 32, 30, 50), (7, 11, 100, 100)])
 @pytest.mark.parametrize("name", UINT8)
 def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
-    _shrink_and_check(name, sizes, sketch.INT8, monkeypatch)
+    _shrink_and_check(name, sizes, formats.INT8, monkeypatch)
 
 
 def _shrink_and_check(name, sizes, form, monkeypatch):
