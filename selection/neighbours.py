@@ -21,17 +21,19 @@ from entroloop.data.precision import full_precision
 from entroloop.data.registry import unknown
 from entroloop.data.world import World
 from entroloop.selection.exact import topk
-from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders
+from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders, lowest_both
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
-from entroloop.selection.exact.formats import shortest_format
+from entroloop.selection.exact.formats import Format, shortest_format
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch
-from entroloop.selection.exact.spaces import check_rows, fit_metric
+from entroloop.selection.exact.spaces import Metric, check_rows, fit_metric
 
 Backend = Literal["auto", "torch", "faiss"]
 _BLOCK_SHARE = 1 / 16  # share of the free memory that a bank block and its sketches may use
 _BLOCK_BYTES = (1 << 24, 1 << 29)  # least and most memory of a bank block
+_PART_ROWS = 1 << 15  # most queries compared at a time
+_PART_ELEMENTS = 1 << 24  # most features of such queries
 _MERGE_PAIRS = 1 << 18  # pairs collected before they are merged into the lists
 
 
@@ -74,31 +76,77 @@ def nearest(
     fitted = fit_metric(metric, b)
     form = shortest_format(fitted.rows(b.rows[:0]), fitted.rows(q.rows[:0]))
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
-    use_faiss = backend == "faiss" or (backend == "auto" and not form.blocked and has_faiss(q.rows.device.type))
-    best = topk.empty(len(q.rows), k, q.rows.device)
-    sides: dict[int, Side] = {}  # sketches of the queries, kept from block to block if they are small
-    keep = len(q.rows) * form.columns(q.rows.shape[1]) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
+    same = exclude_self or bank is queries
+    use_faiss = backend == "faiss" or (
+        backend == "auto" and not (form.blocked or same) and has_faiss(q.rows.device.type)
+    )
+    parts = _Parts(q, k, exclude_self, fitted, frame, form)
+    own = range(q.offset, q.offset + len(q.rows)) if same and not use_faiss else range(0)
+    if own:
+        parts.search_each_other()
     for block, first in _travelling(b):
+        if first in own:
+            continue
         block = fitted.rows(block)
         columns = Columns.of(Side(block, Sketch.of(block, frame, form)))
-        for start in range(0, len(q.rows), SWEEP_ROWS):
-            part = slice(start, min(start + SWEEP_ROWS, len(q.rows)))
-            side = sides.get(start)
-            if side is None:
-                mine = fitted.rows(q.rows[part])
-                side = Side(mine, Sketch.of(mine, frame, form))
-                if keep:
-                    sides[start] = side
-            ignore = None
-            if exclude_self:
-                ignore = torch.arange(part.start, part.stop, device=best[0].device) + (q.offset - first)
-            lists = best[0][part], best[1][part]
+        for start in parts.starts:
+            side, lists, ignore = parts.side(start), parts.lists(start), parts.ignored(start, first)
             rest = None
             if use_faiss:
                 rest = faiss_candidates(side.rows, block, first, lists, ignore, frame)
             _search(side, columns, first, lists, ignore, frame, rest)
+    best = parts.best
     assert len(q.rows) == 0 or bool(torch.isfinite(best[0]).all()), "every query has k neighbours"
     return fitted.report(best[0]).cpu().numpy(), best[1].cpu().numpy()
+
+
+class _Parts:
+    """The queries in parts, with their sketches and their lists of nearest rows."""
+
+    def __init__(self, queries: Shard, k: int, exclude_self: bool, fitted: Metric, frame: Frame, form: Format) -> None:
+        self.queries, self.exclude_self, self.fitted, self.frame, self.form = queries, exclude_self, fitted, frame, form
+        n, width = queries.rows.shape
+        self.best = topk.empty(n, k, queries.rows.device)
+        self.step = max(SWEEP_ROWS, min(_PART_ROWS, _PART_ELEMENTS // width))
+        self.starts = range(0, n, self.step)
+        self._keep = n * form.columns(width) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
+        self._sides: dict[int, Side] = {}
+
+    def side(self, start: int) -> Side:
+        """The rows and their sketch, kept for the next block if all sketches are small."""
+        if start in self._sides:
+            return self._sides[start]
+        rows = self.fitted.rows(self.queries.rows[start : start + self.step])
+        side = Side(rows, Sketch.of(rows, self.frame, self.form))
+        if self._keep:
+            self._sides[start] = side
+        return side
+
+    def lists(self, start: int) -> tuple[Tensor, Tensor]:
+        """Views of the part's lists."""
+        return self.best[0][start : start + self.step], self.best[1][start : start + self.step]
+
+    def ignored(self, start: int, first: int) -> Tensor | None:
+        """For each row of the part, itself as a row of a block that begins at the global id `first`."""
+        if not self.exclude_self:
+            return None
+        stop = min(start + self.step, len(self.queries.rows))
+        return torch.arange(start, stop, device=self.best[0].device) + (self.queries.offset - first)
+
+    def search_each_other(self) -> None:
+        """Merges this rank's rows into each other's lists. Each pair is multiplied once, for both of its rows."""
+        for a in self.starts:
+            columns = Columns.of(self.side(a))
+            for b in self.starts[a // self.step :]:
+                side = self.side(b)
+                lowest, other = lowest_both(side, columns, self.frame, a == b, self.exclude_self)
+                self._search(b, side, a, columns, lowest)
+                if a != b:
+                    self._search(a, self.side(a), b, Columns.of(side), other)
+
+    def _search(self, start: int, side: Side, block: int, columns: Columns, lowest: Tensor) -> None:
+        first = self.queries.offset + block
+        _search(side, columns, first, self.lists(start), self.ignored(start, first), self.frame, lowest=lowest)
 
 
 def checked(features: Any, name: str, world: World) -> Shard:
@@ -173,20 +221,25 @@ def _search(
     lists: tuple[Tensor, Tensor],
     ignore: Tensor | None,
     frame: Frame,
-    rest: Tensor | None,
+    rest: Tensor | None = None,
+    lowest: Tensor | None = None,
 ) -> None:
-    """Merges one bank block into the queries' lists, in place. `rest` limits this to some queries; None: all."""
+    """Merges one bank block into the queries' lists, in place. `rest` limits this to some queries; None: all.
+
+    `lowest` are products that `contenders` then need not compute.
+    """
     if rest is not None:
         if len(rest) == 0:
             return
         some = lists[0][rest], lists[1][rest]
-        _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest], frame, None)
+        _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest], frame)
         lists[0][rest], lists[1][rest] = some
         return
     k = lists[0].shape[1]
     done = torch.zeros(len(lists[0]), dtype=torch.bool, device=side.rows.device)
     waiting: list[Pairs] = []
-    for pairs in contenders(side, columns, Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done), frame):
+    query = Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done)
+    for pairs in contenders(side, columns, query, frame, lowest):
         waiting.append(pairs)
         if sum(len(i) for i, _, _ in waiting) >= _MERGE_PAIRS:
             last = int(pairs[1].max())

@@ -63,22 +63,59 @@ class Query:
 Pairs = tuple[Tensor, Tensor, Tensor]  # left rows int64 [P], right rows int64 [P], distances float64 [P]
 
 
-def contenders(left: Side, right: Columns, query: Query, frame: Frame) -> Iterator[Pairs]:
-    """Yields pairs with their canonical distances. Every pair that can matter is among them."""
+def contenders(left: Side, right: Columns, query: Query, frame: Frame, lowest: Tensor | None = None) -> Iterator[Pairs]:
+    """Yields pairs with their canonical distances. Every pair that can matter is among them.
+
+    lowest  the answer of `lowest_both` for these rows; without it the products are computed here
+    """
     tiles = right.tiles()
     for top in range(0, len(left.sketch), SWEEP_ROWS):
         rows = slice(top, top + SWEEP_ROWS)
-        for i, j, distance in _sweep(left.part(rows), tiles, query.part(rows), frame):
+        known = None if lowest is None else lowest[:, rows]
+        for i, j, distance in _sweep(left.part(rows), tiles, query.part(rows), frame, known):
             yield i + top, j, distance
 
 
-def _sweep(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> Iterator[Pairs]:
+def lowest_both(
+    left: Side, right: Columns, frame: Frame, same: bool, ignore_self: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The smallest products in both directions, from one product per pair. For `contenders` without `upper`.
+
+    same         left and right are the same rows; each pair of two tiles is multiplied once
+    ignore_self  with `same`, a row does not count for itself
+    ->           of each left row in each tile of right rows [tiles, n]; of each right row in each tile of left rows
+    """
+    form, tiles, n, width = left.sketch.certificate.format, right.tiles(), len(left.sketch), TILE_COLUMNS
+    rowwise = torch.full((len(tiles), n), form.infinite, dtype=form.compared, device=left.rows.device)
+    columnwise = rowwise
+    if not same:
+        columnwise = rowwise.new_full((-(-n // width), len(right)), form.infinite)
+    step = max(1, TILE_ROWS // width) * width
+    for t, tile in enumerate(tiles):
+        columns = slice(t * width, t * width + len(tile))
+        for top in range(columns.start if same else 0, n, step):
+            rows = slice(top, min(top + step, n))
+            result = product(left.sketch.left[rows], tile.right, len(tile), frame, form)
+            if same and ignore_self and top == columns.start:
+                result.diagonal().fill_(form.infinite)
+            rowwise[t, rows] = result.amin(1)
+            for part in range(top, rows.stop, width):
+                columnwise[part // width, columns] = result[part - top : part - top + width].amin(0)
+    return rowwise, columnwise
+
+
+def _sweep(
+    left: Side, tiles: list[Columns], query: Query, frame: Frame, known: Tensor | None = None
+) -> Iterator[Pairs]:
     """Finds the smallest product of each row in each tile, then yields pairs from tiles that can hold the nearest."""
     level = query.level
     bounds = left.sketch.certificate
     relevant = None
     if query.k is not None and (len(tiles) > 1 or query.upper is not None):
-        lowest, upper, reached = _lowest(left, tiles, query, frame)
+        if known is None:
+            lowest, upper, reached = _lowest(left, tiles, query, frame)
+        else:
+            lowest, upper = known, level
         worst = [tile.certificate.worst() for tile in tiles]
         others = Certificate(
             torch.stack([w.square for w in worst]), torch.stack([w.rho for w in worst]), bounds.format, bounds.columns

@@ -74,20 +74,14 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
     if not (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()):
         return False
     n, m, k = _PROBE
-    times = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        times[dtype] = _seconds(torch.ones(n, k, dtype=dtype), torch.ones(m, k, dtype=dtype))
-    return times[torch.bfloat16] < _FAST * times[torch.float32]
-
-
-def _seconds(left: Tensor, right: Tensor) -> float:
-    """The shortest of four times of a product. The first product also prepares the library."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        left @ right.T
-        times.append(time.perf_counter() - start)
-    return min(times)
+    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    for _ in range(4):  # in alternation, so that other load affects both; the first products also prepare the library
+        for dtype, taken in times.items():
+            left, right = torch.ones(n, k, dtype=dtype), torch.ones(m, k, dtype=dtype)
+            start = time.process_time()
+            left @ right.T
+            taken.append(time.process_time() - start)
+    return min(times[torch.bfloat16]) < _FAST * min(times[torch.float32])
 
 
 @cache

