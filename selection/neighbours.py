@@ -7,7 +7,7 @@ Shapes: n queries, m bank rows, D features, k neighbours, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -23,8 +23,8 @@ from entroloop.data.world import World
 from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders, lowest_both
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
-from entroloop.selection.exact.faiss import faiss_candidates, has_faiss
 from entroloop.selection.exact.formats import Format, shortest_format
+from entroloop.selection.exact.indices import TREE_FEATURES, FaissIndex, Index, TreeIndex, has_faiss, merge_candidates
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch
 from entroloop.selection.exact.spaces import Metric, check_rows, fit_metric
@@ -55,15 +55,16 @@ def nearest(
                    rows in rank order.
     exclude_self   query i is bank row i and does not count as its own neighbour
     metric         euclidean, cosine (1 - cos), or whitened (Mahalanobis under the covariance of the bank)
-    backend        torch, faiss, or auto: torch if the device has a fast short format, else faiss if it is installed
+    backend        torch, faiss, or auto: a k-d tree for at most 8 features on one CPU rank; torch for a set against
+                   itself or where the device has a fast short format; else faiss if it is installed
     ->             numpy arrays: distances float64 [n, k] ascending, ids int64 [n, k], for this rank's queries
 
-    Both back ends compute the returned distances as direct float64 sums. A candidate list holds the true neighbours if
+    All back ends compute the returned distances as direct float64 sums. A candidate list holds the true neighbours if
     every row outside it is certainly further away than the k-th distance inside. The torch back end takes *all* rows
     that its certified intervals do not rule out (see `bounds`); if the intervals are too wide, it uses a longer format.
-    The faiss back end asks for more than k neighbours and checks the condition for each query with the error bound of
-    faiss's float32 distances. Where the condition fails, it asks for still more neighbours. Queries that fail to the
-    end go to the torch back end.
+    faiss and the tree are asked for more than k neighbours, and the condition is checked for each query with the error
+    bound of their distances. Where it fails, they are asked for still more. Queries that fail to the end go to the
+    torch back end.
     TF32 and reduced-precision sums are off during the call, also for the other threads of the process.
     Raises UserError for unusable input, and InexactProductError when matrix products are less exact than promised.
     """
@@ -77,24 +78,26 @@ def nearest(
     form = shortest_format(fitted.rows(b.rows[:0]), fitted.rows(q.rows[:0]))
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
     same = exclude_self or bank is queries
-    use_faiss = backend == "faiss" or (
-        backend == "auto" and not (form.blocked or same) and has_faiss(q.rows.device.type)
-    )
+    kind = _index_kind(backend, q, form.blocked or same)
     parts = _Parts(q, k, exclude_self, fitted, frame, form)
-    own = range(q.offset, q.offset + len(q.rows)) if same and not use_faiss else range(0)
+    own = range(q.offset, q.offset + len(q.rows)) if same and kind is None else range(0)
     if own:
         parts.search_each_other()
     for block, first in _travelling(b):
         if first in own:
             continue
         block = fitted.rows(block)
-        columns = Columns.of(Side(block, Sketch.of(block, frame, form)))
+        index = kind(block, frame) if kind else None
+        columns: Columns | None = None
         for start in parts.starts:
-            side, lists, ignore = parts.side(start), parts.lists(start), parts.ignored(start, first)
+            lists, ignore = parts.lists(start), parts.ignored(start, first)
             rest = None
-            if use_faiss:
-                rest = faiss_candidates(side.rows, block, first, lists, ignore, frame)
-            _search(side, columns, first, lists, ignore, frame, rest)
+            if index:
+                rest = merge_candidates(index, parts.rows(start), block, first, lists, ignore)
+                if len(rest) == 0:
+                    continue
+            columns = columns or Columns.of(Side(block, Sketch.of(block, frame, form)))
+            _search(parts.side(start), columns, first, lists, ignore, frame, rest)
     best = parts.best
     assert len(q.rows) == 0 or bool(torch.isfinite(best[0]).all()), "every query has k neighbours"
     return fitted.report(best[0]).cpu().numpy(), best[1].cpu().numpy()
@@ -112,11 +115,14 @@ class _Parts:
         self._keep = n * form.columns(width) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
         self._sides: dict[int, Side] = {}
 
+    def rows(self, start: int) -> Tensor:
+        return self.fitted.rows(self.queries.rows[start : start + self.step])
+
     def side(self, start: int) -> Side:
         """The rows and their sketch, kept for the next block if all sketches are small."""
         if start in self._sides:
             return self._sides[start]
-        rows = self.fitted.rows(self.queries.rows[start : start + self.step])
+        rows = self.rows(start)
         side = Side(rows, Sketch.of(rows, self.frame, self.form))
         if self._keep:
             self._sides[start] = side
@@ -188,6 +194,16 @@ def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) ->
         raise UserError(f"k: must be between 1 and the {b.total - exclude_self} {others}, is {k}")
 
 
+def _index_kind(backend: str, queries: Shard, torch_is_faster: bool) -> Callable[[Tensor, Frame], Index] | None:
+    """The index that proposes neighbours, or None if all are found by products."""
+    device, width = queries.rows.device.type, queries.rows.shape[1]
+    if backend == "auto" and device == "cpu" and width <= TREE_FEATURES and queries.world.size == 1:
+        return lambda block, frame: TreeIndex(block)
+    if backend == "faiss" or (backend == "auto" and not torch_is_faster and has_faiss(device)):
+        return FaissIndex
+    return None
+
+
 def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
     """Blocks of all ranks' bank rows, each with the global id of its first row. Every block visits every rank once."""
     world = bank.world
@@ -229,8 +245,6 @@ def _search(
     `lowest` are products that `contenders` then need not compute.
     """
     if rest is not None:
-        if len(rest) == 0:
-            return
         some = lists[0][rest], lists[1][rest]
         _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest], frame)
         lists[0][rest], lists[1][rest] = some

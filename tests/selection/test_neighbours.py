@@ -35,12 +35,22 @@ def _check(result, expected):
     assert ids.dtype == np.int64
 
 
-@pytest.mark.parametrize("backend", ["torch", "faiss"])
+@pytest.mark.parametrize("backend", ["torch", "faiss", "auto"])
 @pytest.mark.parametrize("name", CASES)
 def test_equals_a_direct_float64_search(name, backend):
     x = CASES[name]
     _check(nearest(x, x, 3, exclude_self=True, backend=backend), slow(x, x, 3, True))
     _check(nearest(x[::3], x, 1, backend=backend), slow(x[::3], x, 1, False))
+
+
+@pytest.mark.parametrize("d", [1, 2, 8])
+def test_the_tree_proposes_and_canonical_distances_decide(d):
+    """Ties beyond all candidates of the tree: 600 copies of a point, and points on a lattice."""
+    r = np.random.default_rng(d)
+    x = np.concatenate([np.full((600, d), 0.3), r.integers(0, 3, size=(300, d)), r.normal(size=(300, d))])
+    x = r.permutation(x).astype(np.float32)
+    _check(nearest(x, x, 3, exclude_self=True), slow(x, x, 3, True))
+    _check(nearest(x[::5], x, 2), slow(x[::5], x, 2, False))
 
 
 @pytest.mark.parametrize("form", FORMATS, ids=lambda f: f.name)
