@@ -117,13 +117,13 @@ class World:
         return self.start_rotate(x, incoming_rows)()
 
     @with_peers("the rotation of rows")
-    def start_rotate(self, x: Tensor, incoming_rows: int) -> Callable[[], Tensor]:
-        """Starts a `rotate`. The returned function waits for the rows; until it returns, `x` must not change."""
+    def start_rotate(self, x: Tensor, incoming_rows: int, by: int = 1) -> Callable[[], Tensor]:
+        """Starts a `rotate` by that many ranks. The returned function waits; until it returns, `x` must not change."""
         if self.size == 1:
             return lambda: x
         out = x.new_empty((incoming_rows, *x.shape[1:]), device=self.device)
-        sends = [dist.P2POp(dist.isend, x.to(self.device).contiguous(), (self.rank + 1) % self.size)] if len(x) else []
-        receives = [dist.P2POp(dist.irecv, out, (self.rank - 1) % self.size)] if incoming_rows else []
+        sends = [dist.P2POp(dist.isend, x.to(self.device).contiguous(), (self.rank + by) % self.size)] if len(x) else []
+        receives = [dist.P2POp(dist.irecv, out, (self.rank - by) % self.size)] if incoming_rows else []
         requests = dist.batch_isend_irecv(sends + receives) if sends or receives else []
 
         @with_peers("the rotation of rows")

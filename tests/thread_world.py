@@ -84,10 +84,10 @@ class ThreadWorld(World):
         self._count(torch.empty(self.size, dtype=torch.int64))
         return self._exchange("gather_counts", n)
 
-    def start_rotate(self, x: Tensor, incoming_rows: int) -> Callable[[], Tensor]:
+    def start_rotate(self, x: Tensor, incoming_rows: int, by: int = 1) -> Callable[[], Tensor]:
         if self.size == 1:
             return lambda: x
-        out = self._exchange("rotate", x, x.shape[1:], x.dtype)[self.rank - 1]
+        out = self._exchange("rotate", x, by, x.shape[1:], x.dtype)[(self.rank - by) % self.size]
         assert len(out) == incoming_rows
 
         def finish() -> Tensor:

@@ -77,7 +77,7 @@ def contenders(left: Side, right: Columns, query: Query, frame: Frame, lowest: T
 
 
 def lowest_both(
-    left: Side, right: Columns, frame: Frame, same: bool, ignore_self: bool = False
+    left: Side, right: Columns, frame: Frame, same: bool = False, ignore_self: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The smallest products in both directions, from one product per pair. For `contenders` without `upper`.
 

@@ -16,7 +16,7 @@ from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.selection import nearest, neighbours
-from entroloop.selection.exact import bounds, formats, sketch
+from entroloop.selection.exact import bounds, formats, search, sketch
 from entroloop.selection.exact.distance import pair_distances
 
 CASES = {name: x for name, x in hard_cases().items() if len(x) > 1}
@@ -63,9 +63,9 @@ def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
         monkeypatch.setattr(sketch, "TILE_COLUMNS", columns)
         monkeypatch.setattr(bounds, "TILE_COLUMNS", columns)
         monkeypatch.setattr(bounds, "TILE_ROWS", rows)
-        monkeypatch.setattr(neighbours, "SWEEP_ROWS", 3 * rows)
-        monkeypatch.setattr(neighbours, "_PART_ROWS", 3 * rows)
-        monkeypatch.setattr(neighbours, "_MERGE_PAIRS", 50)
+        monkeypatch.setattr(search, "SWEEP_ROWS", 3 * rows)
+        monkeypatch.setattr(search, "_PART_ROWS", 3 * rows)
+        monkeypatch.setattr(search, "_MERGE_PAIRS", 50)
         _check(nearest(x, x, 5, exclude_self=True, backend="torch"), expected)
 
 
@@ -119,6 +119,17 @@ def test_any_number_of_ranks_uneven_and_empty(
     _check(joined, slow(queries, x, 4, exclude_self))
 
 
+@pytest.mark.parametrize("size", [4, 5])
+def test_pairs_are_shared_by_even_and_odd_numbers_of_ranks(size, monkeypatch):
+    """Blocks travel half the ring. In an even ring two ranks hold each other's blocks at the last hop."""
+    monkeypatch.setattr(search, "_BLOCK_BYTES", (0, 0))
+    x = np.random.default_rng(size).integers(0, 30, size=(3000, 9)).astype(np.float32)
+    parts = np.split(x, sorted([0, 1800, 2401, 2600][: size - 1]))  # one rank is empty, one holds two blocks
+    results = on_threads(size, _on_rank, parts, parts, 3, True)
+    joined = tuple(np.concatenate(part) for part in zip(*results, strict=True))
+    _check(joined, slow(x, x, 3, True))
+
+
 def test_on_two_processes():
     x = CASES["clusters"]
     results = on_ranks(2, _on_rank, split(x[::3], 2), split(x, 2), 4, False)
@@ -127,7 +138,7 @@ def test_on_two_processes():
 
 
 def test_blocks_travel_where_a_rank_holds_more_than_one(monkeypatch):
-    monkeypatch.setattr(neighbours, "_BLOCK_BYTES", (0, 0))
+    monkeypatch.setattr(search, "_BLOCK_BYTES", (0, 0))
     x = np.random.default_rng(0).normal(size=(2600, 3)).astype(np.float32)
     parts = split(x, 2)
     results = on_threads(2, _on_rank, parts, parts, 2, True)
@@ -264,7 +275,7 @@ def test_every_rank_names_the_global_row():
 
 def _search_within(allowed, mapped, out):
     x = np.load(mapped, mmap_mode="r")
-    neighbours._BLOCK_BYTES = (1 << 22, 1 << 25)  # else a block may take more than is allowed here
+    search._BLOCK_BYTES = (1 << 22, 1 << 25)  # else a block may take more than is allowed here
     nearest(x[:64], x[:2048])  # libraries allocate their own once
     used = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (used + allowed,) * 2)
