@@ -27,8 +27,9 @@ from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
 from entroloop.eval.catalogue import title
 from entroloop.eval.measures.generation import row_of
-from entroloop.eval.measures.registry import Measured, measure
+from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.row import finite, flat
+from entroloop.eval.measures.sets import Sets
 from entroloop.eval.report.statistics import number
 
 Samples = NDArray[Any]
@@ -72,10 +73,10 @@ def compare(
     if flip and len(shape) == 1:
         raise UserError(f"--flip: {training} holds vectors, which have no mirror images")
     net = load_encoder(encoder, tuple(shape), classifier=classifier, device=where)
-    features = {name: _encoded(samples, net, paths[name]) for name, samples in sets.items()}
+    features: dict[str, Any] = {name: _encoded(samples, net, paths[name]) for name, samples in sets.items()}
     if flip:
         features["mirrored"] = _encoded(np.ascontiguousarray(sets["training"][..., ::-1]), net, training)
-    found = _measured(features, entropy_size, seed)
+    found = measure(Sets(**features, entropy_size=entropy_size, seed=seed))
     resize = "none" if len(shape) == 1 else resize_of(encoder, net)
     row = row_of(None, {encoder: found}, {encoder: (net.digest, resize)}, {}, entropy_size)
     one = row.as_dict()["context"]
@@ -108,13 +109,6 @@ def _encoded(samples: Samples, net: Encoder, path: Path) -> NDArray[np.float32]:
     return features
 
 
-def _measured(features: Mapping[str, NDArray[np.float32]], entropy_size: int | None, seed: int) -> Measured:
-    return measure(
-        features["generated"], features["training"], features.get("reference"), entropy_size=entropy_size, seed=seed,
-        mirrored=features.get("mirrored"),
-    )  # fmt: skip
-
-
 def find_device(name: str | None) -> torch.device:
     """The device of that name; None: CUDA if there is any, else the CPU. Raises UserError when it does not exist."""
     gpus = torch.cuda.device_count()
@@ -130,9 +124,7 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _resampled(
-    features: Mapping[str, NDArray[np.float32]], entropy_size: int | None, times: int, seed: int
-) -> dict[str, Any]:
+def _resampled(features: Mapping[str, Any], entropy_size: int | None, times: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {}
     for _ in range(times):
@@ -142,7 +134,7 @@ def _resampled(
             if name != "mirrored"
         }
         halves = {name: x[rows["training" if name == "mirrored" else name]] for name, x in features.items()}
-        half = _measured(halves, entropy_size, seed)
+        half = measure(Sets(**halves, entropy_size=entropy_size, seed=seed))
         for name, value in half.values.items():
             drawn.setdefault(name, []).append(value)
     low, high = (finite({name: float(np.quantile(v, q)) for name, v in drawn.items()}) for q in (0.025, 0.975))

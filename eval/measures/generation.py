@@ -20,7 +20,7 @@ from entroloop.data.store.shards import REAL, Provenance
 from entroloop.data.world import World
 from entroloop.eval.measures.registry import Measured, measure
 from entroloop.eval.measures.row import Context, EncoderContext, Row, finite
-from entroloop.eval.measures.sets import Features
+from entroloop.eval.measures.sets import Sets
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,6 @@ class FeatureSets:
     heldout: NDArray[np.float32]  #   [R, D]
     digest: str = ""
     mirrored: NDArray[np.float32] | None = None  # [N, D] training images flipped, for models trained with flips
-
-
-def measure_features(
-    generated: Features,
-    training: Features,
-    reference: Features | None = None,
-    *,
-    world: World | None = None,
-    entropy_size: int | None = None,
-    seed: int = 0,
-) -> dict[str, float]:
-    """Every measure of one encoder's features, by name. See `entroloop.eval.measures.registry.measure`."""
-    return measure(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed).values
 
 
 def evaluate_generation(
@@ -63,18 +50,10 @@ def evaluate_generation(
     entropy_size  the number of training images that the entropy estimate of every generation uses
     more          the user's own measures, by name
     """
-    measured = {
-        name: measure(
-            s.generated,
-            s.training,
-            s.heldout,
-            world=world,
-            entropy_size=entropy_size,
-            more=more,
-            mirrored=s.mirrored,
-        )
-        for name, s in sets.items()
-    }
+    measured = {}
+    for name, s in sets.items():
+        three = Sets(s.generated, s.training, s.heldout, s.mirrored, world=world, entropy_size=entropy_size)
+        measured[name] = measure(three, more=more)
     return row_of(generation, measured, _encoders(sets), provenance_shares(provenance), entropy_size)
 
 
@@ -91,7 +70,8 @@ def baseline_row(
     """
     measured = {}
     for name, s in sets.items():
-        row = measure(s.heldout, s.training, world=world, entropy_size=entropy_size, more=more, mirrored=s.mirrored)
+        two = Sets(s.heldout, s.training, None, s.mirrored, world=world, entropy_size=entropy_size)
+        row = measure(two, more=more)
         measured[name] = Measured({**row.values, "generalization_score_ratio": 1.0}, row.context)
     return row_of(None, measured, _encoders(sets), {"real": 1.0}, entropy_size)
 

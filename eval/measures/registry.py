@@ -1,6 +1,6 @@
 """Every measure, by name, as a function of the sets it compares.
 
-    generated, training, reference (this rank's rows of each)  ->  Measured(values, context), the same on every rank
+    Sets (this rank's rows of each)  ->  Measured(values, context), the same on every rank
 
 The arithmetic is in frechet, manifold, diversity and memorization; `Sets` finds neighbours and talks to other ranks.
 
@@ -20,10 +20,9 @@ import torch
 from torch import Tensor
 
 from entroloop.data.errors import UserError
-from entroloop.data.world import World
 from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import diversity, frechet, manifold, memorization
-from entroloop.eval.measures.sets import K_MANIFOLD, Features, Sets
+from entroloop.eval.measures.sets import K_MANIFOLD, Sets
 from entroloop.selection import nearest
 
 PCA, CELLS = 64, 3  # C_T
@@ -39,36 +38,19 @@ class Measured:
     context: dict[str, Any]
 
 
-def measure(
-    generated: Features,
-    training: Features,
-    reference: Features | None = None,
-    *,
-    world: World | None = None,
-    entropy_size: int | None = None,
-    seed: int = 0,
-    only: Iterable[str] | None = None,
-    more: Iterable[str] = (),
-    mirrored: Features | None = None,
-) -> Measured:
+def measure(sets: Sets, *, only: Iterable[str] | None = None, more: Iterable[str] = ()) -> Measured:
     """All built-in measures and the user's own measures named in `more`; with `only`, just the measures named in it.
 
-    generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
-    entropy_size                    training points, drawn with `seed`, for the entropy estimate; None: all of them
-    mirrored                        [N, D], the flipped training set, if mirrored copies count as copies
-
-    Frechet and kernel distance, precision, recall, density and coverage compare with `reference` if given, else with
-    `training`. Without a reference, measures that need all three sets are left out.
+    Frechet and kernel distance, precision, recall, density and coverage compare with the reference set if there is one,
+    else with the training set. Without a reference, measures that need all three sets are left out.
     Searches switch off TF32 and reduced-precision sums, for the other threads of the process too (see `nearest`).
-    Raises UserError when shapes do not fit, a set has fewer than two points, a value is not finite, or a measure of the
-    user's own returns anything but a number.
+    Raises UserError when a measure of the user's own returns anything but a number.
     """
-    sets = Sets(generated, training, reference, world=world, entropy_size=entropy_size, seed=seed, mirrored=mirrored)
     wanted = [*MEASURES.built_in, *more] if only is None else list(only)
     values = {
         name: _number(name, MEASURES.load(name)(sets))
         for name in wanted
-        if reference is not None or not MEASURES.facts(name).needs_reference
+        if sets.reference is not None or not MEASURES.facts(name).needs_reference
     }
     return Measured(values, _context(sets) if only is None else {})
 

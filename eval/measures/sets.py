@@ -49,8 +49,11 @@ class _FoundOnce(Generic[T]):
 class Sets:
     """Two or three sets on one device. `real` is the reference if there is one, else the training set.
 
-    mirrored  [N, D], the training set with every image flipped, in the same order; given when the model was trained
-              with flips: a mirrored copy then counts as a copy
+    generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
+    entropy_size                    training points, drawn with `seed`, for the entropy estimate; None: all of them
+    mirrored                        [N, D], the training set with every image flipped, in the same order; given when the
+                                    model was trained with flips: a mirrored copy then counts as a copy
+
     Raises UserError for a seed below 0 or above 2**32 - 1. Raises UserError naming the set when its shape does not fit,
     it has fewer than two points or one of its values is not finite.
     """
@@ -60,11 +63,11 @@ class Sets:
         generated: Features,
         training: Features,
         reference: Features | None = None,
+        mirrored: Features | None = None,
         *,
         world: World | None = None,
         entropy_size: int | None = None,
         seed: int = 0,
-        mirrored: Features | None = None,
     ) -> None:
         if not 0 <= seed <= LARGEST_SEED:
             raise UserError(f"seed {seed}: must be from 0 to {LARGEST_SEED}")

@@ -35,7 +35,7 @@ from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures.frechet import Moments, merge, moments
 from entroloop.eval.measures.frechet import frechet_distance as distance_of_moments
 from entroloop.eval.measures.registry import measure
-from entroloop.eval.measures.sets import check_finite, check_type, check_width, combined
+from entroloop.eval.measures.sets import Sets, check_finite, check_type, check_width, combined
 
 Role = Literal["generated", "training", "reference"]
 ROLES: tuple[Role, ...] = ("generated", "training", "reference")
@@ -101,7 +101,7 @@ def _check_equal(role: str, widths: set[int]) -> None:
 class FeatureMetric(_SetMetric):
     """One measure of `entroloop.eval.measures.registry` (`name`), over all features seen since the last reset.
 
-    entropy_size, seed  as for `measure`
+    entropy_size, seed  as for `Sets`
     `compute` raises UserError when a set that the measure needs has fewer than two samples.
     """
 
@@ -135,10 +135,8 @@ class FeatureMetric(_SetMetric):
             role: torch.cat([*getattr(self, role), torch.empty(0, width, device=self.device)])
             for role, width in widths.items()
         }
-        measured = measure(
-            full["generated"], full["training"], full.get("reference"),
-            world=self.world, entropy_size=self.entropy_size, seed=self.seed, only=only,
-        )  # fmt: skip
+        sets = Sets(**full, world=self.world, entropy_size=self.entropy_size, seed=self.seed)
+        measured = measure(sets, only=only)
         for name in only or ():
             if name not in measured.values:
                 raise UserError(f"{name}: needs reference samples (update(…, role='reference')) as well")

@@ -18,10 +18,10 @@ from entroloop.eval.measures.generation import (
     FeatureSets,
     baseline_row,
     evaluate_generation,
-    measure_features,
 )
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.row import Row
+from entroloop.eval.measures.sets import Sets
 
 ALL = {
     "frechet_distance", "kernel_distance", "vendi_score", "covariance_trace", "effective_rank", "generalization_score",
@@ -45,7 +45,7 @@ def distances(x, y, k):
 
 def test_all_measures_are_there_and_agree_with_scikit_learn(sets):
     generated, training, reference = sets
-    found = measure_features(generated, training, reference)
+    found = measure(Sets(generated, training, reference)).values
     assert set(found) == ALL
     to_training, ids = distances(generated, training, 2)
     among_training = distances(training, training, 2)[0][:, 1]
@@ -70,7 +70,7 @@ def test_all_measures_are_there_and_agree_with_scikit_learn(sets):
 def test_manifold_measures_agree_with_prdc_against_the_reference(sets, capsys):
     prdc = pytest.importorskip("prdc")
     generated, training, reference = sets
-    found = measure_features(generated, training, reference)
+    found = measure(Sets(generated, training, reference)).values
     k3, k5 = (prdc.compute_prdc(reference.astype(float), generated.astype(float), k) for k in (3, 5))
     expected = {**{m: k3[m] for m in ("precision", "recall")}, **{m: k5[m] for m in ("density", "coverage")}}
     assert {m: found[m] for m in expected} == pytest.approx(expected, abs=1e-12)
@@ -78,19 +78,19 @@ def test_manifold_measures_agree_with_prdc_against_the_reference(sets, capsys):
 
 def test_a_copy_of_the_training_set_is_caught():
     training, reference = cloud(200), cloud(200, seed=1)
-    found = measure_features(training.copy(), training, reference)
+    found = measure(Sets(training.copy(), training, reference)).values
     assert found["generalization_score"] == 0
     assert found["generalization_score_ratio"] == 0
     assert found["memorized_fraction"] == found["memorized_calibrated"] == 1
     assert found["authenticity"] == 0
     assert found["ct_score"] < -5
-    without = measure_features(training.copy(), training)
+    without = measure(Sets(training.copy(), training)).values
     assert abs(without["frechet_distance"]) < 1e-9
     assert without["precision"] == without["recall"] == without["coverage"] == 1
 
 
 def test_new_draws_of_the_same_distribution_look_like_held_out_data():
-    found = measure_features(cloud(300), cloud(300, seed=1), cloud(300, seed=2))
+    found = measure(Sets(cloud(300), cloud(300, seed=1), cloud(300, seed=2))).values
     assert found["generalization_score_ratio"] == pytest.approx(1, abs=0.05)
     assert found["memorized_calibrated"] < 0.05
     assert abs(found["ct_score"]) < 3
@@ -100,9 +100,9 @@ def test_new_draws_of_the_same_distribution_look_like_held_out_data():
 
 def test_a_dropped_mode_costs_recall_not_precision():
     two = np.concatenate([cloud(100), cloud(100, seed=1, offset=30)])
-    found = measure_features(
-        cloud(100, seed=2), two, np.concatenate([cloud(100, seed=3), cloud(100, seed=4, offset=30)])
-    )
+    found = measure(
+        Sets(cloud(100, seed=2), two, np.concatenate([cloud(100, seed=3), cloud(100, seed=4, offset=30)]))
+    ).values
     assert found["recall"] <= 0.5
     assert found["precision"] > 0.7
     assert found["frechet_distance"] > 8 * 30**2 / 4
@@ -113,7 +113,7 @@ def test_mirrored_copies_count_where_the_model_was_trained_with_flips():
     images, other = rng.normal(size=(2, 60, 4, 4)).astype(np.float32)
     training, mirrored, heldout = (x.reshape(60, 16) for x in (images, images[:, :, ::-1], other))
     copies = np.concatenate([mirrored[:15], training[15:30], heldout[:30] + 0.01])
-    plain = measure_features(copies, training, heldout)
+    plain = measure(Sets(copies, training, heldout)).values
     found = evaluate_generation(
         0,
         {"pixel": FeatureSets(copies, training, heldout, mirrored=mirrored)},
@@ -129,25 +129,25 @@ def test_mirrored_copies_count_where_the_model_was_trained_with_flips():
 def test_mirrored_second_neighbours_are_other_images():
     """Two images, each its own mirror image: d2 must be the distance to the other one, not to the mirrored first."""
     training = np.array([[0, 0], [4, 0]], dtype=np.float32)
-    near = measure(np.array([[1, 0], [0.5, 0]], dtype=np.float32), training, mirrored=training.copy())
+    near = measure(Sets(np.array([[1, 0], [0.5, 0]], dtype=np.float32), training, mirrored=training.copy()))
     assert near.values["memorized_fraction"] == 0.5  # 1/3 is not below 1/3, 0.5/3.5 is
     with pytest.raises(UserError, match="mirrored: holds 3 points"):
-        measure(training, training, mirrored=np.zeros((3, 2), dtype=np.float32))
+        measure(Sets(training, training, mirrored=np.zeros((3, 2), dtype=np.float32)))
 
 
 def test_entropy_is_taken_at_the_stated_number_of_points():
     training = cloud(200)
-    found = measure(cloud(50, seed=1), training, entropy_size=60, seed=4)
+    found = measure(Sets(cloud(50, seed=1), training, entropy_size=60, seed=4))
     assert found.context["entropy_n"] == 60
     rows = np.sort(np.random.default_rng(4).permutation(200)[:60])
     assert found.values["training_entropy"] == pytest.approx(
-        measure_features(cloud(50, seed=1), training[rows])["training_entropy"]
+        measure(Sets(cloud(50, seed=1), training[rows])).values["training_entropy"]
     )
 
 
 def test_duplicates_are_counted_not_infinite():
     training = np.repeat(cloud(30), 2, axis=0)
-    found = measure(cloud(20, seed=1), training, cloud(20, seed=2))
+    found = measure(Sets(cloud(20, seed=1), training, cloud(20, seed=2)))
     assert found.context["entropy_floored"] == 60
     assert all(math.isfinite(value) for value in found.values.values())
 
@@ -161,7 +161,7 @@ def test_collapse_to_one_point_still_gives_a_row():
 
 
 def test_few_points_shrink_k_and_say_so():
-    found = measure(cloud(3), cloud(2, seed=1), cloud(4, seed=2))
+    found = measure(Sets(cloud(3), cloud(2, seed=1), cloud(4, seed=2)))
     assert found.context["k"] == {"precision": 3, "recall": 2, "density": 3, "coverage": 3}
 
 
@@ -177,13 +177,13 @@ def test_few_points_shrink_k_and_say_so():
 )
 def test_unusable_features_are_refused_in_one_line(generated, message):
     with pytest.raises(UserError, match=message):
-        measure_features(generated, cloud(10))
+        measure(Sets(generated, cloud(10)))
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_numpy_does_not_take_is_refused_in_one_line(seed):
     with pytest.raises(UserError, match=rf"^seed {seed}: must be from 0 to 4294967295$"):
-        measure(cloud(5), cloud(5), seed=seed)
+        measure(Sets(cloud(5), cloud(5), seed=seed))
 
 
 def rank_measure(world, generated, training, reference):
@@ -191,13 +191,13 @@ def rank_measure(world, generated, training, reference):
     cuts = {2: ([0, 97, 150], [0, 10, 120], [0, 65, 130]), 3: ([0, 40, 150, 150], [0, 50, 60, 120], [0, 1, 2, 130])}
     parts = zip((generated, training, reference), cuts[world.size], strict=True)
     own = [x[at[world.rank] : at[world.rank + 1]] for x, at in parts]
-    found = measure(*own, world=world, entropy_size=70)
+    found = measure(Sets(*own, world=world, entropy_size=70))
     return found.values, found.context
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_the_same_at_any_number_of_ranks(sets, size):
-    alone = measure(*sets, entropy_size=70)
+    alone = measure(Sets(*sets, entropy_size=70))
     for values, context in on_threads(size, rank_measure, *sets):
         assert values == pytest.approx(alone.values, rel=1e-6, abs=1e-9)
         assert context["n_generated"] == 150
@@ -225,13 +225,13 @@ def test_rows_are_json_and_carry_what_is_needed_to_read_them(sets):
 def test_the_baseline_puts_held_out_data_in_the_place_of_samples(sets):
     generated, training, heldout = sets
     row = baseline_row({"pixel": FeatureSets(generated, training, heldout)})
-    assert row.value("pixel", "frechet_distance") == measure_features(heldout, training)["frechet_distance"]
+    assert row.value("pixel", "frechet_distance") == measure(Sets(heldout, training)).values["frechet_distance"]
     assert row.value("pixel", "generalization_score_ratio") == 1
     assert row.generation is None
 
 
 def test_tensors_and_arrays_give_the_same(sets):
-    assert measure_features(*map(torch.from_numpy, sets)) == measure_features(*sets)
+    assert measure(Sets(*map(torch.from_numpy, sets))).values == measure(Sets(*sets)).values
 
 
 def test_configuration_refuses_what_cannot_be():

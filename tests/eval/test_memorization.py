@@ -19,6 +19,7 @@ from entroloop.eval.measures.memorization import (
     share_within,
 )
 from entroloop.eval.measures.registry import measure
+from entroloop.eval.measures.sets import Sets
 
 
 def test_memorized_fraction_counts_ratios_below_a_third():
@@ -93,6 +94,6 @@ def test_ct_score_against_sklearn_and_scipy():
         m, n = len(ours), len(theirs)
         u = mannwhitneyu(ours, theirs).statistic
         total += n * (u - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12)
-    found = measure(generated, training, reference, only=("ct_score",)).values["ct_score"]
+    found = measure(Sets(generated, training, reference), only=("ct_score",)).values["ct_score"]
     assert found == pytest.approx(total / 300, abs=0.02)
     assert found < -5

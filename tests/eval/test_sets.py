@@ -5,6 +5,7 @@ import pytest
 from thread_world import on_threads
 
 from entroloop.eval.measures.registry import MEASURES, measure
+from entroloop.eval.measures.sets import Sets
 
 
 def _spaces():
@@ -27,13 +28,13 @@ def _on_rank(world, sets):
     for x, cut in zip((generated, training, reference), cuts, strict=True):
         at = [0, round(cut * len(x)), len(x), len(x)]
         mine.append(x[at[world.rank] : at[world.rank + 1]])
-    return measure(*mine, world=world, entropy_size=30).values
+    return measure(Sets(*mine, world=world, entropy_size=30)).values
 
 
 @pytest.mark.parametrize("space", _spaces())
 def test_every_measure_is_the_same_at_any_number_of_ranks(space):
     sets = _spaces()[space].astype(np.float32)
-    alone = measure(*sets, entropy_size=30).values
+    alone = measure(Sets(*sets, entropy_size=30)).values
     assert set(alone) == set(MEASURES.built_in)
     scale = max(alone["covariance_trace"], 1)
     for size in (2, 3):

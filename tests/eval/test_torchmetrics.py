@@ -15,6 +15,7 @@ from entroloop.data.world import World
 from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import torchmetrics as metrics
 from entroloop.eval.measures.registry import measure
+from entroloop.eval.measures.sets import Sets
 
 SINGLE = [
     metrics.FrechetDistance, metrics.KernelDistance, metrics.Precision, metrics.Recall, metrics.Density,
@@ -51,7 +52,7 @@ def test_every_measure_has_a_metric():
 @pytest.mark.parametrize("kind", SINGLE)
 def test_batches_give_the_function_of_the_whole(kind, sets):
     name = measure_name(kind)
-    expected = measure(**sets, only=[name]).values[name]
+    expected = measure(Sets(**sets), only=[name]).values[name]
     assert float(fill(kind(), sets).compute()) == pytest.approx(expected, rel=1e-9)
 
 
@@ -60,11 +61,11 @@ def test_a_collection_updates_them_together(sets):
     fill(collection, sets)
     found = {key: float(value) for key, value in collection.compute().items()}
     assert len(found) == len(MEASURES.built_in)
-    assert found["Precision"] == pytest.approx(measure(**sets).values["precision"])
+    assert found["Precision"] == pytest.approx(measure(Sets(**sets)).values["precision"])
 
 
 def test_all_measures_share_their_searches(sets):
-    assert fill(metrics.AllMeasures(entropy_size=50), sets).compute() == measure(**sets, entropy_size=50).values
+    assert fill(metrics.AllMeasures(entropy_size=50), sets).compute() == measure(Sets(**sets, entropy_size=50)).values
 
 
 def test_without_a_reference_what_needs_one_says_so(sets):
@@ -75,7 +76,7 @@ def test_without_a_reference_what_needs_one_says_so(sets):
     with pytest.raises(UserError, match="needs reference samples"):
         fill(metrics.CTScore(), two).compute()
     assert float(fill(metrics.FrechetDistance(), two).compute()) == pytest.approx(
-        measure(**two).values["frechet_distance"]
+        measure(Sets(**two)).values["frechet_distance"]
     )
 
 
@@ -166,7 +167,7 @@ def rank_metrics(world, sets):
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_same_at_any_number_of_ranks(sets, size):
-    expected = measure(**sets, entropy_size=50).values
+    expected = measure(Sets(**sets, entropy_size=50)).values
     for values, distance, real in on_ranks(size, rank_metrics, sets) if size > 1 else [rank_metrics(World(), sets)]:
         assert values == pytest.approx(expected, rel=1e-7)
         assert distance == pytest.approx(expected["frechet_distance"], rel=1e-9)
@@ -194,8 +195,8 @@ def rank_library(world, real, fake):
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_librarys_own_metrics_take_our_encoder_at_any_number_of_ranks(size):
     real, fake = images(60, 0), images(50, 1)
-    expected = measure(fake.flatten(1).float(), real.flatten(1).float(), only=["frechet_distance"]).values
-    kernel = measure(fake.flatten(1).float(), real[:50].flatten(1).float(), only=["kernel_distance"]).values
+    expected = measure(Sets(fake.flatten(1).float(), real.flatten(1).float()), only=["frechet_distance"]).values
+    kernel = measure(Sets(fake.flatten(1).float(), real[:50].flatten(1).float()), only=["kernel_distance"]).values
     alone = rank_library(World(), real, fake)
     for found in on_ranks(size, rank_library, real, fake) if size > 1 else [alone]:
         assert found["fid"] == pytest.approx(expected["frechet_distance"], rel=1e-5)
@@ -211,7 +212,9 @@ def test_the_librarys_kid_draws_subsets_around_ours():
     kid.update(real, real=True)
     kid.update(fake, real=False)
     mean, spread = (float(x) for x in kid.compute())
-    ours = measure(fake.flatten(1).float(), real.flatten(1).float(), only=["kernel_distance"]).values["kernel_distance"]
+    ours = measure(Sets(fake.flatten(1).float(), real.flatten(1).float()), only=["kernel_distance"]).values[
+        "kernel_distance"
+    ]
     assert abs(mean - ours) < spread
 
 
@@ -258,7 +261,7 @@ def test_metrics_survive_a_save_in_the_middle(sets, tmp_path):
     again.persistent(True)
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     again.update(sets["generated"][40:])
-    expected = measure(**sets, only=["generalization_score"]).values["generalization_score"]
+    expected = measure(Sets(**sets), only=["generalization_score"]).values["generalization_score"]
     assert float(again.compute()) == pytest.approx(expected)
 
 
@@ -275,16 +278,16 @@ spread.needs_reference = True
 
 def test_a_measure_of_the_users_own_is_taken_like_the_others(sets):
     name = f"{__name__}:spread"
-    found = measure(**sets, more=[name]).values
+    found = measure(Sets(**sets), more=[name]).values
     assert set(found) == {*MEASURES.built_in, name}
     assert found[name] == float(sets["generated"].std())
     kind = metrics.metric_of(name)
     assert kind.__name__ == "Spread"
     assert float(fill(kind(), sets).compute()) == pytest.approx(found[name])
     two = {role: sets[role] for role in ("generated", "training")}
-    assert name not in measure(**two, more=[name]).values
+    assert name not in measure(Sets(**two), more=[name]).values
     with pytest.raises(UserError, match="not_a_number: must return one number, returned Tensor"):
-        measure(**sets, more=[f"{__name__}:not_a_number"])
+        measure(Sets(**sets), more=[f"{__name__}:not_a_number"])
 
 
 def test_classes_take_name_and_facts_from_the_catalogue():

@@ -17,6 +17,7 @@ from entroloop.data.features.encoder import load_encoder
 from entroloop.data.store.shards import REAL, Provenance
 from entroloop.eval import compare
 from entroloop.eval.measures.registry import measure
+from entroloop.eval.measures.sets import Sets
 from entroloop.launcher import __main__ as launcher
 from entroloop.launcher.commands.measure import measure_command
 from entroloop.launcher.commands.report import report_command
@@ -58,7 +59,7 @@ def run(*arguments):
 def test_every_kind_of_file_gives_the_same_numbers(kinds, tmp_path):
     np.save(tmp_path / "generated.npy", vectors(digits(25, 100)))
     np.save(tmp_path / "images_generated.npy", digits(25, 100))
-    exact = measure(vectors(digits(25, 100)), vectors(digits(30))).values
+    exact = measure(Sets(vectors(digits(25, 100)), vectors(digits(30)))).values
     for name, path in kinds.items():
         generated = "generated.npy" if name in ("vectors.npy", "doubles.npy") else "images_generated.npy"
         row = compare.compare(tmp_path / generated, path)
@@ -326,8 +327,8 @@ def test_report_refuses_a_folder_as_file(tmp_path):
 def test_digits_of_two_classes_differ_more_than_halves_of_one():
     images, labels = load_digits(return_X_y=True)
     zeros, ones = (images[labels == c].astype(np.float32) for c in (0, 1))
-    near = measure(zeros[::2], zeros[1::2]).values
-    far = measure(zeros[::2], ones).values
+    near = measure(Sets(zeros[::2], zeros[1::2])).values
+    far = measure(Sets(zeros[::2], ones)).values
     assert far["frechet_distance"] > 5 * near["frechet_distance"]
     assert far["coverage"] < 0.1 < near["coverage"]
 
