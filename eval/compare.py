@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder, resize_of, weights_of
 from entroloop.data.runfolder import CONFIG
-from entroloop.data.sources.images import Channels, convert, from_array
+from entroloop.data.sources.convert import Layout, fit, read_samples
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.rows import is_rows, keys_of, opened
 from entroloop.data.sources.settings import Settings, find_layout
@@ -214,24 +214,15 @@ def _read_source(path: Path, resolution: int | None) -> Samples:
     if not len(rows):
         raise UserError(f"{path}: holds no images")
     layout = find_layout(source, rows, Settings(resolution=resolution, labels=False), 1)
-    out = np.empty((len(rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
-    for row, sample in zip(rows, source.read(rows), strict=True):
-        with source.naming(int(row)):
-            out[row] = (
-                sample if isinstance(sample, np.ndarray) else convert(sample, _channels(layout.shape), resolution)
-            )
-    return out
+    return read_samples(source, rows, layout)
 
 
 def resized(samples: Samples, resolution: int | None) -> Samples:
     """uint8 [N, C, H, W] -> uint8 [N, C, R, R], as `import` resizes. Vectors, and any set if R is None: unchanged."""
     if resolution is None or samples.ndim != 4 or samples.shape[2:] == (resolution, resolution):
         return samples
-    return np.stack([convert(from_array(image), _channels(image.shape), resolution) for image in samples])
-
-
-def _channels(shape: tuple[int, ...]) -> Channels:
-    return 1 if shape[0] == 1 else 3
+    layout = Layout((samples.shape[1], resolution, resolution), "npy", labelled=False)
+    return np.stack([fit(image, layout) for image in samples])
 
 
 def as_json(row: dict[str, Any]) -> str:

@@ -32,7 +32,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
 from entroloop.data.sources.base import ImageSource, Source
 from entroloop.data.sources.images import Channels, Filter, convert, from_array
-from entroloop.data.store.shards import REAL, Encoding, Provenance, write_shard
+from entroloop.data.store.shards import REAL, Encoding, Provenance, Samples, write_shard
 
 
 @dataclass(frozen=True)
@@ -86,15 +86,18 @@ def scan(source: ImageSource, rows: NDArray[np.int64], sized: bool) -> Found:
     return functools.reduce(operator.add, found)
 
 
-def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
-    """Reads, converts and writes one shard.
-
-    Raises UserError, naming the sample, when a sample is damaged; the shard is then not written.
-    """
-    samples = np.empty((len(job.rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
-    for i, (row, sample) in enumerate(zip(job.rows, source.read(job.rows), strict=True)):
+def read_samples(source: Source, rows: NDArray[np.int64], layout: Layout) -> Samples:
+    """The converted samples of these rows. Raises UserError, naming the sample, when a sample is damaged."""
+    samples = np.empty((len(rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
+    for i, (row, sample) in enumerate(zip(rows, source.read(rows), strict=True)):
         with source.naming(int(row)):
-            samples[i] = _convert(sample, layout)
+            samples[i] = fit(sample, layout)
+    return samples
+
+
+def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
+    """Reads, converts and writes one shard. If a sample is damaged, raises UserError and writes nothing."""
+    samples = read_samples(source, job.rows, layout)
     first, last = job.first, job.first + len(job.rows)
     provenance = Provenance(
         np.full(len(job.rows), REAL), np.arange(first, last), tuple(source.names[int(row)] for row in job.rows)
@@ -103,7 +106,8 @@ def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
     write_shard(dest, job.number, samples, labels, provenance, first_key=first, encoding=layout.encoding)
 
 
-def _convert(sample: Any, layout: Layout) -> NDArray[Any]:
+def fit(sample: Any, layout: Layout) -> NDArray[Any]:
+    """A sample of a source, an opened image or an array, in the shape of the layout."""
     channels: Channels = 1 if layout.shape[0] == 1 else 3
     if not isinstance(sample, np.ndarray):
         resolution = layout.shape[1] if layout.shape[1] == layout.shape[2] else None

@@ -206,6 +206,13 @@ def test_a_run_is_no_set(tmp_path, name):
     assert compare.compare(samples, samples)["generalization_score"] == 0
 
 
+def test_arrays_of_a_source_are_resized_like_images(kinds, tmp_path):
+    images = digits(30)[:, 0]
+    path = tmp_path / "images-idx3-ubyte"
+    path.write_bytes(b"\0\0\x08\x03" + np.array(images.shape, ">u4").tobytes() + images.tobytes())
+    assert np.array_equal(compare.read_set(path, 4), compare.read_set(kinds["images"], 4))
+
+
 def test_a_resolution_of_vectors_is_refused(kinds):
     with pytest.raises(UserError, match=r"^--resolution 4: .*vectors.npy holds vectors, which have none$"):
         compare.compare(kinds["vectors.npy"], kinds["vectors.npy"], resolution=4)
