@@ -110,11 +110,6 @@ def restore(module: torch.nn.Module, state: Mapping[str, Any], path: Path) -> No
     module.load_state_dict(dict(state), strict=False)
 
 
-def _saved(network: networks.DenoiserNetwork, folder: Path) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return network.save(folder)
-
-
 def export(
     folder: Path,
     averages: Mapping[str, networks.DenoiserNetwork],
@@ -138,9 +133,9 @@ def export(
     try:
         for average, network in averages.items():
             inner = f"ema_{average}/" if average else ""
-            for name in _saved(network, attempt / inner):
-                content = (attempt / inner / name).read_bytes()
-                manifest.add(folder, inner + name, lambda file, content=content: file.write(content))  # type: ignore[misc]
+            (attempt / inner).mkdir(parents=True, exist_ok=True)
+            for name in network.save(attempt / inner):
+                manifest.put(folder, inner + name, (attempt / inner / name).read_bytes())
                 names.append(inner + name)
     finally:
         shutil.rmtree(attempt, ignore_errors=True)

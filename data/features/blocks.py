@@ -7,11 +7,8 @@ A sealed folder holds one `.npy` block per shard and encoder; `data.store.blocks
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-import numpy as np
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.features.encoder import Encoder
@@ -20,7 +17,7 @@ from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import block_name, missing
 from entroloop.data.store.dataset import Dataset
-from entroloop.data.store.shards import Samples
+from entroloop.data.store.shards import Samples, encode_npy
 
 
 def encode_shards(
@@ -52,10 +49,7 @@ def encode_shards(
 def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, samples: Samples) -> None:
     """Writes the missing blocks of one shard."""
     for name in missing(encoders, folder, number):
-        block = io.BytesIO()
-        np.save(block, encoders[name](samples), allow_pickle=False)
-        content = block.getvalue()
-        manifest.add(folder, block_name(name, number), lambda file, c=content: file.write(c))  # type: ignore[misc]
+        manifest.put(folder, block_name(name, number), encode_npy(encoders[name](samples)))
 
 
 def seal_features(

@@ -170,8 +170,7 @@ def save(
     if manifest.is_sealed(folder):
         return manifest.read(folder)
     state = {name: value.detach().cpu().contiguous() for name, value in sorted(model.state_dict().items())}
-    payload = safetensors.torch.save(state)
-    manifest.add(folder, WEIGHTS, lambda file: file.write(payload))
+    manifest.put(folder, WEIGHTS, safetensors.torch.save(state))
     facts = {**(about or {}), "shape": list(model.shape), "num_classes": model.num_classes, "dim": CLASSIFIER_FEATURES}
     return manifest.seal(folder, "classifier", 1, [WEIGHTS], about=facts, made_from=made_from)
 

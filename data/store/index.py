@@ -78,7 +78,7 @@ def write_index(
         if labels is not None:
             columns["label"] = labels[start:stop].tolist()
         text = json.dumps({"count": stop - start, "columns": columns}, sort_keys=True).encode() + b"\n"
-        manifest.add(folder, name, lambda file, t=text: file.write(t))  # type: ignore[misc]
+        manifest.put(folder, name, text)
         shards.append({"name": name, "count": stop - start})
     facts = {
         "shape": list(sets[0].shape),

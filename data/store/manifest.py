@@ -106,6 +106,11 @@ def add(folder: Path, name: str, write: Callable[[IO[bytes]], object]) -> bool:
     return files.create(folder / name, write)
 
 
+def put(folder: Path, name: str, content: bytes) -> bool:
+    """Writes these bytes to a file of a folder that will be sealed. See `add`."""
+    return add(folder, name, lambda file: file.write(content))
+
+
 def check_unsealed(folder: Path) -> None:
     """Raises UserError when the folder is sealed, because no file of a sealed folder may be added or changed."""
     if is_sealed(folder):

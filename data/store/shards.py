@@ -132,7 +132,7 @@ def write_shard(
         "columns": columns,
     }
     text = json.dumps(side, sort_keys=True).encode() + b"\n"
-    manifest.add(folder, tar_path.with_suffix(".json").name, lambda file: file.write(text))
+    manifest.put(folder, tar_path.with_suffix(".json").name, text)
 
 
 def _members(

@@ -85,7 +85,7 @@ def evaluate(context: Context, step: Step) -> Row:
 
 def _seal(context: Context, step: Step, n: int, row: Row) -> None:
     folder = context.layout.of(step)
-    manifest.add(folder, "metrics.jsonl", lambda file: file.write(row.as_json()))
+    manifest.put(folder, "metrics.jsonl", row.as_json())
     manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=context.made_from(step))
 
 
