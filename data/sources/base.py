@@ -180,9 +180,14 @@ def is_image(name: str) -> bool:
 def split_folders(where: str, split: str | None, names: list[str]) -> list[str]:
     """The names of one split, if all names are in first-level folders that are named after splits; else all names."""
     splits = [SPLIT_FOLDERS.get(name.split("/")[0].lower(), "") if "/" in name else "" for name in names]
+    return of_split(where, split, names, splits)
+
+
+def of_split(where: str, split: str | None, names: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """The names of one split, given the split of each name; all names if one has no split ("") or all have the same."""
     if "" in splits or len(set(splits)) < 2:
         no_splits(where, split)
-        return names
+        return list(names)
     chosen = pick_split(where, split, sorted(set(splits)))
     return [name for name, own in zip(names, splits, strict=True) if own == chosen]
 

@@ -28,8 +28,7 @@ from entroloop.data.sources.base import (
     by_folders,
     edm_labels,
     is_image,
-    no_splits,
-    pick_split,
+    of_split,
     split_folders,
     whole_number,
 )
@@ -183,9 +182,4 @@ def split_files(names: Sequence[str], where: str, split: str | None) -> list[str
     """
     word = re.compile(r"(?<![a-z])(" + "|".join(sorted(SPLIT_FOLDERS, key=len, reverse=True)) + r")(?![a-z])")
     found = [word.search(PurePosixPath(name).name.lower()) or word.search(name.lower()) for name in names]
-    splits = [SPLIT_FOLDERS[match[1]] if match else "" for match in found]
-    if "" in splits or len(set(splits)) < 2:
-        no_splits(where, split)
-        return list(names)
-    chosen = pick_split(where, split, sorted(set(splits)))
-    return [name for name, own in zip(names, splits, strict=True) if own == chosen]
+    return of_split(where, split, names, [SPLIT_FOLDERS[match[1]] if match else "" for match in found])
