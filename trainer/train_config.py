@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from entroloop.data.config import HOW, Section
 from entroloop.data.errors import UserError
+from entroloop.data.streams.order import rank_batch
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.ema import EmaConfig
 from entroloop.trainer.network_config import Precision
@@ -95,9 +96,7 @@ def micro_batches(config: TrainConfig, size: int) -> tuple[int, int]:
     Raises UserError when the world size does not divide the global batch, or the micro-batch does not divide a
     process's share of it.
     """
-    if config.batch % size:
-        raise UserError(f"train.batch={config.batch} does not divide over {size} processes: use a multiple of {size}")
-    share = config.batch // size
+    share = rank_batch(config.batch, size)
     micro = config.micro_batch or share
     if share % micro:
         raise UserError(
