@@ -15,7 +15,7 @@ import numpy as np
 
 from entroloop.eval.catalogue import title
 from entroloop.eval.report import statistics
-from entroloop.eval.report.arms import Arm, last_common
+from entroloop.eval.report.arms import Arm
 from entroloop.eval.report.statistics import mean_and_interval
 from entroloop.eval.report.tables import baseline_sizes
 
@@ -146,3 +146,9 @@ def _span(found: statistics.Correlation) -> str:
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
+
+
+def last_common(groups: Sequence[Arm]) -> int | None:
+    """The last generation that every arm with rows has reached."""
+    reached = [max(arm.generations) for arm in groups if arm.generations]
+    return min(reached) if reached else None

@@ -162,9 +162,3 @@ def _differ_in_selection(a: Run, b: Run) -> bool:
     `loop.candidates` may differ, because selection needs more candidates; `keep` may, because it changes no number.
     """
     return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
-
-
-def last_common(groups: Sequence[Arm]) -> int | None:
-    """The last generation that every arm with rows has reached."""
-    reached = [max(arm.generations) for arm in groups if arm.generations]
-    return min(reached) if reached else None
