@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from entroloop.data import files
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.data.features import frozen, weights
@@ -57,7 +56,7 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
         tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
         return tokens[:, 0]
 
-    made_of = {part: files.sha256(folder / part) for part in PARTS}
+    made_of = [folder / part for part in PARTS]
     return frozen.Frozen(name, dim, shape, forward, weights=made_of, version=1, device=device)
 
 

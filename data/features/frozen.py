@@ -7,7 +7,8 @@ N images, C channels, H height, W width, D features, B the fixed batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,20 +56,20 @@ class Frozen:
     """A pretrained network as an encoder of images. Grey images are repeated to three channels.
 
     forward  uint8 [B, 3, H, W] on the CPU -> features [B, D]; it moves the images to the device itself
-    weights  SHA-256 of each weights file by file name; part of the encoder's digest
+    weights  the weights files; their names and SHA-256 are part of the encoder's digest
     version  of the preprocessing; part of the encoder's digest
     part     replaces the file name in the digest, for a file that is published under several names
     """
 
     def __init__(
         self, name: str, dim: int, shape: tuple[int, ...], forward: Forward, *,
-        weights: Mapping[str, str], version: int, device: torch.device, part: str | None = None,
+        weights: Sequence[Path], version: int, device: torch.device, part: str | None = None,
     ) -> None:  # fmt: skip
         check_images(name, shape)
         self.name = name
         self.dim = dim
-        self.weights_sha256 = dict(weights)
-        named = {part or file: sha256 for file, sha256 in weights.items()}
+        self.weights_sha256 = {path.name: files.sha256(path) for path in weights}
+        named = {part or file: sha256 for file, sha256 in self.weights_sha256.items()}
         self.digest = files.digest({"encoder": name, "version": version, "weights": named})
         self._forward = forward
         # GPUs are faster with larger batches. On the CPU the padding of the last batch would cost more than that gains.

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from entroloop.data import files
 from entroloop.data.catalogue import INCEPTION_FEATURES as DIM
 from entroloop.data.errors import UserError
 from entroloop.data.features import frozen, weights
@@ -80,8 +79,7 @@ def load_inception(shape: tuple[int, ...], device: torch.device) -> frozen.Froze
     frozen.check_images(name, shape)
     path = weights.find(name, (SCRIPT, *STATES), PUBLISHED)
     forward = _scripted(path, device) if path.name == SCRIPT else _fid_forward(path, device)
-    made_of = {path.name: files.sha256(path)}
-    return frozen.Frozen(name, DIM, shape, forward, weights=made_of, version=1, device=device, part="inception")
+    return frozen.Frozen(name, DIM, shape, forward, weights=[path], version=1, device=device, part="inception")
 
 
 def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
@@ -135,5 +133,4 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
         features: Tensor = net(_laid_out(pixels))
         return features
 
-    made_of = {path.name: files.sha256(path)}
-    return frozen.Frozen(name, DIM, shape, forward, weights=made_of, version=1, device=device, part="inception-paper")
+    return frozen.Frozen(name, DIM, shape, forward, weights=[path], version=1, device=device, part="inception-paper")

@@ -75,7 +75,7 @@ def test_an_encoder_in_one_thread_leaves_full_precision_to_another(settings):
     seen = []
     encoder = frozen.Frozen(
         "inception", 4, (3, 8, 8), lambda x: (seen.append(_now()), torch.zeros(len(x), 4))[1],
-        weights={}, version=1, device=torch.device("cpu"),
+        weights=(), version=1, device=torch.device("cpu"),
     )  # fmt: skip
     images = np.zeros((8, 3, 8, 8), np.uint8)
     encoder(images)
