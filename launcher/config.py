@@ -18,8 +18,8 @@ from entroloop.data.config import HOW, DataConfig, Section
 from entroloop.data.errors import UserError
 from entroloop.data.registry import is_own, search_also
 from entroloop.data.runfolder import FORMAT
-from entroloop.data.store.removal import KeepConfig
 from entroloop.eval.evaluation_config import EvaluationConfig
+from entroloop.launcher.keep_config import KeepConfig
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
 from entroloop.selection.selection_config import SelectionConfig

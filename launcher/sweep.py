@@ -24,8 +24,8 @@ from entroloop.data import files
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
-from entroloop.data.store.removal import KeepConfig
 from entroloop.launcher.config import Config, compose, dump, read_yaml
+from entroloop.launcher.keep_config import KeepConfig
 from entroloop.launcher.run import retention
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
 from entroloop.launcher.run.resume import open_run

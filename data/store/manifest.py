@@ -153,6 +153,21 @@ def removed(folder: Path) -> frozenset[str]:
         return frozenset(json.loads(path.read_text())["removed"])
 
 
+def remove(folder: Path, names: list[str]) -> int:
+    """Notes these files of a sealed folder as removed, then deletes them. Returns the number of bytes freed."""
+    before = removed(folder)
+    new = sorted(set(names) - before)
+    if new:
+        files.put(folder / REMOVED, files.json_bytes({"removed": sorted(before | set(new))}))
+    freed = 0
+    for name in names:  # also names that an earlier, killed attempt noted but did not delete
+        path = folder / name
+        if path.is_file():
+            freed += path.stat().st_size
+            path.unlink(missing_ok=True)
+    return freed
+
+
 def copy_sealed(source: Path, target: Path) -> None:
     """Copies a sealed folder, the manifest last. Within a file system, hard links replace copies of the bytes."""
     gone = removed(source)

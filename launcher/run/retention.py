@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 
 from entroloop.data.runfolder import Layout, Step
-from entroloop.data.store import manifest, removal
+from entroloop.data.store import manifest
 from entroloop.launcher.config import Config
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.phases.sample import SAMPLE
@@ -49,7 +49,7 @@ def apply(config: Config, layout: Layout) -> None:
     if not any(_goes(config, step) for step in steps(1)):
         return
     freed = sum(
-        removal.remove(layout.of(step), names_of(layout, step))
+        manifest.remove(layout.of(step), names_of(layout, step))
         for step in removable(config, lambda step: manifest.is_sealed(layout.of(step)))
     )
     if freed:

@@ -8,7 +8,6 @@ from loops import VECTORS, sealed_bytes, tiny, tiny_file
 from entroloop.data.errors import Failed, UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
-from entroloop.data.store import removal as retention
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 from entroloop.launcher import process, status, sweep
@@ -113,9 +112,9 @@ def test_an_attempt_killed_while_it_removed_is_finished_by_the_next(tmp_path):
     (tmp_path / "b").write_bytes(b"1")
     manifest.seal(tmp_path, "features", 1, ["a", "b"])
     (tmp_path / manifest.REMOVED).write_text('{"removed": ["a"]}')
-    assert retention.remove(tmp_path, ["a"]) == 5
+    assert manifest.remove(tmp_path, ["a"]) == 5
     assert manifest.problems(tmp_path) == []
-    assert retention.remove(tmp_path, ["a", "b"]) == 1
+    assert manifest.remove(tmp_path, ["a", "b"]) == 1
     assert manifest.removed(tmp_path) == {"a", "b"}
 
 
