@@ -29,6 +29,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from entroloop.data.sources import importer
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import png, shards
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.manifest import FileEntry, entry, seal
@@ -169,7 +170,7 @@ def import_row(folder: Path, rounds: int, count: int = 24):
 
     def ours() -> None:
         shutil.rmtree(dest, ignore_errors=True)
-        importer.import_dataset(str(source), dest, resolution=64)
+        importer.import_dataset(str(source), dest, Settings(resolution=64))
 
     def plain() -> None:
         for path in sorted(source.iterdir()):

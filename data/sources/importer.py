@@ -44,18 +44,8 @@ SETTINGS = "import.json"
 def import_dataset(
     source: str,
     dest: Path,
+    settings: Settings = Settings(),  # noqa: B008 - immutable
     *,
-    resolution: int | None = None,
-    limit: int | None = None,
-    split: str | None = None,
-    heldout: int = 0,
-    split_seed: int = 0,
-    color: str = "auto",
-    labels: bool = True,
-    encoding: str = "png",
-    shard_size: int | None = None,
-    filter: str = "auto",
-    key: str | None = None,
     workers: int | None = 1,
     progress: bool = False,
     stop: Callable[[], bool] = lambda: False,
@@ -67,10 +57,9 @@ def import_dataset(
              `if __name__ == "__main__"`
     stop     called after each shard; when it returns True, the import raises Interrupted and can be resumed
 
-    The other arguments are those of `Settings`. A finished import with the same settings is not repeated.
-    Raises UserError when the source or a setting is wrong, or when `dest` holds anything but the same import.
+    A finished import with the same settings is not repeated.
+    Raises UserError when the source is wrong, or when `dest` holds anything but the same import.
     """
-    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key)
     import_part(source, dest, settings, workers=workers, progress=progress, stop=stop)
     return seal_import(dest)
 

@@ -21,6 +21,7 @@ from test_recognise import archive, cifar_files
 
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 
 LONG = "ENTROLOOP_LONG" in os.environ
 
@@ -79,7 +80,7 @@ def test_damaged_files_of_every_kind_are_imported_or_refused_in_one_line(tmp_pat
             path.mkdir()
             (path / "0.png").write_bytes(damaged(draw.choice(images), draw))
         try:
-            import_dataset(str(path), tmp_path / f"{number}-out", labels=draw.random() < 0.8)
+            import_dataset(str(path), tmp_path / f"{number}-out", Settings(labels=draw.random() < 0.8))
         except UserError as error:
             text = str(error)
             if "\n" in text or "object at 0x" in text:

@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def refused(message: str, *args, **kwargs) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        import_dataset(*args, **kwargs)
+        import_dataset(*args, Settings(**kwargs))
     assert "\n" not in str(caught.value)
 
 
@@ -75,7 +75,7 @@ def test_idx_folder_keeps_pixels_labels_and_splits(tmp_path: Path, suffix: str):
         write_idx(tmp_path / f"{split}-labels-idx1-ubyte{suffix}", arrays[split][1])
     for name, split in ((None, "train"), ("train", "train"), ("test", "t10k")):
         dest = tmp_path / f"out-{name}"
-        import_dataset(str(tmp_path), tmp_path.parent / dest.name, split=name)
+        import_dataset(str(tmp_path), tmp_path.parent / dest.name, Settings(split=name))
         dataset = Dataset(tmp_path.parent / dest.name)
         assert np.array_equal(dataset.all()[:, 0], arrays[split][0])
         assert np.array_equal(dataset.labels, arrays[split][1])
@@ -156,7 +156,7 @@ def test_flat_and_numbered_folders_have_no_classes(tmp_path: Path):
 
 def test_folders_named_train_and_test_are_splits(tmp_path: Path):
     write_images(tmp_path / "src", ["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.png"])
-    import_dataset(str(tmp_path / "src"), tmp_path / "out", split="test")
+    import_dataset(str(tmp_path / "src"), tmp_path / "out", Settings(split="test"))
     dataset = Dataset(tmp_path / "out")
     assert dataset.provenance.source == ("test/a/3.png", "test/b/4.png")
     assert dataset.labels.tolist() == [0, 1]
@@ -165,7 +165,7 @@ def test_folders_named_train_and_test_are_splits(tmp_path: Path):
 def test_missing_labels_are_refused_or_left_out(tmp_path: Path):
     write_images(tmp_path / "src", ["a/1.png", "b/2.png", "loose.png"])
     refused("1 of 3 samples have no label, first loose.png", str(tmp_path / "src"), tmp_path / "out")
-    import_dataset(str(tmp_path / "src"), tmp_path / "out", labels=False)
+    import_dataset(str(tmp_path / "src"), tmp_path / "out", Settings(labels=False))
     assert not Dataset(tmp_path / "out").labelled
 
 
@@ -177,7 +177,7 @@ def test_mixed_sizes_and_colours(tmp_path: Path):
     )
     assert not (tmp_path / "o").exists()
     for color, channels in (("auto", 3), ("grey", 1), ("rgb", 3)):
-        import_dataset(str(tmp_path / "src"), tmp_path / color, resolution=4, color=color)
+        import_dataset(str(tmp_path / "src"), tmp_path / color, Settings(resolution=4, color=color))
         assert Dataset(tmp_path / color).shape == (channels, 4, 4)
     grey = Dataset(tmp_path / "auto").all()[0]
     assert np.array_equal(grey[0], grey[1])
@@ -197,10 +197,10 @@ def test_truncated_image_is_named_and_nothing_is_sealed(tmp_path: Path):
 
 
 def test_limit_takes_the_first_rows_or_every_class_where_sorted(tmp_path: Path):
-    import_dataset("digits", tmp_path / "d", limit=100)
+    import_dataset("digits", tmp_path / "d", Settings(limit=100))
     assert np.array_equal(Dataset(tmp_path / "d").labels, load_digits().target[:100])
     write_images(tmp_path / "src", [f"{c}/{i}.png" for c in "abc" for i in range(4)])
-    import_dataset(str(tmp_path / "src"), tmp_path / "out", limit=5)
+    import_dataset(str(tmp_path / "src"), tmp_path / "out", Settings(limit=5))
     assert Dataset(tmp_path / "out").provenance.source == ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "c/0.png")
     refused("--limit 13: the source has 12 samples", str(tmp_path / "src"), tmp_path / "x", limit=13)
 
@@ -208,7 +208,7 @@ def test_limit_takes_the_first_rows_or_every_class_where_sorted(tmp_path: Path):
 def test_heldout_splits_by_seed_without_overlap(tmp_path: Path):
     sources = {}
     for split in ("train", "test"):
-        import_dataset("digits", tmp_path / split, heldout=300, split=split, split_seed=4)
+        import_dataset("digits", tmp_path / split, Settings(heldout=300, split=split, split_seed=4))
         sources[split] = set(Dataset(tmp_path / split).provenance.source)
     assert (len(sources["train"]), len(sources["test"])) == (1497, 300)
     assert not sources["train"] & sources["test"]
@@ -220,14 +220,14 @@ def test_resize_crops_the_centre(tmp_path: Path):
     pixels = rng.integers(0, 256, (8, 20, 3), dtype=np.uint8)
     (tmp_path / "src").mkdir()
     Image.fromarray(pixels).save(tmp_path / "src" / "a.png")
-    import_dataset(str(tmp_path / "src"), tmp_path / "box", resolution=4)
+    import_dataset(str(tmp_path / "src"), tmp_path / "box", Settings(resolution=4))
     centre = pixels[:, 6:14].astype(np.float64)
     expected = centre.reshape(4, 2, 4, 2, 3).mean((1, 3)).transpose(2, 0, 1)
     assert np.abs(Dataset(tmp_path / "box").all()[0] - expected).max() <= 0.5
-    import_dataset(str(tmp_path / "src"), tmp_path / "lanczos", resolution=5)
+    import_dataset(str(tmp_path / "src"), tmp_path / "lanczos", Settings(resolution=5))
     reference = Image.fromarray(pixels[:, 6:14]).resize((5, 5), Image.Resampling.LANCZOS)
     assert np.array_equal(Dataset(tmp_path / "lanczos").all()[0], np.asarray(reference).transpose(2, 0, 1))
-    sealed = import_dataset(str(tmp_path / "src"), tmp_path / "filter", resolution=4, filter="lanczos")
+    sealed = import_dataset(str(tmp_path / "src"), tmp_path / "filter", Settings(resolution=4, filter="lanczos"))
     reference = Image.fromarray(pixels[:, 6:14]).resize((4, 4), Image.Resampling.LANCZOS)
     assert np.array_equal(Dataset(tmp_path / "filter").all()[0], np.asarray(reference).transpose(2, 0, 1))
     assert sealed.about["import"]["settings"]["filter"] == "lanczos"
@@ -271,9 +271,9 @@ def test_bad_sources_are_named(tmp_path: Path):
 
 def test_finished_import_is_left_alone_and_others_are_refused(tmp_path: Path):
     dest = tmp_path / "d"
-    first = import_dataset("digits", dest, limit=50)
+    first = import_dataset("digits", dest, Settings(limit=50))
     before = {path: path.stat().st_mtime_ns for path in dest.iterdir()}
-    assert import_dataset("digits", dest, limit=50) == first
+    assert import_dataset("digits", dest, Settings(limit=50)) == first
     assert before == {path: path.stat().st_mtime_ns for path in dest.iterdir()}
     refused("made otherwise .*limit 50 there, 60 now", "digits", dest, limit=60)
     write_images(tmp_path / "src", ["a.png", "b.png"])
@@ -293,18 +293,18 @@ def test_same_bytes_from_one_process_from_several_in_parts_and_after_a_stop(tmp_
     write_images(tmp_path / "src", [f"{c}/{i:02d}.png" for c in "ab" for i in range(12)])
     source = str(tmp_path / "src")
     settings = Settings(resolution=4, shard_size=5)
-    whole = import_dataset(source, tmp_path / "whole", resolution=4, shard_size=5)
+    whole = import_dataset(source, tmp_path / "whole", Settings(resolution=4, shard_size=5))
     assert whole.count == 24
-    import_dataset(source, tmp_path / "two", resolution=4, shard_size=5, workers=2)
+    import_dataset(source, tmp_path / "two", Settings(resolution=4, shard_size=5), workers=2)
     for index in (1, 0):
         with pytest.raises(UserError, match=r"shard-000000.tar is missing|not an import"):
             seal_import(tmp_path / "parts")
         import_part(source, tmp_path / "parts", settings, Part(index, 2))
     seal_import(tmp_path / "parts")
     with pytest.raises(Interrupted):
-        import_dataset(source, tmp_path / "stopped", resolution=4, shard_size=5, stop=lambda: True)
+        import_dataset(source, tmp_path / "stopped", Settings(resolution=4, shard_size=5), stop=lambda: True)
     assert not manifest.is_sealed(tmp_path / "stopped")
-    import_dataset(source, tmp_path / "stopped", resolution=4, shard_size=5)
+    import_dataset(source, tmp_path / "stopped", Settings(resolution=4, shard_size=5))
     for name in ("two", "parts", "stopped"):
         assert contents(tmp_path / name) == contents(tmp_path / "whole"), name
 
@@ -312,9 +312,9 @@ def test_same_bytes_from_one_process_from_several_in_parts_and_after_a_stop(tmp_
 def test_two_imports_into_one_folder_at_once(tmp_path: Path):
     import concurrent.futures as futures
 
-    import_dataset("digits", tmp_path / "alone", shard_size=100)
+    import_dataset("digits", tmp_path / "alone", Settings(shard_size=100))
     with futures.ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(import_dataset, "digits", tmp_path / "shared", shard_size=100) for _ in range(4)]
+        jobs = [pool.submit(import_dataset, "digits", tmp_path / "shared", Settings(shard_size=100)) for _ in range(4)]
         seals = [job.result() for job in jobs]
     assert all(sealed == seals[0] for sealed in seals)
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
@@ -323,12 +323,12 @@ def test_two_imports_into_one_folder_at_once(tmp_path: Path):
 def test_an_import_that_begins_while_another_looks_at_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The other one's settings appear between the look for them and the look at the folder's files."""
     with pytest.raises(Interrupted):
-        import_dataset("digits", tmp_path / "shared", shard_size=100, stop=lambda: True)
+        import_dataset("digits", tmp_path / "shared", Settings(shard_size=100), stop=lambda: True)
     read, late = importers._read_settings, [True]
     monkeypatch.setattr(importers, "_read_settings", lambda dest: None if late and late.pop() else read(dest))
-    import_dataset("digits", tmp_path / "shared", shard_size=100)
+    import_dataset("digits", tmp_path / "shared", Settings(shard_size=100))
     assert not late
-    import_dataset("digits", tmp_path / "alone", shard_size=100)
+    import_dataset("digits", tmp_path / "alone", Settings(shard_size=100))
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
@@ -355,9 +355,9 @@ def test_full_disk_is_one_line_and_the_import_goes_on_later(tmp_path: Path):
             refused(r"shard-00000\d.tar: no space left", str(tmp_path / "src"), disk / "out", shard_size=2)
         assert not manifest.is_sealed(disk / "out")
         assert not list((disk / "out").glob(".tmp-*"))
-        import_dataset(str(tmp_path / "src"), tmp_path / "whole", shard_size=2)
+        import_dataset(str(tmp_path / "src"), tmp_path / "whole", Settings(shard_size=2))
         subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
-        import_dataset(str(tmp_path / "src"), disk / "out", shard_size=2)
+        import_dataset(str(tmp_path / "src"), disk / "out", Settings(shard_size=2))
         assert contents(disk / "out") == contents(tmp_path / "whole")
 
 

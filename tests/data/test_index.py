@@ -12,6 +12,7 @@ from ranks import on_ranks
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
@@ -169,7 +170,7 @@ def test_training_waits_for_the_seals_that_an_index_refers_to(tmp_path):
 
 def test_importing_it_makes_shards_of_it(growing, tmp_path):
     folder = growing[1].of(Step(2, "select"))
-    import_dataset(str(folder), tmp_path / "plain", shard_size=20)
+    import_dataset(str(folder), tmp_path / "plain", Settings(shard_size=20))
     np.testing.assert_array_equal(Dataset(tmp_path / "plain").all(), open_set(folder).all())
 
 
@@ -186,7 +187,7 @@ def test_a_run_can_be_moved_and_nothing_sealed_names_its_place(index, tmp_path):
 def outside(tmp_path_factory):
     """A run on a sealed set that lies outside of it."""
     folder = tmp_path_factory.mktemp("outside")
-    import_dataset("digits", folder / "digits", shard_size=300)
+    import_dataset("digits", folder / "digits", Settings(shard_size=300))
     return run(folder, INDEX, f"data.source={folder / 'digits'}", "generations=1"), folder / "digits"
 
 
@@ -211,7 +212,7 @@ def test_a_source_that_is_missing_or_changed_is_refused_and_verify_names_it(outs
         with pytest.raises(BaseException, match="2"):
             verify_command(layout.run)
         assert f"{source}: no such folder (the index {folder} refers to it)" in capsys.readouterr().err
-        import_dataset("digits", source, limit=500)
+        import_dataset("digits", source, Settings(limit=500))
         with pytest.raises(UserError, match=r"digits: changed since the index .*selected was made from it$"):
             Streaming(open_set(folder), workers=0).batches(seed=0, seen=0, until=16, batch=16).__next__()
         shutil.rmtree(source)

@@ -22,6 +22,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.sources import recognise
 from entroloop.data.sources.base import ArraySource
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 
 rng = np.random.default_rng(0)
@@ -41,13 +42,13 @@ PNGS = [png(image) for image in IMAGES]
 
 def imported(source: Path | str, **kwargs) -> Dataset:
     dest = Path(kwargs.pop("dest"))
-    import_dataset(str(source), dest, **kwargs)
+    import_dataset(str(source), dest, Settings(**kwargs))
     return Dataset(dest)
 
 
 def refused(source: Path | str, message: str, dest: Path, **kwargs) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        import_dataset(str(source), dest, **kwargs)
+        import_dataset(str(source), dest, Settings(**kwargs))
     assert "\n" not in str(caught.value)
     assert not list(dest.glob("*.tar"))
 

@@ -18,6 +18,7 @@ from test_streaming import COUNTS, N, make
 
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import remote
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.remote import Remote, RemoteDataset, make_room, open_dataset
@@ -224,10 +225,10 @@ def test_schemes_that_fsspec_lacks_go_through_webdataset(server, tmp_path, monke
 
 def test_a_remote_set_can_be_imported(server, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    import_dataset(server.url, tmp_path / "out", resolution=2)
+    import_dataset(server.url, tmp_path / "out", Settings(resolution=2))
     found, original = Dataset(tmp_path / "out"), Dataset(server.folder)
     assert np.array_equal(found.labels, original.labels)
     means = original.all().reshape(N, 3, 2, 2, 2, 2).mean((3, 5))
     assert np.abs(found.all() - means).max() <= 0.5
     with pytest.raises(UserError, match="--split test"):
-        import_dataset(server.url, tmp_path / "out2", split="test")
+        import_dataset(server.url, tmp_path / "out2", Settings(split="test"))

@@ -16,6 +16,7 @@ from entroloop.data.features.blocks import encode_shards, seal_features
 from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import keys_of, open_rows
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 from entroloop.eval import compare
 from entroloop.launcher.commands.entropy import entropy_command
@@ -31,7 +32,7 @@ IMAGES = np.random.default_rng(2).integers(0, 256, (6, 5, 4, 3), dtype=np.uint8)
 def by_import(path, tmp_path, key=None):
     """What was imported; entries of a folder that is not there yet."""
     dest = tmp_path / f"imported-{len(list(tmp_path.glob('imported-*')))}"
-    import_dataset(str(path), dest, key=key)
+    import_dataset(str(path), dest, Settings(key=key))
     return Dataset(dest).all()
 
 
@@ -62,7 +63,7 @@ COMMANDS = [by_import, by_measure, by_select, by_entropy]
 def feature_folder(folder, encoders):
     """A sealed folder of features of 40 vectors, in blocks of 16."""
     np.save(folder / "x.npy", X)
-    import_dataset(str(folder / "x.npy"), folder / "set", shard_size=16)
+    import_dataset(str(folder / "x.npy"), folder / "set", Settings(shard_size=16))
     made = {name: _Times(name, factor) for name, factor in encoders.items()}
     encode_shards(Dataset(folder / "set"), made, folder / "features", Part(), show=False)
     seal_features(Dataset(folder / "set"), made, folder / "features", {})
@@ -210,18 +211,18 @@ def test_images_are_the_same_in_every_order_and_no_vectors(tmp_path, array):
 def test_labels_are_the_integers_as_long_as_the_chosen_rows(tmp_path):
     np.savez(tmp_path / "split.npz", x=X, y=np.arange(40)[:, None], x_test=X[:7], y_test=np.arange(7) + 1)
     for key, labels in (("x", range(40)), ("x_test", range(1, 8))):
-        import_dataset(str(tmp_path / "split.npz"), tmp_path / key, key=key)
+        import_dataset(str(tmp_path / "split.npz"), tmp_path / key, Settings(key=key))
         assert Dataset(tmp_path / key).labels.tolist() == list(labels)
     with pytest.raises(UserError, match=r"holds an import made otherwise \(key 'x' there, 'x_test' now"):
-        import_dataset(str(tmp_path / "split.npz"), tmp_path / "x", key="x_test")
+        import_dataset(str(tmp_path / "split.npz"), tmp_path / "x", Settings(key="x_test"))
     np.savez(tmp_path / "both.npz", x=X, a=np.arange(40), b=np.arange(40))
-    import_dataset(str(tmp_path / "both.npz"), tmp_path / "both", labels=False)
+    import_dataset(str(tmp_path / "both.npz"), tmp_path / "both", Settings(labels=False))
     assert Dataset(tmp_path / "both").labels is None
 
 
 def test_a_key_where_nothing_has_a_name_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"^--key x: iris has no arrays with names$"):
-        import_dataset("iris", tmp_path / "iris", key="x")
+        import_dataset("iris", tmp_path / "iris", Settings(key="x"))
 
 
 def test_keys_are_for_sets_with_named_arrays(tmp_path):

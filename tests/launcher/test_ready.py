@@ -9,6 +9,7 @@ from loops import tiny
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
 from entroloop.data.world import World
@@ -66,7 +67,7 @@ def vectors(tmp_path_factory):
     """Sealed vectors without labels."""
     folder = tmp_path_factory.mktemp("vectors")
     np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(200, 4)).astype(np.float32))
-    import_dataset(str(folder / "x.npy"), folder / "set", shard_size=64)
+    import_dataset(str(folder / "x.npy"), folder / "set", Settings(shard_size=64))
     return folder / "set"
 
 

@@ -12,6 +12,7 @@ from entroloop.data.features.encoder import load_encoder
 from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import opened
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 from entroloop.launcher.commands.entropy import entropy_command
 from entroloop.launcher.commands.select import parse_options, select_command
@@ -57,7 +58,7 @@ def sealed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sealed")
     images = np.random.default_rng(1).integers(0, 256, (120, 1, 4, 4), dtype=np.uint8)
     np.save(folder / "images.npy", images)
-    import_dataset(str(folder / "images.npy"), folder / "images", shard_size=50)
+    import_dataset(str(folder / "images.npy"), folder / "images", Settings(shard_size=50))
     data = Dataset(folder / "images")
     encoders = {"pixel": load_encoder("pixel", data.shape), "test_select:mean": load_encoder(MEAN, data.shape)}
     encode_shards(data, encoders, folder / "features", Part(), show=False)

@@ -10,6 +10,7 @@ from loops import tiny
 
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import manifest
 from entroloop.data.world import World
 from entroloop.launcher.run.context import Context
@@ -78,7 +79,7 @@ def test_it_names_all_that_a_phase_opened(run, tmp_path, monkeypatch):
             return made_from(self, step)
 
     monkeypatch.setattr(Context, "made_from", unseen)
-    import_dataset("digits", tmp_path / "digits", limit=300)
+    import_dataset("digits", tmp_path / "digits", Settings(limit=300))
     for config, layout, step, opened in walked(tmp_path, f"data.source={tmp_path / 'digits'}", *RUNS[run]):
         folders = parents(config, layout, step)
         named = manifest.read(layout.of(step)).made_from

@@ -48,6 +48,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 def _begin(context: Context, step: Step) -> None:
     """Imports the real data, checks them, and fits the classifier. Leaves finished results alone."""
     from entroloop.data.sources.importer import import_dataset
+    from entroloop.data.sources.settings import Settings
     from entroloop.launcher.preview.disk import Source
     from entroloop.launcher.run.ready import check_real
     from entroloop.launcher.run.resume import start_over
@@ -56,10 +57,8 @@ def _begin(context: Context, step: Step) -> None:
     wanted = files.digest([data.source, data.resolution, data.limit, data.split, data.shard_size])
     start_over(context.layout.recipe(Step(REAL, "import")), wanted, [context.layout.images])
     if not manifest.is_sealed(Path(data.source)):
-        import_dataset(
-            data.source, context.layout.images, resolution=data.resolution, limit=data.limit, split=data.split,
-            shard_size=data.shard_size, stop=context.should_stop,
-        )  # fmt: skip
+        settings = Settings(resolution=data.resolution, limit=data.limit, split=data.split, shard_size=data.shard_size)
+        import_dataset(data.source, context.layout.images, settings, stop=context.should_stop)
     check_real(context.config, Source.of(context.real))
     if "classifier" in context.config.encoders and not manifest.is_sealed(context.layout.classifier):
         _fit_classifier(context, step)
