@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import logging
 import os
 import signal
@@ -32,38 +33,20 @@ app = typer.Typer(
 )
 
 
-def _register() -> None:
-    """Adds every command; `--help` lists them in this order."""
-    from entroloop.launcher.commands import (
-        config,
-        entropy,
-        import_,
-        latents,
-        measure,
-        report,
-        run,
-        sample,
-        seal,
-        select,
-        slurm,
-        status,
-        sweep,
-        verify,
-    )
+# In the order in which `--help` lists them. Each is `NAME_command` of a file of `commands`.
+COMMANDS = (
+    "run", "sweep", "status", "config", "import", "verify", "seal", "latents", "select", "entropy", "measure", "report",
+    "sample",
+)  # fmt: skip
 
-    app.command("run")(run.run_command)
-    app.command("sweep")(sweep.sweep_command)
-    app.command("status")(status.status_command)
-    app.command("config")(config.config_command)
-    app.command("import")(import_.import_command)
-    app.command("verify")(verify.verify_command)
-    app.command("seal")(seal.seal_command)
-    app.command("latents")(latents.latents_command)
-    app.command("select")(select.select_command)
-    app.command("entropy")(entropy.entropy_command)
-    app.command("measure")(measure.measure_command)
-    app.command("report")(report.report_command)
-    app.command("sample")(sample.sample_command)
+
+def _register() -> None:
+    from entroloop.launcher.commands import slurm
+
+    for name in COMMANDS:
+        file = "import_" if name == "import" else name  # `import` is a word of Python
+        module = importlib.import_module(f"entroloop.launcher.commands.{file}")
+        app.command(name)(getattr(module, f"{name}_command"))
     app.add_typer(slurm.app)
 
 
