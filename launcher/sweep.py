@@ -7,7 +7,7 @@ hard links to its sealed folders. Comparisons are thus paired, and cheaper.
 
 from __future__ import annotations
 
-import ctypes
+import functools
 import itertools
 import logging
 import os
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from entroloop.data import files
+from entroloop.data.child import end_with
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
@@ -32,7 +33,6 @@ from entroloop.launcher.run.resume import open_run
 
 log = logging.getLogger(__name__)
 POLL = 0.2  # seconds
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @dataclass
@@ -187,26 +187,9 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": str(arm.config.threads)},
             start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its runs in order
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=functools.partial(end_with, os.getpid()),  # else a later sweep finds the runs still at work
         )
     return True
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """Returns a function that a new process calls so that Linux kills it when `parent` ends in any way.
-
-    Otherwise the runs of a killed sweep would go on, and the same command would find them still at work.
-    """
-    if sys.platform != "linux":
-        return lambda: None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def ask() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-        if os.getppid() != parent:  # the parent has ended already
-            os._exit(1)
-
-    return ask
 
 
 def _finished(arm: Arm, start: float) -> None:

@@ -11,7 +11,6 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import itertools
 import multiprocessing
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from entroloop.data.child import end_with
 from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
 from entroloop.data.sources.base import ImageSource, Source
@@ -127,10 +127,7 @@ def _begin(parent: int, *shared: Any) -> None:
     global _shared
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # sent to the whole group; the parent reacts to them
         signal.signal(name, signal.SIG_IGN)
-    # A killed parent cannot end its workers, so the kernel has to: otherwise they wait forever. 1 is PR_SET_PDEATHSIG.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-    if os.getppid() != parent:  # the parent was killed before the line above
-        os._exit(1)
+    end_with(parent)  # the workers of a killed parent would wait forever
     _shared = shared
 
 
