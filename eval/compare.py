@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder, resize_of, weights_of
 from entroloop.data.runfolder import CONFIG
-from entroloop.data.sources.convert import Layout, fit, read_samples
+from entroloop.data.sources.convert import SampleForm, fit, read_samples
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.rows import is_rows, keys_of, opened
-from entroloop.data.sources.settings import Settings, find_layout
+from entroloop.data.sources.settings import Settings, find_form
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
 from entroloop.eval.catalogue import title
@@ -213,16 +213,16 @@ def _read_source(path: Path, resolution: int | None) -> Samples:
     rows = np.arange(len(source.names))
     if not len(rows):
         raise UserError(f"{path}: holds no images")
-    layout = find_layout(source, rows, Settings(resolution=resolution, labels=False), 1)
-    return read_samples(source, rows, layout)
+    form = find_form(source, rows, Settings(resolution=resolution, labels=False), 1)
+    return read_samples(source, rows, form)
 
 
 def resized(samples: Samples, resolution: int | None) -> Samples:
     """uint8 [N, C, H, W] -> uint8 [N, C, R, R], as `import` resizes. Vectors, and any set if R is None: unchanged."""
     if resolution is None or samples.ndim != 4 or samples.shape[2:] == (resolution, resolution):
         return samples
-    layout = Layout((samples.shape[1], resolution, resolution), "npy", labelled=False)
-    return np.stack([fit(image, layout) for image in samples])
+    form = SampleForm((samples.shape[1], resolution, resolution), "npy", labelled=False)
+    return np.stack([fit(image, form) for image in samples])
 
 
 def as_json(row: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The work of an import: makes one shard at a time, in this process or in several worker processes.
 
     Source + rows  ->  scan (headers only)  ->  Found
-    Source + Layout + Job  ->  one shard on disk
+    Source + SampleForm + Job  ->  one shard on disk
 
 Worker processes import only this module, so it must not import torch.
 
@@ -36,7 +36,7 @@ from entroloop.data.store.shards import REAL, Encoding, Provenance, Samples, wri
 
 
 @dataclass(frozen=True)
-class Layout:
+class SampleForm:
     """The form of every sample in the shards.
 
     shape     (C, H, W) for uint8 images, (D,) for float32 vectors
@@ -86,36 +86,36 @@ def scan(source: ImageSource, rows: NDArray[np.int64], sized: bool) -> Found:
     return functools.reduce(operator.add, found)
 
 
-def read_samples(source: Source, rows: NDArray[np.int64], layout: Layout) -> Samples:
+def read_samples(source: Source, rows: NDArray[np.int64], form: SampleForm) -> Samples:
     """The converted samples of these rows. Raises UserError, naming the sample, when a sample is damaged."""
-    samples = np.empty((len(rows), *layout.shape), np.uint8 if len(layout.shape) == 3 else np.float32)
+    samples = np.empty((len(rows), *form.shape), np.uint8 if len(form.shape) == 3 else np.float32)
     for i, (row, sample) in enumerate(zip(rows, source.read(rows), strict=True)):
         with source.naming(int(row)):
-            samples[i] = fit(sample, layout)
+            samples[i] = fit(sample, form)
     return samples
 
 
-def make_shard(source: Source, dest: Path, layout: Layout, job: Job) -> None:
+def make_shard(source: Source, dest: Path, form: SampleForm, job: Job) -> None:
     """Reads, converts and writes one shard. If a sample is damaged, raises UserError and writes nothing."""
-    samples = read_samples(source, job.rows, layout)
+    samples = read_samples(source, job.rows, form)
     first, last = job.first, job.first + len(job.rows)
     provenance = Provenance(
         np.full(len(job.rows), REAL), np.arange(first, last), tuple(source.names[int(row)] for row in job.rows)
     )
-    labels = source.labels[job.rows] if layout.labelled and source.labels is not None else None
-    write_shard(dest, job.number, samples, labels, provenance, first_key=first, encoding=layout.encoding)
+    labels = source.labels[job.rows] if form.labelled and source.labels is not None else None
+    write_shard(dest, job.number, samples, labels, provenance, first_key=first, encoding=form.encoding)
 
 
-def fit(sample: Any, layout: Layout) -> NDArray[Any]:
-    """A sample of a source, an opened image or an array, in the shape of the layout."""
-    channels: Channels = 1 if layout.shape[0] == 1 else 3
+def fit(sample: Any, form: SampleForm) -> NDArray[Any]:
+    """A sample of a source, an opened image or an array, in the shape of the form."""
+    channels: Channels = 1 if form.shape[0] == 1 else 3
     if not isinstance(sample, np.ndarray):
-        resolution = layout.shape[1] if layout.shape[1] == layout.shape[2] else None
-        return convert(sample, channels, resolution, layout.filter)
-    if sample.shape == layout.shape:
+        resolution = form.shape[1] if form.shape[1] == form.shape[2] else None
+        return convert(sample, channels, resolution, form.filter)
+    if sample.shape == form.shape:
         return sample
     image = from_array(sample)
-    return convert(image, channels, layout.shape[1] if layout.shape[1:] != sample.shape[1:] else None, layout.filter)
+    return convert(image, channels, form.shape[1] if form.shape[1:] != sample.shape[1:] else None, form.filter)
 
 
 # --- sharing between processes ------------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ def _begin(parent: int, *shared: Any) -> None:
 
 
 def _shard_task(job: Job) -> Job:
-    source, dest, layout = _shared
-    make_shard(source, dest, layout, job)
+    source, dest, form = _shared
+    make_shard(source, dest, form, job)
     return job
 
 
@@ -142,14 +142,14 @@ def _scan_task(rows: NDArray[np.int64]) -> Found:
     return scan(source, rows, sized)
 
 
-def make_shards(source: Source, dest: Path, layout: Layout, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
+def make_shards(source: Source, dest: Path, form: SampleForm, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
     """Makes the shards in any order. Yields each job when its shard is complete."""
     if workers <= 1:
         for job in jobs:
-            make_shard(source, dest, layout, job)
+            make_shard(source, dest, form, job)
             yield job
         return
-    with _pool(workers, source, dest, layout) as pool:
+    with _pool(workers, source, dest, form) as pool:
         waiting = iter(jobs)
         running: set[Future[Job]] = {pool.submit(_shard_task, job) for job in itertools.islice(waiting, workers + 1)}
         while running:

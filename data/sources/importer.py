@@ -33,7 +33,7 @@ from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
 from entroloop.data.sources.convert import Job
 from entroloop.data.sources.listing import HIDDEN
 from entroloop.data.sources.recognise import open_source
-from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_layout, num_classes
+from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_form, num_classes
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
 from entroloop.data.store.shards import is_done, seal_dataset, shard_name
@@ -86,8 +86,8 @@ def import_part(
         return opened.ignored
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    layout = find_layout(opened, rows, settings, workers, progress=progress)
-    pieces = bounds(0, len(rows), settings.shard_size or default_shard_size(layout))
+    form = find_form(opened, rows, settings, workers, progress=progress)
+    pieces = bounds(0, len(rows), settings.shard_size or default_shard_size(form))
     facts = {**identity, "shards": len(pieces), "num_classes": num_classes(opened), "classes": list(opened.classes)}
     text = files.json_bytes(facts)
     made = not manifest.is_sealed(dest) and files.create(dest / SETTINGS, lambda file: file.write(text))
@@ -101,9 +101,9 @@ def import_part(
     sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
     if not isinstance(opened, ImageSource) or len(jobs) == 1:
         workers = 1
-    unit = "img" if len(layout.shape) == 3 else "row"
+    unit = "img" if len(form.shape) == 3 else "row"
     with Progress("import", sum(sizes.values()), unit, done=sum(sizes[i] for i in done), show=progress) as bar:
-        for job in conversion.make_shards(opened, dest, layout, jobs, workers):
+        for job in conversion.make_shards(opened, dest, form, jobs, workers):
             bar.advance(sizes[job.number])
             if stop():
                 raise Interrupted(f"{dest}: stopped; run the same command again to continue")

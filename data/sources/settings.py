@@ -1,6 +1,6 @@
 """The settings of an import: which rows of the source, in which shape, and how many per shard.
 
-    Source + Settings  ->  choose_rows  ->  rows  ->  find_layout  ->  Layout
+    Source + Settings  ->  choose_rows  ->  rows  ->  find_form  ->  SampleForm
 
 N samples, C channels, H height, W width, D features.
 """
@@ -18,7 +18,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import ArraySource, ImageSource, Source
-from entroloop.data.sources.convert import Layout
+from entroloop.data.sources.convert import SampleForm
 from entroloop.data.sources.images import Channels, Filter
 from entroloop.data.store.shards import Encoding
 
@@ -91,10 +91,10 @@ def choose_rows(source: Source, settings: Settings) -> NDArray[np.int64]:
     return np.sort(rows[np.lexsort((labels, turn))[: settings.limit]])
 
 
-def find_layout(
+def find_form(
     source: Source, rows: NDArray[np.int64], settings: Settings, workers: int, *, progress: bool = False
-) -> Layout:
-    """The layout of all samples. Raises UserError when images differ in size and are not resized."""
+) -> SampleForm:
+    """The form of all samples. Raises UserError when images differ in size and are not resized."""
     labelled = settings.labels and source.labels is not None
     color: Channels | None = COLORS[settings.color]
     if not isinstance(source, ImageSource):
@@ -106,7 +106,7 @@ def find_layout(
                 raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
             if not isinstance(source, ArraySource):  # an ArraySource was checked when it was opened
                 conversion.check_vectors(source, rows)
-            return Layout(first.shape, "npy", labelled)
+            return SampleForm(first.shape, "npy", labelled)
         channels, size = color or len(first), (first.shape[2], first.shape[1])
     elif color is not None and settings.resolution is not None:
         channels, size = color, (0, 0)
@@ -120,7 +120,7 @@ def find_layout(
                 f"{name} is {other[0]} x {other[1]}): give --resolution"
             )
     side = settings.resolution
-    return Layout(
+    return SampleForm(
         (channels, size[1], size[0]) if side is None else (channels, side, side),
         cast("Encoding", settings.encoding),
         labelled,
@@ -133,7 +133,7 @@ def num_classes(source: Source) -> int:
     return 0 if source.labels is None else max(len(source.classes), int(source.labels.max()) + 1)
 
 
-def default_shard_size(layout: Layout) -> int:
+def default_shard_size(form: SampleForm) -> int:
     """Samples per shard if the user does not set it."""
-    width = math.prod(layout.shape) * (1 if len(layout.shape) == 3 else 4)
+    width = math.prod(form.shape) * (1 if len(form.shape) == 3 else 4)
     return max(1, min(1000, SHARD_BYTES // width))

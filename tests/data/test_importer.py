@@ -19,7 +19,7 @@ from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.sources import base as sources
 from entroloop.data.sources import importer as importers
-from entroloop.data.sources.convert import Layout
+from entroloop.data.sources.convert import SampleForm
 from entroloop.data.sources.importer import Settings, import_dataset, import_part, seal_import
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import default_shard_size
@@ -344,8 +344,8 @@ def test_other_order_of_creation_gives_the_same_bytes(tmp_path: Path):
 
 
 def test_large_samples_get_smaller_shards():
-    assert default_shard_size(Layout((3, 1024, 1024), "png", False)) * 3 * 1024**2 <= 2**27
-    assert default_shard_size(Layout((3, 64, 64), "png", False)) == 1000
+    assert default_shard_size(SampleForm((3, 1024, 1024), "png", False)) * 3 * 1024**2 <= 2**27
+    assert default_shard_size(SampleForm((3, 64, 64), "png", False)) == 1000
 
 
 def test_full_disk_is_one_line_and_the_import_goes_on_later(tmp_path: Path):
