@@ -1,7 +1,7 @@
 """The work of an import: makes one shard at a time, in this process or in several worker processes.
 
     Source + rows  ->  scan (headers only)  ->  Found
-    Source + SampleForm + Job  ->  one shard on disk
+    Source + SampleForm + ShardTask  ->  one shard on disk
 
 Worker processes import only this module, so it must not import torch.
 
@@ -52,7 +52,7 @@ class SampleForm:
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardTask:
     """One shard: its number, the number of its first sample in the new set, and the rows of the source that it gets."""
 
     number: int
@@ -95,15 +95,15 @@ def read_samples(source: Source, rows: NDArray[np.int64], form: SampleForm) -> S
     return samples
 
 
-def make_shard(source: Source, dest: Path, form: SampleForm, job: Job) -> None:
+def make_shard(source: Source, dest: Path, form: SampleForm, task: ShardTask) -> None:
     """Reads, converts and writes one shard. If a sample is damaged, raises UserError and writes nothing."""
-    samples = read_samples(source, job.rows, form)
-    first, last = job.first, job.first + len(job.rows)
+    samples = read_samples(source, task.rows, form)
+    first, last = task.first, task.first + len(task.rows)
     provenance = Provenance(
-        np.full(len(job.rows), REAL), np.arange(first, last), tuple(source.names[int(row)] for row in job.rows)
+        np.full(len(task.rows), REAL), np.arange(first, last), tuple(source.names[int(row)] for row in task.rows)
     )
-    labels = source.labels[job.rows] if form.labelled and source.labels is not None else None
-    write_shard(dest, job.number, samples, labels, provenance, first_key=first, encoding=form.encoding)
+    labels = source.labels[task.rows] if form.labelled and source.labels is not None else None
+    write_shard(dest, task.number, samples, labels, provenance, first_key=first, encoding=form.encoding)
 
 
 def fit(sample: Any, form: SampleForm) -> NDArray[Any]:
@@ -131,10 +131,10 @@ def _begin(parent: int, *shared: Any) -> None:
     _shared = shared
 
 
-def _shard_task(job: Job) -> Job:
+def _shard_task(task: ShardTask) -> ShardTask:
     source, dest, form = _shared
-    make_shard(source, dest, form, job)
-    return job
+    make_shard(source, dest, form, task)
+    return task
 
 
 def _scan_task(rows: NDArray[np.int64]) -> Found:
@@ -142,21 +142,25 @@ def _scan_task(rows: NDArray[np.int64]) -> Found:
     return scan(source, rows, sized)
 
 
-def make_shards(source: Source, dest: Path, form: SampleForm, jobs: Sequence[Job], workers: int) -> Iterator[Job]:
-    """Makes the shards in any order. Yields each job when its shard is complete."""
+def make_shards(
+    source: Source, dest: Path, form: SampleForm, tasks: Sequence[ShardTask], workers: int
+) -> Iterator[ShardTask]:
+    """Makes the shards in any order. Yields each task when its shard is complete."""
     if workers <= 1:
-        for job in jobs:
-            make_shard(source, dest, form, job)
-            yield job
+        for task in tasks:
+            make_shard(source, dest, form, task)
+            yield task
         return
     with _pool(workers, source, dest, form) as pool:
-        waiting = iter(jobs)
-        running: set[Future[Job]] = {pool.submit(_shard_task, job) for job in itertools.islice(waiting, workers + 1)}
+        waiting = iter(tasks)
+        running: set[Future[ShardTask]] = {
+            pool.submit(_shard_task, task) for task in itertools.islice(waiting, workers + 1)
+        }
         while running:
             finished, running = wait(running, return_when=FIRST_COMPLETED)
             for future in finished:
                 yield future.result()
-            running |= {pool.submit(_shard_task, job) for job in itertools.islice(waiting, len(finished))}
+            running |= {pool.submit(_shard_task, task) for task in itertools.islice(waiting, len(finished))}
 
 
 def scan_all(

@@ -1,6 +1,6 @@
 """Import: a user's images or vectors -> sealed shards that have the same bytes on every machine.
 
-    SOURCE  ->  open_source  ->  chosen rows  ->  one job per shard (parallel, or `--part i::n`)  ->  DEST sealed
+    SOURCE  ->  open_source  ->  chosen rows  ->  one task per shard (parallel, or `--part i::n`)  ->  DEST sealed
 
 The import first writes its settings and a fingerprint of the source's names and labels to `import.json`. A second
 import into the same folder then either continues the same work, or is refused with a message that tells the difference.
@@ -30,7 +30,7 @@ from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
-from entroloop.data.sources.convert import Job
+from entroloop.data.sources.convert import ShardTask
 from entroloop.data.sources.listing import HIDDEN
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_form, num_classes
@@ -97,14 +97,14 @@ def import_part(
         return opened.ignored
     _sweep_old(dest)
     done = {i for i in part.of(len(pieces)) if is_done(dest, i)}
-    jobs = [Job(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
+    tasks = [ShardTask(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
     sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
-    if not isinstance(opened, ImageSource) or len(jobs) == 1:
+    if not isinstance(opened, ImageSource) or len(tasks) == 1:
         workers = 1
     unit = "img" if len(form.shape) == 3 else "row"
     with Progress("import", sum(sizes.values()), unit, done=sum(sizes[i] for i in done), show=progress) as bar:
-        for job in conversion.make_shards(opened, dest, form, jobs, workers):
-            bar.advance(sizes[job.number])
+        for task in conversion.make_shards(opened, dest, form, tasks, workers):
+            bar.advance(sizes[task.number])
             if stop():
                 raise Interrupted(f"{dest}: stopped; run the same command again to continue")
     return opened.ignored
