@@ -37,7 +37,7 @@ from entroloop.data.world import World, join, leave
 from entroloop.trainer import ema
 from entroloop.trainer.diffusion import Noise, training_loss
 from entroloop.trainer.network_config import NetworkConfig
-from entroloop.trainer.train import Job, Trainer, train
+from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig
 
 REPEAT = 20  # updates in one measurement
@@ -53,7 +53,7 @@ def make_set(folder: Path, count: int, channels: int, side: int) -> Dataset:
     return Dataset(folder)
 
 
-def job_of(options: argparse.Namespace, folder: Path, steps: int, **changes: object) -> Job:
+def job_of(options: argparse.Namespace, folder: Path, steps: int, **changes: object) -> TrainJob:
     """The job of training a generation for `steps` steps, with statistics every fourth step and no checkpoint."""
     kimg = steps * options.batch / 1000
     values = {
@@ -63,7 +63,9 @@ def job_of(options: argparse.Namespace, folder: Path, steps: int, **changes: obj
     network = NetworkConfig(
         channels=tuple(options.channels), attention=tuple(options.attention), middle_attention=False, norm_groups=8
     )
-    return Job(TrainConfig(**values), network, 0, 0, folder / "checkpoints", folder / "weights", folder / "stats", {})
+    return TrainJob(
+        TrainConfig(**values), network, 0, 0, folder / "checkpoints", folder / "weights", folder / "stats", {}
+    )
 
 
 def now(device: torch.device) -> float:

@@ -46,7 +46,7 @@ def say_once(text: str) -> None:
 
 
 @dataclass
-class Job:
+class TrainJob:
     """One generation's training: its inputs, and where its files are written.
 
     checkpoints, weights, stats  folder of resume states, folder of the export, file of unsealed statistics
@@ -72,7 +72,7 @@ class Trainer:
     averages  by name, tensors like the engine's masters; "" is the average to sample from
     """
 
-    def __init__(self, job: Job, data: TrainingStream, world: World) -> None:
+    def __init__(self, job: TrainJob, data: TrainingStream, world: World) -> None:
         config = job.config
         self.job, self.data, self.world = job, data, world
         self.scale = (
@@ -206,7 +206,7 @@ class Trainer:
 
 
 def train(
-    job: Job,
+    job: TrainJob,
     data: TrainingStream,
     world: World,
     *,

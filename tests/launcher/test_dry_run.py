@@ -18,7 +18,7 @@ from entroloop.launcher import sweep
 from entroloop.launcher.preview import memory as footprint
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.trainer.network import build
-from entroloop.trainer.train import Job, Trainer
+from entroloop.trainer.train import Trainer, TrainJob
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -97,7 +97,7 @@ def test_memory_of_one_process_is_what_the_trainer_holds(tmp_path):
     write_shard(tmp_path / "set", 0, np.zeros((16, 1, 8, 8), np.uint8), None, where, first_key=0)
     seal_dataset(tmp_path / "set")
     config = tiny(tmp_path, "train.more_emas.short.halflife_kimg=1", "train.batch=8")
-    job = Job(config.train, config.network, 0, 0, tmp_path / "c", tmp_path / "w", tmp_path / "s", {})
+    job = TrainJob(config.train, config.network, 0, 0, tmp_path / "c", tmp_path / "w", tmp_path / "s", {})
     trainer = Trainer(job, Resident(Dataset(tmp_path / "set")), World())
     trainer.engine.backward(next(iter(trainer.engine.network.parameters())).sum())  # makes the optimizer
     for parameter in trainer.engine.network.parameters():

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
 
 def job(folder, **changes):
     values = {"kimg": 0.4, "batch": 8, "warmup_kimg": 0.05, "checkpoint_kimg": 0.04, "log_kimg": 0.04, **changes}
-    return loop.Job(
+    return loop.TrainJob(
         config=TrainConfig(**values), network=NetworkConfig(channels=(8,), norm_groups=4), seed=1, num_classes=0,
         checkpoints=folder / "checkpoints", weights=folder / "weights", stats=folder / "stats.jsonl", made_from={},
     )  # fmt: skip

@@ -20,7 +20,7 @@ from entroloop.data.world import World
 from entroloop.launcher.run import runner as drive
 from entroloop.trainer import checkpoint
 from entroloop.trainer.network import NetworkConfig, load
-from entroloop.trainer.train import Job, Trainer, train
+from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig, learning_rate
 
 
@@ -37,7 +37,7 @@ def data(tmp_path_factory):
 
 def job(folder, **changes):
     values = {"kimg": 0.2, "batch": 8, "warmup_kimg": 0.05, "checkpoint_kimg": 0.04, "log_kimg": 0.04, **changes}
-    return Job(
+    return TrainJob(
         config=TrainConfig(**values), network=NetworkConfig(channels=(8,), norm_groups=4, dropout=0.1), seed=1,
         num_classes=3, checkpoints=folder / "checkpoints", weights=folder / "weights",
         stats=folder / "stats.jsonl", made_from={},

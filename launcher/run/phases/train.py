@@ -58,7 +58,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     from entroloop.data.seeds import derive_seed
     from entroloop.data.streams.choice import open_stream
     from entroloop.trainer import network as networks
-    from entroloop.trainer.train import Job, train
+    from entroloop.trainer.train import TrainJob, train
 
     config, world, generation = context.config, context.world, step.generation
     reading = config.data
@@ -73,7 +73,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     warm = None
     if config.train.warm_start and generation:
         warm = networks.load(context.layout.of(Step(generation - 1, "train")))
-    job = Job(
+    job = TrainJob(
         config=config.train, network=config.network, seed=derive_seed(config.seed, generation, "train"),
         num_classes=context.real.num_classes, checkpoints=context.layout.checkpoints(generation),
         weights=context.layout.of(step), stats=context.layout.stats(generation),
