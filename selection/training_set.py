@@ -24,7 +24,7 @@ from entroloop.data.store.shards import REAL, Provenance, Samples, seal_dataset,
 
 
 @dataclass(frozen=True)
-class Source:
+class Candidates:
     """Candidates from one sealed set: its rows, int64 [n], and their provenance.
 
     real  the set is the run's real data. Its samples then count as real images, identified by their rows, whatever
@@ -45,11 +45,11 @@ class Source:
         return None if self.dataset.labels is None else self.dataset.labels[self.rows]
 
     @staticmethod
-    def whole(dataset: Dataset) -> Source:
-        return Source(dataset, np.arange(len(dataset), dtype=np.int64))
+    def whole(dataset: Dataset) -> Candidates:
+        return Candidates(dataset, np.arange(len(dataset), dtype=np.int64))
 
 
-def take(sources: Sequence[Source], ids: NDArray[np.int64]) -> Samples:
+def take(sources: Sequence[Candidates], ids: NDArray[np.int64]) -> Samples:
     """The samples of the candidates `ids`, int64 [N], in that order: [N, ...]."""
     edges = np.concatenate([[0], np.cumsum([len(s.rows) for s in sources])])
     owner = np.searchsorted(edges, ids, side="right") - 1
@@ -62,7 +62,7 @@ def take(sources: Sequence[Source], ids: NDArray[np.int64]) -> Samples:
 
 
 def write_selected(
-    sources: Sequence[Source],
+    sources: Sequence[Candidates],
     ids: NDArray[np.int64],
     folder: Path,
     *,
@@ -87,7 +87,7 @@ def write_selected(
 def write_as_shards(dataset: Dataset, folder: Path) -> Manifest:
     """Copies an indexed set into shards of the same sizes, so that its training batches stay the same."""
     about = {"num_classes": dataset.num_classes} if dataset.labelled else {}
-    source = Source.whole(dataset)
+    source = Candidates.whole(dataset)
     return write_selected(
         [source], source.rows, folder, shard_size=dataset.shard_counts[0], about=about,
         made_from={"index": dataset.manifest.digest},
@@ -95,7 +95,7 @@ def write_as_shards(dataset: Dataset, folder: Path) -> Manifest:
 
 
 def index_selected(
-    sources: Sequence[Source],
+    sources: Sequence[Candidates],
     ids: NDArray[np.int64],
     folder: Path,
     *,
@@ -131,7 +131,7 @@ def _number(one: Dataset, sets: list[Dataset]) -> int:
     return len(sets) - 1
 
 
-def _columns(sources: Sequence[Source], ids: NDArray[np.int64]) -> tuple[Provenance, NDArray[np.int64] | None]:
+def _columns(sources: Sequence[Candidates], ids: NDArray[np.int64]) -> tuple[Provenance, NDArray[np.int64] | None]:
     provenance = Provenance.concatenate([s.provenance for s in sources]).take(ids)
     each = [s.labels for s in sources]
     labels = None if any(x is None for x in each) else np.concatenate([x for x in each if x is not None])[ids]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from entroloop.data.seeds import Part
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
-    from entroloop.selection.training_set import Source
+    from entroloop.selection.training_set import Candidates
 
 
 def _reads(config: Config, generation: int) -> Iterator[Step]:
@@ -69,12 +69,12 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     return said
 
 
-def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np.int64]]:
+def _chosen(context: Context, step: Step) -> tuple[str, list[Candidates], NDArray[np.int64]]:
     """Returns the text for the log, the candidates, and the ids of the chosen candidates in their concatenation."""
-    from entroloop.selection.training_set import Source
+    from entroloop.selection.training_set import Candidates
 
     config, generation = context.config, step.generation
-    real = Source(context.real, context.split.training, real=True)
+    real = Candidates(context.real, context.split.training, real=True)
     if generation == 0:
         return f"{config.data.size} real {context.kind}", [real], np.arange(config.data.size)
     pool = pool_of(config.loop, generation, config.data.size)
@@ -86,7 +86,7 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np
             blocks.append(features[context.split.training])
         else:
             count = config.loop.candidates * config.data.size
-            sources.append(Source(context.dataset(Step(g, "sample")), np.arange(count)))
+            sources.append(Candidates(context.dataset(Step(g, "sample")), np.arange(count)))
             blocks.append(features[:count])
     ids = np.empty(0, np.int64)
     candidates = sum(len(block) for block in blocks)
@@ -95,10 +95,10 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np
     elif pool.choose:
         ids = _choose(context, np.concatenate(blocks), pool.choose, sources, generation)
     if pool.fresh:
-        sources.append(Source(context.real, np.sort(context.split.fresh[pool.fresh]), real=True))
+        sources.append(Candidates(context.real, np.sort(context.split.fresh[pool.fresh]), real=True))
         ids = np.concatenate([ids, candidates + np.arange(len(pool.fresh))])
     if pool.keep:
-        before = Source.whole(context.dataset(Step(generation - 1, "select")))
+        before = Candidates.whole(context.dataset(Step(generation - 1, "select")))
         ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
         sources.insert(0, before)
     fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
@@ -109,7 +109,7 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Source], NDArray[np
 
 
 def _choose(
-    context: Context, features: NDArray[np.float32], size: int, sources: list[Source], generation: int
+    context: Context, features: NDArray[np.float32], size: int, sources: list[Candidates], generation: int
 ) -> NDArray[np.int64]:
     """Chooses rows of the candidates' features, int64 [size], and records facts of the choice."""
     from entroloop.data.seeds import derive_seed
@@ -138,7 +138,7 @@ def _choose(
     return ids
 
 
-def _write(context: Context, step: Step, sources: list[Source], ids: NDArray[np.int64]) -> None:
+def _write(context: Context, step: Step, sources: list[Candidates], ids: NDArray[np.int64]) -> None:
     from entroloop.selection.training_set import index_selected, write_selected
 
     data, folder = context.config.data, context.layout.of(step)
@@ -160,7 +160,7 @@ def _write(context: Context, step: Step, sources: list[Source], ids: NDArray[np.
         write_selected(sources, ids, folder, shard_size=data.shard_size, about=about, made_from=made_from)
 
 
-def _labels(context: Context, sources: list[Source], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def _labels(context: Context, sources: list[Candidates], ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Class of every chosen candidate, int64 [N]; -1 for samples without a class.
 
     A training set that mixes real images with such samples has no labels, but the classes of its real images are known.
