@@ -34,7 +34,7 @@ STATES = 3  # copies of the parameters in a checkpoint: weights and Adam's two m
 
 
 @dataclass(frozen=True)
-class Source:
+class RealFacts:
     """Facts of the real data: samples, shape of one sample ((C, H, W) or (D,)), whether labelled, number of classes."""
 
     count: int
@@ -43,16 +43,16 @@ class Source:
     classes: int
 
     @staticmethod
-    def of(sealed: Dataset) -> Source:
-        return Source(len(sealed), sealed.shape, sealed.labelled, sealed.num_classes)
+    def of(sealed: Dataset) -> RealFacts:
+        return RealFacts(len(sealed), sealed.shape, sealed.labelled, sealed.num_classes)
 
 
-def source_of(config: Config) -> Source | None:
+def source_of(config: Config) -> RealFacts | None:
     """Opens the source or its sealed set; None where this machine cannot open it."""
     data = config.data
     folder = real_folder(config, Layout(config.run_folder))
     if manifest.is_sealed(folder):
-        return Source.of(Dataset(folder))
+        return RealFacts.of(Dataset(folder))
     try:
         opened = open_source(data.source, data.split)
         count = min(len(opened.names), data.limit or len(opened.names))
@@ -67,7 +67,7 @@ def source_of(config: Config) -> Source | None:
         return None
     if len(shape) == 3 and data.resolution is not None:
         shape = (shape[0], data.resolution, data.resolution)
-    return Source(count, shape, opened.labels is not None, num_classes(opened))
+    return RealFacts(count, shape, opened.labels is not None, num_classes(opened))
 
 
 def sample_bytes(shape: tuple[int, ...], labelled: bool) -> int:
@@ -89,7 +89,7 @@ def _dim(encoder: str, shape: tuple[int, ...]) -> int:
     return dim if isinstance(dim, int) else FEATURES_OF_OTHERS
 
 
-def generation_bytes(config: Config, source: Source, generation: int, parameters: int) -> dict[str, int]:
+def generation_bytes(config: Config, source: RealFacts, generation: int, parameters: int) -> dict[str, int]:
     """Bytes of one generation's folders by name; for generation -1, of the real data."""
     one = sample_bytes(source.shape, source.labelled)
     features = 4 * sum(_dim(name, source.shape) for name in config.encoders)
@@ -112,7 +112,7 @@ def generation_bytes(config: Config, source: Source, generation: int, parameters
     }
 
 
-def describe_disk(config: Config, source: Source | None) -> list[str]:
+def describe_disk(config: Config, source: RealFacts | None) -> list[str]:
     """Lines of the dry run about disk use."""
     if source is None:
         return [f"disk           not known: {config.data.source} cannot be opened here"]

@@ -17,7 +17,7 @@ from entroloop.data.runfolder import Layout
 from entroloop.data.split import split_real
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config
-from entroloop.launcher.preview.disk import Source, source_of
+from entroloop.launcher.preview.disk import RealFacts, source_of
 from entroloop.launcher.preview.memory import count_parameters
 from entroloop.launcher.run.phase import Phase
 from entroloop.launcher.run.recipes import real_folder
@@ -26,7 +26,9 @@ from entroloop.trainer.guidance import check_guide
 from entroloop.trainer.tracking import check_installed
 
 
-def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, *, look: bool = False) -> Source | None:
+def check_ready(
+    config: Config, ahead: Collection[Phase], device: torch.device, *, look: bool = False
+) -> RealFacts | None:
     """Raises UserError where something that the configuration names is missing, does not fit or cannot be imported.
 
     ahead   the phases that are to be done
@@ -48,7 +50,7 @@ def check_ready(config: Config, ahead: Collection[Phase], device: torch.device, 
     return real
 
 
-def check_real(config: Config, real: Source) -> None:
+def check_real(config: Config, real: RealFacts) -> None:
     """Raises UserError when the real data do not satisfy all that the configuration requires of them."""
     data = config.data
     split = split_real(

@@ -49,7 +49,7 @@ def _begin(context: Context, step: Step) -> None:
     """Imports the real data, checks them, and fits the classifier. Leaves finished results alone."""
     from entroloop.data.sources.importer import import_dataset
     from entroloop.data.sources.settings import Settings
-    from entroloop.launcher.preview.disk import Source
+    from entroloop.launcher.preview.disk import RealFacts
     from entroloop.launcher.run.ready import check_real
     from entroloop.launcher.run.resume import start_over
 
@@ -59,7 +59,7 @@ def _begin(context: Context, step: Step) -> None:
     if not manifest.is_sealed(Path(data.source)):
         settings = Settings(resolution=data.resolution, limit=data.limit, split=data.split, shard_size=data.shard_size)
         import_dataset(data.source, context.layout.images, settings, stop=context.should_stop)
-    check_real(context.config, Source.of(context.real))
+    check_real(context.config, RealFacts.of(context.real))
     if "classifier" in context.config.encoders and not manifest.is_sealed(context.layout.classifier):
         _fit_classifier(context, step)
 
