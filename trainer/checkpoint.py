@@ -23,8 +23,8 @@ import torch
 from entroloop.data import files
 from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest
-from entroloop.trainer import network as networks
 from entroloop.trainer.diffusion import Scale
+from entroloop.trainer.network import DenoiserNetwork
 
 log = logging.getLogger(__name__)
 _DIGITS = 64  # of a SHA-256
@@ -112,7 +112,7 @@ def restore(module: torch.nn.Module, state: Mapping[str, Any], path: Path) -> No
 
 def export(
     folder: Path,
-    averages: Mapping[str, networks.DenoiserNetwork],
+    averages: Mapping[str, DenoiserNetwork],
     *,
     objective: str,
     scale: Scale,

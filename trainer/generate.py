@@ -26,11 +26,10 @@ from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds, derive_seed, generator
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Provenance, is_done, write_shard
-from entroloop.trainer import network as networks
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
-from entroloop.trainer.network import DenoiserNetwork
+from entroloop.trainer.network import DenoiserNetwork, check_precision
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model, noise_levels
 from entroloop.trainer.sampler import clipped, draw, guided
 
@@ -83,7 +82,7 @@ class Generator:
         histogram: NDArray[np.int64] | None = None,
         guide: Path | None = None,
     ) -> None:
-        networks.check_precision("sample", config.precision, device)
+        check_precision("sample", config.precision, device)
         about: dict[str, Any] = manifest.read(weights).about
         self.config, self.plan, self.device, self.histogram = config, plan, device, histogram
         self.shape = tuple(about["shape"])

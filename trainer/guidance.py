@@ -20,7 +20,7 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
-from entroloop.trainer import network as networks
+from entroloop.trainer import network
 from entroloop.trainer.diffusion import Denoiser, denoiser
 from entroloop.trainer.network import DenoiserNetwork
 from entroloop.trainer.sample_config import GuideKind, SampleConfig
@@ -75,13 +75,13 @@ def denoiser_of(weights: Path, config: SampleConfig, guide: Path | None, prepare
     Raises UserError when the guide does not fit.
     """
     about = manifest.read(weights).about
-    own = networks.load(weights)
+    own = network.load(weights)
     if guide is None:
         return denoiser(about["objective"], prepare(own))
     theirs = check_guide(guide, about["shape"], about["num_classes"])
     if theirs["scale"] != about["scale"]:
         raise _unlike(guide, "its training set, which decides the scale of vectors, had another mean or deviation")
-    second = networks.load(guide)
+    second = network.load(guide)
     assert config.guide_weight is not None
     if config.guide_kind == "neon":
         if theirs["objective"] != about["objective"]:

@@ -28,9 +28,8 @@ from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError, reason
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds
-from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
-from entroloop.data.sources.convert import ShardTask
+from entroloop.data.sources.convert import ShardTask, make_shards
 from entroloop.data.sources.listing import HIDDEN
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_form, num_classes
@@ -103,7 +102,7 @@ def import_part(
         workers = 1
     unit = "img" if len(form.shape) == 3 else "row"
     with Progress("import", sum(sizes.values()), unit, done=sum(sizes[i] for i in done), show=progress) as bar:
-        for task in conversion.make_shards(opened, dest, form, tasks, workers):
+        for task in make_shards(opened, dest, form, tasks, workers):
             bar.advance(sizes[task.number])
             if stop():
                 raise Interrupted(f"{dest}: stopped; run the same command again to continue")

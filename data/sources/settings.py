@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError
 from entroloop.data.seeds import derive_seed, permutation
-from entroloop.data.sources import convert as conversion
 from entroloop.data.sources.base import ArraySource, ImageSource, Source
-from entroloop.data.sources.convert import SampleForm
+from entroloop.data.sources.convert import SampleForm, check_vectors, scan_all
 from entroloop.data.sources.images import Channels, Filter
 from entroloop.data.store.shards import Encoding
 
@@ -105,13 +104,13 @@ def find_form(
             if settings.resolution is not None:
                 raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
             if not isinstance(source, ArraySource):  # an ArraySource was checked when it was opened
-                conversion.check_vectors(source, rows)
+                check_vectors(source, rows)
             return SampleForm(first.shape, "npy", labelled)
         channels, size = color or len(first), (first.shape[2], first.shape[1])
     elif color is not None and settings.resolution is not None:
         channels, size = color, (0, 0)
     else:
-        found = conversion.scan_all(source, rows, workers, sized=settings.resolution is None, progress=progress)
+        found = scan_all(source, rows, workers, sized=settings.resolution is None, progress=progress)
         channels, size = color or found.channels, found.size
         if found.odd is not None and settings.resolution is None:
             name, other = found.odd

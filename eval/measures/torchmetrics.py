@@ -26,14 +26,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistance
 
-from entroloop.data import world as worlds
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder
 from entroloop.data.store.shards import REAL
-from entroloop.data.world import World
+from entroloop.data.world import World, current
 from entroloop.eval.catalogue import MEASURES
+from entroloop.eval.measures import frechet
 from entroloop.eval.measures.frechet import Moments, merge, moments
-from entroloop.eval.measures.frechet import frechet_distance as distance_of_moments
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.sets import Sets, check_finite, check_type, check_width, combined
 
@@ -57,7 +56,7 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
     @property
     def world(self) -> World:
         """The World that was given, else the World of the process group that this process has joined."""
-        return worlds.current(self.device) if self._world is None else self._world
+        return current(self.device) if self._world is None else self._world
 
     def _features(self, samples: Any, role: str) -> Tensor:
         """Features [n, D]. Raises UserError unless they are finite real numbers with the role's D of earlier calls."""
@@ -191,7 +190,9 @@ class FrechetDistance(_SetMetric):
         for role in ("generated", "reference" if "reference" in sums else "training"):
             if role not in sums or sums[role].n < 2:
                 raise UserError(f"{role}: holds too few points; the Frechet distance needs at least 2")
-        value = distance_of_moments(sums["generated"], sums.get("reference", sums.get("training", sums["generated"])))
+        value = frechet.frechet_distance(
+            sums["generated"], sums.get("reference", sums.get("training", sums["generated"]))
+        )
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 
 

@@ -57,7 +57,7 @@ def _fits(config: Config, world: World) -> None:
 def _work(context: Context, step: Step, part: Part | None) -> str:
     from entroloop.data.seeds import derive_seed
     from entroloop.data.streams.choice import open_stream
-    from entroloop.trainer import network as networks
+    from entroloop.trainer import network
     from entroloop.trainer.train import TrainJob, train
 
     config, world, generation = context.config, context.world, step.generation
@@ -72,7 +72,7 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
         raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
     warm = None
     if config.train.warm_start and generation:
-        warm = networks.load(context.layout.of(Step(generation - 1, "train")))
+        warm = network.load(context.layout.of(Step(generation - 1, "train")))
     job = TrainJob(
         config=config.train, network=config.network, seed=derive_seed(config.seed, generation, "train"),
         num_classes=context.real.num_classes, checkpoints=context.layout.checkpoints(generation),
