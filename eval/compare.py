@@ -191,7 +191,11 @@ def _read(path: Path, resolution: int | None, key: str | None) -> Samples:
     if any(path.glob("shard-*.tar")):
         raise UserError(f"{path}: shards without {MANIFEST}: unfinished, or seal them with `entroloop seal`")
     _check_no_run(path)
-    return _read_source(path, resolution)
+    source = open_source(str(path))  # a folder of images, a zip, IDX files: every source that `import` reads
+    every = np.arange(len(source.names))
+    if not len(every):
+        raise UserError(f"{path}: holds no images")
+    return read_samples(source, every, find_form(source, every, Settings(resolution=resolution, labels=False), 1))
 
 
 def _check_no_run(path: Path) -> None:
@@ -205,16 +209,6 @@ def _check_no_run(path: Path) -> None:
             f"{path}: holds the sets of a run, real, generated and selected: give one of them, "
             f"such as {(sealed or samples)[-1]}"
         )
-
-
-def _read_source(path: Path, resolution: int | None) -> Samples:
-    """A folder of images, a zip, IDX files: every source that `import` reads."""
-    source = open_source(str(path))
-    rows = np.arange(len(source.names))
-    if not len(rows):
-        raise UserError(f"{path}: holds no images")
-    form = find_form(source, rows, Settings(resolution=resolution, labels=False), 1)
-    return read_samples(source, rows, form)
 
 
 def resized(samples: Samples, resolution: int | None) -> Samples:

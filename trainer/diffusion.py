@@ -158,11 +158,6 @@ class Scale:
     width: tuple[float, ...]
 
     @staticmethod
-    def of(samples: Tensor) -> Scale:
-        """The scale of a training set: uint8 [N, C, H, W] or float32 [N, D]."""
-        return Scale.of_images() if samples.dtype == torch.uint8 else Scale.of_vectors([samples])
-
-    @staticmethod
     def of_vectors(parts: Iterable[Tensor]) -> Scale:
         """The scale of a set given as a sequence of parts, float32 [n, D]. The last bits depend on the parts."""
         count, mean, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
-from entroloop.data.runfolder import FOLDERS, Layout, Step
+from entroloop.data.runfolder import FOLDERS, Layout
 from entroloop.data.sources.base import ArraySource, ImageSource
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import num_classes
@@ -121,17 +121,13 @@ def describe_disk(config: Config, source: RealFacts | None) -> list[str]:
     each = [generation_bytes(config, source, g, parameters) for g in range(config.generations)]
     lines = [f"real data      disk      {_parts(real)}"]
     lines += [f"generation {g:<3} disk      {_parts(parts)}" for g, parts in enumerate(each)]
-    gone = sum(each[s.generation][FOLDERS[s.phase]] for s in removable(config, _all_sealed))
+    gone = sum(each[s.generation][FOLDERS[s.phase]] for s in removable(config, lambda step: True))
     states = 4 * parameters * (STATES + 1 + len(config.train.more_emas)) * (config.train.keep + 1)
     total = sum(real.values()) + sum(sum(parts.values()) for parts in each)
     kept = config.generations * states if config.keep.checkpoints == "all" else 0
     left = f", of which {size(total + kept - gone)} stay by keep" if gone or kept else ""
     lines.append(f"disk           at most about {size(total)} in all{left}; checkpoints {size(states)} while training")
     return lines
-
-
-def _all_sealed(step: Step) -> bool:
-    return True
 
 
 def _parts(parts: dict[str, int]) -> str:

@@ -96,20 +96,20 @@ def test_karras_levels_match_the_published_endpoints():
 
 def test_scale_round_trips_every_pixel_value_and_standardises_vectors():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
-    scale = Scale.of(pixels)
+    scale = Scale.of_images()
     y = scale.to_model(pixels)
     assert y.min() == -1
     assert y.max() == 1
     assert torch.equal(scale.from_model(y), pixels)
     vectors = torch.randn(500, 3) * torch.tensor([1.0, 100.0, 0.01]) + 7
-    scale = Scale.of(vectors)
+    scale = Scale.of_vectors([vectors])
     assert scale.to_model(vectors).std(0, correction=0).tolist() == pytest.approx([0.5] * 3, rel=1e-4)
     torch.testing.assert_close(scale.from_model(scale.to_model(vectors)), vectors, rtol=1e-4, atol=1e-4)
 
 
 def test_the_scale_of_parts_is_that_of_the_whole():
     vectors = torch.randn(500, 3) * torch.tensor([1.0, 100.0, 0.01]) + 7
-    whole, parts = Scale.of(vectors), Scale.of_vectors(torch.split(vectors, [1, 130, 369]))
+    whole, parts = Scale.of_vectors([vectors]), Scale.of_vectors(torch.split(vectors, [1, 130, 369]))
     assert whole.center == pytest.approx(vectors.double().mean(0).tolist(), rel=1e-12)
     assert whole.width == pytest.approx((vectors.double().std(0, correction=0) / 0.5).tolist(), rel=1e-9)
     assert parts.center == pytest.approx(whole.center, rel=1e-12)
