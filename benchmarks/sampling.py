@@ -45,7 +45,7 @@ from entroloop.data.store.shards import seal_dataset
 from entroloop.data.world import World
 from entroloop.eval.measures.frechet import frechet_distance, moments
 from entroloop.launcher import config as configuration
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 from entroloop.trainer import network as networks
 from entroloop.trainer.generate import SamplePlan, generate
@@ -99,7 +99,7 @@ def trained(folder: Path, objective: str, kimg: float) -> Context:
     overrides = [f"folder={folder}", f"name={objective}-{kimg:g}", f"train.objective={objective}"]
     config = configuration.load(DIGITS, [*overrides, f"train.kimg={kimg}", "generations=1"])
     world = World(device=DEVICE)
-    drive.run(config, world, lambda: False, until=Step(0, "train"))
+    runner.run(config, world, lambda: False, until=Step(0, "train"))
     return Context(config, Layout(config.run_folder), world)
 
 

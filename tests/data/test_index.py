@@ -27,7 +27,7 @@ from entroloop.launcher import sweep
 from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.config import compose
 from entroloop.launcher.preview.disk import generation_bytes, source_of
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import inputs, recipes, steps
 from entroloop.launcher.run.retention import removable
 from entroloop.launcher.run.runner import Attempt
@@ -39,7 +39,7 @@ GROWING = ("generations=3", "loop.paradigm=accumulate", "loop.fresh.share=0.25",
 
 def run(folder, *overrides, until=None, attempt=None):
     config = tiny(folder, *SHORT, *overrides)
-    drive.run(config, World(), lambda: False, until=until, attempt=attempt or Attempt())
+    runner.run(config, World(), lambda: False, until=until, attempt=attempt or Attempt())
     return Layout(config.run_folder)
 
 
@@ -144,7 +144,7 @@ def test_vectors_train_the_same_weights_and_are_drawn_alike(tmp_path):
     for selected, mode in (("shards", "resident"), ("index", "resident"), ("index", "streaming")):
         how = (f"data.selected={selected}", f"data.mode={mode}", "data.workers=0")
         config = compose(raw, [f"folder={tmp_path / selected / mode}", *SHORT, *vectors, *how], "vectors")
-        drive.run(config, World(), lambda: False)
+        runner.run(config, World(), lambda: False)
         runs.append(Layout(config.run_folder))
     assert weights(runs[0], 1) == weights(runs[1], 1) == weights(runs[2], 1)
     drawn = [points.clouds(read_run(layout.run))[0] for layout in runs[:2]]

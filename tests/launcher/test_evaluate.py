@@ -7,7 +7,7 @@ from ranks import on_ranks
 
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.phases import evaluate as evaluating
 
@@ -16,7 +16,7 @@ from entroloop.launcher.run.phases import evaluate as evaluating
 def flipped(tmp_path_factory):
     """A run that is trained with flips, up to its measures; 48 training, 50 measured and 64 held-out images."""
     config = tiny(tmp_path_factory.mktemp("run"), "train.flip=true", "generations=1", "evaluation.samples=50")
-    drive.run(config, World(), lambda: False, until=Step(0, "encode"))
+    runner.run(config, World(), lambda: False, until=Step(0, "encode"))
     return config
 
 

@@ -15,7 +15,7 @@ from entroloop.data.store.blocks import load_features
 from entroloop.data.world import World
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher.preview.dry_run import describe
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 
 OWN = """
 import numpy as np
@@ -37,7 +37,7 @@ def module(folder, name, dim=1, returned=MEANS):
 
 def refused(config, line):
     """The run and the dry run both say the line, and nothing is begun."""
-    for call in (lambda: drive.run(config, World(), lambda: False), lambda: describe(config)):
+    for call in (lambda: runner.run(config, World(), lambda: False), lambda: describe(config)):
         with pytest.raises(UserError) as caught:
             call()
         assert line in str(caught.value)
@@ -92,7 +92,7 @@ def test_an_own_encoder_is_known_by_its_configured_name(tmp_path, monkeypatch, v
     ours = ("selection.encoder=ready_own:mean", "evaluation.encoders=[ready_own:mean]", "train.kimg=0.016")
     config = tiny(tmp_path, f"data.source={vectors}", *ours, "selection.options.trim=0.05")
     with caplog.at_level(logging.INFO):
-        drive.run(config, World(), lambda: False)
+        runner.run(config, World(), lambda: False)
     layout = Layout(config.run_folder)
     for step in (PREPARE, Step(0, "encode")):
         assert list(manifest.read(layout.of(step)).about["encoders"]) == ["ready_own:mean"]

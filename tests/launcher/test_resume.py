@@ -11,8 +11,7 @@ from entroloop.data.store import manifest
 from entroloop.data.world import World
 from entroloop.launcher import config as configuration
 from entroloop.launcher import status
-from entroloop.launcher.run import lease
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import lease, runner
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease
 from entroloop.launcher.run.resume import open_run
@@ -38,7 +37,7 @@ def points(folder, *overrides):
 
 
 def run(config, until=None, should_stop=lambda: False):
-    drive.run(config, World(), should_stop, until=until)
+    runner.run(config, World(), should_stop, until=until)
     return Layout(config.run_folder)
 
 
@@ -137,11 +136,11 @@ def test_of_two_first_starts_the_configuration_saved_last_is_that_of_the_run(tmp
     layout = open_run(first)
     open_run(second)  # before the first one prepares
     with pytest.raises(UserError, match=r"changed the configuration: data\.heldout is 31 there, 32 here"):
-        drive.run_step(Context(first, layout, World()), PREPARE)
+        runner.run_step(Context(first, layout, World()), PREPARE)
     assert not manifest.is_sealed(layout.of(PREPARE))
     run(second, until=PREPARE)
     with pytest.raises(UserError, match=r"data\.heldout is 31 there, 32 here"):  # it chose its step before that
-        drive.run_step(Context(first, layout, World()), PREPARE)
+        runner.run_step(Context(first, layout, World()), PREPARE)
 
 
 def test_an_edited_copy_of_the_configuration_does_not_deceive(tmp_path):

@@ -14,7 +14,7 @@ from entroloop.launcher import process, status, sweep
 from entroloop.launcher.commands.slurm import arm_command, conclude_command
 from entroloop.launcher.commands.verify import verify_command
 from entroloop.launcher.preview.disk import describe_disk, generation_bytes, source_of
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import inputs, steps
 from entroloop.launcher.run.retention import removable
 
@@ -24,7 +24,7 @@ LITTLE = ("train.kimg=0.16", "train.checkpoint_kimg=0.08", "generations=3", "sam
 
 def run(folder, *overrides):
     config = tiny(folder, *LITTLE, *overrides)
-    drive.run(config, World(), lambda: False)
+    runner.run(config, World(), lambda: False)
     return Layout(config.run_folder)
 
 
@@ -81,7 +81,7 @@ def test_verify_tells_removed_from_missing(lean, tmp_path, capsys):
 
 def test_a_lean_run_can_be_continued_with_the_same_bytes(lean, whole, tmp_path):
     for layout, keep in ((lean, KEEP), (whole, ("keep.samples=all",))):
-        drive.run(tiny(layout.run.parent, *LITTLE, *keep, "generations=4"), World(), lambda: False)
+        runner.run(tiny(layout.run.parent, *LITTLE, *keep, "generations=4"), World(), lambda: False)
     for phase in ("select", "train", "evaluate"):
         assert sealed_bytes(lean.of(Step(3, phase))) == sealed_bytes(whole.of(Step(3, phase)))
 

@@ -20,7 +20,7 @@ from entroloop.data.world import World
 from entroloop.launcher import process
 from entroloop.launcher.commands import sample as sampling
 from entroloop.launcher.config import dump
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 
 TRAIN, SAMPLE = Step(0, "train"), Step(0, "sample")
@@ -32,7 +32,7 @@ SHARDS = ("sample.shard_size=16", "generations=1")  # 96 images in 6 shards
 def trained(tmp_path_factory):
     """A run that is to sample generation 0 next."""
     config = tiny(tmp_path_factory.mktemp("trained"), *SHARDS)
-    drive.run(config, World(), lambda: False, until=TRAIN)
+    runner.run(config, World(), lambda: False, until=TRAIN)
     return config.run_folder
 
 
@@ -41,7 +41,7 @@ def expected(trained, tmp_path_factory):
     """The bytes of its sample phase, made by one process at once."""
     copy = tmp_path_factory.mktemp("expected") / "tiny"
     shutil.copytree(trained, copy)
-    drive.run_single(sampling.load_run(copy), World(), lambda: False, SAMPLE, None)
+    runner.run_single(sampling.load_run(copy), World(), lambda: False, SAMPLE, None)
     return samples_of(copy)
 
 
@@ -100,9 +100,9 @@ def resampled(source, folder, step, *overrides):
     """
     config = copied(source, folder, *overrides)
     context = Context(config, Layout(config.run_folder), World())
-    drive.check_fits(config, World(), {step.phase})
+    runner.check_fits(config, World(), {step.phase})
     shutil.rmtree(context.layout.of(step), ignore_errors=True)
-    drive.perform(context, step)
+    runner.perform(context, step)
     return context.layout, context.facts
 
 
@@ -132,7 +132,7 @@ def test_ended_by_signals_it_makes_only_the_missing_shards(tmp_path, trained, mo
         before = found
     sample(monkeypatch, config.run_folder)
     assert before.items() < {p: p.stat().st_mtime_ns for p in folder.iterdir()}.items()
-    drive.run_single(whole, World(), lambda: False, SAMPLE, None)
+    runner.run_single(whole, World(), lambda: False, SAMPLE, None)
     assert samples_of(config.run_folder) == samples_of(whole.run_folder)
 
 
@@ -180,7 +180,7 @@ def sample_on(world, run):
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        drive.run_single(sampling.load_run(run), world, lambda: False, SAMPLE, None)
+        runner.run_single(sampling.load_run(run), world, lambda: False, SAMPLE, None)
     finally:
         logger.removeHandler(handler)
     return said
@@ -245,7 +245,7 @@ def test_another_runs_guide_that_does_not_fit_is_refused_before_training(tmp_pat
     guide = f"sample.guide={plain.of(TRAIN)}", "sample.guide_weight=1.5"
     config = tiny(tmp_path, "train.labels=true", *guide)
     with pytest.raises(UserError, match=r"sample\.guide=\S+: a network with 0 classes, not 10: give one"):
-        drive.run(config, World(), lambda: False, until=TRAIN)
+        runner.run(config, World(), lambda: False, until=TRAIN)
     assert not Layout(config.run_folder).checkpoints(0).exists()
 
 
@@ -269,7 +269,7 @@ def test_a_guide_that_is_not_there_is_refused_at_the_first_generation(plain, tmp
 def test_labels_by_the_real_data_or_the_training_set(tmp_path):
     """Ten classes, 96 samples; the two rules draw from other frequencies with the same random numbers."""
     config = tiny(tmp_path, "train.labels=true", "generations=1")
-    drive.run(config, World(), lambda: False, until=TRAIN)
+    runner.run(config, World(), lambda: False, until=TRAIN)
     source, found = Layout(config.run_folder), {}
     for rule in ("balanced", "real", "training"):
         options = "train.labels=true", f"sample.labels={rule}", "generations=1"

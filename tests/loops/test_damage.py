@@ -20,7 +20,7 @@ from entroloop.eval.report.runs import read_run
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
 from entroloop.launcher.commands.verify import verify_command
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.trainer import network
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.sample_config import SampleConfig
@@ -57,7 +57,7 @@ def points(folder):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     config = points(tmp_path_factory.mktemp("finished"))
-    drive.run(config, World(), lambda: False)
+    runner.run(config, World(), lambda: False)
     return Layout(config.run_folder)
 
 
@@ -92,7 +92,7 @@ def test_a_phase_names_a_damaged_input_and_seals_nothing(layout, read, step, dam
     damage(layout.run / read)
     unsealed_again(layout, step)
     with pytest.raises(UserError, match=re.escape(str(layout.run / read))) as caught:
-        drive.run(points(layout.run.parent), World(), lambda: False)
+        runner.run(points(layout.run.parent), World(), lambda: False)
     assert "\n" not in str(caught.value)
     if not read.endswith(".tar"):  # of shards the damaged sample is named first
         assert LINES[damage] in str(caught.value) or read.endswith(".json")
@@ -128,10 +128,10 @@ def test_an_encoder_that_changed_since_the_real_data_were_encoded_is_refused(tmp
     config = configuration.compose(
         POINTS, [f"folder={tmp_path}", f"selection.encoder={own}", f"evaluation.encoders=[{own}]"], "tiny"
     )
-    drive.run(config, World(), lambda: False, until=Step(0, "sample"))
+    runner.run(config, World(), lambda: False, until=Step(0, "sample"))
     monkeypatch.setattr(Squares, "digest", "2")
     with pytest.raises(UserError, match=f"encoder {own}: its digest is 2, .* is 1, so that they do not compare"):
-        drive.run(config, World(), lambda: False)
+        runner.run(config, World(), lambda: False)
     assert not manifest.is_sealed(Layout(config.run_folder).of(Step(0, "encode")))
 
 
@@ -178,7 +178,7 @@ def test_a_manifest_with_a_changed_number_is_damaged(layout):
     changed_number(path, resealed=False)
     unsealed_again(layout, Step(1, "sample"))
     with pytest.raises(UserError, match=f"{path}: damaged manifest"):
-        drive.run(points(layout.run.parent), World(), lambda: False)
+        runner.run(points(layout.run.parent), World(), lambda: False)
 
 
 def verified(folder):
@@ -220,14 +220,14 @@ def test_a_run_whose_configuration_is_damaged_is_refused_in_one_line(layout):
     path = layout.config
     path.write_text("{" + path.read_text())
     with pytest.raises(UserError, match=f"{path}: damaged: restore it, or start again"):
-        drive.run(points(layout.run.parent), World(), lambda: False)
+        runner.run(points(layout.run.parent), World(), lambda: False)
 
 
 def test_verify_names_an_outside_data_set_that_is_another_now(tmp_path, finished):
     source = finished.images
     shutil.copytree(source, tmp_path / "set")
     config = configuration.compose(POINTS, [f"folder={tmp_path}", f"data.source={tmp_path / 'set'}"], "tiny")
-    drive.run(config, World(), lambda: False, until=Step(0, "select"))
+    runner.run(config, World(), lambda: False, until=Step(0, "select"))
     assert verified(config.run_folder) == (0, [])
     shutil.rmtree(tmp_path / "set")
     assert verified(config.run_folder) == (0, [])  # it is not here
@@ -239,7 +239,7 @@ def test_an_end_of_file_is_a_failure_and_no_request_to_stop(tmp_path, monkeypatc
     def damaged(*args, **options):
         raise EOFError("No data left in file")
 
-    monkeypatch.setattr(drive, "run", damaged)
+    monkeypatch.setattr(runner, "run", damaged)
     path = tmp_path / "points.yaml"
     path.write_bytes(configuration.dump(points(tmp_path)))
     with pytest.raises(EOFError):

@@ -18,12 +18,12 @@ from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
 
 
 def run(config, until=None):
-    drive.run(config, World(), lambda: False, until=until)
+    runner.run(config, World(), lambda: False, until=until)
     return Layout(config.run_folder)
 
 
@@ -129,7 +129,7 @@ def test_stopped_between_any_two_checks_it_resumes_with_the_same_bytes(finished,
 
     while True:
         try:
-            drive.run(config, World(), should_stop)
+            runner.run(config, World(), should_stop)
             break
         except Interrupted:
             stops += 1

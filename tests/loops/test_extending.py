@@ -18,7 +18,7 @@ from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
 from entroloop.launcher import submit, sweep
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.trainer.catalogue import NETWORKS, OBJECTIVES, SAMPLERS, TRACKERS
@@ -54,7 +54,7 @@ def test_the_examples_run_from_beside_the_configuration(mine, monkeypatch):
     config = configuration.load(mine)
     assert config.sample.nfe == 5
     assert sys.path[-1] == str(mine.parent)
-    drive.run(config, World(), lambda: False)
+    runner.run(config, World(), lambda: False)
     layout = Layout(config.run_folder)
     for step in steps(2):
         assert manifest.problems(layout.of(step)) == []

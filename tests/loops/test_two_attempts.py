@@ -25,8 +25,7 @@ from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.world import World
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
-from entroloop.launcher.run import lease
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import lease, runner
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.trainer import checkpoint
@@ -51,7 +50,7 @@ def points(folder, *overrides):
 
 
 def run(config, until=None):
-    drive.run(config, World(), lambda: False, until=until)
+    runner.run(config, World(), lambda: False, until=until)
     return Layout(config.run_folder)
 
 
@@ -60,7 +59,7 @@ def test_a_step_that_was_sealed_between_its_choice_and_its_lease_is_left_alone(t
     layout = run(config, until=TRAIN)
     times = {path: path.stat().st_mtime_ns for path in layout.of(TRAIN).rglob("*")}
     before = layout.stats(0).read_bytes()
-    drive.run_step(Context(config, layout, World(), lambda: False), TRAIN)
+    runner.run_step(Context(config, layout, World(), lambda: False), TRAIN)
     assert {path: path.stat().st_mtime_ns for path in layout.of(TRAIN).rglob("*")} == times
     assert layout.stats(0).read_bytes() == before
     assert not layout.lease(TRAIN).exists()
@@ -75,7 +74,7 @@ def test_ranks_that_see_a_seal_at_different_times_stay_in_step(tmp_path, monkeyp
     def single(world):
         if world.rank == 1:
             late.here = True
-        drive.run_single(config, world, lambda: False, TRAIN, None)
+        runner.run_single(config, world, lambda: False, TRAIN, None)
 
     before = layout.stats(0).read_bytes()
     on_threads(2, single)

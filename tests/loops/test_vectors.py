@@ -17,14 +17,14 @@ from entroloop.eval.report import points
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
 from entroloop.launcher.preview.dry_run import describe
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
 
 
 def run(folder, source, *overrides):
     raw = {**TINY, "data": {**TINY["data"], "source": source, "heldout": 48}, "network": {"width": 16, "depth": 1}}
     config = configuration.compose(raw, [f"folder={folder}", *overrides], "tiny")
-    drive.run(config, World(), lambda: False)
+    runner.run(config, World(), lambda: False)
     return Layout(config.run_folder)
 
 

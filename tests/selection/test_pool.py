@@ -13,14 +13,14 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.launcher.preview.dry_run import describe
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import recipes
 from entroloop.selection.pool import FreshConfig, LoopConfig, check_fresh, pool_of, training_size
 
 
 def run(folder, *overrides, until, of=VECTORS):
     config = tiny(folder, *overrides, of=of)
-    drive.run(config, World(), lambda: False, until=until)
+    runner.run(config, World(), lambda: False, until=until)
     return Layout(config.run_folder)
 
 
@@ -84,7 +84,7 @@ def test_fresh_images_that_run_out_are_refused_before_the_work_and_in_a_dry_run(
     with pytest.raises(UserError, match=refused):
         describe(config)
     with pytest.raises(UserError, match=refused):
-        drive.run(config, World(), lambda: False)
+        runner.run(config, World(), lambda: False)
     assert not (tmp_path / "runs" / "tiny" / "generation_0000").exists()
 
 

@@ -22,8 +22,7 @@ from loops import VECTORS, command, sealed_bytes
 
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
-from entroloop.launcher.run import lease
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import lease, runner
 from entroloop.launcher.run.recipes import is_sealed
 from entroloop.slurm import states
 from entroloop.slurm.sbatch import site_of
@@ -94,7 +93,7 @@ def local(*overrides):
     folder = Path(tempfile.mkdtemp())
     try:
         config = tiny(folder, *overrides)
-        drive.run(config, World(), lambda: False)
+        runner.run(config, World(), lambda: False)
         return sealed_bytes(config.run_folder)
     finally:
         shutil.rmtree(folder)
@@ -175,7 +174,7 @@ def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path
 def test_a_chain_over_drained_nodes_makes_a_lost_task_again_and_only_that(tmp_path):
     chain = ["slurm.shape=phases", "slurm.array=3", "slurm.window=5", "slurm.lines=[--exclusive]", "generations=1"]
     path, config = tiny_file(tmp_path, *SLURM, *chain), tiny(tmp_path / "runs", *SLURM, *chain)
-    drive.run(config, World(), lambda: False, until=Step(0, "train"))
+    runner.run(config, World(), lambda: False, until=Step(0, "train"))
     run, layout = config.run_folder, Layout(config.run_folder)
     slurm("scontrol", "update", "nodename=n[1-2]", "state=drain", "reason=test")
     submit(path)

@@ -8,7 +8,7 @@ from loops import tiny
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.trainer.engines.make import make_engine
 from entroloop.trainer.network import NetworkConfig, build
 from entroloop.trainer.train_config import TrainConfig, micro_batches
@@ -91,7 +91,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_begun(tmp_path, overr
     weight = ["sample.guide_weight=1.5"] if "guide" in override else []
     config = tiny(tmp_path, override, *weight)
     with pytest.raises(UserError, match=line):
-        drive.run(config, World(), lambda: False)
+        runner.run(config, World(), lambda: False)
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 from entroloop.trainer import checkpoint
 from entroloop.trainer.network import NetworkConfig, load
 from entroloop.trainer.train import Trainer, TrainJob, train
@@ -243,7 +243,7 @@ def test_a_changed_bit_in_a_checkpoint_is_found_and_it_does_not_outlast_better_o
 
 def test_flips_of_vectors_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"train\.flip=true: vectors, and latents among them, have no mirror images"):
-        drive.run(tiny(tmp_path, "data.source=mixture", "train.flip=true", "network.kind=mlp"), World(), lambda: False)
+        runner.run(tiny(tmp_path, "data.source=mixture", "train.flip=true", "network.kind=mlp"), World(), lambda: False)
 
 
 def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):

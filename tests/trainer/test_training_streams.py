@@ -8,14 +8,14 @@ from loops import sealed_bytes, tiny
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
-from entroloop.launcher.run import runner as drive
+from entroloop.launcher.run import runner
 
 SHORT = ("generations=1", "data.limit=120", "data.shard_size=1", "train.kimg=0.16")  # more shards than `buffer`
 
 
 def run(folder, *overrides, until=None):
     config = tiny(folder, *SHORT, *overrides)
-    drive.run(config, World(), lambda: False, until=until)
+    runner.run(config, World(), lambda: False, until=until)
     return Layout(config.run_folder)
 
 
