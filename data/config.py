@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
+from entroloop.data.address import check
 from entroloop.data.errors import UserError
 
 HOW = "how"  # metadata of a key: Annotated[int, HOW]
@@ -44,7 +45,7 @@ class Section(BaseModel):
 class DataConfig(Section):
     """The real data of a run, and how training sets are read."""
 
-    source: str
+    source: Annotated[str, AfterValidator(check)]
     """A sealed data set, or anything that `entroloop import` takes (it is then imported into the run)."""
     resolution: int | None = Field(None, ge=1)
     """Height and width to which images are resized; null keeps their own size."""

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from entroloop.data.address import shown
 from entroloop.data.config import HOW, DataConfig, Section
 from entroloop.data.errors import UserError
 from entroloop.data.registry import is_own, search_also
@@ -301,8 +302,8 @@ def explain(error: ValidationError) -> str:
     given = first["input"]
     if not key:
         return f"{message}{more}"
-    shown = f"={given}" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}{more}"
+    value = f"={shown(str(given))}" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}{value}: {message[0].lower()}{message[1:]}{more}"
 
 
 def known_keys() -> list[str]:
