@@ -14,45 +14,33 @@ import hashlib
 import http.client
 import os
 import random
-import select
 import shlex
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+from entroloop.data import address as addresses
 from entroloop.data import files
+from entroloop.data.address import is_remote
 from entroloop.data.errors import UserError, reason
-from entroloop.data.store import manifest
+from entroloop.data.store import manifest, transfer
 from entroloop.data.store.dataset import Dataset
 
 ATTEMPTS = 6
 TIMEOUT = 30.0  # s without a byte
 BACKOFF = 0.5  # s before the second attempt, doubled for each later one
 CACHE_BYTES = 20 * 2**30
-CHUNK = 2**20
-
-
-class Refused(Exception):  # noqa: N818 - internal
-    """The server answered that the file does not exist or may not be read, so trying again is pointless."""
-
-
-def is_remote(source: str) -> bool:
-    return "://" in source or source.startswith("pipe:")
 
 
 def open_dataset(source: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Dataset:
     """A sealed set at a path or remote address. Fetches the manifest of a remote set now, and its shards when needed.
 
-    Raises UserError when the address is wrong or does not lead to a sealed set.
+    Raises UserError when the address is wrong, contains a credential, or does not lead to a sealed set.
     """
-    if not is_remote(source):
+    if not is_remote(addresses.check(source)):
         return Dataset(Path(source))
     folder = cache or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "entroloop"
     return RemoteDataset(Remote(source, folder, cache_bytes))
@@ -121,7 +109,7 @@ class Remote:
             file.seek(0)
             file.truncate()
             total, digest = 0, hashlib.sha256()
-            for chunk in self._chunks(name):
+            for chunk in transfer.chunks(self.address(name), self.timeout):
                 total += len(chunk)
                 if total > size:
                     break
@@ -137,7 +125,7 @@ class Remote:
 
     def text(self, name: str) -> bytes:
         """The bytes of a small file whose digest is not known beforehand."""
-        return cast(bytes, self._repeat(name, lambda: b"".join(self._chunks(name))))
+        return cast(bytes, self._repeat(name, lambda: b"".join(transfer.chunks(self.address(name), self.timeout))))
 
     def _repeat(self, name: str, work: Callable[[], Any]) -> Any:
         for attempt in range(self.attempts):
@@ -145,19 +133,11 @@ class Remote:
                 time.sleep(self.backoff * 2 ** (attempt - 1) * random.uniform(0.75, 1.25))
             try:
                 return work()
-            except Refused as error:
-                raise UserError(f"{self.address(name)}: {error}") from error
+            except transfer.Refused as error:
+                raise UserError(f"{self.address(name)}: {addresses.hidden(str(error))}") from error
             except (OSError, http.client.HTTPException) as error:
-                said = reason(error)
+                said = addresses.hidden(reason(error))
         raise UserError(f"{self.address(name)}: could not be fetched in {self.attempts} attempts ({said})")
-
-    def _chunks(self, name: str) -> Iterator[bytes]:
-        address = self.address(name)
-        if address.startswith("pipe:"):
-            return _from_command(address.removeprefix("pipe:"), self.timeout)
-        if address.startswith(("http://", "https://")):
-            return _from_web(address, self.timeout)
-        return _from_library(address)
 
 
 def _is_still(path: Path, file: IO[bytes]) -> bool:
@@ -166,75 +146,6 @@ def _is_still(path: Path, file: IO[bytes]) -> bool:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
         return False
-
-
-def _from_web(address: str, timeout: float) -> Iterator[bytes]:
-    try:
-        with urllib.request.urlopen(address, timeout=timeout) as answer:
-            missing = int(answer.headers.get("Content-Length", 0))
-            while chunk := answer.read(CHUNK):
-                missing -= len(chunk)
-                yield chunk
-            if missing > 0:
-                raise OSError(f"the connection ended {missing} bytes early")
-    except urllib.error.HTTPError as error:
-        if error.code in (408, 425, 429) or error.code >= 500:
-            raise
-        raise Refused(f"the server answered {error.code} {error.reason}") from error
-    except ValueError as error:
-        raise Refused(str(error)) from error
-
-
-def _from_command(command: str, timeout: float) -> Iterator[bytes]:
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(["bash", "-c", command], stdout=subprocess.PIPE, stderr=errors)
-        assert process.stdout is not None
-        descriptor = process.stdout.fileno()
-        try:
-            while True:
-                if not _readable(descriptor, timeout):
-                    raise OSError(f"no byte in {timeout:g} s")
-                chunk = os.read(descriptor, CHUNK)
-                if not chunk:
-                    break
-                yield chunk
-            if process.wait() != 0:
-                errors.seek(0)
-                said = errors.read().decode(errors="replace").strip().splitlines()
-                raise OSError(f"exit status {process.returncode}{': ' + said[-1] if said else ''}")
-        finally:
-            process.kill()
-            process.wait()
-            process.stdout.close()
-
-
-def _readable(descriptor: int, timeout: float) -> bool:
-    return bool(select.select([descriptor], [], [], timeout)[0])
-
-
-def _from_library(address: str) -> Iterator[bytes]:
-    """Reads through fsspec if it and its package for the scheme are installed, else through webdataset's commands."""
-    try:
-        with _opened(address) as file:
-            while chunk := file.read(CHUNK):
-                yield chunk
-    except (FileNotFoundError, PermissionError) as error:
-        raise Refused(f"cannot be read ({type(error).__name__})") from error
-
-
-def _opened(address: str) -> Any:
-    scheme = address.split("://")[0]
-    try:
-        import fsspec
-
-        fsspec.get_filesystem_class(scheme)
-        return fsspec.open(address, "rb")
-    except (ImportError, ValueError) as error:  # fsspec itself, or what it needs for this scheme, is not installed
-        import webdataset.gopen
-
-        if scheme in sys.modules["webdataset.gopen"].gopen_schemes:
-            return webdataset.gopen(address)
-        raise Refused(f"reading {scheme}: needs fsspec: pip install 'entroloop[remote]' ({reason(error)})") from error
 
 
 def make_room(cache: Path, limit: int) -> None:
