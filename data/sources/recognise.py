@@ -10,10 +10,12 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from entroloop.data import address
+from entroloop.data.address import is_remote
 from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError, reading, reason
 from entroloop.data.registry import hint, is_own, said
-from entroloop.data.sources import arrays, cifar, containers, listing, parquet
+from entroloop.data.sources import arrays, cifar, containers, hub, listing, parquet
 from entroloop.data.sources.base import ArraySource, Source, is_image, no_splits
 from entroloop.data.sources.rows import Rows, is_rows
 from entroloop.data.sources.sealed import SealedSource
@@ -32,7 +34,8 @@ def open_source(text: str, split: str | None = None, *, key: str | None = None, 
     Raises UserError when the source does not exist, is empty, damaged or of no known kind, or has no such split or key.
     """
     source = _open(text, split, key, labels)
-    if key is not None and not (isinstance(source, ArraySource) and isinstance(source.array, Rows)):
+    of_rows = isinstance(source, ArraySource) and isinstance(source.array, Rows)
+    if key is not None and not of_rows and not text.startswith(hub.PREFIX):
         raise UserError(f"--key {key}: {text} has no arrays with names")
     return source
 
@@ -42,7 +45,9 @@ def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source
         no_splits(text, split)
         found: Source = SOURCES.load(text)()
         return found
-    if remote.is_remote(text):
+    if text.startswith(hub.PREFIX):
+        return hub.open_hub(text, split, key, labels)
+    if is_remote(address.check(text)):
         no_splits(text, split)
         return SealedSource.of(remote.open_dataset(text))
     path = Path(text).expanduser()
