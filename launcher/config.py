@@ -284,7 +284,7 @@ def parse_value(text: str) -> Any:
 
 def explain(error: ValidationError) -> str:
     """Describes the first error in one line: the key, the fault, and a right value."""
-    first, *others = error.errors()
+    first, *others = sorted(error.errors(), key=lambda one: one["loc"] == ("name",))  # may repeat another key's value
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":

@@ -61,11 +61,13 @@ def test_no_command_shows_or_stores_a_credential_of_an_address(tmp_path):
     source = f"https://me:{SECRET}@127.0.0.1:9/set"
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "run.yaml").write_text(f"name: run\nfolder: {tmp_path}/runs\ndata: {{source: '{source}'}}\n")
+    grid = f"sweep: {{grid: {{data.source: [wine, '{source}']}}}}\n"
+    (tmp_path / "own" / "sweep.yaml").write_text(f"name: s\nfolder: {tmp_path}/runs\ndata: {{source: wine}}\n{grid}")
     for arguments in (
         ("import", source, tmp_path / "out"),
         ("run", tmp_path / "own" / "run.yaml"),
         ("run", tmp_path / "own" / "run.yaml", "--dry-run"),
-        ("sweep", tmp_path / "own" / "run.yaml"),
+        ("sweep", tmp_path / "own" / "sweep.yaml"),
     ):
         done = command(*arguments)
         assert done.returncode == 2, done.stdout
