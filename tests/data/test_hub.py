@@ -12,6 +12,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.sources import hub
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize(("split", "count", "workers"), [(None, 5, 2), ("train", 5, 1), ("test", 2, 1)])
 def test_an_image_folder_is_imported_with_its_classes(datasets, folder, tmp_path, split, count, workers):
-    import_dataset(f"hf:{folder}", tmp_path / "out", split=split, workers=workers, shard_size=3)
+    import_dataset(f"hf:{folder}", tmp_path / "out", Settings(split=split, shard_size=3), workers=workers)
     found = Dataset(tmp_path / "out")
     expected = np.stack([pixels(label, i).transpose(2, 0, 1) for label in (0, 1) for i in range(count)])
     assert np.array_equal(found.all(), expected)
@@ -76,7 +77,7 @@ def test_vectors_and_labels_of_a_saved_set(datasets, tmp_path):
     assert np.array_equal(found.all(), np.array(VECTORS, np.float32))
     assert found.labels.tolist() == [2, 0, 1]
     assert found.manifest.about["import"]["ignored"] == {"of another kind": 1}
-    import_dataset(source, tmp_path / "plain", labels=False)
+    import_dataset(source, tmp_path / "plain", Settings(labels=False))
     assert not Dataset(tmp_path / "plain").labelled
 
 
@@ -122,7 +123,7 @@ def test_what_cannot_be_loaded_is_one_line(datasets, folder, tmp_path, monkeypat
 @pytest.mark.parametrize("source", ["digits", "wine"])
 def test_datasets_reads_our_shards(datasets, tmp_path, source):
     """As docs/data.md shows it."""
-    import_dataset(source, tmp_path / "set", limit=50, shard_size=20)
+    import_dataset(source, tmp_path / "set", Settings(limit=50, shard_size=20))
     ours = Dataset(tmp_path / "set")
     table = datasets.load_dataset("webdataset", data_files=str(tmp_path / "set" / "shard-*.tar"), split="train")
     assert table["cls"][:] == ours.labels.tolist()

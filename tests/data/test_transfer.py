@@ -8,6 +8,7 @@ import json
 import logging
 import socket
 import threading
+import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from test_streaming import COUNTS, N, make
 
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import transfer
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.remote import Remote, RemoteDataset, open_dataset
@@ -72,8 +74,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", length or "0")
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body[: len(body) // 2] if fault == "cut" else body)
-        if fault == "cut":
+            self.wfile.write(body[: len(body) // 2] if fault in ("cut", "stall") else body)
+        if fault == "stall":
+            time.sleep(2)
+        if fault in ("cut", "stall"):
             self.close_connection = True
 
     do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
@@ -88,7 +92,7 @@ def post(address: str, body: bytes) -> None:
 def local(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("local")
     make(folder / "set", COUNTS)
-    import_dataset("wine", folder / "wine", shard_size=60)
+    import_dataset("wine", folder / "wine", Settings(shard_size=60))
     return folder
 
 
@@ -186,10 +190,13 @@ def test_a_set_is_streamed_and_imported(service, local, tmp_path):
     assert np.array_equal(Dataset(tmp_path / "out").labels, expected.labels)
 
 
-@pytest.mark.parametrize("fault", ["cut", "corrupt", 503])
+@pytest.mark.parametrize("fault", ["cut", "corrupt", "stall", 503])
 def test_faults_are_tried_again(service, local, tmp_path, fault, impatient):
     service.proxy.faults["shard-000001.tar"] = [fault, fault]
-    assert np.array_equal(remote_set(service, tmp_path / "cache").all(), Dataset(local / "set").all())
+    begun = time.monotonic()
+    found = remote_set(service, tmp_path / "cache", timeout=0.5 if fault == "stall" else 5).all()
+    assert fault != "stall" or time.monotonic() - begun < 4  # and not the two stalls to their ends
+    assert np.array_equal(found, Dataset(local / "set").all())
     assert service.proxy.faults["shard-000001.tar"] == []
     assert not list((tmp_path / "cache").glob(".tmp-*"))
 
