@@ -78,8 +78,7 @@ class Registry(Generic[F]):
     def load(self, name: str, *others: str) -> Any:
         """The thing itself. Raises UserError if nothing has this name or its module cannot be imported."""
         if name in self.built_in:
-            module, _, attribute = self.built_in[name].target.partition(":")
-            return getattr(importlib.import_module(module), attribute)
+            return built_in(self.built_in[name].target)
         if name not in self._loaded:
             installed = {} if is_own(name) else self._installed()
             if not is_own(name) and name not in installed:
@@ -91,6 +90,12 @@ class Registry(Generic[F]):
 
     def _installed(self) -> dict[str, EntryPoint]:
         return {point.name: point for point in entry_points(group=self.group)}
+
+
+def built_in(target: str) -> Any:
+    """The object at an address `module:attribute` of this project."""
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def is_own(name: str) -> bool:

@@ -22,6 +22,7 @@ from entroloop.data.runfolder import FORMAT
 from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.launcher.keep_config import KeepConfig
 from entroloop.launcher.run.phases import BY_NAME
+from entroloop.selection.options import check_fit
 from entroloop.selection.pool import LoopConfig, pool_of, pool_size
 from entroloop.selection.selection_config import SelectionConfig
 from entroloop.slurm.config import KINDS, SlurmConfig
@@ -144,8 +145,6 @@ class Config(Section):
             raise ValueError(f"{self.chooses_by_class}: only a model with train.labels=true samples known classes")
         if not selection.options:
             return self
-        from entroloop.selection.choose import check_fit  # needs torch
-
         for generation in range(1, self.generations):
             pool = pool_of(loop, generation, n)
             if pool.choose:

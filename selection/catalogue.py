@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from entroloop.data.registry import Facts, Registry
+
+ROW = "row"  # metadata of an option that is the id of a row, or -1 to leave the choice to the strategy
 
 
 @dataclass(frozen=True)
@@ -14,9 +20,11 @@ class StrategyFacts(Facts):
     Its options are its keyword-only parameters, whose annotations give type and bounds.
 
     by_class  whether the choice depends on the labels of the candidates
+    options   of a built-in strategy: option -> annotation, here instead of in the function, so that torch is not needed
     """
 
     by_class: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -40,13 +48,31 @@ STRATEGIES = Registry(
     "strategies",
     StrategyFacts,
     {
-        "random": StrategyFacts(f"{_RULES}.random:random"),
+        "random": StrategyFacts(f"{_RULES}.random:random", options={"stratified": bool}),
         "random-class-balanced": StrategyFacts(f"{_RULES}.random:random_class_balanced", by_class=True),
-        "greedy": StrategyFacts(f"{_RULES}.greedy:greedy_selection"),
-        "threshold-decay": StrategyFacts(f"{_RULES}.threshold:threshold_selection"),
-        "adaptive-threshold": StrategyFacts(f"{_RULES}.adaptive:adaptive_threshold"),
+        "greedy": StrategyFacts(
+            f"{_RULES}.greedy:greedy_selection",
+            options={
+                "start": Annotated[int, ROW],
+                "parts": Annotated[int, Field(ge=0)],
+                "oversample": Annotated[float, Field(ge=1, allow_inf_nan=False)],
+            },
+        ),
+        "threshold-decay": StrategyFacts(
+            f"{_RULES}.threshold:threshold_selection",
+            options={
+                "threshold": Annotated[float, Field(ge=0, allow_inf_nan=False)],
+                "decay": Annotated[float, Field(gt=0, lt=1)],
+            },
+        ),
+        "adaptive-threshold": StrategyFacts(
+            f"{_RULES}.adaptive:adaptive_threshold", options={"strength": Annotated[float, Field(ge=0, le=1)]}
+        ),
         "entropy-matching": StrategyFacts(f"{_RULES}.adaptive:entropy_matching"),
-        "covariance-matching": StrategyFacts(f"{_RULES}.matching:covariance_matching"),
+        "covariance-matching": StrategyFacts(
+            f"{_RULES}.matching:covariance_matching",
+            options={"directions": Annotated[int, Field(ge=1)], "window": Annotated[int, Field(ge=1)]},
+        ),
     },
 )
 

@@ -7,79 +7,28 @@ Shapes: n_r rows of this rank, N rows of all ranks, D features.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.data.precision import full_precision
-from entroloop.data.registry import unknown
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
-from entroloop.selection.rules.greedy import check_start
+from entroloop.selection.options import OF_A_RUN, check_fit, check_options
 from entroloop.selection.rules.problem import Problem, Selection, order_radii, quotas
-from entroloop.selection.selection_config import OF_A_RUN
 
 __all__ = ["Problem", "Selection", "select"]
 
 Strategy = Callable[..., Selection]
-
-
-def check_options(name: str, options: Mapping[str, Any], *, also: Collection[str] = ()) -> None:
-    """Raises UserError for an option that the strategy does not have, or a value that its annotation does not allow.
-
-    also  arguments of `select` that may be among the options
-
-    A strategy states an option's type and bounds where it declares it: `strength: Annotated[float, Field(ge=0, le=1)]`.
-    """
-    function = STRATEGIES.load(name)
-    own, every = _annotations(function), _annotations(select)
-    known = own | {option: every[option] for option in also}
-    anything = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(function).parameters.values())
-    for option, value in options.items():
-        if option not in known and not anything:
-            if not own:
-                raise UserError(f"strategy {name}: has no options, {option!r} was given")
-            raise unknown(f"option of strategy {name}", option, known)
-        plain = value.item() if isinstance(value, np.generic) else value
-        try:
-            adapter = TypeAdapter(known.get(option, Any), config=ConfigDict(arbitrary_types_allowed=True))
-            adapter.validate_python(plain, strict=True)
-        except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Input should ")
-            raise UserError(f"{option}: must {said}, is {value}") from error
-
-
-def _annotations(function: Callable[..., Any]) -> dict[str, Any]:
-    """The options that a function declares: name -> annotation, or Any if the annotation cannot be resolved."""
-    try:
-        hints = get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # a name that only type checkers import, or an object that is called
-        hints = {}
-    parameters = inspect.signature(function).parameters.values()
-    return {p.name: hints.get(p.name, Any) for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def check_fit(name: str, options: Mapping[str, Any], size: int, total: int) -> None:
-    """Raises UserError when the options do not fit a choice of `size` out of `total` rows."""
-    trim, k = options.get("trim", 0.0), options.get("trim_k", 1)
-    left = total - int(trim * total)
-    if left < size:
-        raise UserError(f"trim: must be a share that leaves at least {size} of {total} rows, is {trim}")
-    if trim and k >= total:
-        raise UserError(f"trim_k: must be below the number of rows, {total}, is {k}")
-    if name == "greedy":
-        check_start(options.get("start", -1), left)
 
 
 @full_precision()
@@ -94,8 +43,8 @@ def select(
     labels: Any = None,
     generations: Any = None,
     reference: Any = None,
-    trim: Annotated[float, Field(ge=0, lt=1)] = 0.0,
-    trim_k: Annotated[int, Field(ge=1)] = 1,
+    trim: float = 0.0,
+    trim_k: int = 1,
     per_class: bool = False,
     on_progress: Callable[[int], None] = lambda new: None,
     **options: Any,

@@ -9,8 +9,7 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.config import Section
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
-
-OF_A_RUN = ("trim", "trim_k", "per_class")  # arguments of `select` that are also options of a run
+from entroloop.selection.options import OF_A_RUN, check_options
 
 
 def _known_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
@@ -18,8 +17,6 @@ def _known_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, A
         if option in options:
             raise ValueError(f"{option}: set {key}")
     if options and "strategy" in info.data:  # otherwise the strategy itself was refused
-        from entroloop.selection.choose import check_options  # needs torch
-
         check_options(info.data["strategy"], options, also=OF_A_RUN)
     return options
 

@@ -31,10 +31,13 @@ class NetworkFacts(Facts):
     samples  the samples that it takes: `images` [C, H, W], `vectors` [D] or `any`
     file     name of the file by which a saved network is recognised, for a `DenoiserNetwork`, which makes, saves and
              loads itself; empty for other classes, which are called with (shape, num_classes, **options)
+    counted_by  for a built-in one, `module:attribute` of a function (config, shape, num_classes) -> number of
+             parameters that needs no torch, so that the dry run is fast; without it the dry run makes the network
     """
 
     samples: Literal["images", "vectors", "any"] = "any"
     file: str = ""
+    counted_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ DDPM_STEPS = 1000
 
 _SAMPLERS = "entroloop.trainer.sampler"
 _NETWORKS = "entroloop.trainer.network"
+_SIZES = "entroloop.trainer.network_size"
 _OBJECTIVES = "entroloop.trainer.diffusion"
 
 SAMPLERS = Registry(
@@ -83,8 +87,10 @@ NETWORKS = Registry(
     "networks",
     NetworkFacts,
     {
-        "unet": NetworkFacts(f"{_NETWORKS}:ImageNetwork", samples="images", file="unet/config.json"),
-        "mlp": NetworkFacts(f"{_NETWORKS}:VectorNetwork", samples="vectors", file="mlp.json"),
+        "unet": NetworkFacts(
+            f"{_NETWORKS}:ImageNetwork", "images", "unet/config.json", counted_by=f"{_SIZES}:unet_parameters"
+        ),
+        "mlp": NetworkFacts(f"{_NETWORKS}:VectorNetwork", "vectors", "mlp.json", counted_by=f"{_SIZES}:mlp_parameters"),
     },
 )
 

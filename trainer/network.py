@@ -21,7 +21,8 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import said
 from entroloop.data.store import manifest
 from entroloop.trainer.catalogue import NETWORKS
-from entroloop.trainer.network_config import AUTO, NetworkConfig, Precision
+from entroloop.trainer.network_config import NetworkConfig, Precision
+from entroloop.trainer.network_size import FREQUENCIES, HEAD, check_unet, fitted
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
@@ -115,9 +116,9 @@ class VectorNetwork(DenoiserNetwork):
             "dropout": dropout,
         }
         self.frequencies: Tensor
-        self.register_buffer("frequencies", torch.randn(32))
+        self.register_buffer("frequencies", torch.randn(FREQUENCIES))
         self.enter = nn.Linear(features, width)
-        self.condition = nn.Sequential(nn.Linear(64, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -203,16 +204,8 @@ def build(config: NetworkConfig, shape: tuple[int, ...], num_classes: int, seed:
 
     Raises UserError, naming the key, when the configuration does not fit the shape.
     """
-    if config.fold is not None:
-        shape = _folded(config, shape)
-    takes = "vectors" if len(shape) == 1 else "images"
-    fitting = [name for name, facts in NETWORKS.built_in.items() if facts.samples == takes]
-    kind = fitting[0] if config.kind == AUTO else config.kind
-    facts = NETWORKS.facts(kind)
-    if facts.samples not in (takes, "any"):
-        right = " or ".join(fitting)
-        raise UserError(f"network.kind={kind}: samples of shape {list(shape)} need {right} (or auto)")
-    network: type[DenoiserNetwork] = NETWORKS.load(kind) if facts.file else OwnNetwork
+    kind, shape = fitted(config, shape)
+    network: type[DenoiserNetwork] = NETWORKS.load(kind) if NETWORKS.facts(kind).file else OwnNetwork
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return network.make(config, shape, num_classes)
@@ -237,18 +230,6 @@ def load(folder: Path, average: str = "") -> DenoiserNetwork:
     return network.load(folder / inner).eval()
 
 
-def _folded(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which the UNet sees vectors. Raises UserError when `fold` does not fit the vectors."""
-    assert config.fold is not None
-    c, h, w = config.fold
-    if shape != (c * h * w,) or h != w:
-        raise UserError(
-            f"network.fold={list(config.fold)}: needs vectors of {c * h * w} features and equal sides, "
-            f"not samples of shape {list(shape)}"
-        )
-    return config.fold
-
-
 def check_precision(section: str, precision: Precision, device: torch.device) -> None:
     """Raises UserError, naming `section`.precision, when the device cannot call a network in that precision."""
     if precision == "fp16" and device.type == "cpu":
@@ -260,20 +241,10 @@ def check_precision(section: str, precision: Precision, device: torch.device) ->
 def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UNet2DModel:
     from diffusers import UNet2DModel  # takes seconds to import
 
-    levels = len(config.channels)
-    size = shape[-1]
-    if size % 2 ** (levels - 1):
-        raise UserError(
-            f"network.channels: {levels} levels need a resolution divisible by {2 ** (levels - 1)}, not {size}"
-        )
-    if any(c % config.norm_groups for c in config.channels):
-        raise UserError(f"network.norm_groups={config.norm_groups} must divide every one of network.channels")
-    wrong = [level for level in config.attention if not 0 <= level < levels]
-    if wrong:
-        raise UserError(f"network.attention: level {wrong[0]} is not one of 0 … {levels - 1}")
-    attention = [level in config.attention for level in range(levels)]
+    check_unet(config, shape)
+    attention = [level in config.attention for level in range(len(config.channels))]
     return UNet2DModel(
-        sample_size=size,
+        sample_size=shape[-1],
         in_channels=shape[0],
         out_channels=shape[0],
         block_out_channels=config.channels,
@@ -282,6 +253,7 @@ def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UN
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
         add_attention=config.middle_attention,
+        attention_head_dim=HEAD,
         dropout=config.dropout,
         num_class_embeds=num_classes + 1 if num_classes else None,
     )

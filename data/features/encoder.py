@@ -125,16 +125,17 @@ def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:
     return found
 
 
-def check_own(names: Iterable[str], shape: tuple[int, ...] | None, device: torch.device = CPU) -> None:
+def check_own(names: Iterable[str], shape: tuple[int, ...] | None, device: torch.device | None = None) -> None:
     """Imports every encoder among the names that is not built in, and tries it on two samples of this shape.
 
-    shape  None if it is not known yet; the encoders are then only imported
+    shape   None if it is not known yet; the encoders are then only imported
+    device  where they are tried; None for the CPU
 
     Raises UserError as `load_encoder` does.
     """
     for name in names:
         if name not in ENCODERS.built_in:
-            ENCODERS.load(name) if shape is None else _own(name, shape, device)
+            ENCODERS.load(name) if shape is None else _own(name, shape, device or CPU)
 
 
 def _made(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:

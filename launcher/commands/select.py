@@ -51,7 +51,7 @@ def select_command(
     from entroloop.eval.measures.row import flat
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import select
-    from entroloop.selection.choose import check_options
+    from entroloop.selection.options import check_options
 
     options = parse_options(option or [])
     check_options(strategy, options)

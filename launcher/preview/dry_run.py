@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 
-import torch
-
 from entroloop.data.runfolder import Step
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.config import Config
@@ -29,7 +27,7 @@ def describe(config: Config) -> str:
     Raises UserError where the run would refuse to begin. Checks that need the source are left out where this machine
     cannot open it.
     """
-    source = check_ready(config, PHASES, torch.device("cpu"), look=True)
+    source = check_ready(config, PHASES, look=True)
     lines = [
         f"run {config.run_folder}: {config.loop.paradigm}, {config.selection.strategy} in {config.selection.encoder} "
         f"space, N = {config.data.size}, c = {config.loop.candidates}, {config.generations} generations, seed "

@@ -1,6 +1,6 @@
 """Forecasts the size of a run's network and the memory that it takes per process, before anything is run.
 
-    configuration -> shape of a sample -> network on torch's meta device -> parameters -> bytes by engine
+    configuration -> shape of a sample -> number of parameters -> bytes by engine
 
 P parameters, W processes. The forecast counts weights, gradients, Adam's moments, float32 masters and averages, which
 do not depend on the batch. It leaves out activations and caches.
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError
+from entroloop.data.registry import built_in
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config
-from entroloop.trainer.network import build
+from entroloop.trainer.catalogue import NETWORKS
+from entroloop.trainer.network_size import fitted
 
 ASSUMED_CLASSES = 10
 ENGINES = ("single", "ddp", "zero1", "zero2", "zero3")
@@ -42,8 +42,18 @@ def sample_shape(config: Config) -> tuple[tuple[int, ...], str]:
 
 def count_parameters(config: Config, shape: tuple[int, ...]) -> int:
     """Computes P without allocating the network. Raises UserError when the network does not fit the shape."""
+    classes = ASSUMED_CLASSES if config.train.labels else 0
+    kind, seen = fitted(config.network, shape)
+    facts = NETWORKS.built_in.get(kind)
+    if facts is not None and facts.counted_by:
+        count: int = built_in(facts.counted_by)(config.network, seen, classes)
+        return count
+    import torch  # takes seconds
+
+    from entroloop.trainer.network import build
+
     with torch.device("meta"):
-        network = build(config.network, shape, ASSUMED_CLASSES if config.train.labels else 0, 0)
+        network = build(config.network, shape, classes, 0)
     return sum(p.numel() for p in network.parameters())
 
 

@@ -15,12 +15,9 @@ Shapes: N rows chosen, R rows of a reference, D features.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from entroloop.data.errors import UserError
@@ -37,7 +34,7 @@ _STEPS = 10  # of the search: both ends, then 8 halvings of the range
 _TOLERANCE = 0.002  # in the mean log distance
 
 
-def adaptive_threshold(problem: Problem, *, strength: Annotated[float, Field(ge=0, le=1)] = 0.5) -> Selection:
+def adaptive_threshold(problem: Problem, *, strength: float = 0.5) -> Selection:
     """A filter between random (strength 0) and greedy (strength 1) that chooses exactly `problem.size` rows."""
     order = problem.order()
     low, high = _scale(problem, order)

@@ -14,18 +14,16 @@ Shapes: N rows of all ranks, D features, B rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from entroloop.data.errors import UserError
 from entroloop.selection.exact.blocks import Block
 from entroloop.selection.exact.frontier import CHOSEN, Frontier
 from entroloop.selection.exact.rows import Shard
+from entroloop.selection.options import check_row
 from entroloop.selection.rules.problem import Problem, Selection
 
 SMALLEST_BLOCK = 64
@@ -206,10 +204,7 @@ def two_level_greedy(
     return every[ids[:size]], radii[:size], float(covers) + rest
 
 
-def greedy_selection(
-    problem: Problem, *, start: int = -1, parts: Annotated[int, Field(ge=0)] = 0,
-    oversample: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.25,
-) -> Selection:  # fmt: skip
+def greedy_selection(problem: Problem, *, start: int = -1, parts: int = 0, oversample: float = 1.25) -> Selection:
     """Farthest-point sampling.
 
     start       id of the first pick; negative: a random row
@@ -217,15 +212,9 @@ def greedy_selection(
                 this many parts, greedy chooses in each part, and exact greedy chooses among the rows chosen
     oversample  each part chooses this many times its share
     """
-    check_start(start, problem.shard.total)
+    check_row("start", start, problem.shard.total)
     first = start if start >= 0 else int(problem.order()[0])
     if parts == 0:
         return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
     ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
     return problem.selection(ids, radii, cover=cover)
-
-
-def check_start(start: int, total: int) -> None:
-    """Raises UserError when no row has the id `start`."""
-    if start >= total:
-        raise UserError(f"start: must be an id below the number of rows, {total}, is {start}")

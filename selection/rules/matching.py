@@ -13,20 +13,15 @@ Shapes: N candidates, Q directions, W rows of the window, M chosen.
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 
 from entroloop.selection.exact.spaces import fit_metric
 from entroloop.selection.rules.problem import Problem, Selection
 
-Count = Annotated[int, Field(ge=1)]
 
-
-def covariance_matching(problem: Problem, *, directions: Count = 32, window: Count = 64) -> Selection:
+def covariance_matching(problem: Problem, *, directions: int = 32, window: int = 64) -> Selection:
     """directions: number of principal directions of the reference used; window: number of candidates per pick."""
     reference = problem.reference or problem.shard
     whiten = fit_metric("whitened", reference).rows

@@ -3,8 +3,8 @@
     Problem (this rank's rows, a size, a seed, ...)  ->  strategy  ->  Selection, the same on every rank
 
 A strategy is a function `strategy(problem, *, option: Annotated[float, Field(ge=0)] = default, ...) -> Selection`.
-`select` checks options against these annotations. Installed packages name their strategies in the entry-point group
-`entroloop.strategies`.
+`selection/options.py` checks options against these annotations; those of a built-in strategy are in `catalogue.py`.
+Installed packages name their strategies in the entry-point group `entroloop.strategies`.
 
 Shapes: n_r rows of this rank, N rows of all ranks, D features, M chosen.
 """

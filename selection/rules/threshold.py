@@ -15,12 +15,10 @@ Shapes: N rows of all ranks, n rows of this rank, B rows of a block.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
 from entroloop.selection.exact.blocks import conflicts, earlier_distances
@@ -145,10 +143,7 @@ def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Te
     return torch.tensor(accepted), torch.from_numpy(rejected), torch.from_numpy(by[rejected])
 
 
-def threshold_selection(
-    problem: Problem, *, threshold: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0,
-    decay: Annotated[float, Field(gt=0, lt=1)] = 0.95,
-) -> Selection:  # fmt: skip
+def threshold_selection(problem: Problem, *, threshold: float = 0.0, decay: float = 0.95) -> Selection:
     """The published filter. threshold 0 means the 95 % quantile of the distances of random pairs."""
     if threshold == 0:
         threshold = _high_quantile(problem)
