@@ -1,4 +1,4 @@
-"""The built-in encoders and sources, with the facts about each."""
+"""The built-in encoders, sources and file formats, with the facts about each."""
 
 from __future__ import annotations
 
@@ -71,17 +71,35 @@ ENCODERS = Registry(
     },
 )
 
-_ARRAYS = "entroloop.data.sources.arrays"
+_SOURCES = "entroloop.data.sources"
 
 SOURCES = Registry(
     "source",
     "sources",
     SourceFacts,
     {
-        "digits": SourceFacts(f"{_ARRAYS}:digits", shape=(1, 8, 8)),
-        "mixture": SourceFacts(f"{_ARRAYS}:mixture", shape=(2,)),
-        "wine": SourceFacts(f"{_ARRAYS}:wine", shape=(13,)),
-        "breast_cancer": SourceFacts(f"{_ARRAYS}:breast_cancer", shape=(30,)),
-        "iris": SourceFacts(f"{_ARRAYS}:iris", shape=(4,)),
+        "digits": SourceFacts(f"{_SOURCES}.arrays:digits", shape=(1, 8, 8)),
+        "mixture": SourceFacts(f"{_SOURCES}.arrays:mixture", shape=(2,)),
+        "wine": SourceFacts(f"{_SOURCES}.arrays:wine", shape=(13,)),
+        "breast_cancer": SourceFacts(f"{_SOURCES}.arrays:breast_cancer", shape=(30,)),
+        "iris": SourceFacts(f"{_SOURCES}.arrays:iris", shape=(4,)),
+    },
+)
+
+# A format is a function (given: Given) -> Source or None, see `data/sources/given.py`. The first format that returns a
+# source reads the file or folder. A sealed folder and a folder of features must not be listed, so they come first.
+FORMATS = Registry(
+    "format",
+    "formats",
+    Facts,
+    {
+        "rows": Facts(f"{_SOURCES}.arrays:stored_rows"),
+        "sealed": Facts(f"{_SOURCES}.sealed:recognise"),
+        "cifar": Facts(f"{_SOURCES}.cifar:recognise"),
+        "idx": Facts(f"{_SOURCES}.idx:recognise"),
+        "images": Facts(f"{_SOURCES}.containers:images"),
+        "tar": Facts(f"{_SOURCES}.containers:tars"),
+        "parquet": Facts(f"{_SOURCES}.parquet:recognise"),
+        "lone array": Facts(f"{_SOURCES}.arrays:lone_array"),
     },
 )

@@ -10,12 +10,44 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    field_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
 from entroloop.data.address import check
 from entroloop.data.errors import UserError
+from entroloop.data.registry import Registry
 
 HOW = "how"  # metadata of a key: Annotated[int, HOW]
+OWN_NAME = "module:attribute"
+
+
+class Named:
+    """Metadata of a key whose value is a name in a registry: Annotated[str, Named(STRATEGIES)].
+
+    The value is looked up when it is read. The JSON schema lists the built-in names as examples.
+
+    others  further values that the key accepts
+    """
+
+    def __init__(self, registry: Registry[Any], *others: str) -> None:
+        self.registry, self.others = registry, others
+
+    def _check(self, name: str) -> str:
+        return name if name in self.others else self.registry.check(name, *self.others)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "examples": [*self.others, *self.registry.built_in, OWN_NAME]}
 
 
 class Section(BaseModel):

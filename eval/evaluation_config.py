@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from entroloop.data.catalogue import ENCODERS
-from entroloop.data.config import Section
+from entroloop.data.config import Named, Section
 from entroloop.eval.catalogue import MEASURES
 
 
@@ -20,7 +20,7 @@ def _own(name: str) -> str:
 class EvaluationConfig(Section):
     """The measures of every generation: in which features, and on how many samples."""
 
-    encoders: tuple[Annotated[str, AfterValidator(ENCODERS.check)], ...] = Field(("pixel", "classifier"), min_length=1)
+    encoders: tuple[Annotated[str, Named(ENCODERS)], ...] = Field(("pixel", "classifier"), min_length=1)
     """Feature spaces to measure in."""
     measures: tuple[Annotated[str, AfterValidator(_own)], ...] = ()
     """Your own measures as `module:attribute`, computed beside the built-in ones."""

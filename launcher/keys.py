@@ -79,6 +79,8 @@ def _type(about: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " | ".join(map(str, about["enum"]))
     if "const" in about:
         return str(about["const"])
+    if "examples" in about:  # a key of the kind `Named`
+        return " | ".join(about["examples"])
     if "anyOf" in about:
         return " or ".join(dict.fromkeys(_type(inner, definitions) for inner in about["anyOf"]))
     match about.get("type"):

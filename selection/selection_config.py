@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationInfo
 
 from entroloop.data.catalogue import ENCODERS
-from entroloop.data.config import Section
+from entroloop.data.config import Named, Section
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.selection.options import OF_A_RUN, check_options
 
@@ -24,14 +24,12 @@ def _known_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, A
 class SelectionConfig(Section):
     """How the training samples of a generation are chosen from its pool."""
 
-    strategy: Annotated[str, AfterValidator(STRATEGIES.check)] = "greedy"
-    """`random`, `greedy`, `threshold-decay`, `adaptive-threshold`, `entropy-matching`, `covariance-matching`, one of an
-    installed package, or your own as `module:attribute`."""
-    metric: Annotated[str, AfterValidator(DISTANCES.check)] = "euclidean"
-    """The distance: `euclidean`, `cosine` or `whitened`."""
-    encoder: Annotated[str, AfterValidator(ENCODERS.check)] = "classifier"
-    """The feature space in which distances are computed: `pixel`, `classifier`, `dinov2-small`, `inception`, …, or your
-    own as `module:attribute`."""
+    strategy: Annotated[str, Named(STRATEGIES)] = "greedy"
+    """How samples are chosen: built in, of an installed package, or your own."""
+    metric: Annotated[str, Named(DISTANCES)] = "euclidean"
+    """The distance of two samples in the feature space."""
+    encoder: Annotated[str, Named(ENCODERS)] = "classifier"
+    """The feature space in which distances are computed."""
     options: Annotated[dict[str, float | int | str | bool], AfterValidator(_known_options)] = Field({})
     """Options of the strategy by name, and `trim`, `trim_k` and `per_class` of `select`."""
 

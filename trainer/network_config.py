@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from entroloop.data.config import Section
+from entroloop.data.config import Named, Section
 from entroloop.data.registry import check_options
 from entroloop.trainer.catalogue import NETWORKS
 
@@ -16,15 +16,11 @@ AUTO = "auto"
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 
-def _known_kind(name: str) -> str:
-    return name if name == AUTO else NETWORKS.check(name, AUTO)
-
-
 class NetworkConfig(Section):
     """The network's shape."""
 
-    kind: Annotated[str, AfterValidator(_known_kind)] = "auto"
-    """`unet` for images, `mlp` for vectors, `auto` decides by the data, or your own class as `module:attribute`."""
+    kind: Annotated[str, Named(NETWORKS, AUTO)] = "auto"
+    """The network: `auto` is the built-in one for the samples, `unet` for images and `mlp` for vectors."""
     options: dict[str, Any] = Field({})
     """Keyword arguments of your own class."""
     channels: tuple[int, ...] = (16, 32)

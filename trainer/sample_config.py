@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from entroloop.data.config import Section
+from entroloop.data.config import Named, Section
 from entroloop.data.errors import UserError
 from entroloop.trainer.catalogue import OBJECTIVES, SAMPLERS
 from entroloop.trainer.network_config import Precision
@@ -23,8 +23,8 @@ GuideKind = Literal["autoguidance", "sims", "neon"]
 class SampleConfig(Section):
     """How a generation is sampled."""
 
-    sampler: Annotated[str, AfterValidator(SAMPLERS.check)] = "heun"
-    """`heun`, `euler`, `ddim`, `ddpm`, `dpm-solver++`, or your own as `module:attribute`."""
+    sampler: Annotated[str, Named(SAMPLERS)] = "heun"
+    """The function that draws samples: built in, of an installed package, or your own."""
     steps: int = Field(18, ge=1)
     """Number of noise levels. Heun calls the network 2 steps - 1 times per image, the others `steps` times."""
     sigma_min: float = Field(0.002, gt=0)

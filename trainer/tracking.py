@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
-from entroloop.data.config import Section
+from entroloop.data.config import Named, Section
 from entroloop.data.errors import UserError
 from entroloop.trainer.catalogue import TRACKERS
 
 log = logging.getLogger(__name__)
 
-TrackerName = Annotated[str, AfterValidator(TRACKERS.check)]
+TrackerName = Annotated[str, Named(TRACKERS)]
 
 
 class TrackingConfig(Section):

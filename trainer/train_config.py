@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from entroloop.data.config import HOW, Section
+from entroloop.data.config import HOW, Named, Section
 from entroloop.data.errors import UserError
 from entroloop.data.streams.order import rank_batch
 from entroloop.trainer.catalogue import OBJECTIVES
@@ -20,8 +20,8 @@ EngineName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"]
 class TrainConfig(Section):
     """How a generation is trained."""
 
-    objective: Annotated[str, AfterValidator(OBJECTIVES.check)] = "edm"
-    """`edm` (Karras et al. 2022), `ddpm` (epsilon prediction, as in the paper), or your own as `module:attribute`."""
+    objective: Annotated[str, Named(OBJECTIVES)] = "edm"
+    """`edm` (Karras et al. 2022), `ddpm` (epsilon prediction, as in the paper), or your own."""
     engine: Annotated[EngineName, HOW] = "auto"
     """The engine that runs the optimizer. `auto` uses the engine of the launch; any other name is refused unless
     that engine runs."""

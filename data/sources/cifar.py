@@ -8,10 +8,12 @@ Both versions give the same samples under the same names. Reading a pickle never
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
 import pickle
+import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,6 +24,8 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources import listing
 from entroloop.data.sources.base import ArraySource, pick_split
+from entroloop.data.sources.containers import is_tar
+from entroloop.data.sources.given import Given
 from entroloop.data.sources.listing import Entry, Listing
 
 #: By version: files of the two splits, file of class names, number of label bytes before each image (None for python).
@@ -48,6 +52,28 @@ ALLOWED = {
     ("numpy", "dtype"),
     ("_codecs", "encode"),
 }
+
+
+def recognise(given: Given) -> ArraySource | None:
+    """By the names in a folder or an archive."""
+    names: Iterable[str] = given.found.entries
+    if not given.is_folder and is_tar(given.path.name, given.head):
+        names = _tar_names(given.path)
+    kind = version(names)
+    return cifar(given.path, given.split, kind) if kind else None
+
+
+def _tar_names(path: Path) -> list[str]:
+    """The first 20 names in a tar; a CIFAR archive has fewer."""
+    names: list[str] = []
+    with reading(str(path), "damaged or truncated archive"), path.open("rb") as file:
+        compressed = file.read(6).startswith(tuple(listing.COMPRESSED))
+    with (
+        reading(str(path), "damaged or truncated archive") if compressed else contextlib.suppress(Exception),
+        tarfile.open(path) as archive,
+    ):
+        names += (member.name for member, _ in zip(archive, range(20), strict=False))
+    return names
 
 
 def version(names: Iterable[str]) -> str | None:

@@ -32,6 +32,7 @@ from entroloop.data.sources.base import (
     split_folders,
     whole_number,
 )
+from entroloop.data.sources.given import Given
 from entroloop.data.sources.listing import Listing
 
 EDM = "dataset.json"
@@ -67,6 +68,13 @@ class ZipPayload:
             return file.read(-1 if limit is None else limit)
 
 
+def images(given: Given) -> ImageSource | None:
+    """Images in a folder, or in a zip archive."""
+    if given.found.find(is_image):
+        return image_folder(given.found, given.split)
+    return zip_images(given.path, given.split) if given.head[:2] == b"PK" else None
+
+
 def image_folder(found: Listing, split: str | None) -> ImageSource:
     """Images below a folder. EDM's `dataset.json` or the sub-folders give the labels (see `by_folders`)."""
     return _images("image folder", found, split, FilePayload)
@@ -96,6 +104,24 @@ def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayl
 
 
 # --- tar ----------------------------------------------------------------------------------------------------------
+
+
+_TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
+
+
+def is_tar(name: str, head: bytes = b"") -> bool:
+    """Whether a file is a tar, by its name or, if they are known, by its first bytes."""
+    return head[257:262] == b"ustar" or _TAR.search(name) is not None
+
+
+def tars(given: Given) -> ImageSource | None:
+    """Images in a tar, or in all tars of a folder."""
+    if given.is_folder:
+        return of_files(given, is_tar, tar_images)
+    if not is_tar(given.path.name, given.head):
+        return None
+    given.no_splits()
+    return tar_images([(given.path.name, given.path)], given.path)
 
 
 @functools.lru_cache(maxsize=8)
@@ -173,6 +199,22 @@ def _by_key(found: Listing, wanted: Callable[[str], bool], what: str) -> dict[st
                 "the first dot: one is right; to import each as a sample, unpack the tar and give the folder"
             )
     return names
+
+
+def of_files(
+    given: Given, wanted: Callable[[str], bool], read: Callable[[Sequence[tuple[str, Path]], Path], ImageSource]
+) -> ImageSource | None:
+    """The wanted files of a folder as one source; None if there are none.
+
+    read  opens files, given as (name, path), and the folder
+    """
+    files = given.found.find(wanted)
+    if not files:
+        return None
+    names = split_files(files, str(given.path), given.split)
+    source = read([(name, given.found.path(name)) for name in names], given.path)
+    source.ignored = {**given.found.ignored(set(names), files), **source.ignored}
+    return source
 
 
 def split_files(names: Sequence[str], where: str, split: str | None) -> list[str]:

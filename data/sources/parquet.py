@@ -11,6 +11,7 @@ import bisect
 import functools
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources.base import MISSING, ImageSource
-from entroloop.data.sources.listing import stamp
+from entroloop.data.sources.containers import of_files
+from entroloop.data.sources.given import Given
+from entroloop.data.sources.listing import spelled, stamp
 
 IMAGES = ("image", "img", "images", "png", "jpg", "jpeg", "webp")
 LABELS = ("label", "labels", "fine_label", "cls", "class", "target")
@@ -54,6 +57,16 @@ class ParquetPayload:
         if not isinstance(payload, bytes):
             raise ValueError("the table holds no bytes for it")
         return payload
+
+
+def recognise(given: Given) -> ImageSource | None:
+    """A table by its first bytes, or all tables of a folder by their names."""
+    if given.is_folder:
+        return of_files(given, lambda name: name.lower().endswith(".parquet"), parquet_images)
+    if given.head[:4] != b"PAR1":
+        return None
+    given.no_splits()
+    return parquet_images([(spelled(os.fsencode(given.path.name)), given.path)], given.path)
 
 
 def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
-import os
-import re
-import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from entroloop.data import address
 from entroloop.data.address import is_remote
-from entroloop.data.catalogue import SOURCES
-from entroloop.data.errors import UserError, reading, reason
+from entroloop.data.catalogue import FORMATS, SOURCES
+from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import hint, is_own, said
-from entroloop.data.sources import arrays, cifar, containers, hub, listing, parquet
+from entroloop.data.sources import hub
 from entroloop.data.sources.base import ArraySource, Source, is_image, no_splits
-from entroloop.data.sources.rows import Rows, is_rows
+from entroloop.data.sources.given import Given
+from entroloop.data.sources.rows import Rows
 from entroloop.data.sources.sealed import SealedSource
-from entroloop.data.store import manifest, remote
-from entroloop.data.store.index import open_set
+from entroloop.data.store import remote
 
 REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "naming")
 
@@ -52,10 +47,8 @@ def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source
         return SealedSource.of(remote.open_dataset(text))
     path = Path(text).expanduser()
     try:
-        if path.is_dir():
-            return _folder(path, split, key, labels)
-        if path.is_file():
-            return _file(path, split, key, labels)
+        if path.is_dir() or path.is_file():
+            return _recognised(Given(path, split, key, labels))
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({reason(error)})") from error
     if is_own(text) or text in SOURCES.names:
@@ -79,92 +72,17 @@ def _own(name: str) -> Source:
     return source
 
 
-TAR = re.compile(r"\.(tar|tgz|tbz2?|txz|tzst|tar\.(gz|bz2|xz|zst|lz4|z))$", re.IGNORECASE)
-
-
-def _folder(path: Path, split: str | None, key: str | None, labels: bool) -> Source:
-    if is_rows(path):
-        no_splits(str(path), split)
-        return arrays.stored(path, key, labels)
-    if manifest.is_sealed(path):
-        no_splits(str(path), split)
-        return SealedSource.of(open_set(path))
-    found = listing.of_folder(path)
-    if not found.entries:
-        raise UserError(f"{path}: empty folder")
-    if kind := cifar.version(found.entries):
-        return cifar.cifar(path, split, kind)
-    if any("/" not in name and arrays.is_idx(name) for name in found.entries):
-        return arrays.idx_folder(found, split)
-    if found.find(is_image):
-        return containers.image_folder(found, split)
-    for wanted, read in ((_is_tar, containers.tar_images), (_is_parquet, parquet.parquet_images)):
-        if files := found.find(wanted):
-            names = containers.split_files(files, str(path), split)
-            source = read([(name, found.path(name)) for name in names], path)
-            source.ignored = {**found.ignored(set(names), files), **source.ignored}
+def _recognised(given: Given) -> Source:
+    """The source as the first format that knows it reads it. Raises UserError when no format does."""
+    for name in FORMATS.names:
+        source: Source | None = FORMATS.load(name)(given)
+        if source is not None:
             return source
-    if len(single := found.find(lambda name: name.lower().endswith((".npy", ".npz")))) == 1:
-        no_splits(str(path), split)
-        array = arrays.stored(found.path(single[0]), key, labels)
-        array.ignored = {**found.ignored(single), **array.ignored}
-        return array
-    raise UserError(f"{path}: holds no images ({_some(list(found.entries))})")
-
-
-def _is_tar(name: str) -> bool:
-    return TAR.search(name) is not None
-
-
-def _is_parquet(name: str) -> bool:
-    return name.lower().endswith(".parquet")
-
-
-def _file(path: Path, split: str | None, key: str | None, labels: bool) -> Source:
-    if is_rows(path):
-        no_splits(str(path), split)
-        return arrays.stored(path, key, labels)
-    head = _head(path)
-    if not head:
-        raise UserError(f"{path}: holds no rows: the file is empty")
-    if head[:3] == b"\0\0\x08" or arrays.is_idx(path.name):
-        return arrays.idx_file(path, split)
-    if head[:2] == b"PK":
-        return containers.zip_images(path, split)
-    if head[:4] == b"PAR1":
-        no_splits(str(path), split)
-        return parquet.parquet_images([(listing.spelled(os.fsencode(path.name)), path)], path)
-    if head[257:262] == b"ustar" or _is_tar(path.name):
-        if kind := cifar.version(_tar_names(path)):
-            return cifar.cifar(path, split, kind)
-        no_splits(str(path), split)
-        return containers.tar_images([(path.name, path)], path)
-    if is_image(path.name):
-        raise UserError(f"{path}: is a single image: give its folder")
-    raise UserError(f"{path}: not a kind of data set that can be imported")
-
-
-def _head(path: Path) -> bytes:
-    """The first 512 bytes of a file's contents, unzipped if the file is gzipped."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if head[:2] != b"\x1f\x8b":
-        return head
-    with reading(str(path), "damaged or truncated"), gzip.open(path) as unzipped:
-        return unzipped.read(512)
-
-
-def _tar_names(path: Path) -> list[str]:
-    """The first 20 names in a tar; a CIFAR archive has fewer."""
-    names: list[str] = []
-    with reading(str(path), "damaged or truncated archive"), path.open("rb") as file:
-        compressed = file.read(6).startswith(tuple(listing.COMPRESSED))
-    with (
-        reading(str(path), "damaged or truncated archive") if compressed else contextlib.suppress(Exception),
-        tarfile.open(path) as archive,
-    ):
-        names += (member.name for member, _ in zip(archive, range(20), strict=False))
-    return names
+    if given.is_folder:
+        raise UserError(f"{given.path}: holds no images ({_some(list(given.found.entries))})")
+    if is_image(given.path.name):
+        raise UserError(f"{given.path}: is a single image: give its folder")
+    raise UserError(f"{given.path}: not a kind of data set that can be imported")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -11,7 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import reading
+from entroloop.data.sources.given import Given
+from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.index import open_set
+
+
+def recognise(given: Given) -> SealedSource | None:
+    """A sealed set, as shards or as an index."""
+    if not (given.is_folder and manifest.is_sealed(given.path)):
+        return None
+    given.no_splits()
+    return SealedSource.of(open_set(given.path))
 
 
 @dataclass

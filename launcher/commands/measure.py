@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from entroloop.data.catalogue import ENCODERS
+
 
 def measure_command(
     generated: Annotated[
@@ -23,10 +25,7 @@ def measure_command(
     ] = None,
     encoder: Annotated[
         str,
-        typer.Option(
-            help="Feature space: pixel, classifier, inception, inception-paper, dinov2-small, dinov2-large, "
-            "dinov2-paper, or your own module:attribute."
-        ),
+        typer.Option(help=f"Feature space: {', '.join(ENCODERS.built_in)}, or your own module:attribute."),
     ] = "pixel",
     classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,

@@ -10,6 +10,7 @@ import pickle
 import resource
 import tarfile
 import zipfile
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_wine
 
+from entroloop.data import registry
 from entroloop.data.catalogue import SOURCES
 from entroloop.data.errors import UserError
 from entroloop.data.sources import recognise
@@ -501,3 +503,24 @@ def test_a_function_of_the_users_own_is_a_source(tmp_path):
 def test_the_catalogue_knows_the_shapes_of_sources_by_name():
     for name, facts in SOURCES.built_in.items():
         assert recognise.open_source(name).array.shape[1:] == facts.shape
+
+
+def table(given):
+    if given.is_folder or given.path.suffix != ".csv":
+        return None
+    given.no_splits()
+    rows = np.loadtxt(given.path, np.float32, delimiter=",", ndmin=2)
+    return ArraySource("table", str(given.path), rows, None, prefix=f"{given.path.stem}/")
+
+
+def test_an_installed_package_adds_a_format(tmp_path, monkeypatch):
+    (tmp_path / "points.csv").write_text("1,2\n3,4\n5,6\n")
+    with pytest.raises(UserError, match=r"points.csv: not a kind of data set that can be imported"):
+        recognise.open_source(str(tmp_path / "points.csv"))
+    point = EntryPoint("table", f"{__name__}:table", "entroloop.formats")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point] if group == "entroloop.formats" else [])
+    source = recognise.open_source(str(tmp_path / "points.csv"))
+    assert [row.tolist() for row in source.read([2, 0])] == [[5, 6], [1, 2]]
+    with pytest.raises(UserError, match=r"--split test: .* has no splits"):
+        recognise.open_source(str(tmp_path / "points.csv"), "test")
+    assert recognise.open_source("iris").kind == "iris"

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.launcher import __main__ as program
 from entroloop.launcher.config import Config, known_keys
 from entroloop.launcher.keys import find, keys
+from entroloop.selection.catalogue import DISTANCES, STRATEGIES
+from entroloop.trainer.catalogue import NETWORKS, OBJECTIVES, SAMPLERS, TRACKERS
 
 ROOT = next(folder for folder in Path(__file__).parents if (folder / "setup.cfg").exists())
 
@@ -31,6 +34,25 @@ def test_a_key_shows_its_type_default_bounds_and_part_in_recipes():
     assert find(Config, "data.source")[0].default is None
     assert not any(key.decides for key in find(Config, "slurm"))
     assert {key.name for key in find(Config, "train.ema")} < {key.name for key in find(Config, "train")}
+
+
+@pytest.mark.parametrize(
+    ("key", "registry"),
+    [
+        ("selection.strategy", STRATEGIES),
+        ("selection.metric", DISTANCES),
+        ("selection.encoder", ENCODERS),
+        ("evaluation.encoders", ENCODERS),
+        ("sample.sampler", SAMPLERS),
+        ("train.objective", OBJECTIVES),
+        ("network.kind", NETWORKS),
+        ("tracking.trackers", TRACKERS),
+    ],
+)
+def test_a_key_that_is_a_name_lists_every_built_in_name(key, registry):
+    (found,) = find(Config, key)
+    names = found.type.removeprefix("list of ").removeprefix("auto | ").split(" | ")
+    assert names == [*registry.built_in, "module:attribute"]
 
 
 def test_an_unknown_section_is_refused_with_the_nearest_name():
