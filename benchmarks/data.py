@@ -9,6 +9,7 @@ patches of scikit-learn's two photographs.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import multiprocessing
 import os
@@ -96,11 +97,14 @@ def resident_row(images: np.ndarray, folder: Path, rounds: int):
         for _ in data.batches(seed=0, seen=0, until=until, batch=batch):
             pass
 
+    labels = data.labels
+    assert labels is not None
+
     def plain() -> None:
         for epoch in range(20):
             rows = torch.from_numpy(Order(len(data), epoch).epoch(0))
             for start in range(0, len(data), batch):
-                data.samples[rows[start : start + batch]], data.labels[rows[start : start + batch]]
+                data.samples[rows[start : start + batch]], labels[rows[start : start + batch]]
 
     return compare("resident batches / indexing a tensor", 0.9, until, ours, plain, rounds)
 
@@ -110,6 +114,7 @@ def read_with_tarfile(paths: list[str]) -> None:
         with tarfile.open(path) as tar:
             for member in tar:
                 file = tar.extractfile(member)
+                assert file is not None
                 if member.name.endswith(".png"):
                     np.asarray(Image.open(file))
                 else:
@@ -151,7 +156,7 @@ def writing_row(images: np.ndarray, folder: Path, rounds: int, threads: int):
         folder.mkdir(exist_ok=True)
         with webdataset.TarWriter(str(folder / "plain.tar")) as tar:
             for i, image in enumerate(images):
-                out = shards.io.BytesIO()
+                out = io.BytesIO()
                 Image.fromarray(image.transpose(1, 2, 0)).save(out, "PNG", compress_level=png.LEVEL)
                 tar.write({"__key__": f"{i:09d}", "png": out.getvalue(), "cls": int(labels[i])})
 
@@ -211,7 +216,9 @@ def memory_row(folder: Path, gigabytes: float, workers: int):
         Streaming(dataset, workers=workers).batches(seed=0, seen=0, until=len(dataset), batch=100)
     ):
         if number % 20 == 0:
-            peak = max(peak, resident_set_mib([os.getpid(), *(c.pid for c in multiprocessing.active_children())]))
+            peak = max(
+                peak, resident_set_mib([os.getpid(), *(c.pid for c in multiprocessing.active_children() if c.pid)])
+            )
     return {
         "what": f"memory of streaming over {copies * tar.bytes / 2**30:.1f} GiB, {workers} workers, above start, MiB",
         "mib": round(peak - start, 1),

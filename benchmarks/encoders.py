@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from entroloop.data.catalogue import INCEPTION_FEATURES
 from entroloop.data.features import classifier, inception
 from entroloop.data.features.encoder import Encoder, load_encoder
 from entroloop.data.features.inception_network import FID, network
@@ -68,7 +69,7 @@ def prepare(name: str, folder: Path, device: torch.device) -> Encoder:
     if name == "classifier":
         classifier.save(folder / name, classifier.Classifier(SHAPE, 10))
     if name == "inception":
-        last = {"fc.weight": torch.zeros(FID.classes, inception.DIM), "fc.bias": torch.zeros(FID.classes)}
+        last = {"fc.weight": torch.zeros(FID.classes, INCEPTION_FEATURES), "fc.bias": torch.zeros(FID.classes)}
         torch.save({**network(FID).state_dict(), **last}, folder / inception.STATES[0])
         os.environ[VARIABLE] = str(folder)
     return load_encoder(name, SHAPE, classifier=folder / "classifier", device=device)

@@ -114,8 +114,9 @@ def phase_rows(work: Context, images: int, rounds: int, scratch: Path) -> list[d
     """The digits' network, and an untrained one for 32 x 32 x 3."""
     from entroloop.trainer import checkpoint
     from entroloop.trainer.diffusion import Scale
+    from entroloop.trainer.network_config import NetworkConfig
 
-    shape, config = (3, 32, 32), networks.NetworkConfig(channels=(32, 64))
+    shape, config = (3, 32, 32), NetworkConfig(channels=(32, 64))
     larger = scratch / "larger"
     checkpoint.export(
         larger, {"": networks.build(config, shape, 0, 0)}, objective="edm", scale=Scale(True, (127.5,), (127.5,)),

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,10 @@ def published_threshold(x: np.ndarray, m: int, order: np.ndarray, threshold: flo
         threshold *= decay
 
 
+def stored(path: Path, n: int) -> torch.Tensor:
+    return torch.from_numpy(np.load(path)[:n])
+
+
 def faiss_nearest(x: np.ndarray) -> None:
     import faiss
 
@@ -162,11 +167,14 @@ class Bench:
 
     def run(self) -> None:
         n = 65_536 // (8 if self.options.quick else 1)
-        sets = {"mixture": lambda k: mixture(k, 384), "collapsed": lambda k: collapsed(k, 384)}
+        sets: dict[str, Callable[[int], torch.Tensor]] = {
+            "mixture": lambda k: mixture(k, 384),
+            "collapsed": lambda k: collapsed(k, 384),
+        }
         if FASHION.exists():
             sets["fashion pixels"] = lambda k: fashion(min(k, 60_000))
         for path in self.options.features:
-            sets[path.stem] = lambda k, path=path: torch.from_numpy(np.load(path)[:k])
+            sets[path.stem] = partial(stored, path)
         for kind, make in sets.items():
             x = make(n).to(self.device)
             m = len(x) // 2
@@ -174,11 +182,11 @@ class Bench:
             self.against_dense(f"threshold-decay {len(x)} -> {m}, {kind}", x, m, "threshold-decay", 1.2)
         self.against_published()
         for k, d in ((16_384, 384), (8_192, 3072)):
-            x = mixture(k, d).numpy()
+            rows = mixture(k, d).numpy()
             self.compare(
                 f"nearest {k} x {d} against faiss",
-                lambda x=x: faiss_nearest(x),
-                lambda x=x: nearest(x, x, exclude_self=True),
+                partial(faiss_nearest, rows),
+                partial(nearest, rows, rows, exclude_self=True),
                 1.2,
             )
         self.memory(262_144 // (8 if self.options.quick else 1))
@@ -335,7 +343,7 @@ def machine() -> dict[str, Any]:
     rates = {}
     for kind in (torch.float32, torch.bfloat16):
         a, b = x.to(kind), y.to(kind).T
-        best = min(seconds(lambda a=a, b=b: a @ b, torch.device("cpu")) for _ in range(5))
+        best = min(seconds(partial(torch.mm, a, b), torch.device("cpu")) for _ in range(5))
         rates[str(kind)] = round(2 * 4096 * 4096 * 384 / best / 1e9)
     return {
         "processor": model or platform.processor(),

@@ -22,7 +22,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -36,6 +38,7 @@ from entroloop.data.streams.streaming import Streaming
 from entroloop.data.world import World, join, leave
 from entroloop.trainer import ema
 from entroloop.trainer.diffusion import Noise, training_loss
+from entroloop.trainer.network import ImageNetwork
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig
@@ -149,7 +152,7 @@ def flops_of_image(trainer: Trainer) -> float:
         noise = Noise(torch.randn_like(y), torch.rand(batch, device=y.device))
         training_loss(trainer.job.config.objective, trainer.engine.network, y, noise, None)[0].mean().backward()
     trainer.engine.optimizer.zero_grad()
-    return counter.get_total_flops() / batch
+    return float(counter.get_total_flops() / batch)
 
 
 def ema_rows(options: argparse.Namespace, folder: Path, world: World):
@@ -172,12 +175,13 @@ def ema_rows(options: argparse.Namespace, folder: Path, world: World):
             for _ in range(REPEAT):
                 trainer.engine.optimizer.step()
 
-        update(), optimizer()
+        update()
+        optimizer()
         steps, averaged = [], []
         for _ in range(options.rounds):
             both = [min(seconds(f, world.device) for _ in range(3)) / REPEAT for f in (update, optimizer)]
             averaged.append((both[0], both[1]))
-            steps.append((both[0], seconds(lambda t=trainer: bare_steps(t, 4), world.device) / 4))
+            steps.append((both[0], seconds(partial(bare_steps, trainer, 4), world.device) / 4))
             for parameter in engine.network.parameters():
                 parameter.grad = torch.zeros_like(parameter)
         what = f"{names} average{'s' * (names > 1)}"
@@ -197,9 +201,10 @@ def against_row(options: argparse.Namespace, folder: Path, world: World, name: s
     changes = {"compile": name == "compile"}
     trainers = [Trainer(job_of(options, folder / name, 10**6, **c), data, world) for c in ({}, changes)]
     if name == "xformers":
-        if not options.attention or trainers[1].engine.network.use_best_attention(world.device) != "xformers":
+        theirs, ours = (cast(ImageNetwork, t.engine.network) for t in trainers)
+        if not options.attention or ours.use_best_attention(world.device) != "xformers":
             return {"what": "images/s, xformers / SDPA: needs CUDA, xformers and --attention", "ratio": None}
-        trainers[0].engine.network.unet.set_attn_processor(AttnProcessor2_0())
+        theirs.unet.set_attn_processor(AttnProcessor2_0())
     batches = [t.data.batches(seed=0, seen=0, until=10**9, batch=options.batch, rank=0, size=1) for t in trainers]
 
     def steps(i: int) -> float:

@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _quick_disk() -> None:
     """No test cuts the power: nothing waits until the disk has what was written."""
-    os.fsync = lambda descriptor: None
+    os.fsync = lambda fd: None
 
 
 @pytest.fixture(scope="session", autouse=True)

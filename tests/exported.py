@@ -8,7 +8,7 @@ import torch
 
 from entroloop.trainer import checkpoint, network
 from entroloop.trainer.diffusion import Scale
-from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.network_config import NetworkConfig
 
 UNET = NetworkConfig(channels=(8,), norm_groups=4)
 MLP = NetworkConfig(width=16, depth=1)
@@ -30,7 +30,7 @@ def export(
     with torch.no_grad():
         for i, parameter in enumerate(net.parameters()):
             generator = torch.Generator().manual_seed(i)
-            parameter += moved * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(moved * torch.randn(parameter.shape, generator=generator))
     images = len(shape) == 3
     scale = Scale(True, (127.5,), (127.5,)) if images else Scale(False, (center,) * shape[0], (1.0,) * shape[0])
     checkpoint.export(

@@ -144,7 +144,7 @@ def _call(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    os.fsync = lambda descriptor: None  # a kill loses nothing that was written, and no test cuts the power
+    os.fsync = lambda fd: None  # a kill loses nothing that was written, and no test cuts the power
     for number, path in enumerate(outputs, 1):
         descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
@@ -189,7 +189,7 @@ def stop() -> None:
             started.kill()
         started.wait(10)
     _STARTED.clear()
-    server = forkserver._forkserver
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is not None:
         os.kill(server._forkserver_pid, signal.SIGKILL)
         server._stop()  # waits for it, so that its CPU time counts as that of a child

@@ -48,8 +48,10 @@ def make_run(folder, strategy="random", seed=0, generations=3, n=60, *, planned=
         write_set(place / "samples", samples, Provenance.sampled(generation, 0, n))
         sets = {}
         for i, name in enumerate(encoders):
-            rows = (x.reshape(len(x), -1).astype(np.float32)[:, i : i + 64] for x in (samples, training, heldout))
-            sets[name] = FeatureSets(*rows, digest="0" * 64)
+            made, trained, held = (
+                x.reshape(len(x), -1).astype(np.float32)[:, i : i + 64] for x in (samples, training, heldout)
+            )
+            sets[name] = FeatureSets(made, trained, held, digest="0" * 64)
         row = evaluate_generation(generation, sets, origin, entropy_size=n)
         if generation == 0:
             row = row.model_copy(update={"baseline": baseline_row(sets)})

@@ -10,7 +10,10 @@ import numpy as np
 
 
 def column(x: np.ndarray, point: np.ndarray) -> np.ndarray:
-    return np.sqrt(((x.astype(np.float64, copy=False) - point.astype(np.float64, copy=False)) ** 2).sum(1))
+    distances: np.ndarray = np.sqrt(
+        ((x.astype(np.float64, copy=False) - point.astype(np.float64, copy=False)) ** 2).sum(1)
+    )
+    return distances
 
 
 def computed_once(function: Callable[..., Any]) -> Callable[..., Any]:

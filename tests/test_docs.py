@@ -23,7 +23,8 @@ def anchors(page):
 
 def commands(page):
     """Every command line that starts with `entroloop` in a block or in a code span, cut into words."""
-    prose, blocks = [], []
+    prose: list[str] = []
+    blocks: list[str] = []
     for number, piece in enumerate(re.split(r"^```.*\n", page.read_text(), flags=re.MULTILINE)):
         (blocks if number % 2 else prose).append(piece)
     lines = re.findall(r"^(entroloop .+)$", "".join(blocks), flags=re.MULTILINE)

@@ -6,6 +6,7 @@ import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ def test_commands_that_only_read_import_nothing_that_is_slow(tmp_path):
         options = {"trim": 0.1} | {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
         selection = {"strategy": name, "encoder": "pixel", "options": options}
         commands.append([*with_set, f"selection={json.dumps(selection)}"])
-    watched = [(command, SLOW) for command in commands]
+    watched: list[tuple[list[str], Sequence[str]]] = [(command, SLOW) for command in commands]
     others = [name for name in SLOW if name not in ("sklearn", "scipy")]  # scikit-learn contains the digits
     watched.append((["run", "--dry-run", f"{ROOT}/configs/digits.yaml"], others))
     subprocess.run([sys.executable, "-c", WATCH, json.dumps(watched)], check=True, cwd=tmp_path)

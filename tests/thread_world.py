@@ -87,7 +87,7 @@ class ThreadWorld(World):
     def start_rotate(self, x: Tensor, incoming_rows: int, by: int = 1) -> Callable[[], Tensor]:
         if self.size == 1:
             return lambda: x
-        out = self._exchange("rotate", x, by, x.shape[1:], x.dtype)[(self.rank - by) % self.size]
+        out: Tensor = self._exchange("rotate", x, by, x.shape[1:], x.dtype)[(self.rank - by) % self.size]
         assert len(out) == incoming_rows
 
         def finish() -> Tensor:

@@ -16,7 +16,7 @@ n samples per call, D features.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -198,6 +198,9 @@ class FrechetDistance(_SetMetric):
 
 # `Precision`, `Recall`, … : a class for each measure that has none above.
 globals().update({class_name(m): metric_of(m) for m in MEASURES.built_in if class_name(m) not in globals()})
+if TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any: ...
 
 
 def _pack(of: Moments) -> Tensor:

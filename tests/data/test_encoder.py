@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ IMAGES = rng.integers(0, 256, (150, 1, 8, 8), dtype=np.uint8)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("classifier")
+    path: Path = tmp_path_factory.mktemp("classifier")
     classifier.save(path, classifier.Classifier((1, 8, 8), 10))
     return path
 
@@ -111,19 +112,20 @@ def test_classifier_of_another_shape_is_refused(folder):
 
 
 class Mean:
-    name, dim, digest = "mean", 1, "0" * 64
+    name, dim = "mean", 1
+    digest: Any = "0" * 64
 
     def __init__(self, shape, device):
         self.shape = shape
 
-    def __call__(self, samples: Samples) -> np.ndarray:
+    def __call__(self, samples):
         return samples.reshape(len(samples), -1).mean(1, keepdims=True).astype(np.float32)
 
 
 class Wrong(Mean):
     dim = 7
 
-    def __call__(self, samples: Samples) -> np.ndarray:
+    def __call__(self, samples):
         return samples.reshape(len(samples), -1).mean(1, keepdims=True)
 
 
@@ -144,14 +146,14 @@ class Infinite(Mean):
 class Later(Mean):
     """Answers two samples as it must, and others not."""
 
-    def __call__(self, samples: Samples) -> np.ndarray:
+    def __call__(self, samples):
         return super().__call__(samples)[: 2 if len(samples) != 3 else 1]
 
 
 class Nameless:
     dim = 1
 
-    def __call__(self, samples: Samples) -> np.ndarray:
+    def __call__(self, samples):
         return samples.reshape(len(samples), -1).mean(1, keepdims=True).astype(np.float32)
 
 

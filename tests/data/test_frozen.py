@@ -78,7 +78,7 @@ def save_dinov2(folder: Path, hidden: int, layers: int, image_size: int = 224) -
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """A folder with weights of every encoder."""
-    folder = tmp_path_factory.mktemp("weights")
+    folder: Path = tmp_path_factory.mktemp("weights")
     torch.save(inception_state(FID), folder / inception.STATES[0])
     aux = {"AuxLogits.fc.weight": torch.zeros(2, 2), "Conv2d_1a_3x3.bn.num_batches_tracked": torch.tensor(1)}
     torch.save({**inception_state(TORCHVISION), **aux}, folder / inception.PAPER_STATE)
@@ -109,8 +109,9 @@ def elsewhere(tmp_path, monkeypatch) -> Path:
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv(VARIABLE, str(tmp_path / "weights"))
-    (tmp_path / "weights").mkdir()
-    return tmp_path / "weights"
+    folder: Path = tmp_path / "weights"
+    folder.mkdir()
+    return folder
 
 
 @pytest.mark.parametrize("name", ["inception", "inception-paper"])
@@ -180,7 +181,7 @@ class Script(torch.nn.Module):
     def forward(
         self, img: torch.Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
     ) -> torch.Tensor:
-        features = self.layers(img)
+        features: torch.Tensor = self.layers(img)
         return features if return_features else features[:, :8]
 
 
@@ -317,7 +318,7 @@ def test_digests_follow_the_weights_and_the_name(weights, elsewhere):
     }
 
 
-def _all(weights: Path, elsewhere: Path) -> tuple[str, ...]:
+def _all(weights: Path, elsewhere: Path) -> list[str]:
     shutil.copytree(weights, elsewhere, dirs_exist_ok=True)
     return FROZEN
 

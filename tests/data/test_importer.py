@@ -19,10 +19,11 @@ from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.sources import base as sources
 from entroloop.data.sources import importer as importers
+from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.convert import SampleForm
-from entroloop.data.sources.importer import Settings, import_dataset, import_part, seal_import
+from entroloop.data.sources.importer import import_dataset, import_part, seal_import
 from entroloop.data.sources.recognise import open_source
-from entroloop.data.sources.settings import default_shard_size
+from entroloop.data.sources.settings import Settings, default_shard_size
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 
@@ -380,6 +381,7 @@ def test_sizes_and_colours_are_found_in_headers_of_every_format(tmp_path: Path, 
     Image.fromarray(np.dstack([noise] * 3)).save(tmp_path / "src" / f"color.{suffix}")
     monkeypatch.setattr(sources, "HEADER", 2000)
     source = open_source(str(tmp_path / "src"))
+    assert isinstance(source, ImageSource)
     assert [source.header(i)[1] for i in range(2)] == [(200, 300)] * 2
     assert source.header(0)[0] == 3
     if suffix not in ("gif", "webp", "avif"):  # these have no greyscale

@@ -143,7 +143,7 @@ def expected(container: str, items: list[Item]) -> tuple[dict[str, bytes], int, 
         name = spelled(os.fsencode(item.name))
         bad |= name in shown  # twice
         shown[name] = item
-    keys = {}
+    keys: dict[str, list[str]] = {}
     for name, item in shown.items():
         if name.endswith((".png", ".PNG", ".jpg")):
             bad |= item.kind in ("lost", "loop", "pipe", "holes")
@@ -214,7 +214,7 @@ def test_joined_zips_are_refused(tmp_path: Path):
 
 
 def test_names_in_zips_are_utf8_wherever_that_is_kept(tmp_path: Path):
-    found = []
+    found: list[str] = []
     for name, extra in ((b"\xc3\xa9.png", b""), (b"\x82.png", b""), (b"??.png", b"\xc3\xa9.png"), (b"\xe9.png", b"")):
         with zipfile.ZipFile(tmp_path / "a.zip", "w") as out:
             info = zipfile.ZipInfo("x" * len(name))
@@ -224,6 +224,7 @@ def test_names_in_zips_are_utf8_wherever_that_is_kept(tmp_path: Path):
         raw = (tmp_path / "a.zip").read_bytes()
         (tmp_path / "a.zip").write_bytes(raw.replace(b"x" * len(name), name))
         source = open_source(str(tmp_path / "a.zip"))
+        assert isinstance(source, ImageSource)
         assert source.payload(0) == picture()
         found += source.names
     assert found == ["é.png", "é.png", "é.png", "Θ.png"]  # code page 437 has é at 0x82
@@ -269,6 +270,7 @@ def test_links_in_tars_lead_through_folders_and_hidden_files(tmp_path: Path):
     os.link(tmp_path / "src/a/0.png", tmp_path / "src/c/3.png")
     subprocess.run(["tar", "--sort=name", "-C", "src", "-cf", "all.tar", "."], check=True, cwd=tmp_path)
     source = open_source(str(tmp_path / "all.tar"))
+    assert isinstance(source, ImageSource)
     read = {name: source.payload(row) for row, name in enumerate(source.names)}
     pictures = {"a/0": 2, "c/1": 1, "c/2": 2, "c/3": 2}
     assert read == {f"./{name}.png": picture(number) for name, number in pictures.items()}

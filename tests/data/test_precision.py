@@ -73,8 +73,13 @@ def test_older_settings_can_be_read_and_changed_during_a_call(settings, newer):
 
 def test_an_encoder_in_one_thread_leaves_full_precision_to_another(settings):
     seen = []
+
+    def forward(x):
+        seen.append(_now())
+        return torch.zeros(len(x), 4)
+
     encoder = frozen.Frozen(
-        "inception", 4, (3, 8, 8), lambda x: (seen.append(_now()), torch.zeros(len(x), 4))[1],
+        "inception", 4, (3, 8, 8), forward,
         weights=(), version=1, device=torch.device("cpu"),
     )  # fmt: skip
     images = np.zeros((8, 3, 8, 8), np.uint8)
@@ -88,8 +93,13 @@ def test_an_encoder_in_one_thread_leaves_full_precision_to_another(settings):
 
 def test_selection_runs_in_full_precision(settings, monkeypatch):
     seen = []
-    real = sketch.torch.mm
-    monkeypatch.setattr(torch, "mm", lambda *args, **options: (seen.append(_now()), real(*args, **options))[1])
+    real = torch.mm
+
+    def watched(*args, **options):
+        seen.append(_now())
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, "mm", watched)
     x = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
     nearest(x, x, backend="torch")
     select(x, 9)

@@ -169,7 +169,7 @@ def cifar_files(kind: str) -> tuple[dict[str, bytes], np.ndarray, np.ndarray]:
     return files, pixels.reshape(-1, 3, 32, 32), labels.reshape(-1)
 
 
-def archive(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
+def archive(path: Path, files: dict[str, bytes], mode="w") -> Path:
     with tarfile.open(path, mode) as tar:
         for name, payload in files.items():
             info = tarfile.TarInfo(name)
@@ -439,6 +439,8 @@ def test_a_sealed_set_is_a_source(tmp_path: Path):
     first = imported("digits", dest=tmp_path / "a", shard_size=500)
     second = imported(tmp_path / "a", dest=tmp_path / "b", resolution=4, limit=700)
     assert second.shape == (1, 4, 4)
+    assert first.labels is not None
+    assert second.labels is not None
     assert np.array_equal(second.labels, first.labels[:700])
     blocks = first.all()[:700].reshape(700, 1, 4, 2, 4, 2).mean((3, 5))
     assert np.abs(second.all() - blocks).max() <= 0.5
@@ -502,7 +504,9 @@ def test_a_function_of_the_users_own_is_a_source(tmp_path):
 
 def test_the_catalogue_knows_the_shapes_of_sources_by_name():
     for name, facts in SOURCES.built_in.items():
-        assert recognise.open_source(name).array.shape[1:] == facts.shape
+        source = recognise.open_source(name)
+        assert isinstance(source, ArraySource)
+        assert source.array.shape[1:] == facts.shape
 
 
 def table(given):

@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,12 +33,16 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder, self.faults, self.requests = folder, {}, Counter()
+        self.folder = folder
+        self.faults: dict[str, list[Any]] = {}
+        self.requests: Counter[str] = Counter()
         self.url = f"http://127.0.0.1:{self.server_address[1]}/set"
         self.lock = threading.Lock()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
     def log_message(self, *args) -> None:
         pass
 
@@ -154,9 +159,10 @@ def test_the_cache_keeps_its_bound_and_evicts_what_was_used_least_recently(serve
     assert sorted(path.name for path in (tmp_path / "lru").iterdir()) == ["a", "c"]
 
 
-def test_a_file_evicted_before_it_is_opened_is_fetched_again(server, tmp_path):
+def test_a_file_evicted_before_it_is_opened_is_fetched_again(server, tmp_path, monkeypatch):
     dataset = remote_set(server, tmp_path / "cache")
-    fetch, calls = dataset.path, Counter()
+    fetch = dataset.path
+    calls: Counter[str] = Counter()
 
     def path(name: str) -> Path:
         found = fetch(name)
@@ -165,7 +171,7 @@ def test_a_file_evicted_before_it_is_opened_is_fetched_again(server, tmp_path):
             found.unlink()
         return found
 
-    dataset.path = path
+    monkeypatch.setattr(dataset, "path", path)
     assert np.array_equal(whole(dataset), open_dataset(str(server.folder)).all())
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import tracemalloc
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def save(path, array=None, packed=False, **arrays):
     return path
 
 
-READ = {
+READ: dict[str, Any] = {
     "single": (lambda f: save(f / "a.npy", X), None, X),
     "double": (lambda f: save(f / "a.npy", X.astype(np.float64)), None, X),
     "half": (lambda f: save(f / "a.npy", X.astype(np.float16)), None, X.astype(np.float16)),

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from entroloop.data.errors import UserError
+from entroloop.data.memory import free_bytes
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams import choice
@@ -43,7 +45,7 @@ def make(folder: Path, counts: list[int], labels: bool = True, encoding: str = "
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("set")
+    path: Path = tmp_path_factory.mktemp("set")
     make(path, COUNTS)
     return path
 
@@ -138,10 +140,11 @@ def spoil(path: Path, at: int) -> None:
 
 
 def place_of(dataset: Dataset, shard: int, row: int) -> int:
-    return dataset.side(dataset.shard_names[shard])["columns"]["offset"][row]
+    place: int = dataset.side(dataset.shard_names[shard])["columns"]["offset"][row]
+    return place
 
 
-def drain(stream: Streaming, **kwargs) -> list[object]:
+def drain(stream: Streaming, **kwargs) -> list[Any]:
     return list(stream.batches(**{"seed": 0, "seen": 0, "until": 2 * N, "batch": 2, **kwargs}))
 
 
@@ -156,7 +159,7 @@ def test_a_damaged_sample_stops_the_run_with_one_line(copy, workers):
 
 def test_another_valid_shard_in_its_place_is_noticed(copy, tmp_path):
     other = make(tmp_path / "other", [5, 3, 7])
-    changed = np.array(other.shard(2)[0])
+    changed = np.array(other.shard(2)[0], np.uint8)
     changed[:, 1] ^= 1
     (tmp_path / "new").mkdir()
     write_shard(tmp_path / "new", 2, changed, np.arange(7), Provenance.sampled(0, 0, 7), first_key=8)
@@ -227,4 +230,4 @@ def test_sets_are_kept_in_memory_where_they_fit(folder, monkeypatch, tmp_path):
 
 
 def test_free_memory_is_plausible():
-    assert 2**20 < choice.free_bytes() < 2**46
+    assert 2**20 < free_bytes() < 2**46

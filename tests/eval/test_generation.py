@@ -122,7 +122,10 @@ def test_mirrored_copies_count_where_the_model_was_trained_with_flips():
     ).measures["pixel"]
     assert plain["memorized_fraction"] == 0.25
     assert found["memorized_fraction"] == 0.5
-    assert found["memorized_calibrated"] >= 0.5 > plain["memorized_calibrated"]
+    raised, before = found["memorized_calibrated"], plain["memorized_calibrated"]
+    assert raised is not None
+    assert before is not None
+    assert raised >= 0.5 > before
     assert found["generalization_score"] == plain["generalization_score"]
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import loops
 import numpy as np
@@ -91,10 +92,10 @@ def test_origins_are_stacked_areas_level_over_a_generation(tmp_path):
         row.provenance.update(shares)
     figure = plots.provenance_areas(arms([run]))
     heights = (np.arange(20) + 0.5) / 20
-    for at, shares in [(-0.4, [1, 0, 0]), (0.4, [1, 0, 0]), (0.6, [0.25, 0.75, 0]), (2.4, [0, 0.5, 0.5])]:
+    for at, expected in [(-0.4, [1, 0, 0]), (0.4, [1, 0, 0]), (0.6, [0.25, 0.75, 0]), (2.4, [0, 0.5, 0.5])]:
         areas = [area.get_paths()[0] for area in figure.axes[0].collections]
         seen = [np.mean([area.contains_point((at, y)) for y in heights]) for area in areas]
-        assert seen == pytest.approx(shares), at
+        assert seen == pytest.approx(expected), at
     keys = [text.get_text() for text in figure.legends[0].get_texts()]
     assert keys == ["generation 1", "generation 0", "real"]
 
@@ -229,7 +230,11 @@ def test_labels_name_no_more_than_is_needed():
 
 def test_what_most_arms_have_goes_without_saying_where_labels_would_be_long():
     usual = {"loop.paradigm": "replace", "train.steps": 9, "selection.metric": "euclidean"}
-    others = [{"loop.paradigm": "fresh"}, {"train.steps": 5}, {"selection.metric": "cosine", "train.steps": 5}]
+    others: list[dict[str, Any]] = [
+        {"loop.paradigm": "fresh"},
+        {"train.steps": 5},
+        {"selection.metric": "cosine", "train.steps": 5},
+    ]
     runs = [synthetic("random", **usual), *(synthetic("greedy", **{**usual, **other}) for other in [{}, *others])]
     labels = [arm.label for arm in arms(runs)]
     assert labels == ["random", "greedy", "greedy (fresh)", "greedy (steps=5)", "greedy (metric=cosine, steps=5)"]
@@ -313,23 +318,31 @@ def test_tables_give_the_mean_and_from_three_seeds_on_its_interval(seeds, cell):
     assert everything["lines"][0][2][0] == cell
 
 
+def correlation(clusters):
+    found = statistics.correlation(clusters)
+    assert found is not None
+    return found
+
+
 def test_correlation_agrees_with_numpy_and_its_interval_holds_the_runs_together():
     rng = np.random.default_rng(0)
     clusters = [[(x, x + rng.normal()) for x in rng.normal(size=5)] for _ in range(8)]
     points = np.concatenate([np.array(c) for c in clusters])
-    found = statistics.correlation(clusters)
+    found = correlation(clusters)
     assert found.r == pytest.approx(np.corrcoef(points.T)[0, 1])
+    assert found.low is not None
+    assert found.high is not None
     assert found.low < found.r < found.high
     assert (found.n, found.runs) == (40, 8)
     # Five copies of every point in its own run add no information: the interval stays as it was.
-    copies = statistics.correlation([c * 5 for c in clusters])
+    copies = correlation([c * 5 for c in clusters])
     assert (copies.low, copies.high) == pytest.approx((found.low, found.high))
 
 
 def test_no_correlation_without_points_or_spread():
     assert statistics.correlation([[(1, 2), (2, 3)]]) is None
     assert statistics.correlation([[(1, 2)] * 5]) is None
-    assert statistics.correlation([[(1, 1), (2, 2), (3, 4)]]).low is None
+    assert correlation([[(1, 1), (2, 2), (3, 4)]]).low is None
 
 
 def test_differences_are_paired_by_seed():
@@ -377,7 +390,8 @@ def test_only_seeds_that_every_arm_has_are_compared():
     assert [cells for m, _, cells in table["lines"] if m == "frechet_distance"] == [["2.00", "2.00"]]
     assert all("[" not in cell for _, _, cells in tables.full_table([], groups, "pixel", [])["lines"] for cell in cells)
     figure = plots.measure_curves(groups, [], "pixel", "frechet_distance")
-    ends = {line.get_label(): line.get_ydata()[-1] for line in figure.axes[0].lines if line.get_label()[0] != "_"}
+    lines = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
+    ends = {line.get_label(): np.asarray(line.get_ydata())[-1] for line in lines}
     assert ends == {"random": 2, "greedy": 2}
 
 
@@ -533,7 +547,9 @@ def test_no_common_seed_takes_the_first_of_each():
 
 def test_nearest_pairs_are_the_nearest_and_sorted(sweep):
     run = read_runs([sweep / "random-0"])[0]
-    generation, pairs = pictures.nearest_pairs(run)
+    found = pictures.nearest_pairs(run)
+    assert found is not None
+    generation, pairs = found
     samples = pictures.dataset(run, 1, "samples").all().reshape(40, -1).astype(float)
     training = pictures.dataset(run, 1, "selected").all().reshape(40, -1).astype(float)
     exact = np.sort(np.linalg.norm(samples[:, None] - training[None], axis=2).min(1))

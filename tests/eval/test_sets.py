@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from thread_world import on_threads
 
-from entroloop.eval.measures.registry import MEASURES, measure
+from entroloop.eval.catalogue import MEASURES
+from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.sets import Sets
 
 

@@ -271,7 +271,7 @@ def not_a_number(sets):
     return sets.generated.std()
 
 
-spread.needs_reference = True
+vars(spread).update(needs_reference=True)
 
 
 def test_a_measure_of_the_users_own_is_taken_like_the_others(sets):

@@ -17,7 +17,7 @@ from entroloop.launcher import config as configuration
 from entroloop.launcher import sweep
 from entroloop.launcher.preview import memory as footprint
 from entroloop.launcher.preview.dry_run import describe
-from entroloop.trainer.network import build
+from entroloop.trainer.network import ImageNetwork, build
 from entroloop.trainer.train import Trainer, TrainJob
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -51,7 +51,9 @@ def test_the_papers_set_up(name, size):
         sample_size=32, norm_num_groups=16, layers_per_block=2, block_out_channels=(48, 48, 96, 96, 192, 192),
         down_block_types=tuple(down), up_block_types=tuple(up),
     )  # fmt: skip
-    ours = build(config.network, (3, 32, 32), 0, seed=0).unet
+    network = build(config.network, (3, 32, 32), 0, seed=0)
+    assert isinstance(network, ImageNetwork)
+    ours = network.unet
     assert [(k, v.shape) for k, v in ours.state_dict().items()] == [
         (k, v.shape) for k, v in theirs.state_dict().items()
     ]

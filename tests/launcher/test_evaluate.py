@@ -1,5 +1,7 @@
 """The evaluate phase: the same row at every world size, and mirrored copies for a model that was trained with flips."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from loops import tiny
@@ -29,6 +31,8 @@ def _row(world, config, target):
 
 class _Elsewhere(Layout):
     """The run's folders, but for the measures, which go to `target`."""
+
+    target: Path
 
     def __init__(self, run, target):
         super().__init__(run)

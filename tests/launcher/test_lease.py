@@ -44,19 +44,25 @@ def write(path, **values):
     path.write_text(json.dumps({"host": os.uname().nodename, "token": "x", "counter": 7, "progress": None, **values}))
 
 
+def owner(path):
+    found = lease.read(path)
+    assert found is not None
+    return found
+
+
 def test_a_dead_process_of_this_host_is_replaced_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "WATCH", 60)
     write(tmp_path / ".lease", pid=_dead_pid())
     start = time.monotonic()
     with Lease(tmp_path / ".lease", "x"):
-        assert lease.read(tmp_path / ".lease")["pid"] == os.getpid()
+        assert owner(tmp_path / ".lease")["pid"] == os.getpid()
     assert time.monotonic() - start < 10
 
 
 def test_a_silent_owner_elsewhere_is_watched_then_replaced(tmp_path):
     write(tmp_path / ".lease", pid=1, host="elsewhere")
     with Lease(tmp_path / ".lease", "x"):
-        assert lease.read(tmp_path / ".lease")["host"] != "elsewhere"
+        assert owner(tmp_path / ".lease")["host"] != "elsewhere"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -71,7 +77,7 @@ def test_progress_can_be_read_from_outside(tmp_path):
         held.progress = progress
         progress.advance(4)
         time.sleep(0.3)
-        state = lease.read(tmp_path / ".lease")["progress"]
+        state = owner(tmp_path / ".lease")["progress"]
         assert (state["done"], state["total"], state["unit"]) == (4, 10, "img")
 
 
@@ -80,4 +86,4 @@ def test_a_lease_that_was_taken_over_is_not_removed_by_its_old_owner(tmp_path):
     with Lease(path, "x"):
         path.unlink()
         write(path, pid=1, host="elsewhere", token="theirs")
-    assert lease.read(path)["token"] == "theirs"
+    assert owner(path)["token"] == "theirs"

@@ -352,8 +352,13 @@ def test_a_device_that_is_not_here_is_refused_in_one_line(device, tmp_path):
 
 def test_the_device_reaches_the_encoder(tmp_path, monkeypatch):
     used = []
-    load = compare.load_encoder
-    monkeypatch.setattr(compare, "load_encoder", lambda *a, **k: used.append(k["device"]) or load(*a, **k))
+    load = load_encoder
+
+    def watched(*args, **options):
+        used.append(options["device"])
+        return load(*args, **options)
+
+    monkeypatch.setattr(compare, "load_encoder", watched)
     np.save(tmp_path / "a.npy", vectors(digits(20)))
     for arguments in (("--device", "cpu"), ()):
         assert run("measure", tmp_path / "a.npy", tmp_path / "a.npy", *arguments).exit_code == 0

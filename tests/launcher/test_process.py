@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from torch.distributed import TCPStore
+import torch
+from torch._C._distributed_c10d import TCPStore
 
 from entroloop.data import world
 from entroloop.data.errors import Failed, Interrupted, UserError
@@ -96,16 +97,16 @@ def test_a_rank_of_a_step_sees_what_torchrun_sets(monkeypatch):
     joined = []
     monkeypatch.setattr(process, "meet", lambda *args, **options: joined.append((args, options)))
     monkeypatch.setattr(process, "join", lambda *args, **options: options["device"])
-    monkeypatch.setattr(process.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for seen, device in ((8, "cuda:1"), (1, "cuda:0")):
-        monkeypatch.setattr(process.torch.cuda, "device_count", lambda seen=seen: seen)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
         environment = {**STEP, "SLURM_LOCALID": "1"}
         assert str(world_from_environment(environment)) == device
         expected = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": device[-1], "MASTER_ADDR": "n1"}
         assert environment.items() >= {**expected, "MASTER_PORT": "12056"}.items()
     assert joined[0][0] == ("n1", 12056, 1, 2)
     assert joined[0][1]["name"] == "7.0"
-    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="number 3 on its machine and sees 2 devices"):
         world_from_environment({**STEP, "SLURM_LOCALID": "3"})
 

@@ -4,6 +4,7 @@ import logging
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +118,8 @@ def start(run):
 def test_ended_by_signals_it_makes_only_the_missing_shards(tmp_path, trained, monkeypatch):
     config = copied(trained, tmp_path, *SHARDS, "sample.steps=40")  # some tenths of a second a shard
     whole = copied(trained, tmp_path / "whole", *SHARDS, "sample.steps=40")
-    folder, before = Layout(config.run_folder).of(SAMPLE), {}
+    folder = Layout(config.run_folder).of(SAMPLE)
+    before: dict[Path, int] = {}
     for number, status in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
         running = start(config.run_folder)
         while len(list(folder.glob("shard-*.json"))) <= len(before) / 2:
@@ -174,8 +176,12 @@ def test_what_cannot_be_sampled_yet_is_refused(tmp_path, run, monkeypatch):
 def sample_on(world, run):
     """What rank 0 says, and the NFE."""
     said = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(record.getMessage())
+
+    class Said(logging.Handler):
+        def emit(self, record):
+            said.append(record.getMessage())
+
+    handler = Said()
     logger = logging.getLogger("entroloop")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)

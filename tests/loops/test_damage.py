@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+import typer
 from exported import MLP, UNET, export
 from loops import TINY
 from typer.testing import CliRunner
@@ -183,7 +184,7 @@ def test_a_manifest_with_a_changed_number_is_damaged(layout):
 
 def verified(folder):
     """Exit status and problems that `verify` finds."""
-    app = program.typer.Typer()
+    app = typer.Typer()
     app.command()(verify_command)
     done = CliRunner().invoke(app, [str(folder), "--json"])
     return done.exit_code, json.loads(done.stdout)["problems"]

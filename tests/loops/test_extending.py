@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from entroloop.data.catalogue import ENCODERS, SOURCES
+from entroloop.data.jobs import Job
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
@@ -62,7 +63,9 @@ def test_the_examples_run_from_beside_the_configuration(mine, monkeypatch):
     about = json.loads((layout.of(Step(1, "train")) / "network.json").read_text())
     assert about == {"kind": "mine:Shallow", "shape": [2], "num_classes": 0, "options": {"width": 16}}
     row = read_run(layout.run).rows[1]
-    assert row.value("mine:Radius", "mine:distance_of_means") >= 0
+    distance = row.value("mine:Radius", "mine:distance_of_means")
+    assert distance is not None
+    assert distance >= 0
     assert row.encoder("mine:Radius").resize == "none"
     shown = [json.loads(line) for line in (layout.run / "tracking" / "entroloop.jsonl").read_text().splitlines()]
     assert any("train/loss" in line for line in shown)
@@ -80,8 +83,11 @@ def test_runs_of_a_sweep_and_slurm_jobs_find_the_file_too(mine, monkeypatch):
     assert (mine.parent / "runs" / "mine" / "report.html").is_file()
 
     config = configuration.load(mine, ["name=submitted", "slurm.setup=[conda activate mine]"])
-    monkeypatch.setattr(submit, "_submit", lambda jobs, *_: jobs())
-    for job in submit.submit_run(config):
+    jobs: list[Job] = []
+    monkeypatch.setattr(submit, "_submit", lambda make, *_: jobs.extend(make()))
+    submit.submit_run(config)
+    assert jobs
+    for job in jobs:
         forget(monkeypatch)
         assert configuration.load(Path(job.arguments[1])).settled() == config.settled()
 

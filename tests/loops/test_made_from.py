@@ -15,7 +15,8 @@ from entroloop.data.store import manifest
 from entroloop.data.world import World
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.recipes import parents, steps
-from entroloop.launcher.run.runner import open_run, perform
+from entroloop.launcher.run.resume import open_run
+from entroloop.launcher.run.runner import perform
 
 SHORT = (
     "train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=16", "data.limit=200", "generations=3",

@@ -166,4 +166,4 @@ def test_configuration_names_what_is_wrong():
     with pytest.raises(ValidationError, match="did you mean cosine"):
         SelectionConfig(metric="cosin")
     with pytest.raises(ValidationError, match=r"[Ee]xtra"):
-        SelectionConfig(size=3)
+        SelectionConfig.model_validate({"size": 3})

@@ -85,7 +85,12 @@ def test_an_error_of_any_rank_is_raised_on_every_rank():
 
 def _main_only(world):
     called = []
-    value = world.on_main(lambda: called.append(world.rank) or 7)
+
+    def call():
+        called.append(world.rank)
+        return 7
+
+    value = world.on_main(call)
     return value, called, world.any(world.rank == world.size - 1), world.any(False)
 
 

@@ -38,7 +38,8 @@ def test_equals_the_published_form(name):
         _check(_run(x, size, len(x) // 3), slow(x, size, len(x) // 3))
 
 
-def _shrink(monkeypatch, columns, rows, active, block, form):
+def _shrink(monkeypatch, sizes, form):
+    columns, rows, active, block = sizes
     for part in (sketch, bounds, blocks):
         monkeypatch.setattr(part, "TILE_COLUMNS", columns)
     monkeypatch.setattr(bounds, "TILE_ROWS", rows)
@@ -55,7 +56,7 @@ def _shrink(monkeypatch, columns, rows, active, block, form):
 @pytest.mark.parametrize("name", ["clusters", "lattice, many ties", "far from the origin", "exact duplicates"])
 def test_does_not_depend_on_blocks_and_formats(name, sizes, form, monkeypatch):
     x = CASES[name]
-    _shrink(monkeypatch, *sizes, form)
+    _shrink(monkeypatch, sizes, form)
     _check(_run(x, len(x) // 2, 5), slow(x, len(x) // 2, 5))
 
 
@@ -64,13 +65,13 @@ def test_does_not_depend_on_blocks_and_formats(name, sizes, form, monkeypatch):
 @pytest.mark.parametrize("name", UINT8)
 def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
     x = CASES[name]
-    _shrink(monkeypatch, *sizes, formats.INT8)
+    _shrink(monkeypatch, sizes, formats.INT8)
     _check(_run(x, len(x) // 2, 5), slow(x, len(x) // 2, 5))
 
 
 def _on_rank(world, parts, size, start):
     before = world.traffic.exchanges
-    blocks_run = []
+    blocks_run: list[int] = []
     shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
     ids, radii = greedy(shard, size, start, blocks_run.append)
     return ids.numpy(), radii.numpy(), world.traffic.exchanges - before, len(blocks_run)

@@ -63,8 +63,8 @@ def test_ranks_with_different_formats_stay_in_step(name, monkeypatch):
         monkeypatch.setattr(module, "shortest_format", lambda *rows: choice.form)
     r = np.random.default_rng(0)  # copies: many distances that bfloat16 cannot tell apart
     originals = 2 * r.normal(size=(32, 16))
-    x = originals[r.integers(32, size=2048)] + r.normal(size=(2048, 16)) * 0.1 * r.random((2048, 1))
-    x = x.astype(np.float32)[: None if name == "greedy" else 500]
+    copies = originals[r.integers(32, size=2048)] + r.normal(size=(2048, 16)) * 0.1 * r.random((2048, 1))
+    x = copies.astype(np.float32)[: None if name == "greedy" else 500]
     whole = _nearest(x) if name == "nearest" else select(x, len(x) // 2, name, reference=x).ids
     results = on_threads(2, _mixed, x, len(x) // 2, name, choice, (formats.BF16, formats.F32))
     for ids in [np.concatenate(results)] if name == "nearest" else results:

@@ -277,7 +277,8 @@ def _search_within(allowed, mapped, out):
     x = np.load(mapped, mmap_mode="r")
     search._BLOCK_BYTES = (1 << 22, 1 << 25)  # else a block may take more than is allowed here
     nearest(x[:64], x[:2048])  # libraries allocate their own once
-    used = int(re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+    (kib,) = re.findall(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    used = int(kib) * 1024
     resource.setrlimit(resource.RLIMIT_DATA, (used + allowed,) * 2)
     distances, ids = nearest(x[:64], x)
     try:

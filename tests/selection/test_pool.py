@@ -47,7 +47,7 @@ def test_schedules(settings_, expected):
 )
 def test_fresh_images_follow_each_other_and_training_sets_keep_their_size(paradigm, schedule, share, size, generations):
     config = LoopConfig(paradigm=paradigm, fresh=FreshConfig(share=share, schedule=schedule))
-    taken = []
+    taken: list[int] = []
     for g in range(1, generations):
         pool = pool_of(config, g, size)
         assert pool.choose + len(pool.fresh) == size
@@ -106,7 +106,9 @@ def test_balanced_classes_and_the_histogram_in_every_training_set(tmp_path):
         assert manifest.read(chosen.folder).about["label_histogram"] == counts
     assert min(counts) >= 1
     assert sum(counts) == 50
-    candidates = np.bincount(Dataset(layout.of(Step(0, "sample"))).labels[:100], minlength=10)
+    labels = Dataset(layout.of(Step(0, "sample"))).labels
+    assert labels is not None
+    candidates = np.bincount(labels[:100], minlength=10)
     assert max(counts) - min(counts) <= 1 or min(candidates) < 5
     with pytest.raises(UserError, match=r"loop\.balanced=true: only a model with train\.labels=true"):
         run(tmp_path / "other", "loop.balanced=true", until=Step(0, "select"))

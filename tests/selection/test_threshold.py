@@ -79,7 +79,7 @@ def _shrink_and_check(name, sizes, form, monkeypatch):
 
 def _on_rank(world, parts, size, order, threshold):
     before = world.traffic.exchanges
-    passes = []
+    passes: list[int] = []
     shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
     ids, radii = threshold_decay(shard, size, torch.from_numpy(order), threshold, 0.8, passes.append)
     return ids.numpy(), radii.numpy(), world.traffic.exchanges - before, len(passes)

@@ -5,7 +5,10 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -274,9 +277,22 @@ def script(tmp_path):
         asked = tmp_path / "seen.scontrol"
         return status, note[0], note[3], asked.read_text().split() if asked.exists() else []
 
-    start.result = lambda **environment: result(start(**environment))
-    start.of, start.seen = result, tmp_path / "seen"
-    return start
+    return Script(start, result, tmp_path / "seen")
+
+
+@dataclass(frozen=True)
+class Script:
+    """Starts the script; `of` gives the status of a process and its last note."""
+
+    start: Callable[..., subprocess.Popen[bytes]]
+    of: Callable[[subprocess.Popen[bytes]], tuple[Any, ...]]
+    seen: Path
+
+    def __call__(self, **environment):
+        return self.start(**environment)
+
+    def result(self, **environment):
+        return self.of(self.start(**environment))
 
 
 def state(status, code, reason):

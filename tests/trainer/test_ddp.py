@@ -14,9 +14,12 @@ from entroloop.data.errors import Failed, Interrupted
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
+from entroloop.trainer import checkpoint
 from entroloop.trainer import train as loop
+from entroloop.trainer.diffusion import training_loss
 from entroloop.trainer.engines.make import make_engine
-from entroloop.trainer.network import NetworkConfig, build
+from entroloop.trainer.network import build
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train_config import TrainConfig
 
 
@@ -66,7 +69,7 @@ def _gradients(world):
         for last in (False, True):
             with engine.one_pass(last):
                 engine.backward(engine.call(x, torch.ones(2), None).square().mean())
-            found.append(torch.cat([p.grad.flatten().clone() for p in engine.parameters]).numpy())
+            found.append(torch.cat([p.grad.flatten().clone() for p in engine.parameters if p.grad is not None]).numpy())
         engine.close()
         return found
 
@@ -81,20 +84,18 @@ def test_gradients_are_reduced_in_the_last_pass_only():
 def _train_until_one_rank_sees_nan(world, data, target, bad_rank):
     """What training raised where the samples of one rank turn to NaN at a step that ends in a checkpoint."""
     with launched(world):
-        whole = loop.training_loss
 
         def spoiled(objective, call, y, noise, labels):
-            loss, sigma = whole(objective, call, y, noise, labels)
+            loss, sigma = training_loss(objective, call, y, noise, labels)
             return (loss * float("nan") if next(steps) == 10 and world.rank == bad_rank else loss), sigma
 
         steps = itertools.count(1)
-        loop.training_loss = spoiled
         try:
-            loop.train(job(target), Resident(Dataset(data)), world)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(loop, "training_loss", spoiled)
+                loop.train(job(target), Resident(Dataset(data)), world)
         except Failed as error:
             return str(error)
-        finally:
-            loop.training_loss = whole
 
 
 @pytest.mark.parametrize("bad_rank", [0, 1])
@@ -114,14 +115,11 @@ def _resumed_from(world, data, target):
         looks = iter([False, True])  # asked every eighth step
         with contextlib.suppress(Interrupted):
             loop.train(job(target), Resident(Dataset(data)), world, should_stop=lambda: next(looks))
-        listing = loop.checkpoint.newest
-        if world.rank == 1:
-            loop.checkpoint.newest = lambda path: None
-        try:
+        with pytest.MonkeyPatch.context() as patch:
+            if world.rank == 1:
+                patch.setattr(checkpoint, "newest", lambda path: None)
             trainer = loop.Trainer(job(target), Resident(Dataset(data)), world)
             trainer.engine.close()
-        finally:
-            loop.checkpoint.newest = listing
         return trainer.seen, float(sum(m.double().sum() for m in trainer.engine.masters))
 
 

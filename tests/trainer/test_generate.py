@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.store.dataset import Dataset
-from entroloop.data.store.shards import seal_dataset
+from entroloop.data.store.shards import seal_dataset, write_shard
 from entroloop.data.world import World
 from entroloop.trainer import diffusion
 from entroloop.trainer import generate as generating
@@ -77,6 +78,8 @@ def test_an_image_does_not_depend_on_its_batch(weights, kind):
     whole, labels = source.samples(0, 12)
     part, some = source.samples(7, 9)
     assert np.abs(whole[7:9].astype(int) - part.astype(int)).max() <= 1  # other batch sizes may round otherwise
+    assert labels is not None
+    assert some is not None
     assert labels[7:9].tolist() == some.tolist()
 
 
@@ -126,7 +129,7 @@ def test_classifier_free_guidance_and_a_guide_go_together(edm, tmp_path):
 
 
 def test_bf16_calls_the_network_in_bf16_and_keeps_the_state(edm):
-    seen = {"conv": set(), "state": set()}
+    seen: dict[str, set[torch.dtype]] = {"conv": set(), "state": set()}
     half = Generator(edm, SampleConfig(steps=6, precision="bf16"), PLAN, CPU)
     call = half.denoise
 
@@ -186,7 +189,7 @@ def test_compile_compiles_one_graph_a_batch_size(edm, monkeypatch):
 def test_the_network_goes_on_while_a_shard_is_written(edm, tmp_path, monkeypatch):
     """The first shard is written only after the second one's images have been drawn."""
     second = threading.Event()
-    write, drawn = generating.write_shard, Generator.samples
+    write, drawn = write_shard, Generator.samples
 
     def slow(folder, number, *args, **options):
         assert threading.current_thread() is not threading.main_thread()
@@ -210,7 +213,12 @@ def test_a_full_disk_ends_sampling(edm, tmp_path, monkeypatch):
         raise UserError("disk full") from OSError(errno.ENOSPC, "")
 
     drawn, batches = Generator.samples, []
-    monkeypatch.setattr(Generator, "samples", lambda self, *args: batches.append(args) or drawn(self, *args))
+
+    def watched(self, *args):
+        batches.append(args)
+        return drawn(self, *args)
+
+    monkeypatch.setattr(Generator, "samples", watched)
     monkeypatch.setattr(generating, "write_shard", full)
     with pytest.raises(UserError, match="disk full"):
         generate(edm, tmp_path, SampleConfig(steps=2, batch=16), PLAN, Part(), CPU)
@@ -219,7 +227,8 @@ def test_a_full_disk_ends_sampling(edm, tmp_path, monkeypatch):
 
 def test_waiting_for_other_ranks_ends_with_their_shards_or_a_signal(edm, tmp_path, monkeypatch):
     monkeypatch.setattr(generating, "POLL", 0.01)
-    looks, mine = [], {"config": SampleConfig(steps=1), "plan": PLAN, "part": Part(0, 2), "device": CPU}
+    looks = []
+    mine: dict[str, Any] = {"config": SampleConfig(steps=1), "plan": PLAN, "part": Part(0, 2), "device": CPU}
     generate(edm, tmp_path, **mine)
 
     def should_stop():
@@ -260,7 +269,12 @@ def until_killed(weights, folder, config):
     """A rank that makes its first shard and is killed in the second."""
     torch.set_num_threads(1)  # libgomp's threads did not come with the fork
     looks = iter(range(100))
-    stop = lambda: next(looks) >= 3 and os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+
+    def stop():
+        if next(looks) >= 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
     generate(weights, folder, config, SamplePlan(5, 2, 80, 16), Part(1, 2), CPU, whole=Part(), should_stop=stop)
 
 

@@ -8,7 +8,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
 from entroloop.trainer import guidance
 from entroloop.trainer.diffusion import denoiser
-from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.sample_config import SampleConfig
 
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -58,9 +58,12 @@ def test_weights_that_mean_no_guidance(pair):
 def test_neon_is_one_network_with_extrapolated_weights(tmp_path):
     base, finetuned = export(tmp_path / "base"), export(tmp_path / "finetuned", moved=0.1)
     prepared = []
-    found = guidance.denoiser_of(
-        tmp_path / "finetuned", config("neon", 0.5), tmp_path / "base", lambda net: prepared.append(net) or net
-    )
+
+    def prepare(net):
+        prepared.append(net)
+        return net
+
+    found = guidance.denoiser_of(tmp_path / "finetuned", config("neon", 0.5), tmp_path / "base", prepare)
     assert len(prepared) == 1
     for name, w in prepared[0].state_dict().items():
         expected = 1.5 * base.state_dict()[name] - 0.5 * finetuned.state_dict()[name]

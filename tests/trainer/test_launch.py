@@ -10,7 +10,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.launcher.run import runner
 from entroloop.trainer.engines.make import make_engine
-from entroloop.trainer.network import NetworkConfig, build
+from entroloop.trainer.network import build
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train_config import TrainConfig, micro_batches
 
 

@@ -6,7 +6,7 @@ import torch
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest
 from entroloop.trainer import network
-from entroloop.trainer.network import NetworkConfig
+from entroloop.trainer.network_config import NetworkConfig
 
 SMALL = NetworkConfig(channels=(8, 16), norm_groups=4, width=16, depth=1)
 

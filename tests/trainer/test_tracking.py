@@ -1,5 +1,6 @@
 """Trackers: the values that reach TensorBoard, and that a tracker cannot end a run."""
 
+import importlib.util
 import json
 import struct
 
@@ -110,7 +111,7 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, caplog,
         assert options == {"flush_secs": 3}
         return lambda numbers, step: seen.append((numbers, step)), lambda: seen.append("finished")
 
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(trackers, "start_tracker", start)
     options = {"tensorboard": {"flush_secs": 3}}
     watch = Tracking(TrackingConfig(trackers=("wandb", "tensorboard"), options=options), tmp_path)
@@ -122,6 +123,6 @@ def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, caplog,
 
 
 def test_a_tracker_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"tracking\.trackers: wandb is not installed: pip install wandb"):
         tracking.check_installed(TrackingConfig(trackers=("wandb",)))

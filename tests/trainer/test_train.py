@@ -19,7 +19,8 @@ from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
 from entroloop.launcher.run import runner
 from entroloop.trainer import checkpoint
-from entroloop.trainer.network import NetworkConfig, load
+from entroloop.trainer.network import load
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig, learning_rate
 
@@ -227,6 +228,12 @@ def test_ways_of_computing_change_losses_by_rounding_only(data, tmp_path, change
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
 
 
+def seen_by_newest(folder):
+    found = checkpoint.newest(folder)
+    assert found is not None
+    return found["seen"]
+
+
 def test_a_changed_bit_in_a_checkpoint_is_found_and_it_does_not_outlast_better_ones(tmp_path, caplog):
     state = {"seen": 8, "weights": torch.arange(5000.0)}
     checkpoint.save(tmp_path, 8, state, keep=1)
@@ -234,11 +241,11 @@ def test_a_changed_bit_in_a_checkpoint_is_found_and_it_does_not_outlast_better_o
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    assert checkpoint.newest(tmp_path)["seen"] == 8
+    assert seen_by_newest(tmp_path) == 8
     assert "images-000000000016.pt: damaged checkpoint" in caplog.text
     kept = checkpoint.save(tmp_path, 12, {**state, "seen": 12}, keep=1)
     assert list(tmp_path.iterdir()) == [kept]
-    assert checkpoint.newest(tmp_path)["seen"] == 12
+    assert seen_by_newest(tmp_path) == 12
 
 
 def test_flips_of_vectors_are_refused(tmp_path):
@@ -260,4 +267,4 @@ def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):
         path.write_bytes(whole[:length])
         assert checkpoint.newest(tmp_path) is None, length
     path.write_bytes(whole)
-    assert checkpoint.newest(tmp_path)["seen"] == 8
+    assert seen_by_newest(tmp_path) == 8
