@@ -261,7 +261,7 @@ class Bench:
         if FASHION.exists():
             data["Fashion-MNIST 16384 -> 4096"] = (fashion(16_384), 4096)
         for name, (x, m) in data.items():
-            runs: dict[str, tuple[str, dict[str, float]]] = {"random": ("random", {}), "greedy": ("greedy", {})}
+            runs: dict[str, tuple[str, dict[str, Any]]] = {"random": ("random", {}), "greedy": ("greedy", {})}
             runs |= {f"adaptive {s}": ("adaptive-threshold", {"strength": s}) for s in (0.25, 0.5, 0.75, 1.0)}
             runs |= {
                 f"paper {t:g}, {d}": ("threshold-decay", {"threshold": float(t), "decay": d})

@@ -193,7 +193,9 @@ def against_row(options: argparse.Namespace, folder: Path, world: World, name: s
     """Whole steps of the trainer with another way of training against steps with the options alone, alternating."""
     if name == "zero2":
         ranks = torch.cuda.device_count() if world.device.type == "cuda" else 2
-        speeds = [[rank_speed(options, ranks, engine) for engine in ("zero2", "auto")] for _ in range(options.rounds)]
+        speeds = [
+            (rank_speed(options, ranks, "zero2"), rank_speed(options, ranks, "auto")) for _ in range(options.rounds)
+        ]
         return row(
             f"images/s, ZeRO-2 / DDP, {ranks} ranks", "", speeds, lambda a, b: a / b, images_per_s=max(speeds)[0]
         )

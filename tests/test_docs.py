@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer.main
+from present import present
 
 from entroloop.launcher import __main__ as program
 
@@ -60,7 +61,7 @@ def test_imports_of_the_examples_work(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):
-                module = importlib.import_module(node.module)
+                module = importlib.import_module(present(node.module))
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == [], node.module
 
 

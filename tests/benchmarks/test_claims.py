@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_runs
+from present import present
 from scipy import stats
 
 from entroloop.data.errors import UserError
-from entroloop.eval.measures.row import Row
+from entroloop.eval.measures.row import Context, Row
 from entroloop.eval.report import plots, statistics
 from entroloop.eval.report.runs import Run
 from paper import claims, tables
@@ -24,7 +25,7 @@ def made(strategy, seed, distances, *, scores=None, entropies=None, real=1.0, n=
         measures = {"frechet_distance": distance}
         measures |= {"generalization_score": scores[g]} if scores else {}
         measures |= {"training_entropy": entropies[g]} if entropies else {}
-        context = {"encoders": {"pixel": {"entropy_n": n}}}
+        context = Context.model_validate({"encoders": {"pixel": {"entropy_n": n}}})
         rows.append(Row(generation=g, measures={"pixel": measures}, provenance={"real": real}, context=context))
     config = {"seed": seed, "selection.strategy": strategy, "generations": planned or len(rows)}
     return Run(Path(f"{strategy}{seed}"), f"{strategy}{seed}", config, tuple(rows), None, ())
@@ -65,7 +66,7 @@ def test_only_the_arms_that_are_named_decide_which_seeds_count():
 
 def test_every_table_ends_with_real_test_against_real_train_once_a_seed():
     runs = [made(strategy, seed, [5.0, 9.0 + seed]) for strategy in ("random", "greedy") for seed in range(3)]
-    context = {"n_generated": 512, "n_reference": None, "n_training": 128}
+    context = Context(n_generated=512, n_reference=None, n_training=128)
     runs = [
         dataclasses.replace(run, baseline=Row(
             generation=None,
@@ -149,8 +150,8 @@ def test_points_that_runs_share_are_dropped_after_the_first():
 def script():
     path = Path(__file__).parents[2] / "benchmarks" / "results.py"
     spec = importlib.util.spec_from_file_location("results_script", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(present(spec))
+    present(present(spec).loader).exec_module(module)
     return module
 
 

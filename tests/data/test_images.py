@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin, features
 
 from entroloop.data.sources.base import is_image
-from entroloop.data.sources.images import channels_of, convert, open_image, square, upright_size
+from entroloop.data.sources.images import Filter, channels_of, convert, open_image, square, upright_size
 
 rng = np.random.default_rng(0)
-FORMATS = {  # the modes that Pillow writes, and options
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {  # the modes that Pillow writes, and options
     "PNG": ("1 L LA P RGB RGBA I;16", {}),
     "JPEG": ("L RGB CMYK", {"quality": 95}),
     "MPO": ("L RGB CMYK", {}),
@@ -227,7 +228,8 @@ def test_photographs_with_megabytes_of_text_are_read():
 
 def test_filters_are_pillows():
     image = sample("RGB", (24, 24))
-    for filter, kind in (("box", Image.Resampling.BOX), ("lanczos", Image.Resampling.LANCZOS)):
+    filters: dict[Filter, Any] = {"box": Image.Resampling.BOX, "lanczos": Image.Resampling.LANCZOS}
+    for filter, kind in filters.items():
         for side in (7, 32):
             assert square(image, side, filter).tobytes() == image.resize((side, side), kind).tobytes()
     assert square(image, 8, "lanczos").tobytes() == image.resize((8, 8), Image.Resampling.LANCZOS).tobytes()

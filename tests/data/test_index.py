@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loops import TINY, sealed_bytes, tiny, tiny_file
+from present import present
 from ranks import on_ranks
 
 from entroloop.data.errors import UserError
@@ -278,7 +279,7 @@ def test_it_takes_the_disk_that_is_foreseen(index, shards):
     for layout, mode in ((shards, ()), (index, (INDEX,))):
         config = tiny(layout.run.parent, *SHORT, *mode)
         for g in (0, 1):
-            foreseen = generation_bytes(config, source_of(config), g, 1000)["selected"]
+            foreseen = generation_bytes(config, present(source_of(config)), g, 1000)["selected"]
             used = sum(path.stat().st_size for path in layout.of(Step(g, "select")).iterdir())
             assert 0.3 * foreseen < used < 1.1 * foreseen + 3000
 

@@ -12,7 +12,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features import frozen
 from entroloop.data.world import join
 from entroloop.selection import nearest, neighbours, select
-from entroloop.selection.exact import formats, frontier, sketch
+from entroloop.selection.exact import formats, frontier
 from entroloop.selection.exact.sketch import InexactProductError
 from entroloop.selection.rules import problem
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from present import present
 from sklearn.datasets import load_wine
 
 from entroloop.data import registry
@@ -63,7 +64,7 @@ def test_wine_is_standardised_with_labels(tmp_path: Path):
     x, y = load_wine(return_X_y=True)
     assert (dataset.manifest.kind, dataset.shape, dataset.num_classes) == ("vectors", (13,), 3)
     assert np.allclose(dataset.all(), (x - x.mean(0)) / x.std(0), atol=1e-6)
-    assert np.array_equal(dataset.labels, y)
+    assert np.array_equal(present(dataset.labels), y)
     assert dataset.manifest.about["classes"] == ["class_0", "class_1", "class_2"]
 
 
@@ -104,7 +105,7 @@ def test_numpy_arrays(tmp_path: Path, array, expected):
     assert plain.all().dtype == expected.dtype
     assert plain.labels is None
     assert np.array_equal(labelled.all(), expected)
-    assert labelled.labels.tolist() == [5, 0, 1, 1, 2, 3]
+    assert present(labelled.labels).tolist() == [5, 0, 1, 1, 2, 3]
 
 
 def test_bad_numpy_files_are_named(tmp_path: Path):
@@ -189,7 +190,7 @@ def test_cifar_archives_and_folders(tmp_path: Path, kind: str):
         datasets = [imported(s, dest=tmp_path / f"{s.name}-{split}", split=split) for s in (path, tmp_path / "folder")]
         assert datasets[0].manifest == datasets[1].manifest
         assert np.array_equal(datasets[0].all(), images[rows])
-        assert np.array_equal(datasets[0].labels, labels[rows])
+        assert np.array_equal(present(datasets[0].labels), labels[rows])
         assert datasets[0].manifest.about["classes"][:2] == ["class0", "class1"]
 
 
@@ -254,7 +255,7 @@ def test_zip_with_odd_names_and_folders_as_classes(tmp_path: Path):
     assert all(p.is_relative_to(tmp_path / "out") for p in made)
     assert list(dataset.provenance.source) == [NAMES[i] for i in ORDER]
     assert np.array_equal(dataset.all(), IMAGES[ORDER])
-    assert dataset.labels.tolist() == ["ab".index("a" if "a/" in NAMES[i] else "b") for i in ORDER]
+    assert present(dataset.labels).tolist() == ["ab".index("a" if "a/" in NAMES[i] else "b") for i in ORDER]
 
 
 def test_zip_with_edm_labels(tmp_path: Path):
@@ -262,7 +263,7 @@ def test_zip_with_edm_labels(tmp_path: Path):
     labels = [[name, (5 - i) % 4] for i, name in enumerate(names)]
     files = dict(zip(names, PNGS, strict=True))
     path = make_zip(tmp_path / "a.zip", {**files, "dataset.json": json.dumps({"labels": labels[::-1]}).encode()})
-    assert imported(path, dest=tmp_path / "a").labels.tolist() == [label for _, label in labels]
+    assert present(imported(path, dest=tmp_path / "a").labels).tolist() == [label for _, label in labels]
     path = make_zip(tmp_path / "b.zip", {**files, "dataset.json": b'{"labels": null}'})
     assert imported(path, dest=tmp_path / "b").labels is None
     path = make_zip(tmp_path / "c.zip", {**files, "dataset.json": json.dumps({"labels": labels[1:]}).encode()})
@@ -305,7 +306,7 @@ def test_webdataset_tars_of_others_keep_their_order(tmp_path: Path):
         archive(tmp_path / "src" / name, files)
     dataset = imported(tmp_path / "src", dest=tmp_path / "out")
     assert np.array_equal(dataset.all(), IMAGES[[3, 1, 0, 5, 2, 4]])
-    assert dataset.labels.tolist() == [0, 1, 0, 2, 2, 1]
+    assert present(dataset.labels).tolist() == [0, 1, 0, 2, 2, 1]
     assert dataset.provenance.source[0] == "b.tar/k3.png"
     assert dataset.provenance.source[3] == "c.tar/n ü5.png"
     assert dataset.manifest.about["import"]["ignored"] == {"of another kind": 6}
@@ -315,7 +316,7 @@ def test_plain_tars_have_classes_by_folder(tmp_path: Path):
     path = archive(tmp_path / "a.tar", dict(zip(NAMES, PNGS, strict=True)))
     dataset = imported(path, dest=tmp_path / "out")
     assert np.array_equal(dataset.all(), IMAGES)
-    assert dataset.labels.tolist() == [1, 0, 0, 1, 1, 0]
+    assert present(dataset.labels).tolist() == [1, 0, 0, 1, 1, 0]
 
 
 def test_odd_tars_are_refused(tmp_path: Path):
@@ -355,7 +356,7 @@ def test_parquet_of_the_hub(tmp_path: Path):
         pq.write_table(table, tmp_path / "data" / f"{split}-00000-of-00001.parquet", row_group_size=2)
     dataset = imported(tmp_path, dest=tmp_path.parent / f"{tmp_path.name}-out")
     assert np.array_equal(dataset.all(), IMAGES[:5])
-    assert dataset.labels.tolist() == [0, 1, 0, 1, 0]
+    assert present(dataset.labels).tolist() == [0, 1, 0, 1, 0]
     assert dataset.manifest.about["classes"] == ["cat", "dog"]
     test = imported(tmp_path / "data", dest=tmp_path.parent / f"{tmp_path.name}-test", split="test")
     assert np.array_equal(test.all(), IMAGES[5:])
@@ -380,7 +381,14 @@ def test_parquet_of_plain_bytes_missing_labels_and_damage(tmp_path: Path):
         if message:
             refused(tmp_path / "e.parquet", message, tmp_path / "x")
         else:
-            assert imported(tmp_path / "e.parquet", dest=tmp_path / "e").labels.tolist() == [0, 200, 1, 1, 1, 1]
+            assert present(imported(tmp_path / "e.parquet", dest=tmp_path / "e").labels).tolist() == [
+                0,
+                200,
+                1,
+                1,
+                1,
+                1,
+            ]
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "c.parquet")
     refused(tmp_path / "c.parquet", "no column of images among text", tmp_path / "x")
     (tmp_path / "d.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-10])
@@ -441,7 +449,7 @@ def test_a_sealed_set_is_a_source(tmp_path: Path):
     assert second.shape == (1, 4, 4)
     assert first.labels is not None
     assert second.labels is not None
-    assert np.array_equal(second.labels, first.labels[:700])
+    assert np.array_equal(present(second.labels), first.labels[:700])
     blocks = first.all()[:700].reshape(700, 1, 4, 2, 4, 2).mean((3, 5))
     assert np.abs(second.all() - blocks).max() <= 0.5
     assert second.provenance.source == first.provenance.source[:700]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
+from present import present
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
@@ -213,7 +214,7 @@ def test_labels_are_the_integers_as_long_as_the_chosen_rows(tmp_path):
     np.savez(tmp_path / "split.npz", x=X, y=np.arange(40)[:, None], x_test=X[:7], y_test=np.arange(7) + 1)
     for key, labels in (("x", range(40)), ("x_test", range(1, 8))):
         import_dataset(str(tmp_path / "split.npz"), tmp_path / key, Settings(key=key))
-        assert Dataset(tmp_path / key).labels.tolist() == list(labels)
+        assert present(Dataset(tmp_path / key).labels).tolist() == list(labels)
     with pytest.raises(UserError, match=r"holds an import made otherwise \(key 'x' there, 'x_test' now"):
         import_dataset(str(tmp_path / "split.npz"), tmp_path / "x", Settings(key="x_test"))
     np.savez(tmp_path / "both.npz", x=X, a=np.arange(40), b=np.arange(40))

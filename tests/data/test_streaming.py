@@ -13,11 +13,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from present import present
 
 from entroloop.data.errors import UserError
 from entroloop.data.memory import free_bytes
 from entroloop.data.store.dataset import Dataset
-from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
+from entroloop.data.store.shards import Encoding, Provenance, seal_dataset, write_shard
 from entroloop.data.streams import choice
 from entroloop.data.streams.choice import open_stream
 from entroloop.data.streams.order import Grouped, Order
@@ -28,7 +29,7 @@ COUNTS = [5, 3, 7, 1, 4, 6]
 N = sum(COUNTS)
 
 
-def make(folder: Path, counts: list[int], labels: bool = True, encoding: str = "png") -> Dataset:
+def make(folder: Path, counts: list[int], labels: bool = True, encoding: Encoding = "png") -> Dataset:
     start = 0
     for number, count in enumerate(counts):
         ids = np.arange(start, start + count)
@@ -101,7 +102,7 @@ def test_ranks_together_give_the_order_at_any_world_size_and_resume_point(folder
     assert np.array_equal(ids, Grouped(COUNTS, seed, buffer).rows(seen, until))
     for part in (part for rank in ranks for part in rank):
         assert np.array_equal(part.samples[:, 0, 0, 0], part.ids)
-        assert np.array_equal(part.labels, part.ids * 10)
+        assert np.array_equal(present(part.labels), part.ids * 10)
         assert part.samples.dtype == torch.uint8
 
 

@@ -17,10 +17,12 @@ import report_runs
 import typer
 import yaml
 from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
+from present import present
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
-from entroloop.eval.measures.row import Row
+from entroloop.eval.measures.row import Context, Row
 from entroloop.eval.report import headline, pictures, plots, statistics, tables
 from entroloop.eval.report import page as report
 from entroloop.eval.report.arms import Arm, arms, comparable, differences
@@ -51,7 +53,7 @@ def synthetic(strategy="random", seed=0, distances=(1.0, 2.0, 4.0), name=None, *
         for g, d in enumerate(distances)
     )
     settings = {"seed": seed, "generations": len(distances), "selection.strategy": strategy, **config}
-    return Run(None, name or f"{strategy}-{seed}", settings, rows, None, ())
+    return Run(Path(), name or f"{strategy}-{seed}", settings, rows, None, ())
 
 
 def with_context(row, **context):
@@ -80,7 +82,8 @@ def test_runs_of_equal_name_are_told_apart_by_their_folders(tmp_path):
     assert [run.name for run in runs] == names
     assert {line["run"] for line in csv.DictReader(io.StringIO(tables.as_csv(runs)))} == set(names)
     figure = plots.costs(runs)
-    bars = [patch for patch in figure.axes[0].patches if patch.get_width() == 12.5]
+    patches = [patch for patch in present(figure).axes[0].patches if isinstance(patch, Rectangle)]
+    bars = [patch for patch in patches if patch.get_width() == 12.5]
     assert len({round(bar.get_y(), 3) for bar in bars}) == 5
 
 
@@ -93,10 +96,10 @@ def test_origins_are_stacked_areas_level_over_a_generation(tmp_path):
     figure = plots.provenance_areas(arms([run]))
     heights = (np.arange(20) + 0.5) / 20
     for at, expected in [(-0.4, [1, 0, 0]), (0.4, [1, 0, 0]), (0.6, [0.25, 0.75, 0]), (2.4, [0, 0.5, 0.5])]:
-        areas = [area.get_paths()[0] for area in figure.axes[0].collections]
+        areas = [area.get_paths()[0] for area in present(figure).axes[0].collections]
         seen = [np.mean([area.contains_point((at, y)) for y in heights]) for area in areas]
         assert seen == pytest.approx(expected), at
-    keys = [text.get_text() for text in figure.legends[0].get_texts()]
+    keys = [text.get_text() for text in present(figure).legends[0].get_texts()]
     assert keys == ["generation 1", "generation 0", "real"]
 
 
@@ -267,7 +270,7 @@ def test_the_page_draws_arms_of_one_colour_with_different_markers_and_dashes():
 
 def test_shrinking_a_plot_leaves_its_words_and_draws_to_a_hundredth():
     figure = plots.measure_curves([arm(synthetic(distances=(0.0005, 0.0011)))], [], "pixel", "frechet_distance")
-    text = plots.svg(figure).decode()
+    text = plots.svg(present(figure)).decode()
     assert ">0.0006</text>" in text
     assert not re.search(r'd="[^"]*\d\.\d{3}', text)
 
@@ -291,7 +294,7 @@ def test_the_band_is_a_student_interval_from_three_seeds_on():
 @pytest.mark.parametrize(("seeds", "drawn"), [(1, []), (2, []), (3, ["bars"]), (4, ["bars"]), (5, ["band"])])
 def test_intervals_are_bars_from_three_seeds_on_and_bands_from_five(seeds, drawn):
     runs = [synthetic(seed=s, distances=(1 + s, 2 + s)) for s in range(seeds)]
-    axes = plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance").axes[0]
+    axes = present(plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance")).axes[0]
     assert ["bars" if isinstance(one, LineCollection) else "band" for one in axes.collections] == drawn
     assert len(axes.lines) == 1 + seeds * (seeds > 1)
     assert axes.get_ylim() == pytest.approx((1 - 0.08 * seeds, 1 + seeds * 1.08))
@@ -299,9 +302,10 @@ def test_intervals_are_bars_from_three_seeds_on_and_bands_from_five(seeds, drawn
 
 def test_bars_are_the_intervals_and_those_of_two_arms_stand_side_by_side():
     runs = [synthetic(strategy, s, (1 + s, 2 + s)) for strategy in ("random", "greedy") for s in range(3)]
-    axes = plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance").axes[0]
+    axes = present(plots.measure_curves(arms(runs), runs, "pixel", "frechet_distance")).axes[0]
     half = 4.303 / 3**0.5
     for bars, at in zip(axes.collections, (-0.03, 0.03), strict=True):
+        assert isinstance(bars, LineCollection)
         found = np.array(bars.get_segments())
         expected = [[(g + at, g + 2 - half), (g + at, g + 2 + half)] for g in (0, 1)]
         np.testing.assert_allclose(found, expected, rtol=1e-3)
@@ -390,7 +394,7 @@ def test_only_seeds_that_every_arm_has_are_compared():
     assert [cells for m, _, cells in table["lines"] if m == "frechet_distance"] == [["2.00", "2.00"]]
     assert all("[" not in cell for _, _, cells in tables.full_table([], groups, "pixel", [])["lines"] for cell in cells)
     figure = plots.measure_curves(groups, [], "pixel", "frechet_distance")
-    lines = [line for line in figure.axes[0].lines if not str(line.get_label()).startswith("_")]
+    lines = [line for line in present(figure).axes[0].lines if not str(line.get_label()).startswith("_")]
     ends = {line.get_label(): np.asarray(line.get_ydata())[-1] for line in lines}
     assert ends == {"random": 2, "greedy": 2}
 
@@ -447,7 +451,7 @@ def test_each_arm_is_compared_with_the_random_one_that_is_like_it():
     assert "4.00 with greedy (replace) (-50%)" in second
     assert "3.00 with greedy (fresh) (-25% against random (fresh))" in second
     assert "4.00 with random (fresh)," in second
-    sources = [{"data.source": "digits"}, {"data.source": "other", "loop.candidates": 2}]
+    sources: list[dict[str, Any]] = [{"data.source": "digits"}, {"data.source": "other", "loop.candidates": 2}]
     other = [synthetic(s, **config) for s, config in zip(("random", "greedy"), sources, strict=True)]
     assert "%" not in headline.headline(arms(other), "pixel", "pixel")[1]
 
@@ -469,10 +473,10 @@ def paired_points(run, entropies, scores, n=64):
     rows = [
         Row(generation=row.generation, provenance=row.provenance,
             measures={"pixel": {"training_entropy": e, "generalization_score": float(np.exp(s))}},
-            context={"encoders": {"pixel": {"entropy_n": n}}})
+            context=Context.model_validate({"encoders": {"pixel": {"entropy_n": n}}}))
         for row, e, s in zip(run.rows, entropies, scores, strict=True)
     ]  # fmt: skip
-    return Run(None, run.name, run.config, tuple(rows), None, ())
+    return Run(Path(), run.name, run.config, tuple(rows), None, ())
 
 
 def test_entropies_of_different_numbers_of_images_are_not_correlated(tmp_path):
@@ -496,15 +500,15 @@ def test_the_line_through_the_points_counts_a_shared_generation_once():
     }
     runs = [paired_points(synthetic(s), *points) for s, points in ends.items()]
     figure = plots.entropy_scatter(arms(runs), "pixel")
-    line = figure.axes[0].lines[0]
+    line = present(figure).axes[0].lines[0]
     x, y = np.array([(0, 0), (1, 2), (2, 1), (3, 2), (1, 3), (2, 3), (3, 0)]).T
-    np.testing.assert_allclose(line.get_ydata(), np.polyval(np.polyfit(x, y, 1), [0, 3]))
+    np.testing.assert_allclose(np.asarray(line.get_ydata(), float), np.polyval(np.polyfit(x, y, 1), [0, 3]))
 
 
 def test_scores_of_training_sets_of_different_sizes_are_not_compared():
     def sized(run, sizes):
         rows = tuple(with_context(row, n_training=n) for row, n in zip(run.rows, sizes, strict=True))
-        return Run(None, run.name, run.config, rows, None, ())
+        return Run(Path(), run.name, run.config, rows, None, ())
 
     replace, accumulate = (synthetic(distances=(1, 2, 3), **{"loop.paradigm": p}) for p in ("replace", "accumulate"))
     even = arms([sized(replace, (9, 9, 9)), sized(accumulate, (9, 9, 9))])
@@ -550,8 +554,8 @@ def test_nearest_pairs_are_the_nearest_and_sorted(sweep):
     found = pictures.nearest_pairs(run)
     assert found is not None
     generation, pairs = found
-    samples = pictures.dataset(run, 1, "samples").all().reshape(40, -1).astype(float)
-    training = pictures.dataset(run, 1, "selected").all().reshape(40, -1).astype(float)
+    samples = present(pictures.dataset(run, 1, "samples")).all().reshape(40, -1).astype(float)
+    training = present(pictures.dataset(run, 1, "selected")).all().reshape(40, -1).astype(float)
     exact = np.sort(np.linalg.norm(samples[:, None] - training[None], axis=2).min(1))
     assert generation == 1
     assert [d for d, _ in pairs] == sorted(d for d, _ in pairs)
@@ -722,7 +726,7 @@ def test_what_is_behind_the_numbers_is_said_by_arm_where_arms_differ():
             "digest": "ab", "k": {"recall": 3}, "memorized_calibrated_distance": distance, "top_eigenvalues": [1.0],
         }  # fmt: skip
         row = with_context(one.rows[0], n_training=n, encoders={"pixel": behind})
-        return Run(None, one.name, one.config, (row,), None, ())
+        return Run(Path(), one.name, one.config, (row,), None, ())
 
     runs = [run("random", 0, 128, 1.5), run("random", 1, 128, 2.5), run("greedy", 0, 512, 1.25)]
     assert tables.context(arms(runs)) == [

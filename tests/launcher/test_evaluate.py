@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from loops import tiny
+from present import present
 from ranks import on_ranks
 
 from entroloop.data.runfolder import Layout, Step
@@ -61,4 +62,4 @@ def test_mirrored_copies_count_after_training_with_flips(flipped, tmp_path):
     work = Context(flipped, Layout(flipped.run_folder), World(), lambda: False)
     selected = work.dataset(Step(0, "select"))
     found = evaluating._mirrored(work, selected, "pixel")
-    assert np.array_equal(found, selected.all()[:, :, :, ::-1].reshape(48, -1).astype(np.float32))
+    assert np.array_equal(present(found), selected.all()[:, :, :, ::-1].reshape(48, -1).astype(np.float32))

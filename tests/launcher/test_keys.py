@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from present import present
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
@@ -78,7 +79,7 @@ def test_the_command_prints_text_json_a_schema_and_the_configuration_of_a_run(ca
 
 def test_generated_pages_are_what_make_docs_would_write():
     spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    generate = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(generate)
+    generate = importlib.util.module_from_spec(present(spec))
+    present(present(spec).loader).exec_module(generate)
     for path, text in generate.pages().items():
         assert path.read_text() == text, f"{path.name} is not up to date: run `make docs`"

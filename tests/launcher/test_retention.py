@@ -4,6 +4,7 @@ import json
 
 import pytest
 from loops import VECTORS, sealed_bytes, tiny, tiny_file
+from present import present
 
 from entroloop.data.errors import Failed, UserError
 from entroloop.data.runfolder import Layout, Step
@@ -120,7 +121,7 @@ def test_an_attempt_killed_while_it_removed_is_finished_by_the_next(tmp_path):
 
 def test_the_dry_run_foresees_the_disk_and_status_shows_it(whole, tmp_path):
     config = tiny(whole.run.parent, *LITTLE)
-    source = source_of(config)
+    source = present(source_of(config))
     parameters = (whole.of(Step(0, "train")) / "unet/diffusion_pytorch_model.safetensors").stat().st_size // 4
     for g in range(-1, 3):
         folder = whole.generation(g)

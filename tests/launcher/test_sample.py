@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from forked import entroloop
 from loops import command, tiny
+from present import present
 from ranks import on_ranks
 
 from entroloop.data.errors import UserError
@@ -279,11 +280,13 @@ def test_labels_by_the_real_data_or_the_training_set(tmp_path):
     source, found = Layout(config.run_folder), {}
     for rule in ("balanced", "real", "training"):
         options = "train.labels=true", f"sample.labels={rule}", "generations=1"
-        found[rule] = Dataset(resample(source.run, tmp_path / rule, SAMPLE, *options).of(SAMPLE)).labels.tolist()
+        found[rule] = present(
+            Dataset(resample(source.run, tmp_path / rule, SAMPLE, *options).of(SAMPLE)).labels
+        ).tolist()
     assert found["balanced"] == [i % 10 for i in range(96)]
     assert len({tuple(labels) for labels in found.values()}) == 3
     uniform = np.array([derive_seed(0, 0, "label", i) / 2.0**63 for i in range(96)])
     for rule, drawn_as in (("real", source.images), ("training", source.of(Step(0, "select")))):
-        labels = Dataset(drawn_as).labels
+        labels = present(Dataset(drawn_as).labels)
         edges = np.cumsum(np.bincount(labels, minlength=10)) / len(labels)
         assert found[rule] == np.searchsorted(edges, uniform, side="right").tolist()

@@ -183,4 +183,4 @@ def test_options_become_values():
     with pytest.raises(UserError, match="--option: must be key=value, is 'a'"):
         parse_options(["a"])
     with pytest.raises(UserError, match=r"--out: must end in .npy"):
-        select_command("x.npy", 3, Path("ids.txt"))
+        select_command(Path("x.npy"), 3, Path("ids.txt"))

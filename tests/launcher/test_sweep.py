@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from loops import VECTORS, command, sealed_bytes, tiny_file
+from present import present
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.runfolder import Layout, Step
@@ -124,7 +125,7 @@ def test_the_runs_of_a_killed_sweep_end_with_it_and_the_same_command_goes_on(tmp
     swept = multiprocessing.get_context("fork").Process(target=sweep.run, args=(path, [], lambda: False))
     swept.start()
     held = until(lambda: lease.read(layout.lease(Step(0, "train"))))
-    os.kill(swept.pid, signal.SIGKILL)
+    os.kill(present(swept.pid), signal.SIGKILL)
     swept.join()
     until(lambda: not is_running(held["pid"]), 5)
     with pytest.raises(Interrupted):  # as soon as the new run of the arm trains

@@ -1,6 +1,7 @@
 import re
 import resource
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,8 +232,9 @@ def test_bad_input_is_named(arguments, message):
 def test_unknown_names_show_the_nearest():
     with pytest.raises(UserError, match="did you mean cosine"):
         nearest(BANK, BANK, metric="cosin")
+    wrong: Any = "fais"
     with pytest.raises(UserError, match="did you mean faiss"):
-        nearest(BANK, BANK, backend="fais")
+        nearest(BANK, BANK, backend=wrong)
     with pytest.raises(UserError, match="k: must be between 1 and the 3 others, is 4"):
         nearest(BANK, BANK, 4, exclude_self=True)
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import TINY, VECTORS, tiny
+from present import present
 
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
@@ -102,12 +103,11 @@ def test_balanced_classes_and_the_histogram_in_every_training_set(tmp_path):
     layout = run(tmp_path, *labelled, "loop.balanced=true", "data.size=50", "seed=1", until=Step(1, "select"), of=TINY)
     for g in (0, 1):
         chosen = Dataset(layout.of(Step(g, "select")))
-        counts = np.bincount(chosen.labels, minlength=10).tolist()
+        counts = np.bincount(present(chosen.labels), minlength=10).tolist()
         assert manifest.read(chosen.folder).about["label_histogram"] == counts
     assert min(counts) >= 1
     assert sum(counts) == 50
-    labels = Dataset(layout.of(Step(0, "sample"))).labels
-    assert labels is not None
+    labels = present(Dataset(layout.of(Step(0, "sample"))).labels)
     candidates = np.bincount(labels[:100], minlength=10)
     assert max(counts) - min(counts) <= 1 or min(candidates) < 5
     with pytest.raises(UserError, match=r"loop\.balanced=true: only a model with train\.labels=true"):

@@ -47,7 +47,7 @@ def made(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "heun": {},
     "churn": {"s_churn": 2.0},
     "ddpm": {"sampler": "ddpm"},

@@ -9,7 +9,7 @@ from entroloop.data.store import manifest
 from entroloop.trainer import guidance
 from entroloop.trainer.diffusion import denoiser
 from entroloop.trainer.network_config import NetworkConfig
-from entroloop.trainer.sample_config import SampleConfig
+from entroloop.trainer.sample_config import GuideKind, SampleConfig
 
 LABELS = torch.tensor([0, 1, 2, 0])
 SIGMA = torch.tensor(0.7)
@@ -79,7 +79,8 @@ def test_guidance_moves_a_gaussians_mean_as_it_should():
         return lambda x, sigma, labels: (0.25 * x + sigma**2 * mean) / (0.25 + sigma**2)
 
     sigma = torch.tensor(1.3)
-    for kind, mean in (("sims", 1.5 * 0.2 - 0.5 * 0.6), ("autoguidance", 0.2 + 0.5 * (0.6 - 0.2))):
+    means: dict[GuideKind, float] = {"sims": 1.5 * 0.2 - 0.5 * 0.6, "autoguidance": 0.2 + 0.5 * (0.6 - 0.2)}
+    for kind, mean in means.items():
         found = guidance.combined(kind, 0.5, normal(0.6), normal(0.2))(x(), sigma, None)
         torch.testing.assert_close(found, normal(mean)(x(), sigma, None))
 

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+from typing import Any
 
 import pytest
 from loops import VECTORS, command, tiny_file
@@ -103,7 +104,7 @@ def test_mlflow_writes_the_losses_into_files_of_the_run(tmp_path):
 
 
 def test_a_tracker_that_fails_is_left_out_and_the_others_go_on(tmp_path, caplog, monkeypatch):
-    seen = []
+    seen: list[Any] = []
 
     def start(name, project, folder, options):
         if name == "wandb":
