@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 help:
 	@echo "make demo        run the main job on embedded data: a few minutes, then open runs/digits/report.html"
 	@echo "make test        run all tests (ENTROLOOP_LONG=1 make test: the long ones as well)"
-	@echo "make test-fast   run the tests without those that start many processes or a SLURM cluster"
+	@echo "make test-fast   run the tests without those of whole loops, many processes or a SLURM cluster"
 	@echo "make lint        check with ruff, ruff format and mypy"
 	@echo "make format      fix what ruff can fix"
 	@echo "make docs        write docs/modules.md and docs/configuration.md again"

@@ -23,6 +23,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 LONG = "ENTROLOOP_LONG" in os.environ
 
 

@@ -20,6 +20,8 @@ from entroloop.launcher import sweep
 from entroloop.launcher.run import lease
 from entroloop.launcher.status import inspect
 
+pytestmark = pytest.mark.slow
+
 GRID = {"selection.strategy": ["random", "greedy"], "seed": [0, 1]}
 
 

@@ -26,6 +26,8 @@ from entroloop.trainer import network
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.sample_config import SampleConfig
 
+pytestmark = pytest.mark.slow
+
 POINTS = {
     **TINY,
     "data": {"source": "mixture", "limit": 120, "size": 48, "heldout": 32, "labelled": 0},

@@ -21,6 +21,8 @@ from entroloop.data.world import World
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
 
+pytestmark = pytest.mark.slow
+
 
 def run(config, until=None):
     runner.run(config, World(), lambda: False, until=until)

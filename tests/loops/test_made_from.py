@@ -18,6 +18,8 @@ from entroloop.launcher.run.recipes import parents, steps
 from entroloop.launcher.run.resume import open_run
 from entroloop.launcher.run.runner import perform
 
+pytestmark = pytest.mark.slow
+
 SHORT = (
     "train.kimg=0.016", "train.checkpoint_kimg=1", "data.labelled=16", "data.limit=200", "generations=3",
     "sample.steps=1",

@@ -30,6 +30,8 @@ from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.trainer import checkpoint
 
+pytestmark = pytest.mark.slow
+
 TRAIN = Step(0, "train")
 POINTS = {
     **TINY,

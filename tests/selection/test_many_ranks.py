@@ -34,6 +34,7 @@ def _on_rank(world, x, name):
     return found, world.traffic.exchanges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOST)
 def test_the_ids_of_one_rank_in_few_exchanges(name):
     x = clusters(ROWS[name], 8)

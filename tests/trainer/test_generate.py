@@ -162,6 +162,7 @@ def test_a_precision_the_device_lacks_is_refused(edm, monkeypatch):
         Generator(edm, SampleConfig(precision="bf16"), PLAN, torch.device("cuda"))
 
 
+@pytest.mark.slow
 def test_compile_compiles_one_graph_a_batch_size(edm, monkeypatch):
     """With inductor left out, whose start takes longer than all other tests here."""
     graphs = []
@@ -300,6 +301,7 @@ def make_on(world, weights, folder, config):
         seal_dataset(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["heun", "churn", "dpm-solver++"])
 def test_worlds_of_one_two_and_three_give_the_same_ids_and_bytes(edm, tmp_path, kind):
     config, found = SampleConfig(steps=3, batch=8, **KINDS[kind]), {}
