@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field
+from annotated_types import Ge, Gt, Le, Lt
 
 from entroloop.data.registry import Facts, Registry
 
@@ -54,24 +54,24 @@ STRATEGIES = Registry(
             f"{_RULES}.greedy:greedy_selection",
             options={
                 "start": Annotated[int, ROW],
-                "parts": Annotated[int, Field(ge=0)],
-                "oversample": Annotated[float, Field(ge=1, allow_inf_nan=False)],
+                "parts": Annotated[int, Ge(0)],
+                "oversample": Annotated[float, Ge(1)],
             },
         ),
         "threshold-decay": StrategyFacts(
             f"{_RULES}.threshold:threshold_selection",
             options={
-                "threshold": Annotated[float, Field(ge=0, allow_inf_nan=False)],
-                "decay": Annotated[float, Field(gt=0, lt=1)],
+                "threshold": Annotated[float, Ge(0)],
+                "decay": Annotated[float, Gt(0), Lt(1)],
             },
         ),
         "adaptive-threshold": StrategyFacts(
-            f"{_RULES}.adaptive:adaptive_threshold", options={"strength": Annotated[float, Field(ge=0, le=1)]}
+            f"{_RULES}.adaptive:adaptive_threshold", options={"strength": Annotated[float, Ge(0), Le(1)]}
         ),
         "entropy-matching": StrategyFacts(f"{_RULES}.adaptive:entropy_matching"),
         "covariance-matching": StrategyFacts(
             f"{_RULES}.matching:covariance_matching",
-            options={"directions": Annotated[int, Field(ge=1)], "window": Annotated[int, Field(ge=1)]},
+            options={"directions": Annotated[int, Ge(1)], "window": Annotated[int, Ge(1)]},
         ),
     },
 )

@@ -24,6 +24,9 @@ OF_A_RUN: Mapping[str, Any] = {
 }
 
 
+ANY_FINITE = ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False)
+
+
 def check_options(name: str, options: Mapping[str, Any], *, also: Mapping[str, Any] | None = None) -> None:
     """Raises UserError for an option that the strategy does not have, or a value that its annotation does not allow.
 
@@ -41,7 +44,7 @@ def check_options(name: str, options: Mapping[str, Any], *, also: Mapping[str, A
             raise unknown(f"option of strategy {name}", option, known)
         plain = value.item() if isinstance(value, np.generic) else value
         try:
-            adapter = TypeAdapter(known.get(option, Any), config=ConfigDict(arbitrary_types_allowed=True))
+            adapter = TypeAdapter(known.get(option, Any), config=ANY_FINITE)
             adapter.validate_python(plain, strict=True)
         except ValidationError as error:
             said = error.errors()[0]["msg"].removeprefix("Input should ")
