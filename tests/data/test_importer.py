@@ -48,9 +48,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def refused(message: str, *args, **kwargs) -> None:
+def refused(message: str, source: str, dest: Path, **kwargs) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        import_dataset(*args, Settings(**kwargs))
+        import_dataset(source, dest, Settings(**kwargs))
     assert "\n" not in str(caught.value)
 
 
