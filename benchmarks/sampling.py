@@ -97,6 +97,8 @@ def row(what: str, goal: float, ours: list[Timed], plain: list[Timed]) -> dict[s
 def trained(folder: Path, objective: str, kimg: float) -> Context:
     """A run on digits with generation 0 trained; reused if `folder` already has it."""
     overrides = [f"folder={folder}", f"name={objective}-{kimg:g}", f"train.objective={objective}"]
+    if objective == "ddpm":  # its noise levels are fixed: no key of the digits' configuration may ask for others
+        overrides.append("sample.sigma_max=80")
     config = configuration.load(DIGITS, [*overrides, f"train.kimg={kimg}", "generations=1"])
     world = World(device=DEVICE)
     runner.run(config, world, lambda: False, until=Step(0, "train"))

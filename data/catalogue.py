@@ -13,11 +13,13 @@ class EncoderFacts(Facts):
 
     dim      features per row; None: as many as a sample has values
     resize   how it resizes images, in a few words
+    weights  whether it needs files of pretrained weights
     fitted   whether it is fitted to the labelled real data; if so, it takes the sealed folder of the fit as `fitted=`
     """
 
     dim: int | None = None
     resize: str = "its own"
+    weights: bool = False
     fitted: bool = False
 
 
@@ -51,22 +53,25 @@ ENCODERS = Registry(
             "entroloop.data.features.inception:load_inception",
             dim=INCEPTION_FEATURES,
             resize="TF1 bilinear to 299 x 299",
+            weights=True,
         ),
         "inception-paper": EncoderFacts(
             "entroloop.data.features.inception:load_paper_inception",
             dim=INCEPTION_FEATURES,
             resize="Pillow bilinear to 299 x 299",
+            weights=True,
         ),
         "dinov2-small": EncoderFacts(
-            "entroloop.data.features.dinov2:load_small", dim=384, resize="Pillow bicubic to 224 x 224"
+            "entroloop.data.features.dinov2:load_small", dim=384, resize="Pillow bicubic to 224 x 224", weights=True
         ),
         "dinov2-large": EncoderFacts(
-            "entroloop.data.features.dinov2:load_large", dim=1024, resize="Pillow bicubic to 224 x 224"
+            "entroloop.data.features.dinov2:load_large", dim=1024, resize="Pillow bicubic to 224 x 224", weights=True
         ),
         "dinov2-paper": EncoderFacts(
             "entroloop.data.features.dinov2:load_paper",
             dim=384,
             resize="Pillow bicubic, shorter side to 256, middle 224 x 224",
+            weights=True,
         ),
     },
 )

@@ -7,8 +7,8 @@ a key out, so it may differ when a run is resumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -17,16 +17,24 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from entroloop.data.address import check
 from entroloop.data.errors import UserError
+from entroloop.data.paths import expanded
 from entroloop.data.registry import Registry
 
-HOW = "how"  # metadata of a key: Annotated[int, HOW]
+# Metadata of a key: Annotated[int, HOW].
+HOW = "how"
+PATH = "path"  # of text that names a file or folder, with ~ and $VARIABLES as they were written
 OWN_NAME = "module:attribute"
+
+
+def _is_number(annotation: Any) -> bool:
+    return bool({int, float} & {annotation, *get_args(annotation)}) and get_origin(annotation) is not dict
 
 
 class Named:
@@ -51,12 +59,17 @@ class Named:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     @field_validator("*", mode="wrap")
     @classmethod
-    def _name_the_key(cls, value: Any, validate: Callable[[Any], Any]) -> Any:
-        """Turns a UserError of a key's own checks into the ValueError that pydantic reports with the key."""
+    def _name_the_key(cls, value: Any, validate: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        """Turns a UserError of a key's own checks into the ValueError that pydantic reports with the key.
+
+        Refuses true and false for a number; pydantic would read them as 1 and 0.
+        """
+        if isinstance(value, bool) and _is_number(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must be a number")
         try:
             return validate(value)
         except UserError as error:
@@ -73,11 +86,20 @@ class Section(BaseModel):
                 values[name] = inner.deciding()
         return values
 
+    def paths(self) -> Iterator[tuple[str, str]]:
+        """The dotted key and the text of every path that is given, including those of nested sections."""
+        for name, field in type(self).model_fields.items():
+            inner = getattr(self, name)
+            if PATH in field.metadata and inner is not None:
+                yield name, inner
+            elif isinstance(inner, Section):
+                yield from ((f"{name}.{key}", path) for key, path in inner.paths())
+
 
 class DataConfig(Section):
     """The real data of a run, and how training sets are read."""
 
-    source: Annotated[str, AfterValidator(check)]
+    source: Annotated[str, AfterValidator(check), PATH]
     """A sealed data set, or anything that `entroloop import` takes (it is then imported into the run)."""
     resolution: int | None = Field(None, ge=1)
     """Height and width to which images are resized; null keeps their own size."""
@@ -109,3 +131,8 @@ class DataConfig(Section):
     skip_damaged: Annotated[bool, HOW] = False
     """Leave out, count and report samples that cannot be read, instead of stopping. `mode: auto` then streams;
     `mode: resident` still stops. Only under this key may the training samples of a run differ from its recipe."""
+
+    @property
+    def located(self) -> str:
+        """The source, with ~ and variables replaced. Raises UserError as `expanded` does."""
+        return expanded(self.source)

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from entroloop.data import yaml12
 from entroloop.data.errors import UserError, reading
 from entroloop.data.store.shards import REAL
 
@@ -107,7 +106,7 @@ def read_config(layout: Layout) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{layout.run}: not a run (no {CONFIG}): give a folder that `entroloop run` made")
     with reading(str(path), DAMAGED):
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        saved = yaml12.read(path.read_text(encoding="utf-8"), str(path))
     if not isinstance(saved, dict) or not isinstance(saved.get("generations"), int):
         raise UserError(f"{path}: {DAMAGED}")
     if saved.get("format") != FORMAT:

@@ -5,25 +5,28 @@ Sections are defined beside the code they configure. A configuration is frozen a
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from entroloop.data.address import shown
-from entroloop.data.config import HOW, DataConfig, Section
-from entroloop.data.errors import UserError
+from entroloop.data import yaml12
+from entroloop.data.config import HOW, PATH, DataConfig, Section
+from entroloop.data.errors import UserError, reading
+from entroloop.data.paths import expanded
 from entroloop.data.registry import is_own, search_also
 from entroloop.data.runfolder import FORMAT
 from entroloop.eval.evaluation_config import EvaluationConfig
+from entroloop.launcher import explain
+from entroloop.launcher.effects import check_effects
 from entroloop.launcher.keep_config import KeepConfig
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.selection.options import check_fit
-from entroloop.selection.pool import LoopConfig, pool_of, pool_size
+from entroloop.selection.pool import LoopConfig, choice, settled
 from entroloop.selection.selection_config import SelectionConfig
 from entroloop.slurm.config import KINDS, SlurmConfig
 from entroloop.trainer.network_config import NetworkConfig
@@ -49,7 +52,7 @@ class Config(Section):
     """Format of the configuration; one of another format is refused."""
     name: Annotated[str, HOW]
     """Name of the run's folder."""
-    folder: Annotated[str, HOW] = "runs"
+    folder: Annotated[str, HOW, PATH] = Field("runs", min_length=1)
     """Folder that holds the run's folder."""
     seed: int = Field(0, ge=0)
     """Seed of everything random but the held-out split, which `data.split_seed` decides."""
@@ -57,7 +60,7 @@ class Config(Section):
     """Number of generations, with generation 0, which trains on real data. It may grow when a run is resumed."""
     threads: Annotated[int, HOW] = Field(1, ge=1)
     """Threads of a process on the CPU. Results repeat byte by byte at equal threads."""
-    modules: Annotated[str | None, HOW] = None
+    modules: Annotated[str | None, HOW, PATH] = None
     """Folder that is appended to the import path, for names of the form `module:attribute`; `null`: that of the
     configuration file. It comes last, so that its modules never hide another."""
     data: DataConfig
@@ -88,7 +91,7 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.folder) / self.name
+        return Path(expanded(self.folder)) / self.name
 
     @property
     def encoders(self) -> list[str]:
@@ -145,11 +148,11 @@ class Config(Section):
             raise ValueError(f"{self.chooses_by_class}: only a model with train.labels=true samples known classes")
         if not selection.options:
             return self
-        for generation in range(1, self.generations):
-            pool = pool_of(loop, generation, n)
-            if pool.choose:
+        for generation in range(1, min(self.generations, settled(loop, n) + 1)):
+            chosen, candidates = choice(loop, generation, n)
+            if chosen:
                 try:
-                    check_fit(selection.strategy, selection.options, pool.choose, pool_size(loop, pool.pool, n))
+                    check_fit(selection.strategy, selection.options, chosen, candidates)
                 except UserError as error:
                     raise ValueError(f"selection.options of generation {generation}: {error}") from error
         return self
@@ -174,6 +177,11 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _every_key_has_an_effect(self) -> Config:
+        check_effects(self)
+        return self
+
+    @model_validator(mode="after")
     def _neon_has_finetuned_weights(self) -> Config:
         inside = self.sample.guide_generation(1) is not None
         if self.sample.guide_kind == "neon" and inside and not self.train.warm_start:
@@ -192,18 +200,16 @@ _GRID = "sweep.grid."
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration. Raises UserError, in one line naming the file or key, when anything is wrong with it."""
+    check_overrides(overrides)
     return compose(read_yaml(path), overrides, str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file")
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        raise UserError(f"{where}: not YAML ({getattr(error, 'problem', None) or error})") from error
+    with reading(str(path), "not YAML"):
+        text = path.read_text(encoding="utf-8")
+    raw = yaml12.read(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a configuration is a mapping of sections, for example `train: {{kimg: 96}}`")
     return raw
@@ -216,16 +222,45 @@ def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Co
             A configuration that names such a module stores the folder, so that copies saved elsewhere find the module
     """
     values: dict[str, Any] = _copy(raw)
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UserError(f"{text}: give overrides as section.key=value, for example train.kimg=96")
-        set_key(values, key.strip(), parse_value(value))
+    for key, value in map(split_override, overrides):
+        set_key(values, key, parse_value(value, key))
     if any(map(is_own, _texts(values))):
         values.setdefault("modules", str(Path(origin).parent.absolute()))
         if isinstance(values["modules"], str):
-            search_also(Path(values["modules"]))
-    return validated(values, origin)
+            with _named(f"{origin}: modules={values['modules']}"):
+                search_also(Path(expanded(values["modules"])))
+    config = validated(values, origin)
+    for key, path in config.paths():
+        with _named(f"{origin}: {key}={path}"):
+            expanded(path)
+    return config
+
+
+@contextlib.contextmanager
+def _named(key: str) -> Iterator[None]:
+    """Puts the key before a UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def split_override(text: str) -> tuple[str, str]:
+    """`section.key=value` -> the key and the value's text. Raises UserError for anything else."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"{text}: give overrides as section.key=value, for example train.kimg=96")
+    return key.strip(), value
+
+
+def check_overrides(overrides: Sequence[str]) -> None:
+    """Raises UserError for a key that is given twice, by itself or within a section that a later override replaces."""
+    given = [split_override(text)[0] for text in overrides]
+    for number, key in enumerate(given):
+        for later in given[number + 1 :]:
+            if key == later or key.startswith(f"{later}."):
+                again = "again" if key == later else f"by {later}"
+                raise UserError(f"{key}: given on the command line, and replaced {again} after it: give it once")
 
 
 def validated(values: Mapping[str, Any], origin: str) -> Config:
@@ -233,7 +268,7 @@ def validated(values: Mapping[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{origin}: {explain(error)}") from error
+        raise UserError(f"{origin}: {explain.explain(error, values, Config)}") from error
     except UserError as error:  # raised by a check between sections
         raise UserError(f"{origin}: {error}") from error
 
@@ -270,59 +305,20 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def parse_value(text: str) -> Any:
-    """Parses YAML, and also reads 1e-3 as a number (YAML 1.1 reads it as text)."""
+def parse_value(text: str, key: str = "value") -> Any:
+    """Parses the value of an override by the rules of the file. What is no YAML is text, for example `a: b`.
+
+    Raises UserError, naming the key, when a mapping gives a key twice.
+    """
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        return yaml12.read(text, key)
+    except yaml12.NotYamlError:
         return text
-    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        return float(value)
-    return value
-
-
-def explain(error: ValidationError) -> str:
-    """Describes the first error in one line: the key, the fault, and a right value."""
-    first, *others = sorted(error.errors(), key=lambda one: one["loc"] == ("name",))  # may repeat another key's value
-    key = ".".join(str(part) for part in first["loc"])
-    more = f" (and {len(others)} more)" if others else ""
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}?" if near else f"; keys are {', '.join(_siblings(key))}"
-        return f"{key}: unknown key{hint}{more}"
-    if first["type"] == "missing":
-        return f"{key}: missing; give it in the file or as {key}=…{more}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "literal_error":
-        expected = [name.strip("'") for name in re.findall(r"'[^']*'", message)]
-        near = difflib.get_close_matches(str(first["input"]), expected, n=1, cutoff=0.3)
-        nearest = f"; did you mean {near[0]}?" if near else ""
-        return f"{key}={first['input']}: must be one of {', '.join(expected)}{nearest}{more}"
-    given = first["input"]
-    if not key:
-        return f"{message}{more}"
-    value = f"={shown(str(given))}" if isinstance(given, str | int | float | bool) else ""
-    return f"{key}{value}: {message[0].lower()}{message[1:]}{more}"
 
 
 def known_keys() -> list[str]:
     """Every configuration key, dotted."""
-    return list(_keys(Config, ""))
-
-
-def _keys(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield f"{prefix}{name}"
-            yield from _keys(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _siblings(key: str) -> list[str]:
-    prefix = key.rpartition(".")[0]
-    return [k for k in known_keys() if k.rpartition(".")[0] == prefix]
+    return list(explain.known_keys(Config))
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -339,4 +335,4 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str
 
 def dump(config: Config) -> bytes:
     """A configuration file that `load` reads back as the same configuration."""
-    return yaml.safe_dump(config.settled(), sort_keys=False).encode()
+    return yaml12.text_of(config.settled()).encode()

@@ -54,11 +54,11 @@ def _import_jobs(config: Config, layout: Layout, file: str) -> Iterator[Job]:
     if count == 1 or manifest.is_sealed(layout.of(PREPARE)):
         return
     tasks = tuple(range(count))
-    if not manifest.is_sealed(Path(data.source)) and not manifest.is_sealed(layout.images):
+    if not manifest.is_sealed(Path(data.located)) and not manifest.is_sealed(layout.images):
         target = str(layout.images.absolute())
         given = {"--resolution": data.resolution, "--limit": data.limit, "--split": data.split}
         options = [str(x) for name, value in given.items() if value is not None for x in (name, value)]
-        command = ("import", data.source, target, *options, "--shard-size", str(data.shard_size))
+        command = ("import", data.located, target, *options, "--shard-size", str(data.shard_size))
         part = ("--part", f"{{task}}::{count}")
         yield Job("import", "import", (*command, *part), tasks=tasks, of=count, attempt=False, needs="cpu")
         yield Job("import.seal", "seal", ("seal", target), attempt=False, needs="cpu")

@@ -11,9 +11,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-import yaml
-
-from entroloop.data import files
+from entroloop.data import files, yaml12
 from entroloop.data.jobs import Job
 from entroloop.launcher.config import Config
 from entroloop.launcher.jobs import jobs_of, sweep_jobs
@@ -61,7 +59,7 @@ def _submitted(run: Path) -> str:
 
 
 def _write(run: Path, values: dict[str, Any], config: Config) -> None:
-    text = yaml.safe_dump({**values, "folder": str(Path(config.folder).absolute())}, sort_keys=False).encode()
+    text = yaml12.text_of({**values, "folder": str(config.run_folder.parent.absolute())}).encode()
     files.put(Path(_submitted(run)), text)
 
 

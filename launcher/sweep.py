@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import logging
 import os
 import signal
@@ -25,7 +26,7 @@ from entroloop.data.child import end_with
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
-from entroloop.launcher.config import Config, compose, dump, read_yaml
+from entroloop.launcher.config import Config, check_overrides, compose, dump, read_yaml
 from entroloop.launcher.keep_config import KeepConfig
 from entroloop.launcher.run import retention
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
@@ -59,6 +60,7 @@ class Arm:
 
 def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
     """The sweep's own configuration and its arms, leaders first. Raises UserError when the grid is empty or wrong."""
+    check_overrides(overrides)
     raw = read_yaml(path)
     base = compose(raw, overrides, str(path))
     if Layout(base.run_folder).config.exists():
@@ -72,8 +74,8 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
         for key, value in zip(grid, values, strict=True):
             chosen |= value if isinstance(value, Mapping) else {key: value}
         name = "-".join(_label(key, value) for key, value in chosen.items()) or "base"
-        own = [f"{key}={_text(value)}" for key, value in chosen.items()]
-        place = [f"folder={base.run_folder}", f"name={name}"]
+        own = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
+        place = [f"folder={json.dumps(str(Path(base.folder) / base.name))}", f"name={json.dumps(name)}"]
         arms.append(Arm(compose(raw, [*overrides, *own, *place], str(path))))
     if len({arm.config.name for arm in arms}) != len(arms):
         raise UserError(f"{path}: sweep.grid: two runs of the grid would have the same name; values must differ")
@@ -84,10 +86,6 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
 def _label(key: str, value: Any) -> str:
     text = str(value).replace("/", "_")
     return text if key in ("selection.strategy", "loop.paradigm") else f"{key.rpartition('.')[2]}{text}"
-
-
-def _text(value: Any) -> str:
-    return "null" if value is None else str(value)
 
 
 def lead(arms: Sequence[Arm]) -> None:

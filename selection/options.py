@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from entroloop.data.errors import UserError
 from entroloop.data.registry import unknown
+from entroloop.data.wording import fault
 from entroloop.selection.catalogue import ROW, STRATEGIES
 
 # Arguments of `select` that are also options of a run.
@@ -47,8 +48,7 @@ def check_options(name: str, options: Mapping[str, Any], *, also: Mapping[str, A
             adapter = TypeAdapter(known.get(option, Any), config=ANY_FINITE)
             adapter.validate_python(plain, strict=True)
         except ValidationError as error:
-            said = error.errors()[0]["msg"].removeprefix("Input should ")
-            raise UserError(f"{option}: must {said}, is {value}") from error
+            raise UserError(f"{option}: {fault(error.errors()[0])}, is {value}") from error
 
 
 def _options_of(name: str) -> tuple[Mapping[str, Any], bool]:

@@ -19,6 +19,7 @@ N images of generation 0, c candidate sets of N samples per generation, alpha sh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -44,6 +45,10 @@ class FreshConfig(Section):
     """Number of generations after which the linear schedule reaches none."""
     decay: float = Field(0.5, gt=0, lt=1)
     """Factor of the decaying schedule, per generation."""
+
+    def count(self, generation: int, size: int) -> int:
+        """Number of fresh images of generation >= 1; `size` is N."""
+        return round(self.at(generation) * size)
 
     def at(self, generation: int) -> float:
         """alpha of generation >= 1."""
@@ -94,12 +99,35 @@ class Pool:
 def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
     """The pool of a generation >= 1; `size` is N."""
     assert generation >= 1
-    counts = [round(config.fresh.at(g) * size) for g in range(1, generation + 1)]
-    fresh = range(sum(counts[:-1]), sum(counts))
+    count = config.fresh.count(generation, size)
+    before = sum(config.fresh.count(g, size) for g in range(1, generation)) if config.fresh.share else 0
     subsample = config.paradigm == "accumulate-subsample"
     pool = (REAL, *range(generation)) if subsample else (generation - 1,)
-    choose = pool_size(config, pool, size) if config.all_candidates else size - len(fresh)
-    return Pool(pool, choose, keep=config.paradigm == "accumulate", fresh=fresh)
+    choose, _ = choice(config, generation, size)
+    return Pool(pool, choose, keep=config.paradigm == "accumulate", fresh=range(before, before + count))
+
+
+def choice(config: LoopConfig, generation: int, size: int) -> tuple[int, int]:
+    """(number of candidates chosen, number of candidates) of a generation >= 1, as `pool_of`; `size` is N.
+
+    Takes the same time for every generation.
+    """
+    one = config.candidates * size
+    total = size + generation * one if config.paradigm == "accumulate-subsample" else one
+    return total if config.all_candidates else size - config.fresh.count(generation, size), total
+
+
+def settled(config: LoopConfig, size: int) -> int:
+    """The generation from which on every generation takes the same number of fresh images; `size` is N.
+
+    From there on the choices become no harder: their number stays, and pools never shrink.
+    """
+    fresh = config.fresh
+    if not fresh.share or fresh.schedule == "constant":
+        return 1
+    if fresh.schedule == "linear":
+        return fresh.over + 1
+    return 2 + max(0, math.ceil(math.log(0.5 / (fresh.share * size)) / math.log(fresh.decay)))  # below half an image
 
 
 def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:
@@ -117,18 +145,30 @@ def pool_size(config: LoopConfig, pool: Iterable[int], size: int) -> int:
 
 
 def training_size(config: LoopConfig, generation: int, size: int) -> int:
-    """Number of images a generation trains on; `size` is N. Grows under `accumulate` and with `all_candidates`."""
+    """Number of images a generation trains on; `size` is N. Grows under `accumulate` and with `all_candidates`.
+
+    Takes as long as the schedule of fresh images takes to settle.
+    """
+
+    def added(g: int) -> int:
+        return choice(config, g, size)[0] + config.fresh.count(g, size)
+
     if generation == 0:
         return size
-    pool = pool_of(config, generation, size)
-    kept = training_size(config, generation - 1, size) if pool.keep else 0
-    return kept + pool.choose + len(pool.fresh)
+    if config.paradigm != "accumulate":
+        return added(generation)
+    last = min(generation, settled(config, size))
+    return size + sum(map(added, range(1, last))) + (generation - last + 1) * added(last)
 
 
 def check_fresh(config: LoopConfig, generations: int, size: int, available: int) -> None:
     """Raises UserError when a run of `generations` needs more fresh real images than the `available` ones."""
+    needed, last = 0, settled(config, size)
     for generation in range(1, generations):
-        needed = pool_of(config, generation, size).fresh.stop
+        count = config.fresh.count(generation, size)
+        if not count and generation >= last:
+            break
+        needed += count
         if needed > available:
             raise UserError(
                 f"loop.fresh.share={config.fresh.share:g}: the {available} real images beside training, held-out and "

@@ -59,15 +59,15 @@ class Resources(Section):
     memory: str | None = None
     """Memory per node, as in sbatch: `64G`; `0` is all of it."""
     time: str | None = None
-    """Time limit: `12h`, `90m`, `2d`, or sbatch's own form in quotes, `"12:00:00"`."""
+    """Time limit: `12h`, `90m`, `2d`, or sbatch's own form, `12:00:00`."""
     lines: tuple[str, ...] | None = None
     """Further `#SBATCH` options, for example `--exclusive`."""
 
     @field_validator("time", mode="before")
     @classmethod
     def _time(cls, time: object) -> object:
-        if isinstance(time, int):  # YAML 1.1 reads 12:00:00 as the number 43200
-            raise ValueError('write time limits as 12h, 90m or 2d, or with quotes: "12:00:00"')
+        if isinstance(time, int):  # minutes for sbatch, seconds for others
+            raise ValueError("write time limits as 12h, 90m or 2d, or 12:00:00")
         if isinstance(time, str):
             seconds(time)
         return time
@@ -96,7 +96,7 @@ class SlurmConfig(Resources):
     gpus_per_node: int = Field(1, ge=0)
     """GPUs per node, asked for as generic resources; 0 for jobs on CPUs."""
     time: str = "24h"
-    """Time limit: `12h`, `90m`, `2d`, or sbatch's own form in quotes, `"12:00:00"`."""
+    """Time limit: `12h`, `90m`, `2d`, or sbatch's own form, `12:00:00`."""
     shape: Literal["generations", "phases"] = "generations"
     """`generations`: one job does whole generations on all its nodes; `phases`: a chain with one job per phase."""
     phases: dict[str, Resources] = Field({})

@@ -115,3 +115,15 @@ TRACKERS = Registry(
         )
     },
 )  # fmt: skip
+
+
+def own_parts(network: str, objective: str, sampler: str) -> dict[str, str]:
+    """The configuration key and the name of each of the three that is not built in."""
+    own = {}
+    if network != "auto" and network not in NETWORKS.built_in:
+        own["network.kind"] = network
+    if objective not in OBJECTIVES.built_in:
+        own["train.objective"] = objective
+    if sampler not in SAMPLERS.built_in:
+        own["sample.sampler"] = sampler
+    return own

@@ -23,6 +23,7 @@ from entroloop.data.store import manifest
 from entroloop.trainer import network
 from entroloop.trainer.diffusion import Denoiser, denoiser
 from entroloop.trainer.network import DenoiserNetwork
+from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.sample_config import GuideKind, SampleConfig
 
 Prepare = Callable[[DenoiserNetwork], DenoiserNetwork]
@@ -55,9 +56,7 @@ def extrapolate_weights(weight: float, base: DenoiserNetwork, finetuned: Denoise
     """
     theirs, mine = base.state_dict(), finetuned.state_dict()
     if {k: v.shape for k, v in theirs.items()} != {k: v.shape for k, v in mine.items()}:
-        raise UserError(
-            f"sample.guide={where}: a network of another shape: sample.guide_kind=neon needs equal networks"
-        )
+        raise _of_another_shape(where)
     trained = {name for name, _ in finetuned.named_parameters()}
     for name, w in mine.items():
         if name in trained:
@@ -116,6 +115,24 @@ def check_guide(folder: Path, shape: Sequence[int], num_classes: int) -> dict[st
     if theirs["num_classes"] != num_classes:
         raise _unlike(folder, f"a network with {theirs['num_classes']} classes, not {num_classes}")
     return theirs
+
+
+def check_base(folder: Path, config: NetworkConfig, objective: str, shape: tuple[int, ...], num_classes: int) -> None:
+    """Checks the base of neon, a sealed folder of weights, against the network that a configuration trains.
+
+    Raises UserError when the objective or the shape of any weight differs.
+    """
+    theirs = manifest.read(folder).about["objective"]
+    if theirs != objective:
+        raise UserError(f"sample.guide={folder}: trained as {theirs}, not {objective}")
+    with torch.device("meta"):
+        mine = network.build(config, shape, num_classes, 0).state_dict()
+    if {k: v.shape for k, v in network.load(folder).state_dict().items()} != {k: v.shape for k, v in mine.items()}:
+        raise _of_another_shape(folder)
+
+
+def _of_another_shape(folder: Path) -> UserError:
+    return UserError(f"sample.guide={folder}: a network of another shape: sample.guide_kind=neon needs equal networks")
 
 
 def _unlike(folder: Path, difference: str) -> UserError:

@@ -175,10 +175,12 @@ class OwnNetwork(DenoiserNetwork):
             raise UserError(f"network.kind={kind}: made {type(self.net).__name__}, not a torch.nn.Module")
 
     def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
-        out: Tensor = self.net(x, condition, labels)
-        if out.shape != x.shape:
+        out: Any = self.net(x, condition, labels)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = list(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise UserError(
-                f"network.kind={self.about['kind']}: returned {list(out.shape)} for {list(x.shape)}: they must be equal"
+                f"network.kind={self.about['kind']}: returned {got} for x {list(x.shape)}: it must return a Tensor of "
+                "the shape of x"
             )
         return out
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from entroloop.data.config import Named, Section
 from entroloop.data.registry import check_options
@@ -12,8 +12,7 @@ from entroloop.trainer.catalogue import NETWORKS
 
 AUTO = "auto"
 
-# The precision of the network's calls. YAML reads a bare `no` as false.
-Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
+Precision = Literal["no", "fp16", "bf16"]  # of the network's calls
 
 
 class NetworkConfig(Section):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from entroloop.data.config import Named, Section
+from entroloop.data.config import PATH, Named, Section
 from entroloop.data.errors import UserError
+from entroloop.data.paths import expanded
 from entroloop.trainer.catalogue import OBJECTIVES, SAMPLERS
 from entroloop.trainer.network_config import Precision
 
@@ -43,7 +45,7 @@ class SampleConfig(Section):
     """Factor by which churn inflates the noise that it adds."""
     guidance: float = Field(1.0, ge=0)
     """Weight w of classifier-free guidance, D = D_null + w (D_label - D_null); 1 is none."""
-    guide: str | None = Field(None, min_length=1)
+    guide: Annotated[str | None, PATH] = Field(None, min_length=1)
     """A second network: `previous` (the generation before), `generation_0000` (that generation of the same run), or a
     sealed folder of weights. Generations up to and including the guide's are sampled without a guide."""
     guide_kind: GuideKind = "autoguidance"
@@ -94,6 +96,12 @@ class SampleConfig(Section):
             return generation - 1
         found = re.fullmatch(r"generation_(\d+)", self.guide or "")
         return int(found[1]) if found else None
+
+    @property
+    def guide_folder(self) -> Path | None:
+        """The guide's folder, with ~ and variables replaced; None if the guide is a generation or is not set."""
+        inside = self.guide is None or self.guide_generation(0) is not None
+        return None if inside else Path(expanded(str(self.guide)))
 
     @property
     def churn(self) -> Churn | None:

@@ -23,6 +23,7 @@ import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -164,10 +165,13 @@ def draw(
 ) -> Tensor:
     """Calls the sampler of that name. Returns samples in the model's scale, not clipped: float64 [B, ...].
 
-    Raises UserError when the sampler returns another shape.
+    A sampler may return a Tensor or an array. Raises UserError when it returns another type or shape.
     """
     options = {} if churn is None else {"churn": churn}
-    found: Tensor = SAMPLERS.load(sampler)(denoise, noise, sigmas, labels=labels, fresh_noise=fresh_noise, **options)
-    if found.shape != noise.shape:
-        raise UserError(f"sampler {sampler}: returned {list(found.shape)} for noise {list(noise.shape)}")
+    found = SAMPLERS.load(sampler)(denoise, noise, sigmas, labels=labels, fresh_noise=fresh_noise, **options)
+    if isinstance(found, np.ndarray):
+        found = torch.from_numpy(found).to(noise.device)
+    if not isinstance(found, Tensor) or found.shape != noise.shape:
+        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise UserError(f"sample.sampler={sampler}: returned {got} for noise of shape {list(noise.shape)}")
     return found

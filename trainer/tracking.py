@@ -17,8 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from entroloop.data.config import Named, Section
+from entroloop.data.config import PATH, Named, Section
 from entroloop.data.errors import UserError
+from entroloop.data.paths import expanded
 from entroloop.trainer.catalogue import TRACKERS
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ class TrackingConfig(Section):
     """Any of Accelerate's trackers by name, or your own; none by default."""
     project: str = "entroloop"
     """The tracker's project."""
-    folder: str | None = None
+    folder: Annotated[str | None, PATH] = None
     """Folder of trackers that write files; null: `tracking` in the run's folder."""
     options: dict[TrackerName, dict[str, Any]] = Field({})
     """By tracker, keyword arguments of its start: `{wandb: {name: mine, mode: offline}}`."""
@@ -67,7 +68,7 @@ class Tracking:
 
     def __init__(self, config: TrackingConfig, folder: Path) -> None:
         check_installed(config)
-        self.config, self.folder = config, Path(config.folder) if config.folder else folder
+        self.config, self.folder = config, Path(expanded(config.folder)) if config.folder else folder
         self._trackers: dict[str, Any] | None = None
 
     def log(self, values: Mapping[str, Any], prefix: str, images: int) -> None:

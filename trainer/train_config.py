@@ -16,6 +16,8 @@ from entroloop.trainer.network_config import Precision
 
 EngineName = Literal["auto", "single", "ddp", "zero1", "zero2", "zero3"]
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class TrainConfig(Section):
     """How a generation is trained."""
@@ -33,7 +35,7 @@ class TrainConfig(Section):
     """Images per forward pass of one process; null: the process's whole share of the batch."""
     lr: float = Field(1e-3, gt=0)
     """Learning rate of AdamW after the warm-up."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[Beta, Beta] = (0.9, 0.99)
     """The two betas of AdamW."""
     weight_decay: float = Field(0.0, ge=0)
     """Weight decay of AdamW."""
@@ -73,6 +75,16 @@ class TrainConfig(Section):
         for name in self.more_emas:
             if not name.isidentifier():
                 raise ValueError(f"more_emas.{name}: give names of letters, digits and _")
+        return self
+
+    @model_validator(mode="after")
+    def _a_step_is_part_of_a_generation(self) -> TrainConfig:
+        seen = round(self.kimg * 1000)
+        if self.batch > seen:
+            raise ValueError(
+                f"batch={self.batch}: more than the {seen} images that a generation sees (kimg={self.kimg:g}): give a "
+                "smaller batch, or more kimg"
+            )
         return self
 
     @property

@@ -103,20 +103,26 @@ class Own:
         self._encoder = encoder
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        """Raises UserError, naming the encoder, when the encoder raises or does not return finite float32 [N, dim]."""
+        """float32 [N, dim], from a Tensor or array of any floating-point type.
+
+        Raises UserError, naming the encoder, when the encoder raises or returns something else.
+        """
         n = len(samples)
         wanted = f"encoder {self.name}: for {n} samples it must return finite float32 [{n}, {self.dim}]"
         try:
             found: Any = self._encoder(samples)
+            if isinstance(found, torch.Tensor):
+                found = found.detach().cpu().float().numpy() if found.is_floating_point() else found.cpu().numpy()
         except (Exception, SystemExit) as error:  # a user's code may raise anything
             raise UserError(f"{wanted}, raised {said(error)}") from error
-        if not isinstance(found, np.ndarray) or found.shape != (n, self.dim) or found.dtype != np.float32:
+        if not isinstance(found, np.ndarray) or found.shape != (n, self.dim) or found.dtype.kind != "f":
             got = f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else type(found).__name__
             raise UserError(f"{wanted}, got {got}")
-        if not np.isfinite(found).all():
-            row = int(np.flatnonzero(~np.isfinite(found).all(1))[0])
+        rows: NDArray[np.float32] = found.astype(np.float32, copy=False)
+        if not np.isfinite(rows).all():
+            row = int(np.flatnonzero(~np.isfinite(rows).all(1))[0])
             raise UserError(f"{wanted}, row {row} holds NaN or infinity")
-        return found
+        return rows
 
 
 def _own(name: str, shape: tuple[int, ...], device: torch.device) -> Encoder:

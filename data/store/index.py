@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from entroloop.data import yaml12
 from entroloop.data.errors import UserError
+from entroloop.data.paths import expanded
 from entroloop.data.seeds import bounds
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
@@ -151,8 +152,8 @@ def _run_of(folder: Path) -> Path:
 def _configured_source(run: Path) -> Path:
     path = run / "config.yaml"
     try:
-        return Path(yaml.safe_load(path.read_text())["data"]["source"])
-    except (OSError, yaml.YAMLError, TypeError, KeyError) as error:
+        return Path(expanded(yaml12.read(path.read_text(), str(path))["data"]["source"]))
+    except (OSError, TypeError, KeyError) as error:
         raise UserError(f"{path}: does not name the real data set as {OUTSIDE}") from error
 
 

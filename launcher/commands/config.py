@@ -16,8 +16,7 @@ def config_command(
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors.")] = False,
 ) -> None:
     """Explain every configuration key, or show the configuration of a run."""
-    import yaml
-
+    from entroloop.data import yaml12
     from entroloop.data.runfolder import CONFIG, Layout, read_config
     from entroloop.launcher.config import Config
     from entroloop.launcher.keys import find, text
@@ -26,7 +25,7 @@ def config_command(
         print(json.dumps(Config.model_json_schema()))
     elif section is not None and (Path(section) / CONFIG).is_file():
         saved = read_config(Layout(Path(section)))
-        print(json.dumps(saved) if as_json else yaml.safe_dump(saved, sort_keys=False).rstrip())
+        print(json.dumps(saved) if as_json else yaml12.text_of(saved).rstrip())
     else:
         found = find(Config, section)
         print(json.dumps({k.name: dataclasses.asdict(k) for k in found}) if as_json else text(found))

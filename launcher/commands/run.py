@@ -36,9 +36,9 @@ def run_command(
 
     settings = load(config, overrides or [])
     if dry_run:
-        from entroloop.launcher.preview.dry_run import describe
+        from entroloop.launcher.preview.dry_run import dry_run as forecast
 
-        print(describe(settings))
+        forecast(settings)
         return
     from entroloop.data.seeds import parse_part
     from entroloop.launcher.process import StopFlag, world_from_environment

@@ -8,6 +8,7 @@ same command without a part then finds every shard and seals the phase.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -61,8 +62,10 @@ def load_run(run: Path) -> Config:
     from entroloop.launcher.config import compose
 
     saved = read_config(Layout(run))
-    config = compose(saved, [], str(run / "config.yaml"))
-    if config.run_folder.resolve() == run.resolve():
-        return config
-    run = run.resolve()
-    return compose({**saved, "folder": str(run.parent), "name": run.name}, [], str(run / "config.yaml"))
+    there = run.resolve()
+    moved = compose({**saved, "folder": str(there.parent), "name": there.name}, [], str(run / "config.yaml"))
+    with contextlib.suppress(UserError):  # `folder` may name a variable that is not set here
+        as_saved = compose(saved, [], str(run / "config.yaml"))
+        if as_saved.run_folder.resolve() == there:
+            return as_saved
+    return moved

@@ -8,12 +8,12 @@ Images are counted without PNG compression, so the figures are upper bounds for 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from entroloop.data.catalogue import ENCODERS
-from entroloop.data.errors import UserError
-from entroloop.data.runfolder import FOLDERS, Layout
+from entroloop.data.runfolder import FOLDERS, Layout, Step
 from entroloop.data.sources.base import ArraySource, ImageSource
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import num_classes
@@ -25,6 +25,7 @@ from entroloop.launcher.run.recipes import real_folder
 from entroloop.launcher.run.retention import removable, size
 from entroloop.selection.pool import training_size
 
+LISTED = 20  # generations with lines of their own in a dry run
 TAR_BLOCK = 512
 PNG_OVERHEAD = 128  # signature, chunks and filter bytes of a small image
 COLUMNS = 96  # bytes per sample in the `.json` beside its shard
@@ -47,24 +48,21 @@ class RealFacts:
         return RealFacts(len(sealed), sealed.shape, sealed.labelled, sealed.num_classes)
 
 
-def source_of(config: Config) -> RealFacts | None:
-    """Opens the source or its sealed set; None where this machine cannot open it."""
+def source_of(config: Config) -> RealFacts:
+    """Opens the source or its sealed set. Raises UserError where this machine cannot open it."""
     data = config.data
     folder = real_folder(config, Layout(config.run_folder))
     if manifest.is_sealed(folder):
         return RealFacts.of(Dataset(folder))
-    try:
-        opened = open_source(data.source, data.split)
-        count = min(len(opened.names), data.limit or len(opened.names))
-        if isinstance(opened, ArraySource):
-            shape = tuple(opened.array.shape[1:])
-        elif isinstance(opened, ImageSource):
-            channels, (width, height) = opened.header(0)
-            shape = (channels, height, width)
-        else:
-            shape = next(iter(opened.read([0]))).shape
-    except UserError:
-        return None
+    opened = open_source(data.located, data.split)
+    count = min(len(opened.names), data.limit or len(opened.names))
+    if isinstance(opened, ArraySource):
+        shape = tuple(opened.array.shape[1:])
+    elif isinstance(opened, ImageSource):
+        channels, (width, height) = opened.header(0)
+        shape = (channels, height, width)
+    else:
+        shape = next(iter(opened.read([0]))).shape
     if len(shape) == 3 and data.resolution is not None:
         shape = (shape[0], data.resolution, data.resolution)
     return RealFacts(count, shape, opened.labels is not None, num_classes(opened))
@@ -96,7 +94,7 @@ def generation_bytes(config: Config, source: RealFacts, generation: int, paramet
     if generation < 0:
         imported = (
             0
-            if manifest.is_sealed(Path(config.data.source))
+            if manifest.is_sealed(Path(config.data.located))
             else shards_bytes(source.count, config.data.shard_size, one)
         )
         return {"images": imported, "features": source.count * features}
@@ -113,22 +111,63 @@ def generation_bytes(config: Config, source: RealFacts, generation: int, paramet
 
 
 def describe_disk(config: Config, source: RealFacts | None) -> list[str]:
-    """Lines of the dry run about disk use."""
+    """Lines of the dry run about disk use; without a source that can be opened here, nothing is known."""
     if source is None:
         return [f"disk           not known: {config.data.source} cannot be opened here"]
-    parameters = count_parameters(config, source.shape)
+    parameters, last = count_parameters(config, source.shape), config.generations
     real = generation_bytes(config, source, -1, parameters)
-    each = [generation_bytes(config, source, g, parameters) for g in range(config.generations)]
+
+    def of(generation: int) -> dict[str, int]:
+        return generation_bytes(config, source, generation, parameters)
+
     lines = [f"real data      disk      {_parts(real)}"]
-    lines += [f"generation {g:<3} disk      {_parts(parts)}" for g, parts in enumerate(each)]
-    gone = sum(each[s.generation][FOLDERS[s.phase]] for s in removable(config, lambda step: True))
+    lines += [f"generation {g:<3} disk      {_parts(of(g))}" for g in listed(last)]
+    gone = _gone(config, of, min(last, LISTED))
+    if last > LISTED:
+        gone += (last - LISTED) * (gone - _gone(config, of, LISTED - 1))
     states = 4 * parameters * (STATES + 1 + len(config.train.more_emas)) * (config.train.keep + 1)
-    total = sum(real.values()) + sum(sum(parts.values()) for parts in each)
+    total = sum(real.values()) + over_all(last, lambda g: sum(of(g).values()))
     kept = config.generations * states if config.keep.checkpoints == "all" else 0
     left = f", of which {size(total + kept - gone)} stay by keep" if gone or kept else ""
     lines.append(f"disk           at most about {size(total)} in all{left}; checkpoints {size(states)} while training")
     return lines
 
 
+def listed(generations: int) -> list[int]:
+    """The generations that have lines of their own: all, or the first ones and the last."""
+    return [*range(min(generations, LISTED)), *([generations - 1] if generations > LISTED else [])]
+
+
+def over_all(generations: int, amount: Callable[[int], float]) -> float:
+    """The sum over all generations; beyond the first ones as if the amount grew evenly from one to the next."""
+    rest = generations - LISTED
+    more = rest * (amount(LISTED) + amount(generations - 1)) / 2 if rest > 0 else 0
+    return sum(map(amount, range(min(generations, LISTED)))) + more
+
+
+def _gone(config: Config, of: Callable[[int], dict[str, int]], generations: int) -> int:
+    """Bytes that `keep` removes from a run of so many generations."""
+    shorter = config.model_copy(update={"generations": generations})
+    return sum(of(s.generation)[FOLDERS[s.phase]] for s in removable(shorter, _all_sealed))
+
+
+def _all_sealed(step: Step) -> bool:
+    return True
+
+
 def _parts(parts: dict[str, int]) -> str:
     return f"{size(sum(parts.values()))}: " + ", ".join(f"{name} {size(count)}" for name, count in parts.items())
+
+
+def least_bytes(config: Config, source: RealFacts, step: Step) -> float:
+    """Bytes that a step writes at least: images count a quarter of their size without compression."""
+    parameters = count_parameters(config, source.shape) if step.phase == "train" else 0
+    parts = generation_bytes(config, source, step.generation, parameters)
+    images = len(source.shape) == 3 and config.data.selected == "shards"
+    least = {name: size / 4 if images and name != "features" else size for name, size in parts.items()}
+    match step.phase:
+        case "prepare":
+            return least["images"] + least["features"]
+        case "train":
+            return parts["weights"] + 4 * parameters * (STATES + 1 + len(config.train.more_emas)) * config.train.keep
+    return least.get(FOLDERS.get(step.phase, step.phase), 0)

@@ -27,7 +27,7 @@ def sample_shape(config: Config) -> tuple[tuple[int, ...], str]:
 
     Raises UserError when the configuration does not determine the shape.
     """
-    fold, source = config.network.fold, Path(config.data.source)
+    fold, source = config.network.fold, Path(config.data.located)
     if fold is not None:
         return (fold[0] * fold[1] * fold[2],), "network.fold"
     if manifest.is_sealed(source):

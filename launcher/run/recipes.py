@@ -89,4 +89,4 @@ def parents(config: Config, layout: Layout, step: Step) -> dict[str, Path]:
 
 def real_folder(config: Config, layout: Layout) -> Path:
     """The folder of the real data: the run's own import, or the sealed folder that the configuration names."""
-    return layout.images if manifest.is_sealed(layout.images) else Path(config.data.source)
+    return layout.images if manifest.is_sealed(layout.images) else Path(config.data.located)

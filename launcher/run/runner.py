@@ -7,6 +7,7 @@ attempt ended, for scripts that decide whether to start the run again.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import time
@@ -24,13 +25,15 @@ from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.world import World
 from entroloop.launcher.config import Config
+from entroloop.launcher.preview.disk import RealFacts, source_of
 from entroloop.launcher.run import lease, retention
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.facts import numerics
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
+from entroloop.launcher.run.machine import check_machine, check_space
 from entroloop.launcher.run.phases import BY_NAME, PHASES
-from entroloop.launcher.run.ready import check_ready
-from entroloop.launcher.run.recipes import inputs, is_sealed, next_step, steps
+from entroloop.launcher.run.ready import check_ready, own_encoders, uses_own_parts
+from entroloop.launcher.run.recipes import inputs, is_sealed, next_step, real_folder, steps
 from entroloop.launcher.run.resume import check_saved, check_sealed, claim, open_run
 
 log = logging.getLogger(__name__)
@@ -60,10 +63,11 @@ def run(
 
     Raises UserError, Interrupted or any exception of a phase. `state.json` then records which.
     """
-    torch.set_num_threads(config.threads)
     order = list(steps(config.generations))
     sealed = is_sealed(Layout(config.run_folder))
-    world.agree(lambda: check_fits(config, world, {step.phase for step in order if not sealed(step)}))
+    real = world.agree(lambda: check_fits(config, world, {step.phase for step in order if not sealed(step)}))
+    torch.set_num_threads(config.threads)
+    world.on_main(lambda: check_space(config, real, next(itertools.filterfalse(sealed, order), None)))
     layout = world.on_main(lambda: open_run(config))
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     with _state(layout, world, attempt.state):
@@ -74,6 +78,7 @@ def run(
                 break
             if world.any(should_stop()):
                 raise Interrupted(f"stopped before {step}")
+            world.on_main(lambda step=step: check_space(config, real, step))  # type: ignore[misc]
             run_step(context, step)
             world.on_main(lambda: retention.apply(config, layout))
 
@@ -83,13 +88,15 @@ def run_single(
     attempt: Attempt = Attempt(),
 ) -> None:  # fmt: skip
     """Runs one step, or a part of it. Raises UserError when the run has no such step."""
-    torch.set_num_threads(config.threads)
     if part is not None and not BY_NAME[step.phase].in_parts:
         names = ", ".join(phase.name for phase in PHASES if phase.in_parts)
         raise UserError(f"--part {part}: {step.phase} is not done in parts: give one of {names}")
     if step not in set(steps(config.generations)):
         raise UserError(f"--generation {step.generation}: the run has generations 0 … {config.generations - 1}")
-    world.agree(lambda: check_fits(config, world, {step.phase}))
+    done = manifest.is_sealed(Layout(config.run_folder).of(step))
+    real = world.agree(lambda: check_fits(config, world, set() if done else {step.phase}))
+    torch.set_num_threads(config.threads)
+    world.on_main(lambda: check_space(config, real, step) if part is None else None)
     layout = world.on_main(lambda: open_run(config))
     with _state(layout, world, attempt.state):
         if world.on_main(lambda: manifest.is_sealed(layout.of(step))):
@@ -101,12 +108,22 @@ def run_single(
             world.on_main(lambda: retention.apply(config, layout))
 
 
-def check_fits(config: Config, world: World, names: Collection[str]) -> None:
-    """Raises UserError, before anything is begun, where these processes cannot do one of these phases."""
+def check_fits(config: Config, world: World, names: Collection[str]) -> RealFacts | None:
+    """Raises UserError, before anything is begun, where these processes cannot do one of these phases.
+
+    Returns a description of the real data if this rank has looked at them.
+    """
     ahead = [BY_NAME[name] for name in names]
-    check_ready(config, ahead, world.device)
+    imported = manifest.is_sealed(real_folder(config, Layout(config.run_folder)))
+    tried = own_encoders(config, ahead) or uses_own_parts(config, ahead)
+    # Listing a source can take long, so where nothing is tried on it, one rank does it.
+    look = ahead and (imported or tried or ("prepare" in names and world.is_main))
+    real = source_of(config) if look else None
+    check_ready(config, ahead, real, world.device)
     for phase in ahead:
         phase.fits(config, world)
+    check_machine(config, ahead, real.shape if real else None, world.device)
+    return real
 
 
 def _await_seals(config: Config, layout: Layout, step: Step, patience: float) -> None:

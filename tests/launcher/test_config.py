@@ -1,5 +1,7 @@
 """Configuration: the order of precedence, and the one-line refusals."""
 
+import re
+
 import pytest
 from loops import TINY, tiny
 
@@ -9,16 +11,26 @@ from entroloop.launcher import config as configuration
 BAD = [
     ("train.lrr=1", "train.lrr: unknown key; did you mean train.lr?"),
     ("trian.lr=1", "trian: unknown key; did you mean train?"),
-    ("train.lr=fast", "train.lr=fast: input should be a valid number"),
-    ("train.kimg=0", "train.kimg=0: input should be greater than 0"),
-    ("generations=0", "generations=0: input should be greater than or equal to 1"),
+    ("train.lr=fast", "train.lr=fast: must be a number"),
+    ("train.kimg=0", "train.kimg=0: must be above 0"),
+    ("train.betas=[0.9, 1]", "train.betas=1: must be below 1"),
+    ("train.betas=[-0.1, 0.9]", "train.betas=-0.1: must be at least 0"),
+    ("train.lr=.inf", "train.lr=inf: must be finite"),
+    ("train.kimg=inf", "train.kimg=inf: must be finite"),
+    ("sample.rho=.nan", "sample.rho=nan: must be finite"),
+    (
+        "selection={strategy: threshold-decay, encoder: pixel, options: {threshold: .inf}}",
+        "threshold=inf: must be finite",
+    ),
+    ("train.batch=321", "train.batch=321: more than the 320 images that a generation sees"),
+    ("generations=0", "generations=0: must be at least 1"),
     ("loop.paradigm=replaced", "loop.paradigm=replaced: must be one of replace, accumulate, accumulate-subsample"),
     ("selection.strategy=gredy", "did you mean greedy?"),
     ("selection.options.strat=3", "option of strategy greedy 'strat' does not exist: did you mean start?"),
-    ("selection.options.oversample=0.5", "selection.options: oversample: must be greater than or equal to 1, is 0.5"),
-    ("selection.options.parts=two", "selection.options: parts: must be a valid integer, is two"),
-    ("selection.options.trim=1", "selection.options: trim: must be less than 1, is 1"),
-    ("selection.options.trim_k=0", "selection.options: trim_k: must be greater than or equal to 1, is 0"),
+    ("selection.options.oversample=0.5", "selection.options: oversample: must be at least 1, is 0.5"),
+    ("selection.options.parts=two", "selection.options: parts: must be an integer, is two"),
+    ("selection.options.trim=1", "selection.options: trim: must be below 1, is 1"),
+    ("selection.options.trim_k=0", "selection.options: trim_k: must be at least 1, is 0"),
     ("selection.options.metric=cosine", "selection.options: metric: set selection.metric"),
     ("selection.options={start: 96}", "selection.options of generation 1: start: must be an id below"),
     (
@@ -59,12 +71,12 @@ def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     assert config.loop.candidates == 2
 
 
-def test_precision_no_is_the_text_though_yaml_reads_it_as_false(tmp_path):
+def test_precision_no_is_the_text(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\ndata: {source: digits}\ntrain: {precision: no}\nsample: {precision: bf16}\n")
     config = configuration.load(path, ["sample.precision=no"])
     assert (config.train.precision, config.sample.precision) == ("no", "no")
-    with pytest.raises(UserError, match=r"train\.precision=True: must be one of no, fp16, bf16"):
+    with pytest.raises(UserError, match=r"train\.precision=yes: must be one of no, fp16, bf16"):
         configuration.load(path, ["train.precision=yes"])
 
 
@@ -75,9 +87,128 @@ def test_what_is_saved_reads_back_as_the_same(tmp_path):
     assert configuration.load(path) == config
 
 
+WORDS_OF_PYDANTIC = re.compile(
+    r"\b(input|valid|instance|tuple|dict(ionary)?|pars\w+|str(ing)?|validat\w+|float|int|bool|literal|function|type)\b",
+    re.I,
+)
+WRONG = [
+    "[[1]]",
+    "{a: {b: 1}}",
+    "fast",
+    "3.5",
+    "-1",
+    "1e400",
+    ".nan",
+    "true",
+    "null",
+    "[]",
+    "[1, 2, 3, 4]",
+    "''",
+    "[a]",
+]
+
+
+@pytest.mark.parametrize("key", configuration.known_keys())
+def test_no_word_of_the_library_is_in_a_refusal(key):
+    lines = 0
+    for value in WRONG:
+        try:
+            configuration.compose({**TINY, "seed": 0}, [f"{key}={value}"], "tiny.yaml")
+        except UserError as error:
+            line = str(error)
+            assert line.startswith("tiny.yaml: ")
+            assert key.rpartition(".")[2] in line
+            assert "\n" not in line
+            assert not WORDS_OF_PYDANTIC.search(line.replace(key, "").replace(value, "")), line
+            lines += 1
+    assert lines
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("train.betas=[0.9]", "train.betas: holds too few values"),
+        ("train.betas=[0.9, 0.99, 0.5]", "train.betas: must hold at most 2, holds 3"),
+        ("network.channels=[a, 8]", "network.channels=a: must be an integer"),
+        ("selection.options.start=[1]", "selection.options.start: must be a number"),
+        ("train.more_emas.a.rulee=none", "train.more_emas.a.rulee: unknown key; did you mean train.more_emas.a.rule?"),
+        ("slurm.phases.train.nodes=0", "slurm.phases.train.nodes=0: must be at least 1"),
+        ("train=3", "train=3: must be a section"),
+        ("seed=true", "seed=true: must be a number"),
+        ("name=2024", "name=2024: must be text, in quotes"),
+        ("train={kimg: 1, kimg: 2}", "train:1: kimg is given twice, first in line 1"),
+    ],
+)
+def test_a_fault_inside_a_value_is_named_by_its_key(override, line):
+    with pytest.raises(UserError, match=re.escape(line)):
+        configuration.compose({**TINY, "seed": 0}, [override], "tiny.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "line"),
+    [
+        (["train.lr=1", "train.lr=2"], "train.lr: given on the command line, and replaced again after it"),
+        (["train.lr=1", "train={kimg: 8}"], "train.lr: given on the command line, and replaced by train after it"),
+    ],
+)
+def test_an_override_that_another_replaces_is_refused(tmp_path, overrides, line):
+    (tmp_path / "c.yaml").write_text("name: x\ndata: {source: digits}\n")
+    with pytest.raises(UserError, match=line):
+        configuration.load(tmp_path / "c.yaml", overrides)
+    assert configuration.load(tmp_path / "c.yaml", ["train={kimg: 8}", "train.lr=1"]).train.lr == 1
+
+
+@pytest.mark.parametrize(("written", "meant"), [("010", 10), ("0x10", 16), ("1e3", 1000)])
+def test_numbers_are_those_of_yaml_1_2_in_the_file_and_in_overrides(tmp_path, written, meant):
+    (tmp_path / "c.yaml").write_text(f"name: x\ndata: {{source: digits}}\nseed: {written}\n")
+    assert configuration.load(tmp_path / "c.yaml").seed == meant
+    assert configuration.load(tmp_path / "c.yaml", [f"train.batch={written}"]).train.batch == meant
+    for sexagesimal in ("1:30", "190:20:30"):
+        with pytest.raises(UserError, match="must be an integer"):
+            configuration.load(tmp_path / "c.yaml", [f"seed={sexagesimal}"])
+
+
+PATHS = ["folder", "modules", "data.source", "sample.guide", "tracking.folder"]
+
+
+def test_every_path_is_known_to_be_one():
+    config = configuration.compose(
+        {**TINY, "modules": "m", "tracking": {"folder": "t"}}, ["sample.guide=g", "sample.guide_weight=1"], "tiny"
+    )
+    assert [key for key, _ in config.paths()] == PATHS
+
+
+@pytest.mark.parametrize("key", PATHS)
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [("$NOT_SET_HERE/x", "the environment variable NOT_SET_HERE is not set"), ("~no_such_user/x", "~no_such_user")],
+)
+def test_a_path_that_cannot_be_expanded_is_refused(tmp_path, key, path, line):
+    with pytest.raises(UserError, match=line) as caught:
+        configuration.compose({**TINY}, ["sample.guide_weight=1", "sample.guide=previous", f"{key}={path}"], "tiny")
+    assert f"{key}={path}" in str(caught.value)
+
+
+def test_paths_are_expanded_where_they_are_used_and_kept_as_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
+    config = tiny("~/runs", "data.source=${SCRATCH}/set", "sample.guide=$SCRATCH/weights", "sample.guide_weight=1")
+    assert config.run_folder == tmp_path / "home/runs/tiny"
+    assert config.data.located == str(tmp_path / "scratch/set")
+    assert config.sample.guide_folder == tmp_path / "scratch/weights"
+    saved = configuration.dump(config).decode()
+    assert "folder: ~/runs" in saved
+    assert "source: ${SCRATCH}/set" in saved
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
-    [("a: [1\nb: 2\n", ":2: not YAML"), ("- 1\n", "is a mapping of sections"), ("name: x\n", "data: missing")],
+    [
+        ("a: [1\nb: 2\n", ":2: not YAML"),
+        ("a: 1\nb: 2\na: 3\n", ":3: a is given twice, first in line 1"),
+        ("- 1\n", "is a mapping of sections"),
+        ("name: x\n", "data: missing"),
+    ],
 )
 def test_broken_files_are_named(tmp_path, text, line):
     path = tmp_path / "broken.yaml"

@@ -15,6 +15,7 @@ from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
 from entroloop.launcher import config as configuration
 from entroloop.launcher import sweep
+from entroloop.launcher.preview import disk
 from entroloop.launcher.preview import memory as footprint
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.trainer.network import ImageNetwork, build
@@ -31,6 +32,25 @@ def test_the_dry_run_needs_neither_data_nor_a_gpu(path):
     assert f"{footprint.count_parameters(config, shape):,} parameters" in said
     assert f"x {config.sample.nfe} NFE" in said
     assert said.count(" evaluate ") == config.generations
+
+
+@pytest.mark.parametrize("paradigm", ["replace", "accumulate", "accumulate-subsample"])
+def test_a_million_generations_are_foreseen_without_counting_to_a_million(tmp_path, monkeypatch, paradigm):
+    overrides = (
+        f"loop.paradigm={paradigm}",
+        "keep.samples=needed",
+        "sample.guide=generation_0003",
+        "sample.guide_weight=2",
+    )
+    said = describe(tiny(tmp_path, "generations=1000000", *overrides))
+    assert len(said.splitlines()) < 200
+    assert "generation 999999 evaluate" in said
+    assert f"{96 * (4 * 5 + 999_996 * 10):,} network calls" in said
+    # The totals are those of a run whose generations all have lines of their own.
+    config, source = tiny(tmp_path, "generations=60", *overrides), disk.source_of(tiny(tmp_path))
+    short = disk.describe_disk(config, source)[-1]
+    monkeypatch.setattr(disk, "LISTED", 60)
+    assert disk.describe_disk(config, source)[-1] == short
 
 
 @pytest.mark.parametrize(("name", "size"), [("cifar10", 32768), ("ffhq32", 8192)])

@@ -136,7 +136,7 @@ def test_the_dry_run_foresees_the_disk_and_status_shows_it(whole, tmp_path):
     grown = [describe_disk(tiny(tmp_path, f"loop.paradigm={p}"), digits) for p in ("replace", "accumulate")]
     assert grown[0][-1] != grown[1][-1]
     nowhere = tiny(tmp_path, "data.source=/nowhere")
-    assert "not known" in describe_disk(nowhere, source_of(nowhere))[0]
+    assert "not known" in describe_disk(nowhere, None)[0]
 
 
 @pytest.mark.usefixtures("forked_arms")

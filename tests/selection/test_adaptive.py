@@ -78,5 +78,5 @@ def test_covariance_is_nearer_to_the_reference_than_that_of_random_rows():
 
     matched = gap(select(x, 400, "covariance-matching", reference=reference).ids)
     assert matched < 0.3 * gap(select(x, 400, "random").ids)
-    with pytest.raises(UserError, match="window: must be greater than or equal to 1, is 0"):
+    with pytest.raises(UserError, match="window: must be at least 1, is 0"):
         select(x, 10, "covariance-matching", window=0)

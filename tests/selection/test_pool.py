@@ -16,7 +16,16 @@ from entroloop.data.world import World
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import recipes
-from entroloop.selection.pool import FreshConfig, LoopConfig, check_fresh, pool_of, training_size
+from entroloop.selection.pool import (
+    FreshConfig,
+    LoopConfig,
+    check_fresh,
+    choice,
+    pool_of,
+    pool_size,
+    settled,
+    training_size,
+)
 
 
 def run(folder, *overrides, until, of=VECTORS):
@@ -72,6 +81,34 @@ def test_fresh_real_images_train_once_and_are_neither_held_out_nor_trained_on_be
     images = Dataset(layout.images)
     found = sets[2].all()[sets[2].provenance.generation == REAL]
     np.testing.assert_array_equal(found, images.take(real[2]))
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["replace", "accumulate", "accumulate-subsample"]), st.booleans(), st.integers(1, 3),
+    st.floats(0, 1), st.sampled_from(["constant", "linear", "decaying"]), st.integers(1, 9), st.floats(0.01, 0.99),
+    st.integers(2, 60), st.integers(0, 300),
+)  # fmt: skip
+def test_sizes_by_the_shorter_way_are_those_counted_one_by_one(
+    paradigm, every, candidates, share, schedule, over, decay, size, available
+):
+    fresh = FreshConfig(share=share, schedule=schedule, over=over, decay=decay)
+    loop = LoopConfig(paradigm=paradigm, all_candidates=every, candidates=candidates, fresh=fresh)
+    counts = [round(fresh.at(g) * size) for g in range(1, 60)]
+    assert len(set(counts[min(settled(loop, size), 60) - 1 :])) <= 1
+    trained = size
+    for g in range(1, 30):
+        pool = pool_of(loop, g, size)
+        assert pool.fresh == range(sum(counts[: g - 1]), sum(counts[:g]))
+        assert choice(loop, g, size) == (pool.choose, pool_size(loop, pool.pool, size))
+        trained = (trained if pool.keep else 0) + pool.choose + len(pool.fresh)
+        assert training_size(loop, g, size) == trained
+    first = next((g for g in range(1, 30) if sum(counts[:g]) > available), None)
+    if first is None:
+        check_fresh(loop, 30, size, available)
+    else:
+        with pytest.raises(UserError, match=rf"run out at generation {first}, which needs {sum(counts[:first])} "):
+            check_fresh(loop, 30, size, available)
 
 
 def test_all_fresh_is_training_on_real_data_only(tmp_path):

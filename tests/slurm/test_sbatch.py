@@ -76,7 +76,7 @@ def test_time_limits_are_read_as_sbatch_reads_them(text, expected):
 @pytest.mark.parametrize(
     ("override", "line"),
     [
-        ("slurm.time=12:00:00", "write time limits as 12h"),
+        ("slurm.time=43200", "write time limits as 12h"),
         ("slurm.time=soon", "give a time limit such as"),
         ("slurm.partion=gpu", "did you mean slurm.partition?"),
         ("slurm.shape=both", "must be one of generations, phases"),

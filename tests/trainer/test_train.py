@@ -250,7 +250,7 @@ def test_a_changed_bit_in_a_checkpoint_is_found_and_it_does_not_outlast_better_o
 
 def test_flips_of_vectors_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"train\.flip=true: vectors, and latents among them, have no mirror images"):
-        runner.run(tiny(tmp_path, "data.source=mixture", "train.flip=true", "network.kind=mlp"), World(), lambda: False)
+        runner.run(tiny(tmp_path, "data.source=mixture", "train.flip=true"), World(), lambda: False)
 
 
 def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):

@@ -56,9 +56,9 @@ def _begin(context: Context, step: Step) -> None:
     data = context.config.data
     wanted = files.digest([data.source, data.resolution, data.limit, data.split, data.shard_size])
     start_over(context.layout.recipe(Step(REAL, "import")), wanted, [context.layout.images])
-    if not manifest.is_sealed(Path(data.source)):
+    if not manifest.is_sealed(Path(data.located)):
         settings = Settings(resolution=data.resolution, limit=data.limit, split=data.split, shard_size=data.shard_size)
-        import_dataset(data.source, context.layout.images, settings, stop=context.should_stop)
+        import_dataset(data.located, context.layout.images, settings, stop=context.should_stop)
     check_real(context.config, RealFacts.of(context.real))
     if "classifier" in context.config.encoders and not manifest.is_sealed(context.layout.classifier):
         _fit_classifier(context, step)

@@ -42,8 +42,8 @@ def guide_step(config: Config, generation: int) -> Step | None:
 
 def _outside(config: Config, generation: int) -> dict[str, Path]:
     """The guide's folder of weights, where it is outside the run."""
-    guide = config.sample.guide
-    return {"guide": Path(guide)} if guide and config.sample.guide_generation(generation) is None else {}
+    guide = config.sample.guide_folder
+    return {"guide": guide} if guide else {}
 
 
 def is_guided(config: Config, generation: int) -> bool:

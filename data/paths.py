@@ -1,0 +1,29 @@
+"""Paths as people write them: `~`, `~user`, `$NAME` and `${NAME}` stand for folders of whoever runs the command."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from entroloop.data.errors import UserError
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})")
+
+
+def expanded(text: str) -> str:
+    """The path with the home folder and the values of environment variables in place of `~` and `$NAME`.
+
+    Raises UserError, naming the variable or user, when it is not known. An empty variable counts as not set.
+    """
+    home = os.path.expanduser(text)
+    if text.startswith("~") and home == text:
+        user = text.partition("/")[0]
+        raise UserError(f"no home folder of {user} is known: write the path without ~, or ./{user} for a folder here")
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if not os.environ.get(name):
+            raise UserError(f"the environment variable {name} is not set: set it, or write the path without it")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, home)
