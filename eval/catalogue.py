@@ -61,6 +61,17 @@ MEASURES = Registry(
             "Training-set entropy (nats)",
             "Kozachenko-Leonenko estimate with k = 1, at the same number of images in every generation.",
         ),
+        "generated_entropy": MeasureFacts(
+            f"{_MEASURES}:generated_entropy",
+            "Entropy of the samples (nats)",
+            "The same estimate of as many generated images, none of them selected.",
+        ),
+        "spread_gap": MeasureFacts(
+            f"{_MEASURES}:spread_gap",
+            "Spread gap",
+            "Mean log nearest-neighbour distance of generated images minus that of held-out real images, at equal "
+            "numbers; 0 is best, above 0 generated images are more spread.",
+        ),
         "memorized_fraction": MeasureFacts(
             f"{_MEASURES}:memorized_fraction",
             "Memorized fraction",

@@ -239,7 +239,7 @@ def as_text(row: dict[str, Any]) -> str:
     lines.append(_in_one_line(context))
     if context["n_reference"]:
         lines.append(
-            "Distances, precision, recall, density and coverage compare with the reference set; "
+            "Distances, spread gap, precision, recall, density and coverage compare with the reference set; "
             "the scores of memorization and generalization compare with the training set."
         )
     else:

@@ -11,6 +11,7 @@ from typing import Any
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import CONFIG, Layout, read_config
 from entroloop.data.store.shards import REAL
+from entroloop.eval.report.runs import read_run
 from entroloop.launcher.run import lease
 from entroloop.launcher.run.phases import PHASES
 from entroloop.launcher.run.recipes import is_sealed, steps
@@ -89,8 +90,17 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
     reason = state_file["reason"] if state_file and status in ("failed", "interrupted") else ""
     return {
         "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,
-        "bytes": used(folder),
+        "spread_gap": _spread_gaps(folder), "bytes": used(folder),
     }  # fmt: skip
+
+
+def _spread_gaps(folder: Path) -> dict[str, dict[int, float | None]]:
+    """The spread gap of every measured generation, by encoder; None where it is undefined."""
+    found: dict[str, dict[int, float | None]] = {}
+    for row in read_run(folder).rows:
+        for encoder in row.measures:
+            found.setdefault(encoder, {})[row.generation or 0] = row.value(encoder, "spread_gap")
+    return found
 
 
 def used(run: Path) -> dict[str, int]:
@@ -119,9 +129,15 @@ def table(found: dict[str, Any]) -> str:
     by_step = {(p["generation"], p["phase"]): p for p in found["phases"]}
     lines += [f"real data   {_cell(p)}" for p in found["phases"] if p["generation"] == REAL and p["state"] != "sealed"]
     names = [phase.name for phase in PHASES if not phase.once]
-    lines.append("generation  " + "  ".join(f"{name:<9}" for name in names))
+    gaps = found["spread_gap"]
+    heads = [f"spread gap ({encoder})" for encoder in gaps]
+    lines.append("generation  " + "  ".join([*(f"{name:<9}" for name in names), *heads]))
     for g in range(found["generations"]):
-        lines.append(f"{g:>10}  " + "  ".join(f"{_cell(by_step[g, name]):<9}" for name in names).rstrip())
+        cells = [f"{_cell(by_step[g, name]):<9}" for name in names]
+        for head, values in zip(heads, gaps.values(), strict=True):
+            gap = values.get(g)
+            cells.append(f"{'.' if gap is None else f'{gap:+.2f}':>{len(head)}}")
+        lines.append(f"{g:>10}  " + "  ".join(cells).rstrip())
     parts = ", ".join(f"{kind} {size(count)}" for kind, count in found["bytes"].items() if kind != "total")
     lines.append(f"on disk     {size(found['bytes']['total'])}: {parts}")
     return "\n".join(lines)

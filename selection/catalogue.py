@@ -21,10 +21,12 @@ class StrategyFacts(Facts):
 
     by_class  whether the choice depends on the labels of the candidates
     options   of a built-in strategy: option -> annotation, here instead of in the function, so that torch is not needed
+    spreads   whether the strategy prefers rows that are far from each other
     """
 
     by_class: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    spreads: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ STRATEGIES = Registry(
                 "parts": Annotated[int, Ge(0)],
                 "oversample": Annotated[float, Ge(1)],
             },
+            spreads=True,
         ),
         "threshold-decay": StrategyFacts(
             f"{_RULES}.threshold:threshold_selection",
@@ -64,9 +67,12 @@ STRATEGIES = Registry(
                 "threshold": Annotated[float, Ge(0)],
                 "decay": Annotated[float, Gt(0), Lt(1)],
             },
+            spreads=True,
         ),
         "adaptive-threshold": StrategyFacts(
-            f"{_RULES}.adaptive:adaptive_threshold", options={"strength": Annotated[float, Ge(0), Le(1)]}
+            f"{_RULES}.adaptive:adaptive_threshold",
+            options={"strength": Annotated[float, Ge(0), Le(1)]},
+            spreads=True,
         ),
         "entropy-matching": StrategyFacts(f"{_RULES}.adaptive:entropy_matching"),
         "covariance-matching": StrategyFacts(

@@ -24,6 +24,7 @@ from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import diversity, frechet, manifold, memorization
 from entroloop.eval.measures.sets import K_MANIFOLD, Sets
 from entroloop.selection import nearest
+from entroloop.selection.entropy import FLOOR
 
 PCA, CELLS = 64, 3  # C_T
 CT_ROWS = 8192  # at most this many training points are used to fit the components of C_T
@@ -41,8 +42,8 @@ class Measured:
 def measure(sets: Sets, *, only: Iterable[str] | None = None, more: Iterable[str] = ()) -> Measured:
     """All built-in measures and the user's own measures named in `more`; with `only`, just the measures named in it.
 
-    Frechet and kernel distance, precision, recall, density and coverage compare with the reference set if there is one,
-    else with the training set. Without a reference, measures that need all three sets are left out.
+    Frechet and kernel distance, spread gap, precision, recall, density and coverage compare with the reference set if
+    there is one, else with the training set. Without a reference, measures that need all three sets are left out.
     Searches switch off TF32 and reduced-precision sums, for the other threads of the process too (see `nearest`).
     Raises UserError when a measure of the user's own returns anything but a number.
     """
@@ -81,6 +82,8 @@ def _context(sets: Sets) -> dict[str, Any]:
         "entropy_floored": int(sets.entropy.floored),
         "top_eigenvalues": [float(v) for v in sets.eigenvalues[: min(TOP_EIGENVALUES, sets.n["generated"] - 1)]],
     }
+    if sets.generated_entropy is not None:
+        context["generated_entropy_floored"] = int(sets.generated_entropy.floored)
     if sets.reference is not None:
         context["reference_generalization_score"] = float(sets.reference_to_training.mean())
         context["memorized_calibrated_distance"] = memorization.calibrated_distance(sets.reference_to_copies)
@@ -161,6 +164,15 @@ def authenticity(sets: Sets) -> float:
 
 def training_entropy(sets: Sets) -> float:
     return float(sets.entropy.nats)
+
+
+def generated_entropy(sets: Sets) -> float:
+    return math.nan if sets.generated_entropy is None else float(sets.generated_entropy.nats)
+
+
+def spread_gap(sets: Sets) -> float:
+    generated, real = (near.clamp(min=FLOOR).log().mean() for near in sets.within_equal_n)
+    return float(generated - real)
 
 
 def ct_score(sets: Sets) -> float:

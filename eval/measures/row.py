@@ -33,6 +33,7 @@ class EncoderContext(_Model):
     entropy_n                       number of training images in the entropy estimate
     entropy_k                       the estimate uses the distance to the k-th neighbour
     entropy_floored                 number of distances raised to the floor
+    generated_entropy_floored       the same in the estimate of the generated images
     top_eigenvalues                 of the generated features' covariance, largest first
     reference_generalization_score  the score of the reference set
     memorized_calibrated_distance   a generated image within this distance counts as memorized
@@ -47,6 +48,7 @@ class EncoderContext(_Model):
     entropy_n: int | None = None
     entropy_k: int | None = None
     entropy_floored: int | None = None
+    generated_entropy_floored: int | None = None
     top_eigenvalues: list[FiniteFloat] = []
     reference_generalization_score: FiniteFloat | None = None
     memorized_calibrated_distance: FiniteFloat | None = None

@@ -180,6 +180,21 @@ class Sets:
         return self.nearest(self.generated, self.generated, k, exclude_self=True)[0]
 
     @_FoundOnce
+    def within_equal_n(self) -> tuple[Tensor, Tensor]:
+        """Of the first n generated and the first n real points, n the smaller of the two numbers, each point's distance
+        to the nearest other of the n: [n], [n]."""
+        n = min(self.n["generated"], self.n_real)
+
+        def near(x: Tensor) -> Tensor:
+            mine = self.first(x, n)
+            return self.nearest(mine, mine, 1, exclude_self=True)[0][:, 0]
+
+        return (
+            self.within_generated[:, 0] if n == self.n["generated"] else near(self.generated),
+            self.within_real[:, 0] if n == self.n_real else near(self.real),
+        )
+
+    @_FoundOnce
     def to_generated(self) -> Tensor:
         """Each real point's distance to the nearest generated point: [R]."""
         return self.nearest(self.real, self.generated, 1)[0][:, 0]
@@ -215,6 +230,18 @@ class Sets:
         """Kozachenko-Leonenko estimate of the training set, on a seeded subset of `entropy_size` points."""
         size = self.n["training"] if self.entropy_size is None else self.entropy_size
         return kl_entropy(self.drawn_training(size), 1, world=self.world)
+
+    @_FoundOnce
+    def generated_entropy(self) -> Entropy | None:
+        """The same estimate of as many generated points, the first ones; None if there are fewer."""
+        if self.n["generated"] < self.entropy.n:
+            return None
+        return kl_entropy(self.first(self.generated, self.entropy.n), 1, world=self.world)
+
+    def first(self, x: Tensor, n: int) -> Tensor:
+        """This rank's rows of the first n of all ranks' rows."""
+        start = sum(self.world.gather_counts(len(x))[: self.world.rank])
+        return x[: max(0, n - start)]
 
     def drawn_training(self, size: int) -> Tensor:
         """This rank's rows of a seeded subset of at most `size` training points, the same at any number of ranks."""

@@ -212,7 +212,7 @@ def _position(columns: Sequence[tuple[str, str]], measure: str, prefer: Any) -> 
 
 
 def _short(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.6g}")
+    return None if value is None else float(f"{value:.4g}")
 
 
 def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:

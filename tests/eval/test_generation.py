@@ -22,11 +22,12 @@ from entroloop.eval.measures.generation import (
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.row import Row
 from entroloop.eval.measures.sets import Sets
+from entroloop.selection import kl_entropy
 
 ALL = {
     "frechet_distance", "kernel_distance", "vendi_score", "covariance_trace", "effective_rank", "generalization_score",
     "generalization_score_ratio", "memorized_fraction", "memorized_calibrated", "authenticity", "precision", "recall",
-    "density", "coverage", "training_entropy", "ct_score",
+    "density", "coverage", "training_entropy", "generated_entropy", "spread_gap", "ct_score",
 }  # fmt: skip
 
 
@@ -148,10 +149,45 @@ def test_entropy_is_taken_at_the_stated_number_of_points():
     )
 
 
+def slow_log_neighbours(x):
+    """Mean log distance to the nearest other point, in float64 from the definition, floored."""
+    x = x.astype(np.float64)
+    every = np.sqrt(((x[:, None] - x) ** 2).sum(2))
+    np.fill_diagonal(every, np.inf)
+    return np.log(np.maximum(every.min(1), 1e-10)).mean()
+
+
+@pytest.mark.parametrize(("m", "r"), [(90, 90), (90, 61), (47, 90), (2, 5)])
+def test_the_spread_gap_is_that_of_the_definition_at_equal_n(m, r):
+    generated, training, reference = 1.3 * cloud(m), cloud(70, seed=1), cloud(r, seed=2)
+    generated[1] = generated[0]  # duplicates are floored
+    n = min(m, r)
+    wanted = slow_log_neighbours(generated[:n]) - slow_log_neighbours(reference[:n])
+    assert measure(Sets(generated, training, reference)).values["spread_gap"] == pytest.approx(wanted, rel=1e-9)
+    n = min(m, 70)
+    wanted = slow_log_neighbours(generated[:n]) - slow_log_neighbours(training[:n])
+    assert measure(Sets(generated, training)).values["spread_gap"] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_the_spread_gap_knows_the_sign_of_the_spread():
+    real, other = cloud(300), cloud(300, seed=1)
+    assert measure(Sets(real, real)).values["spread_gap"] == 0
+    for factor in (0.5, 2):
+        gap = measure(Sets(factor * real, other, real)).values["spread_gap"]
+        assert gap == pytest.approx(math.log(factor), abs=1e-6)
+
+
+def test_the_entropy_of_samples_is_taken_at_the_number_of_the_training_sets():
+    generated, training = cloud(80), cloud(200, seed=1)
+    found = measure(Sets(generated, training, entropy_size=60))
+    assert found.values["generated_entropy"] == pytest.approx(kl_entropy(generated[:60]).nats)
+    assert math.isnan(measure(Sets(generated, training)).values["generated_entropy"])  # 80 samples, 200 training points
+
+
 def test_duplicates_are_counted_not_infinite():
     training = np.repeat(cloud(30), 2, axis=0)
-    found = measure(Sets(cloud(20, seed=1), training, cloud(20, seed=2)))
-    assert found.context["entropy_floored"] == 60
+    found = measure(Sets(np.repeat(cloud(30, seed=1), 2, axis=0), training, cloud(20, seed=2)))
+    assert found.context["entropy_floored"] == found.context["generated_entropy_floored"] == 60
     assert all(math.isfinite(value) for value in found.values.values())
 
 

@@ -372,6 +372,24 @@ def test_the_headline_turns_with_the_data():
     assert "stays about the same" in headline.headline(groups[1:], "pixel", "pixel")[0]
 
 
+@pytest.mark.parametrize(
+    ("gaps", "strategies", "said"),
+    [
+        ((0.08,), ("random", "greedy"), ("generation 0 is +0.0800 in pixel", "more spread than", "prefers defects")),
+        ((0.08, -0.1), ("random", "greedy"), ("generation 1 with random is", "slightly less", "flattens")),
+        ((0.08, -0.5), ("random", "greedy"), ("generation 1 with random is", "far less spread than", "coverage")),
+        ((-0.5, 0.1), ("greedy",), ("generation 0 is", "far less spread than", "(greedy, threshold-decay")),
+    ],
+)
+def test_one_sentence_says_what_the_spread_gap_means_for_selection(gaps, strategies, said):
+    runs = [synthetic(strategy, distances=[1.0] * len(gaps)) for strategy in strategies]
+    for run in runs:
+        for row, gap in zip(run.rows, gaps, strict=True):
+            row.measures["pixel"]["spread_gap"] = gap
+    *_, sentence = headline.headline(arms(runs), "pixel", "pixel")
+    assert [word for word in said if word not in sentence] == []
+
+
 def test_arms_are_compared_where_all_have_got_to():
     groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 3))])
     assert comparable(groups).generation == 1

@@ -21,7 +21,7 @@ SINGLE = [
     metrics.FrechetDistance, metrics.KernelDistance, metrics.Precision, metrics.Recall, metrics.Density,
     metrics.Coverage, metrics.VendiScore, metrics.CovarianceTrace, metrics.EffectiveRank, metrics.GeneralizationScore,
     metrics.GeneralizationScoreRatio, metrics.MemorizedFraction, metrics.MemorizedCalibrated, metrics.Authenticity,
-    metrics.CTScore, metrics.TrainingEntropy,
+    metrics.CTScore, metrics.TrainingEntropy, metrics.GeneratedEntropy, metrics.SpreadGap,
 ]  # fmt: skip
 
 
