@@ -79,6 +79,8 @@ STRATEGIES = Registry(
             f"{_RULES}.matching:covariance_matching",
             options={"directions": Annotated[int, Ge(1)], "window": Annotated[int, Ge(1)]},
         ),
+        "herding": StrategyFacts(f"{_RULES}.herding:herding"),
+        "voronoi": StrategyFacts(f"{_RULES}.voronoi:voronoi"),
     },
 )
 

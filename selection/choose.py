@@ -53,7 +53,7 @@ def select(
 
     features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
     labels, generations  [n_r] integers, one per row, if the strategy or `per_class` needs them
-    reference            [., D] this rank's rows of real data, for entropy-matching and covariance-matching
+    reference            [., D] this rank's rows of real data, for strategies that match it or need it
     strategy             a name of STRATEGIES in `catalogue.py`, of an entry point, or `module:attribute`
     metric               euclidean, cosine (distances 1 - cos) or whitened. Thresholds and radii are in units of the
                          metric; under cosine they are |u - v| of rows scaled to length 1

@@ -114,3 +114,9 @@ def split(x: np.ndarray, size: int) -> list[np.ndarray]:
     """Rows over 1, 2 or 3 ranks: uneven, and with three ranks one of them empty."""
     n = len(x)
     return np.split(x, {1: [], 2: [n // 3], 3: [n // 5, n // 5]}[size])
+
+
+def split_with_gap(x: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rows over two or more ranks, of which the second holds none."""
+    first, *rest = np.array_split(x, size - 1)
+    return [first, x[:0], *rest]

@@ -25,6 +25,7 @@ from entroloop.eval.measures import diversity, frechet, manifold, memorization
 from entroloop.eval.measures.sets import K_MANIFOLD, Sets
 from entroloop.selection import nearest
 from entroloop.selection.entropy import FLOOR
+from entroloop.selection.exact.spaces import exact_product
 
 PCA, CELLS = 64, 3  # C_T
 CT_ROWS = 8192  # at most this many training points are used to fit the components of C_T
@@ -196,19 +197,6 @@ def ct_score(sets: Sets) -> float:
     ours = _to_own_cell(project(sets.generated), everywhere, cells, centres)
     theirs = _to_own_cell(project(sets.reference), everywhere, cells, centres)
     return memorization.ct_score(*(sets.gather(x).cpu().numpy() for x in (*ours, *theirs)))
-
-
-def exact_product(x: Tensor, axes: Tensor) -> Tensor:
-    """x @ axes with coordinates rounded so that sums are exact, whatever order a library adds in.
-
-    x     float64 [n, D]
-    axes  float64 [D, k] with entries of at most 1 in size, which are rounded to multiples of 2^-16
-    ->    float64 [n, k]; each row depends on the same row of x alone
-    """
-    bits = 53 - 16 - x.shape[1].bit_length()
-    step = torch.exp2(torch.frexp(x.abs().amax(1, keepdim=True)).exponent.double() - bits)
-    product: Tensor = torch.round(x / step) @ torch.round(axes * 2.0**16)
-    return product * (step * 2.0**-16)
 
 
 def _cell_centres(points: Tensor, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ Shapes: n_r rows of this rank, N rows of all ranks, D features, M ids asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,15 +45,18 @@ class Shard:
         mine = ((ids >= self.offset) & (ids < self.offset + len(self.rows))).nonzero()[:, 0]
         return mine, ids[mine] - self.offset
 
-    def take(self, ids: Tensor) -> Tensor:
-        """The rows with these global ids on every rank, in the order of `ids`. [M] -> [M, D]; one exchange."""
+    def take(self, ids: Tensor, of: Callable[[Tensor], Tensor] = lambda rows: rows) -> Tensor:
+        """The rows with these global ids on every rank, in the order of `ids`. [M] -> [M, D]; one exchange.
+
+        of  applied to the rows on the rank that holds them: [n, D] -> [n, ...]; its results are what is exchanged
+        """
         if self.world.size == 1:
-            return self.rows.index_select(0, ids)
+            return of(self.rows.index_select(0, ids))
         _, local = self.owned(ids)
         bounds = torch.tensor([0, *self.counts]).cumsum(0)
         owner = torch.bucketize(ids.cpu(), bounds[1:], right=True)
         per_rank = torch.bincount(owner, minlength=self.world.size).tolist()
-        gathered = self.world.gather_rows(self.rows.index_select(0, local), per_rank)
+        gathered = self.world.gather_rows(of(self.rows.index_select(0, local)), per_rank)
         out = torch.empty_like(gathered)
         out[torch.argsort(owner, stable=True).to(out.device)] = gathered
         return out

@@ -109,6 +109,20 @@ def _join(high: Tensor, mixed: Tensor, low: Tensor) -> Tensor:
     return high.double() * 2.0 ** (2 * _BITS) + (mixed.double() * 2.0**_BITS + low.double())
 
 
+def exact_product(x: Tensor, axes: Tensor) -> Tensor:
+    """x @ axes with coordinates rounded so that sums are exact, whatever order a library adds in.
+
+    x     float64 [n, D]
+    axes  float64 [D, k], rounded to multiples of 2^-16 of the power of two above the largest entry
+    ->    float64 [n, k]; each row depends on the same row of x alone
+    """
+    bits = 53 - 16 - x.shape[1].bit_length()
+    step = torch.exp2(torch.frexp(x.abs().amax(1, keepdim=True)).exponent.double() - bits)
+    unit = torch.exp2(torch.frexp(axes.abs().max()).exponent.double() - 16)
+    product: Tensor = torch.round(x / step) @ torch.round(axes / unit)
+    return product * step * unit
+
+
 class _Whitening:
     """x -> (x - mean) W with W W^T the inverse covariance (N - 1 in the denominator).
 

@@ -27,6 +27,8 @@ ALL = [
     "adaptive-threshold",
     "entropy-matching",
     "covariance-matching",
+    "herding",
+    "voronoi",
 ]
 
 
@@ -39,12 +41,13 @@ def _earlier(x, ids):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_strategy_gives_distinct_ids_true_radii_and_repeats(name):
-    chosen = select(X, 120, name, seed=3, labels=LABELS)
+    given = {"labels": LABELS, "reference": DIGITS.data[500:700].astype(np.float32)}
+    chosen = select(X, 120, name, seed=3, **given)
     assert chosen.ids.dtype == np.int64
     assert chosen.radii.dtype == np.float64
     assert len(set(chosen.ids)) == 120
     np.testing.assert_allclose(chosen.radii, _earlier(X, chosen.ids), rtol=1e-12)
-    again, other = select(X, 120, name, seed=3, labels=LABELS), select(X, 120, name, seed=4, labels=LABELS)
+    again, other = select(X, 120, name, seed=3, **given), select(X, 120, name, seed=4, **given)
     np.testing.assert_array_equal(chosen.ids, again.ids)
     assert set(other.ids) != set(chosen.ids)
 
@@ -70,6 +73,8 @@ def _on_rank(world, parts, labels, name, extra):
         ("adaptive-threshold", {"trim": 0.1}),
         ("entropy-matching", {}),
         ("covariance-matching", {}),
+        ("herding", {"metric": "cosine", "trim": 0.1}),
+        ("voronoi", {"per_class": True, "metric": "whitened"}),
         ("greedy", {"per_class": True, "trim": 0.05}),
         ("greedy", {"metric": "cosine"}),
         ("threshold-decay", {"metric": "whitened"}),

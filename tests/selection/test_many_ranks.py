@@ -55,7 +55,16 @@ def _mixed(world, x, size, name, choice, formats_of_ranks):
 
 
 @pytest.mark.parametrize(
-    "name", ["greedy", "threshold-decay", "adaptive-threshold", "entropy-matching", "covariance-matching", "nearest"]
+    "name",
+    [
+        "greedy",
+        "threshold-decay",
+        "adaptive-threshold",
+        "entropy-matching",
+        "covariance-matching",
+        "voronoi",
+        "nearest",
+    ],
 )
 def test_ranks_with_different_formats_stay_in_step(name, monkeypatch):
     choice = threading.local()
