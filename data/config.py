@@ -113,6 +113,9 @@ class DataConfig(Section):
     """Number of real samples kept for the measures."""
     labelled: int = Field(768, ge=0)
     """Number of real images that train the classifier whose features are measured; 0 if no classifier is used."""
+    trusted: int = Field(0, ge=0)
+    """Number of real samples that are the reference of strategies from generation 1 on, and have no other use; 0: the
+    training samples of generation 0 are the reference."""
     split_seed: int = 0
     """Decides which samples are held out and labelled; runs with the same value use the same held-out samples."""
     shard_size: int = Field(1024, ge=1)

@@ -12,6 +12,9 @@ fresh images:
 With a share alpha of fresh images, round(alpha N) of the N are fresh and the others are chosen as above. Fresh images
 of earlier generations are never candidates again: accumulate keeps them, the other paradigms drop them.
 
+With `keep_real`, a share of the N are real images of generation 0, and the strategy chooses the others from generated
+candidates alone. With a share of 1 every generation trains on the real N again, under any paradigm that has it.
+
 With `all_candidates` nothing is chosen: a generation takes all candidates and round(alpha N) fresh images.
 
 N images of generation 0, c candidate sets of N samples per generation, alpha share of fresh real images.
@@ -24,7 +27,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from entroloop.data.config import Section
 from entroloop.data.errors import UserError
@@ -71,6 +74,9 @@ class LoopConfig(Section):
     """c: each generation samples c N candidates, so that there is something to choose from."""
     fresh: FreshConfig = FreshConfig()
     """Real samples never used before."""
+    keep_real: float = Field(0.0, ge=0, le=1)
+    """Share of the N that are real training samples of generation 0, which are then no candidates. 1 (or `true`) is the
+    control `real-only`: every generation trains on the real N again, also under `replace`."""
     draw: Literal["uniform", "stratified"] = "uniform"
     """How the strategy `random` draws: `uniform`, or `stratified`, as equal a number as possible from each source."""
     balanced: bool = False
@@ -78,6 +84,14 @@ class LoopConfig(Section):
     all_candidates: bool = False
     """Train on all candidates instead of choosing: a control of every selection, since `train.kimg` fixes the number of
     images seen either way."""
+
+    @model_validator(mode="after")
+    def _real_are_kept_where_they_can_be(self) -> LoopConfig:
+        if self.keep_real and self.paradigm == "accumulate":
+            raise ValueError(f"keep_real={self.keep_real:g}: paradigm accumulate keeps all real samples anyway")
+        if self.keep_real and self.all_candidates:
+            raise ValueError(f"keep_real={self.keep_real:g}: leave it out with all_candidates, which chooses nothing")
+        return self
 
 
 @dataclass(frozen=True)
@@ -88,12 +102,14 @@ class Pool:
     choose  number of candidates chosen
     keep    whether all images that generation g - 1 trained on are kept, too
     fresh   positions start … stop - 1 of the real images that are taken from `RealSplit.fresh`
+    real    number of real training images that are kept before the choice
     """
 
     pool: tuple[int, ...]
     choose: int
     keep: bool
     fresh: range = range(0)
+    real: int = 0
 
 
 def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
@@ -102,9 +118,22 @@ def pool_of(config: LoopConfig, generation: int, size: int) -> Pool:
     count = config.fresh.count(generation, size)
     before = sum(config.fresh.count(g, size) for g in range(1, generation)) if config.fresh.share else 0
     subsample = config.paradigm == "accumulate-subsample"
-    pool = (REAL, *range(generation)) if subsample else (generation - 1,)
+    pool = tuple(range(generation)) if subsample else (generation - 1,)
+    if subsample and not config.keep_real:
+        pool = (REAL, *pool)
     choose, _ = choice(config, generation, size)
-    return Pool(pool, choose, keep=config.paradigm == "accumulate", fresh=range(before, before + count))
+    return Pool(
+        pool if choose else (),
+        choose,
+        keep=config.paradigm == "accumulate",
+        fresh=range(before, before + count),
+        real=_kept_real(config, generation, size),
+    )
+
+
+def _kept_real(config: LoopConfig, generation: int, size: int) -> int:
+    """Number of real images that are kept first in a generation >= 1; `size` is N."""
+    return min(round(config.keep_real * size), size - config.fresh.count(generation, size))
 
 
 def choice(config: LoopConfig, generation: int, size: int) -> tuple[int, int]:
@@ -113,8 +142,12 @@ def choice(config: LoopConfig, generation: int, size: int) -> tuple[int, int]:
     Takes the same time for every generation.
     """
     one = config.candidates * size
-    total = size + generation * one if config.paradigm == "accumulate-subsample" else one
-    return total if config.all_candidates else size - config.fresh.count(generation, size), total
+    total = one
+    if config.paradigm == "accumulate-subsample":
+        total = generation * one + (0 if config.keep_real else size)
+    if config.all_candidates:
+        return total, total
+    return size - config.fresh.count(generation, size) - _kept_real(config, generation, size), total
 
 
 def settled(config: LoopConfig, size: int) -> int:
@@ -136,7 +169,7 @@ def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:
         return frozenset({REAL})
     pool = pool_of(config, generation, size)
     kept = origins(config, generation - 1, size) if pool.keep else frozenset()
-    return kept | {*pool.pool, *([REAL] if pool.fresh else [])}
+    return kept | {*pool.pool, *([REAL] if pool.fresh or pool.real else [])}
 
 
 def pool_size(config: LoopConfig, pool: Iterable[int], size: int) -> int:
@@ -151,7 +184,7 @@ def training_size(config: LoopConfig, generation: int, size: int) -> int:
     """
 
     def added(g: int) -> int:
-        return choice(config, g, size)[0] + config.fresh.count(g, size)
+        return choice(config, g, size)[0] + config.fresh.count(g, size) + _kept_real(config, g, size)
 
     if generation == 0:
         return size

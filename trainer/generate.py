@@ -118,7 +118,8 @@ class Generator:
             labels = sample_labels(self.plan, start, stop, self.num_classes, self.histogram)
         given = None if labels is None else torch.from_numpy(labels).to(self.device)
         sigmas = self.sigmas.to(self.device)
-        x = draw(self.config.sampler, self._call, noise(-1), sigmas, given, noise, self.config.churn)
+        first = self.config.temperature * noise(-1)
+        x = draw(self.config.sampler, self._call, first, sigmas, given, noise, self.config.churn)
         return self.scale.from_model(x).cpu().numpy(), labels
 
     def _call(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:

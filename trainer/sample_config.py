@@ -35,6 +35,9 @@ class SampleConfig(Section):
     """Largest noise level (objective `edm`)."""
     rho: float = Field(7.0, gt=0)
     """Exponent by which the noise levels are spaced (objective `edm`)."""
+    temperature: float = Field(1.0, gt=0)
+    """Factor of the initial noise, as Glow scales its latents (Kingma and Dhariwal 2018, arXiv 1807.03039); below 1
+    samples are less spread than the model's distribution. The sampler's later steps do not change."""
     s_churn: float = Field(0.0, ge=0)
     """S_churn of EDM's stochastic sampler (sampler `heun`): fresh noise over all steps together; 0 adds none."""
     s_min: float = Field(0.0, ge=0)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from entroloop.eval.report.runs import Run
+from entroloop.eval.report.runs import REAL_ONLY, Run
 
 # Keys that may differ between runs of one arm: the run's name, where it runs and how far it went.
 _ASIDE = (
@@ -58,6 +58,8 @@ def arms(runs: Sequence[Run]) -> list[Arm]:
     The arms are in the order of their first run, with `random` first, since the others are compared with it.
     """
     differing = differences(runs)
+    if REAL_ONLY in (strategies := [run.strategy for run in runs]):
+        differing["selection.strategy"] = strategies
     groups: dict[str, list[int]] = {}
     for i in range(len(runs)):
         signature = json.dumps([differing[key][i] for key in differing], default=str)
@@ -159,6 +161,8 @@ def baseline_arm(arm: Arm, groups: Sequence[Arm]) -> Arm | None:
 def _differ_in_selection(a: Run, b: Run) -> bool:
     """Whether runs differ in the selection only.
 
-    `loop.candidates` may differ, because selection needs more candidates; `keep` may, because it changes no number.
+    `loop.candidates` may differ, because selection needs more candidates; `keep` may, because it changes no number; the
+    real samples that are kept and those that are the reference belong to the selection.
     """
-    return all(key.startswith(("selection.", "keep.")) or key == "loop.candidates" for key in differences([a, b]))
+    free = ("selection.", "keep.", "loop.candidates", "loop.keep_real", "data.trusted")
+    return all(key.startswith(free) for key in differences([a, b]))

@@ -13,7 +13,7 @@ import numpy as np
 
 from entroloop.eval.report import statistics
 from entroloop.eval.report.arms import Arm, Comparable, baseline_arm, comparable
-from entroloop.eval.report.runs import Run
+from entroloop.eval.report.runs import REAL_ONLY, Run
 from entroloop.eval.report.statistics import interval, mean_value, number, paired
 from entroloop.selection.catalogue import STRATEGIES
 
@@ -72,11 +72,15 @@ def change(before: float, after: float) -> str:
 
 
 def selecting_encoders(runs: Sequence[Run]) -> dict[str, list[str]]:
-    """Encoder -> strategies that selected in its features; random selection uses no encoder."""
+    """Encoder -> strategies that selected in its features; random selection and the control use no encoder."""
     out: dict[str, list[str]] = {}
     for run in runs:
         encoder = run.config.get("selection.encoder")
-        if encoder and run.strategy != "random" and run.strategy not in out.setdefault(str(encoder), []):
+        if (
+            encoder
+            and run.strategy not in ("random", REAL_ONLY)
+            and run.strategy not in out.setdefault(str(encoder), [])
+        ):
             out[str(encoder)].append(run.strategy)
     return out
 

@@ -21,6 +21,8 @@ from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
 from entroloop.eval.measures.row import Row
 
+REAL_ONLY = "real-only"
+
 
 class _Config(BaseModel, strict=True):
     seed: NonNegativeInt = 0
@@ -52,6 +54,9 @@ class Run:
 
     @property
     def strategy(self) -> str:
+        """The strategy that chooses, or `real-only` where every generation trains on the real samples alone."""
+        if self.config.get("loop.keep_real") == 1:
+            return REAL_ONLY
         return str(self.config.get("selection.strategy", "random"))
 
     @property

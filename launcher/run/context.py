@@ -68,7 +68,7 @@ class Context:
     def split(self) -> RealSplit:
         data = self.config.data
         return split_real(
-            len(self.real), data.size, data.heldout, data.labelled,
+            len(self.real), data.size, data.heldout, data.labelled, data.trusted,
             split_seed=data.split_seed, run_seed=self.config.seed,
         )  # fmt: skip
 

@@ -68,7 +68,13 @@ def check_real(config: Config, real: RealFacts) -> None:
     data = config.data
     _check_import_keys(config, real)
     split = split_real(
-        real.count, data.size, data.heldout, data.labelled, split_seed=data.split_seed, run_seed=config.seed
+        real.count,
+        data.size,
+        data.heldout,
+        data.labelled,
+        data.trusted,
+        split_seed=data.split_seed,
+        run_seed=config.seed,
     )
     check_fresh(config.loop, config.generations, data.size, len(split.fresh))
     if not real.labelled:

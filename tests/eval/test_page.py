@@ -25,7 +25,7 @@ from entroloop.data.errors import UserError
 from entroloop.eval.measures.row import Context, Row
 from entroloop.eval.report import headline, pictures, plots, statistics, tables
 from entroloop.eval.report import page as report
-from entroloop.eval.report.arms import Arm, arms, comparable, differences
+from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.runs import Run, flat, read_run, read_runs
 from entroloop.launcher.commands.report import report_command
 
@@ -388,6 +388,15 @@ def test_one_sentence_says_what_the_spread_gap_means_for_selection(gaps, strateg
             row.measures["pixel"]["spread_gap"] = gap
     *_, sentence = headline.headline(arms(runs), "pixel", "pixel")
     assert [word for word in said if word not in sentence] == []
+
+
+def test_the_arm_that_trains_on_real_images_alone_has_its_name_and_is_compared_with_random():
+    runs = [synthetic("random", **{"loop.keep_real": 0.0}), synthetic("greedy", **{"loop.keep_real": 0.0})]
+    runs.append(synthetic("random", name="real", **{"loop.keep_real": 1.0}))
+    groups = arms(runs)
+    assert [arm.label for arm in groups] == ["random", "greedy", "real-only"]
+    assert baseline_arm(groups[2], groups) is groups[0]
+    assert headline.selecting_encoders(runs) == {}
 
 
 def test_arms_are_compared_where_all_have_got_to():

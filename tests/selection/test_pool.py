@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loops import TINY, VECTORS, tiny
 from present import present
+from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
@@ -15,6 +16,8 @@ from entroloop.data.store.shards import REAL
 from entroloop.data.world import World
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner
+from entroloop.launcher.run.context import Context
+from entroloop.launcher.run.phases import select as selecting
 from entroloop.launcher.run.recipes import recipes
 from entroloop.selection.pool import (
     FreshConfig,
@@ -187,3 +190,54 @@ def test_all_candidates_with_fresh_images_beside_them(tmp_path):
 def test_all_candidates_leave_nothing_to_choose(tmp_path, other):
     with pytest.raises(UserError, match=r"loop\.all_candidates=true: nothing is chosen: .*selection\.strategy=random"):
         tiny(tmp_path, "selection.strategy=random", "loop.all_candidates=true", other)
+
+
+@pytest.mark.parametrize("paradigm", ["replace", "accumulate-subsample"])
+def test_real_images_are_kept_before_the_choice(tmp_path, paradigm):
+    overrides = ("generations=3", f"loop.paradigm={paradigm}", "loop.keep_real=0.25", "loop.fresh.share=0.125")
+    layout = run(tmp_path, *overrides, until=Step(2, "select"))
+    sets = [Dataset(layout.of(Step(g, "select"))).provenance for g in range(3)]
+    real = [set(one.index[one.generation == REAL].tolist()) for one in sets]
+    assert [(len(one), len(rows)) for one, rows in zip(sets, real, strict=True)] == [(48, 48), (48, 18), (48, 18)]
+    for rows in real[1:]:
+        assert len(rows & real[0]) == 12, "the other 6 are fresh"
+    assert real[1] != real[2]
+    assert f"30 of {192 if paradigm == 'accumulate-subsample' else 96} candidates, 12 real" in describe(
+        tiny(tmp_path / "other", *overrides, of=VECTORS)
+    )
+
+
+@pytest.mark.parametrize("paradigm", ["replace", "accumulate-subsample"])
+@pytest.mark.parametrize("share", ["1", "true"])
+def test_real_only_trains_on_the_real_images_again(tmp_path, paradigm, share):
+    layout = run(tmp_path, f"loop.paradigm={paradigm}", f"loop.keep_real={share}", until=Step(1, "select"))
+    first, again = (Dataset(layout.of(Step(g, "select"))) for g in (0, 1))
+    np.testing.assert_array_equal(again.provenance.index, first.provenance.index)
+    np.testing.assert_array_equal(again.all(), first.all())
+    assert "generation_0000/sample" not in again.manifest.made_from
+
+
+@pytest.mark.parametrize("other", ["loop.paradigm=accumulate", "loop.all_candidates=true"])
+def test_real_images_are_not_kept_twice(tmp_path, other):
+    with pytest.raises(UserError, match=r"loop: keep_real=1: "):
+        tiny(tmp_path, "selection.strategy=random", "loop.keep_real=1", other)
+
+
+def _choose(world, config, generation):
+    context = Context(config, Layout(config.run_folder), world)
+    return selecting._chosen(context, Step(generation, "select"))[2]
+
+
+def test_the_reference_is_the_trusted_set_and_the_same_at_any_number_of_ranks(tmp_path):
+    chosen = {}
+    for trusted in (0, 16):
+        overrides = (f"name=trusted{trusted}", f"data.trusted={trusted}", "selection.strategy=voronoi")
+        run(tmp_path, *overrides, until=Step(0, "encode"))
+        for strategy in ("voronoi", "herding", "entropy-matching"):
+            config = tiny(tmp_path, *overrides, f"selection.strategy={strategy}", of=VECTORS)
+            alone = _choose(World(), config, 1)
+            for ids in on_threads(3, _choose, config, 1):
+                np.testing.assert_array_equal(ids, alone)
+            chosen[strategy, trusted] = set(alone)
+    for strategy in ("voronoi", "herding"):
+        assert chosen[strategy, 0] != chosen[strategy, 16]

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -332,3 +333,21 @@ def test_a_ddpm_of_vectors_keeps_their_variance_and_their_tails(tmp_path, monkey
     assert abs(samples).max() > 1.5
     # 3 for a normal distribution; 2.4 where estimates are kept within [-1, 1]
     assert ((samples / samples.std()) ** 4).mean() == pytest.approx(3, abs=0.3)
+
+
+def first_noise(denoise, noise, sigmas, labels=None, fresh_noise=None):
+    return noise
+
+
+def later_noise(denoise, noise, sigmas, labels=None, fresh_noise=None):
+    return fresh_noise(0)
+
+
+@pytest.mark.parametrize(("sampler", "factor"), [("first_noise", 0.5), ("later_noise", 1.0)])
+def test_the_temperature_scales_the_first_noise_and_no_other(edm, sampler, factor):
+    drawn = {}
+    for temperature in (1.0, 0.5):
+        one = Generator(edm, SampleConfig(sampler=f"{__name__}:{sampler}", temperature=temperature), PLAN, CPU)
+        one.scale = SimpleNamespace(from_model=lambda x: x)
+        drawn[temperature] = one.samples(0, 6)[0]
+    np.testing.assert_array_equal(drawn[0.5], factor * drawn[1.0])

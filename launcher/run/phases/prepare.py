@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def _decides(config: Config, generation: int) -> dict[str, Any]:
     data = config.data.deciding()
-    for name in ("size", "buffer", "selected"):  # these belong to the selection and the training
+    for name in ("size", "trusted", "buffer", "selected"):  # these belong to the selection and the training
         del data[name]
     return {"data": data, "encoders": config.encoders}
 

@@ -48,6 +48,7 @@ def _decides(config: Config, generation: int) -> dict[str, Any]:
     found: dict[str, Any] = {"seed": config.seed, "selected": config.data.selected}
     if generation == 0:
         return found | {"size": config.data.size}
+    found |= {"trusted": config.data.trusted}
     return found | {"loop": config.loop.deciding(), "selection": config.selection.deciding()}
 
 
@@ -58,9 +59,10 @@ def _forecast(config: Config, generation: int) -> str:
     pool = pool_of(loop, generation, n)
     before = generation - 1
     kept = f", beside the {training_size(loop, before, n)} of generation {before}" if pool.keep else ""
+    real = f", {pool.real} real images of generation 0" if pool.real else ""
     fresh = f", {len(pool.fresh)} fresh real images" if pool.fresh else ""
     chosen = "all" if loop.all_candidates else pool.choose
-    return f"{chosen} of {pool_size(loop, pool.pool, n)} candidates{fresh}{kept}"
+    return f"{chosen} of {pool_size(loop, pool.pool, n)} candidates{real}{fresh}{kept}"
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
@@ -94,18 +96,29 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Candidates], NDArra
         ids = np.arange(candidates)
     elif pool.choose:
         ids = _choose(context, np.concatenate(blocks), pool.choose, sources, generation)
-    if pool.fresh:
-        sources.append(Candidates(context.real, np.sort(context.split.fresh[pool.fresh]), real=True))
-        ids = np.concatenate([ids, candidates + np.arange(len(pool.fresh))])
+    for rows in (_kept_real(context, generation, pool.real), np.sort(context.split.fresh[pool.fresh])):
+        if len(rows):
+            ids = np.concatenate([ids, sum(len(source.rows) for source in sources) + np.arange(len(rows))])
+            sources.append(Candidates(context.real, rows, real=True))
     if pool.keep:
         before = Candidates.whole(context.dataset(Step(generation - 1, "select")))
         ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
         sources.insert(0, before)
-    fresh = f" and {len(pool.fresh)} fresh" if pool.fresh else ""
+    fresh = f", {pool.real} real" if pool.real else ""
+    fresh += f" and {len(pool.fresh)} fresh" if pool.fresh else ""
     chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
     if config.loop.all_candidates:
         chosen = f"all {candidates} candidates"
     return f"{chosen}{fresh}, {len(ids)} in all -> {context.layout.of(step).name}", sources, ids
+
+
+def _kept_real(context: Context, generation: int, count: int) -> NDArray[np.int64]:
+    """Rows of `loop.keep_real`, drawn anew in every generation: int64 [count], sorted."""
+    from entroloop.data.seeds import derive_seed, permutation
+
+    training = context.split.training
+    drawn = permutation(derive_seed(context.config.seed, generation, "keep real"), len(training))
+    return np.sort(training[drawn[:count]])
 
 
 def _choose(
@@ -126,7 +139,9 @@ def _choose(
         options["stratified"] = True
     if loop.balanced:
         options["per_class"] = True
-    real = context.features(REAL, selection.encoder)[context.split.training]
+    real = context.features(REAL, selection.encoder)
+    real = real[context.split.trusted if context.config.data.trusted else context.split.training]
+    real = real[world.share(len(real))]
     chosen = select(
         features[rows], size, selection.strategy,
         seed=derive_seed(context.config.seed, generation, "select"), world=world, metric=selection.metric,
