@@ -123,7 +123,7 @@ class Comparable:
 def comparable(groups: Sequence[Arm]) -> Comparable:
     """The last generation that at least one seed has reached in every arm with rows, and the runs that count there."""
     measured = [arm for arm in groups if arm.generations]
-    furthest = [{run.seed: run for run in sorted(arm.runs, key=lambda run: len(run.rows))} for arm in measured]
+    furthest = [{run.seed: run for run in sorted(arm.runs, key=_reached)} for arm in measured]
     shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
     reached = {seed: min(_reached(runs[seed]) for runs in furthest) for seed in shared}
     last = max(reached.values(), default=-1)

@@ -89,7 +89,7 @@ def make_room(out: Path, form: str) -> None:
 def state(folders: Sequence[Path]) -> Any:
     """A value that changes whenever the report of these folders would change: generations measured and sampled."""
     runs = read_runs(folders)
-    return [(run.folder, len(run.rows), len(run.stats), run.failed, sorted(_sampled([run]))) for run in runs]
+    return [(run.folder, run.done, len(run.stats), run.failed, sorted(_sampled([run]))) for run in runs]
 
 
 def main_figures(runs: Sequence[Run]) -> list[Picture]:

@@ -43,10 +43,11 @@ class Run:
     folder: Path
     name: str
     config: dict[str, Any]  # flat: "selection.strategy" -> value
-    rows: tuple[Row, ...]  # one per finished generation, in order
+    rows: tuple[Row, ...]  # one per measured generation, in order
     baseline: Row | None
     stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
     failed: bool = False  # whether state.json says that the last attempt failed
+    sealed: int | None = None  # finished generations, also those that were not to be measured; None: those with a row
 
     @property
     def seed(self) -> int:
@@ -70,7 +71,12 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        return len(self.rows) >= self.planned
+        return self.done >= self.planned
+
+    @property
+    def done(self) -> int:
+        """Number of finished generations."""
+        return len(self.rows) if self.sealed is None else self.sealed
 
     def value(self, generation: int, encoder: str, measure: str) -> float | None:
         """A measure of one generation, None where it is missing or undefined."""
@@ -150,7 +156,8 @@ def read_run(folder: Path) -> Run:
     baseline = next((row.baseline for row in rows if row.baseline), None)
     name = str(config.get("name") or folder.name)
     failed = _status(layout.state) == "failed"
-    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed)
+    sealed = sum(1 for _ in folder.glob(f"generation_*/metrics/{manifest.MANIFEST}"))
+    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed, sealed)
 
 
 def _status(path: Path) -> str:

@@ -91,7 +91,7 @@ def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: 
     """One line per arm and generation, for the generations that all of the arm's compared runs have."""
     lines = []
     for arm in comparable(groups).measured:
-        for generation in range(min(len(run.rows) for run in arm.runs)):
+        for generation in sorted(set.intersection(*(set(run.measured) for run in arm.runs))):
             cells = [_cell(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
             lines.append((arm.label, generation, cells))
     base = [statistics.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]

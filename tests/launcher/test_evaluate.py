@@ -4,15 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loops import tiny
+from loops import VECTORS, tiny
 from present import present
 from ranks import on_ranks
 
+from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
+from entroloop.eval.report import page
+from entroloop.eval.report.runs import read_run
+from entroloop.launcher import status
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.phases import evaluate as evaluating
+from entroloop.launcher.run.recipes import recipes
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +68,22 @@ def test_mirrored_copies_count_after_training_with_flips(flipped, tmp_path):
     selected = work.dataset(Step(0, "select"))
     found = evaluating._mirrored(work, selected, "pixel")
     assert np.array_equal(present(found), selected.all()[:, :, :, ::-1].reshape(48, -1).astype(np.float32))
+
+
+def test_only_the_chosen_generations_are_measured(tmp_path):
+    plain = tiny(tmp_path, "generations=3", of=VECTORS)
+    config = tiny(tmp_path, "generations=3", "evaluation.generations=[0, 2]", of=VECTORS)
+    both = recipes(plain), recipes(config)
+    assert [step for step in both[0] if both[0][step] != both[1][step]] == [Step(1, "evaluate")]
+    runner.run(config, World(), lambda: False)
+    run = read_run(config.run_folder)
+    assert (run.measured, run.done, run.finished) == ([0, 2], 3, True)
+    assert run.baseline is not None
+    found = status.inspect(config.run_folder)
+    assert (found["status"], list(found["spread_gap"]["pixel"])) == ("finished", [0, 2])
+    page.write([config.run_folder], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    assert "Not finished yet" not in text
+    assert "Over 2 generations" in text
+    with pytest.raises(UserError, match=r"generation 1 evaluate is sealed .*evaluation\.generations"):
+        runner.run(plain, World(), lambda: False)

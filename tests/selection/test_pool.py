@@ -89,22 +89,25 @@ def test_fresh_real_images_train_once_and_are_neither_held_out_nor_trained_on_be
 @settings(deadline=None)
 @given(
     st.sampled_from(["replace", "accumulate", "accumulate-subsample"]), st.booleans(), st.integers(1, 3),
-    st.floats(0, 1), st.sampled_from(["constant", "linear", "decaying"]), st.integers(1, 9), st.floats(0.01, 0.99),
+    st.floats(0, 1), st.sampled_from(["constant", "linear", "decaying"]), st.integers(1, 9), st.floats(0.01, 0.99), st.sampled_from([0, 0.3, 1]),
     st.integers(2, 60), st.integers(0, 300),
 )  # fmt: skip
 def test_sizes_by_the_shorter_way_are_those_counted_one_by_one(
-    paradigm, every, candidates, share, schedule, over, decay, size, available
+    paradigm, every, candidates, share, schedule, over, decay, keep_real, size, available
 ):
     fresh = FreshConfig(share=share, schedule=schedule, over=over, decay=decay)
-    loop = LoopConfig(paradigm=paradigm, all_candidates=every, candidates=candidates, fresh=fresh)
+    kept = 0 if every or paradigm == "accumulate" else keep_real
+    loop = LoopConfig(paradigm=paradigm, all_candidates=every, candidates=candidates, fresh=fresh, keep_real=kept)
     counts = [round(fresh.at(g) * size) for g in range(1, 60)]
     assert len(set(counts[min(settled(loop, size), 60) - 1 :])) <= 1
     trained = size
     for g in range(1, 30):
         pool = pool_of(loop, g, size)
         assert pool.fresh == range(sum(counts[: g - 1]), sum(counts[:g]))
-        assert choice(loop, g, size) == (pool.choose, pool_size(loop, pool.pool, size))
-        trained = (trained if pool.keep else 0) + pool.choose + len(pool.fresh)
+        assert choice(loop, g, size)[0] == pool.choose
+        if pool.choose:
+            assert choice(loop, g, size)[1] == pool_size(loop, pool.pool, size)
+        trained = (trained if pool.keep else 0) + pool.choose + len(pool.fresh) + pool.real
         assert training_size(loop, g, size) == trained
     first = next((g for g in range(1, 30) if sum(counts[:g]) > available), None)
     if first is None:

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     from entroloop.launcher.run.context import Context
 
 Number = TypeVar("Number", np.float32, np.int64)
+NOT_MEASURED = "not measured: evaluation.generations leaves it out"
 BLOCK = 1024  # images that are flipped and encoded at a time
 
 
 def _reads(config: Config, generation: int) -> Iterator[Step]:
+    if not config.evaluation.measures_generation(generation):
+        return
     yield Step(generation, "encode")
     for g in origins(config.loop, generation, config.data.size):
         if g != REAL:
@@ -42,14 +45,23 @@ def _reads(config: Config, generation: int) -> Iterator[Step]:
 
 
 def _decides(config: Config, generation: int) -> dict[str, Any]:
-    return {"evaluation": config.evaluation.deciding(), "size": config.data.size}
+    if not config.evaluation.measures_generation(generation):
+        return {"measured": False}
+    evaluation = config.evaluation.deciding()
+    del evaluation["generations"]
+    return {"evaluation": evaluation, "size": config.data.size}
 
 
 def _forecast(config: Config, generation: int) -> str:
+    if not config.evaluation.measures_generation(generation):
+        return NOT_MEASURED
     return f"samples 0 … {(config.evaluation.samples or config.data.size) - 1}"
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
+    if not context.config.evaluation.measures_generation(step.generation):
+        context.world.on_main(lambda: _seal(context, step, 0, None))
+        return NOT_MEASURED
     row = evaluate(context, step)
     if context.world.is_main:
         context.track(row.as_dict(), "metrics", step.generation, context.config.train.images)
@@ -83,10 +95,12 @@ def evaluate(context: Context, step: Step) -> Row:
     return row
 
 
-def _seal(context: Context, step: Step, n: int, row: Row) -> None:
+def _seal(context: Context, step: Step, n: int, row: Row | None) -> None:
     folder = context.layout.of(step)
-    manifest.put(folder, "metrics.jsonl", row.as_json())
-    manifest.seal(folder, "metrics", n, ["metrics.jsonl"], made_from=context.made_from(step))
+    names = [] if row is None else ["metrics.jsonl"]
+    if row is not None:
+        manifest.put(folder, names[0], row.as_json())
+    manifest.seal(folder, "metrics", n, names, made_from=context.made_from(step))
 
 
 def _mine(world: World, rows: NDArray[Number]) -> NDArray[Number]:
