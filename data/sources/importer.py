@@ -31,6 +31,7 @@ from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources.base import LABELS, MISSING, ImageSource, Source
 from entroloop.data.sources.convert import ShardTask, make_shards
 from entroloop.data.sources.listing import HIDDEN
+from entroloop.data.sources.pca import AXES, components_of, projected
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_form, num_classes
 from entroloop.data.store import manifest
@@ -85,7 +86,9 @@ def import_part(
         return opened.ignored
     if workers is None:
         workers = len(os.sched_getaffinity(0))
-    form = find_form(opened, rows, settings, workers, progress=progress)
+    fitted = settings.fitted
+    whole = find_form(opened, np.sort(np.r_[rows, fitted].astype(np.int64)), settings, workers, progress=progress)
+    form = whole if settings.pca is None else components_of(whole, fitted, settings.pca)
     pieces = bounds(0, len(rows), settings.shard_size or default_shard_size(form))
     facts = {**identity, "shards": len(pieces), "num_classes": num_classes(opened), "classes": list(opened.classes)}
     text = files.json_bytes(facts)
@@ -100,6 +103,8 @@ def import_part(
     sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
     if not isinstance(opened, ImageSource) or len(tasks) == 1:
         workers = 1
+    if settings.pca is not None:
+        opened = projected(opened, whole, fitted, settings.pca, dest)
     unit = "img" if len(form.shape) == 3 else "row"
     with Progress("import", sum(sizes.values()), unit, done=sum(sizes[i] for i in done), show=progress) as bar:
         for task in make_shards(opened, dest, form, tasks, workers):
@@ -125,7 +130,8 @@ def seal_import(dest: Path) -> Manifest:
         about["num_classes"] = facts["num_classes"]
     if facts["classes"]:
         about["classes"] = facts["classes"]
-    sealed = seal_dataset(dest, about=about, made_from={"source": facts["source"]})
+    axes = [AXES] if facts["settings"].get("pca") else []
+    sealed = seal_dataset(dest, about=about, made_from={"source": facts["source"]}, more=axes)
     _forget_settings(dest)
     return sealed
 

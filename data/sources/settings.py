@@ -8,6 +8,7 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import cast
 
@@ -22,6 +23,7 @@ from entroloop.data.sources.images import Channels, Filter
 from entroloop.data.store.shards import Encoding
 
 COLORS: dict[str, Channels | None] = {"auto": None, "grey": 1, "rgb": 3}
+_ROWS = re.compile(r"\d+:\d+", re.ASCII)
 SHARD_BYTES = 2**27  # decoded; bounds the memory by putting fewer large samples into a shard
 
 
@@ -39,6 +41,8 @@ class Settings:
     labels      False leaves labels out
     encoding    of images in the shards: `png` or `npy`
     shard_size  samples per shard; None: 1,000, or fewer for large samples
+    pca         number of principal components that replace the samples; needs `pca_rows`
+    pca_rows    `A:B`, the rows of the source to which the axes are fitted; they are not imported
     filter      of the resize: `box` (mean of the area) or `lanczos`; `auto`: box if the factor is whole, else Lanczos
     """
 
@@ -53,6 +57,8 @@ class Settings:
     shard_size: int | None = None
     filter: str = "auto"
     key: str | None = None
+    pca: int | None = None
+    pca_rows: str | None = None
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -60,19 +66,31 @@ class Settings:
         ):  # fmt: skip
             if getattr(self, name) not in choices:
                 raise UserError(f"--{name} {getattr(self, name)}: give {' or '.join(choices)}")
-        for name in ("resolution", "limit", "shard_size"):
+        for name in ("resolution", "limit", "shard_size", "pca"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
         if self.filter != "auto" and self.resolution is None:
             raise UserError(f"--filter {self.filter}: has no effect without --resolution")
+        if (self.pca is None) != (self.pca_rows is None):
+            raise UserError("--pca and --pca-rows go together: give the rows A:B to which the axes are fitted")
+        if self.pca_rows is not None and (not _ROWS.fullmatch(self.pca_rows) or len(self.fitted) < 2):
+            raise UserError(f"--pca-rows {self.pca_rows}: give A:B, rows A to B - 1 of the source, at least 2")
         if self.heldout < 0:
             raise UserError(f"--heldout {self.heldout}: must not be negative")
+
+    @property
+    def fitted(self) -> range:
+        """The rows to which principal axes are fitted."""
+        return range(*map(int, self.pca_rows.split(":"))) if self.pca_rows else range(0)
 
 
 def choose_rows(source: Source, settings: Settings) -> NDArray[np.int64]:
     """The rows of the source to import, sorted: int64 [N]. Raises UserError when the source has too few rows."""
     rows = np.arange(len(source.names))
+    if settings.fitted.stop > len(rows) - (settings.fitted.start == 0):
+        raise UserError(f"--pca-rows {settings.pca_rows}: the source has {len(rows)} samples, and some must be left")
+    rows = np.delete(rows, slice(settings.fitted.start, settings.fitted.stop))
     if settings.heldout:
         if settings.heldout >= len(rows):
             raise UserError(f"--heldout {settings.heldout}: the source has {len(rows)} samples, give fewer")

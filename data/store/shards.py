@@ -24,7 +24,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -221,9 +221,13 @@ def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | Non
 
 
 def seal_dataset(
-    folder: Path, *, about: Mapping[str, Any] | None = None, made_from: Mapping[str, str] | None = None
+    folder: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    made_from: Mapping[str, str] | None = None,
+    more: Iterable[str] = (),
 ) -> Manifest:
-    """Seals a folder of complete shards as one data set.
+    """Seals a folder of complete shards as one data set, with the files named in `more`.
 
     Raises UserError when there is no shard, when a number is missing, or when shapes, dtypes or labelling differ.
     """
@@ -231,7 +235,7 @@ def seal_dataset(
     missing = next((i for i in range(max(1, len(sides))) if not is_done(folder, i)), None)
     if missing is not None:
         raise UserError(f"{folder}: {shard_name(missing)} is missing or unfinished: make it before sealing")
-    entries: list[FileEntry] = []
+    entries = [manifest.entry(folder, name) for name in more]
     shards = []
     for side_path in sides:
         side = json.loads(side_path.read_text())

@@ -31,6 +31,12 @@ def import_command(
     filter: Annotated[
         str, typer.Option(help="resize by box, lanczos, or auto (box if the factor is a whole number, else lanczos)")
     ] = "auto",
+    pca: Annotated[
+        int | None, typer.Option(help="import vectors of this many principal components instead of the samples")
+    ] = None,
+    pca_rows: Annotated[
+        str | None, typer.Option(help="A:B, the rows of the source that give the axes; they are not imported")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="number of processes; default one per core")] = None,
     part: Annotated[
         str | None,
@@ -48,7 +54,9 @@ def import_command(
 
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
-    settings = Settings(resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key)
+    settings = Settings(
+        resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key, pca, pca_rows
+    )
     share = None if part is None else parse_part(part)
     stop = StopFlag()
     if share is not None:
