@@ -163,3 +163,8 @@ def title(measure: str, encoder: str = "") -> str:
     if measure not in SHOWN:
         return (measure.rpartition(":")[2] if is_own(measure) else measure).replace("_", " ")
     return SHOWN[measure].known_as.get(encoder, SHOWN[measure].title)
+
+
+def space(encoder: str, vectors: bool) -> str:
+    """The word before "features" or "space" in texts: the encoder's name, but `vector` for vectors as they are."""
+    return "vector" if vectors and encoder == "pixel" else encoder

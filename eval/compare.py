@@ -25,7 +25,7 @@ from entroloop.data.sources.rows import is_rows, keys_of, opened
 from entroloop.data.sources.settings import Settings, find_form
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
-from entroloop.eval.catalogue import title
+from entroloop.eval.catalogue import space, title
 from entroloop.eval.measures.generation import row_of
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.row import finite, flat
@@ -256,10 +256,11 @@ def _in_one_line(context: dict[str, Any]) -> str:
     sizes = [f"{context[f'n_{name}']} {name}" for name in ("generated", "training", "reference")]
     hashes = [f"{name} SHA-256 {sha256[:SHOWN]}…" for name, sha256 in (context["encoder_weights"] or {}).items()]
     none = "no weights" if context["encoder_weights"] is not None else "weights in the digest only"
+    where = space(context["encoder"], len(context["sample_shape"]) == 1)
     ks = {**context["k"], "entropy": context["entropy_k"]}
     parts = [
         ", ".join(sizes if context["n_reference"] else sizes[:2]),
-        f"{context['encoder']} features, digest {context['encoder_digest'][:SHOWN]}…",
+        f"{where} features, digest {context['encoder_digest'][:SHOWN]}…",
         f"weights {', '.join(hashes)}" if hashes else none,
         f"resize {context['encoder_resize']}",
         f"k {', '.join(f'{name} {k}' for name, k in ks.items())}",

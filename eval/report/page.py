@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, unusable
-from entroloop.eval.catalogue import HEADLINE, SHOWN, title
+from entroloop.eval.catalogue import HEADLINE, SHOWN, space, title
 from entroloop.eval.report import headline, pictures, plots, points, statistics, tables
 from entroloop.eval.report.arms import Arm, arms, comparable
 from entroloop.eval.report.runs import Run, read_runs
@@ -256,9 +256,10 @@ def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 
 def for_vectors(page: str) -> str:
-    """The page for runs on vectors: "image" becomes "vector" in text and alternative texts."""
+    """The page for runs on vectors: "image" and "pixel features" become "vector" in text and alternative texts."""
 
     def say(text: str) -> str:
+        text = re.sub(r"\bpixel(?= features\b)", space("pixel", True), text)
         text = re.sub(r"\b(a)n image\b", r"\1 vector", text, flags=re.IGNORECASE)
         return re.sub(r"\bimage(s?)\b", r"vector\1", re.sub(r"\bImage(s?)\b", r"Vector\1", text))
 

@@ -11,6 +11,7 @@ from ranks import on_ranks
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
+from entroloop.eval.measures.row import Row
 from entroloop.eval.report import page
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import status
@@ -87,3 +88,26 @@ def test_only_the_chosen_generations_are_measured(tmp_path):
     assert "Over 2 generations" in text
     with pytest.raises(UserError, match=r"generation 1 evaluate is sealed .*evaluation\.generations"):
         runner.run(plain, World(), lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "gap", "generation", "warned"),
+    [
+        ("greedy", 0.1, 0, True),
+        ("threshold-decay", 0.1, 0, True),
+        ("adaptive-threshold", 0.1, 0, True),
+        ("greedy", -0.1, 0, False),
+        ("greedy", 0.1, 1, False),  # the last one: nothing is selected any more
+        ("random", 0.1, 0, False),
+        ("herding", 0.1, 0, False),
+        ("voronoi", 0.1, 0, False),
+    ],
+)
+def test_a_spreading_strategy_is_warned_of_where_samples_are_more_spread(
+    tmp_path, caplog, strategy, gap, generation, warned
+):
+    config = tiny(tmp_path, f"selection.strategy={strategy}")
+    evaluating._warn_of_defects(
+        config, Row(generation=generation, measures={"pixel": {"spread_gap": gap}}, provenance={"real": 1.0})
+    )
+    assert ("prefers defects to real samples" in caplog.text) == warned

@@ -92,6 +92,7 @@ def test_without_json_a_table_for_people(kinds):
     ks = "k precision 3, recall 3, density 5, coverage 5, entropy 1"
     line = f"pixel features, digest {digest[:16]}…; no weights; resize none; {ks}; seed 0\n"
     assert f"30 generated, 30 training; {line}All measures compare with the training set." in done.stdout
+    assert "; vector features, digest " in run("measure", kinds["vectors.npy"], kinds["vectors.npy"]).stdout
     done = run("measure", kinds["images"], kinds["shards"], kinds["images.npy"])
     assert f"30 generated, 30 training, 30 reference; {line}" in done.stdout
     assert "density and coverage compare with the reference set; the scores of memorization" in done.stdout

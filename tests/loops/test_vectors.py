@@ -67,6 +67,8 @@ def test_the_report_projects_the_table_and_speaks_of_vectors(wine, tmp_path):
     assert "two principal components of 13 features" in text
     assert "generated images" not in text
     assert "training vector" in text
+    assert "vector features" in text
+    assert "pixel features" not in text
 
 
 def test_two_features_are_drawn_as_they_are(tmp_path):

@@ -5,6 +5,7 @@ features of the samples, of the training set and of held-out real images  ->  ge
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 Number = TypeVar("Number", np.float32, np.int64)
 NOT_MEASURED = "not measured: evaluation.generations leaves it out"
+log = logging.getLogger(__name__)
 BLOCK = 1024  # images that are flipped and encoded at a time
 
 
@@ -59,15 +61,33 @@ def _forecast(config: Config, generation: int) -> str:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
+    from entroloop.eval.catalogue import space
+
     if not context.config.evaluation.measures_generation(step.generation):
         context.world.on_main(lambda: _seal(context, step, 0, None))
         return NOT_MEASURED
     row = evaluate(context, step)
     if context.world.is_main:
+        _warn_of_defects(context.config, row)
         context.track(row.as_dict(), "metrics", step.generation, context.config.train.images)
     first = context.config.evaluation.encoders[0]
     measures = row.measures[first]
-    return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {first} space"
+    where = space(first, context.kind == "vectors")
+    return f"FD {measures['frechet_distance']:.3g}, GS {measures['generalization_score']:.3g} in {where} space"
+
+
+def _warn_of_defects(config: Config, row: Row) -> None:
+    """Logs a warning if the next selection prefers rows that are far from each other, and generated ones are."""
+    from entroloop.selection.catalogue import STRATEGIES
+
+    strategy, encoder = config.selection.strategy, config.selection.encoder
+    gap = row.value(encoder, "spread_gap")
+    if STRATEGIES.facts(strategy).spreads and gap is not None and gap > 0 and row.generation != config.generations - 1:
+        log.warning(
+            "generation %s: its samples are more spread than real data (spread gap %+.2g in %s features), so %s "
+            "prefers defects to real samples: see docs/measures.md#the-spread-gap; random and herding do not",
+            row.generation, gap, encoder, strategy,
+        )  # fmt: skip
 
 
 def evaluate(context: Context, step: Step) -> Row:
