@@ -160,7 +160,8 @@ def settled(config: LoopConfig, size: int) -> int:
         return 1
     if fresh.schedule == "linear":
         return fresh.over + 1
-    return 2 + max(0, math.ceil(math.log(0.5 / (fresh.share * size)) / math.log(fresh.decay)))  # below half an image
+    half_an_image = math.log(0.5) - math.log(fresh.share) - math.log(size)
+    return 2 + max(0, math.ceil(half_an_image / math.log(fresh.decay)))
 
 
 def origins(config: LoopConfig, generation: int, size: int) -> frozenset[int]:

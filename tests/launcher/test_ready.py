@@ -81,7 +81,7 @@ def vectors(tmp_path_factory):
     [
         (("data.limit=160",), "data.limit=160: has no effect on "),
         (("data.split=test",), "data.split=test: has no effect on "),
-        (("data.size=150",), "data.size=150, data.heldout=64 and data.labelled=0 ask for 214 real images"),
+        (("data.size=150",), "data.size=150, data.heldout=64 and data.labelled=0 ask for 214 real samples"),
         (("loop.fresh.share=1", "generations=4"), "run out at generation 2"),
         (("selection.encoder=classifier", "data.labelled=30"), "the data set has no labels: use pixel"),
         (("train.labels=true",), "train.labels=true: the real data have no labels"),

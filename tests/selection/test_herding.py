@@ -93,6 +93,7 @@ def test_the_same_at_any_number_of_ranks(name, monkeypatch):
             assert found.info == alone.info
 
 
+@pytest.mark.slow
 def test_the_same_in_processes():
     x, reference = cases()["clusters"]
     alone = select(x, SIZE, "herding", seed=SEED, reference=reference, metric="whitened")

@@ -89,7 +89,8 @@ def test_fresh_real_images_train_once_and_are_neither_held_out_nor_trained_on_be
 @settings(deadline=None)
 @given(
     st.sampled_from(["replace", "accumulate", "accumulate-subsample"]), st.booleans(), st.integers(1, 3),
-    st.floats(0, 1), st.sampled_from(["constant", "linear", "decaying"]), st.integers(1, 9), st.floats(0.01, 0.99), st.sampled_from([0, 0.3, 1]),
+    st.floats(0, 1), st.sampled_from(["constant", "linear", "decaying"]), st.integers(1, 9), st.floats(0.01, 0.99),
+    st.sampled_from([0, 0.3, 1]),
     st.integers(2, 60), st.integers(0, 300),
 )  # fmt: skip
 def test_sizes_by_the_shorter_way_are_those_counted_one_by_one(

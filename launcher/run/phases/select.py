@@ -62,7 +62,8 @@ def _forecast(config: Config, generation: int) -> str:
     real = f", {pool.real} real images of generation 0" if pool.real else ""
     fresh = f", {len(pool.fresh)} fresh real images" if pool.fresh else ""
     chosen = "all" if loop.all_candidates else pool.choose
-    return f"{chosen} of {pool_size(loop, pool.pool, n)} candidates{real}{fresh}{kept}"
+    out = f", {chosen} of {pool_size(loop, pool.pool, n)} candidates" if pool.pool else ""
+    return f"{out}{real}{fresh}{kept}".removeprefix(", ")
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
@@ -104,12 +105,16 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Candidates], NDArra
         before = Candidates.whole(context.dataset(Step(generation - 1, "select")))
         ids = np.concatenate([np.arange(len(before.rows)), ids + len(before.rows)])
         sources.insert(0, before)
-    fresh = f", {pool.real} real" if pool.real else ""
-    fresh += f" and {len(pool.fresh)} fresh" if pool.fresh else ""
     chosen = f"{pool.choose} of {candidates} by {config.selection.strategy}"
     if config.loop.all_candidates:
         chosen = f"all {candidates} candidates"
-    return f"{chosen}{fresh}, {len(ids)} in all -> {context.layout.of(step).name}", sources, ids
+    parts = [
+        chosen if pool.pool else "",
+        f"{pool.real} real of generation 0" if pool.real else "",
+        f"{len(pool.fresh)} fresh" if pool.fresh else "",
+        f"{len(ids)} in all -> {context.layout.of(step).name}",
+    ]
+    return ", ".join(filter(None, parts)), sources, ids
 
 
 def _kept_real(context: Context, generation: int, count: int) -> NDArray[np.int64]:
