@@ -25,7 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -84,6 +84,14 @@ class LoopConfig(Section):
     all_candidates: bool = False
     """Train on all candidates instead of choosing: a control of every selection, since `train.kimg` fixes the number of
     images seen either way."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_or_nothing(cls, values: Any) -> Any:
+        """Reads `keep_real: true` as 1."""
+        if isinstance(values, dict) and isinstance(values.get("keep_real"), bool):
+            return {**values, "keep_real": float(values["keep_real"])}
+        return values
 
     @model_validator(mode="after")
     def _real_are_kept_where_they_can_be(self) -> LoopConfig:

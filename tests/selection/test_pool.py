@@ -223,7 +223,7 @@ def test_real_only_trains_on_the_real_images_again(tmp_path, paradigm, share):
 
 @pytest.mark.parametrize("other", ["loop.paradigm=accumulate", "loop.all_candidates=true"])
 def test_real_images_are_not_kept_twice(tmp_path, other):
-    with pytest.raises(UserError, match=r"loop: keep_real=1: "):
+    with pytest.raises(UserError, match=r"loop\.keep_real=1: "):
         tiny(tmp_path, "selection.strategy=random", "loop.keep_real=1", other)
 
 
