@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import re
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -67,6 +70,9 @@ _CURES = {
 }
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # a write that the operating system refused for want of room
+
+
 def unusable(error: OSError, path: str | os.PathLike[str] | None = None) -> UserError:
     """The one-line error of a path that the operating system refused: the path, the reason and the cure.
 
@@ -77,6 +83,25 @@ def unusable(error: OSError, path: str | os.PathLike[str] | None = None) -> User
     said = reason(error)
     cure = _CURES.get(error.errno or 0, "give another path")
     return UserError(f"{name}: {said[:1].lower()}{said[1:]}: {cure}")
+
+
+def refusal(error: OSError) -> UserError | None:
+    """The one-line error of an OSError that is about a file; None for any other, such as that of a connection.
+
+    The operating system names no path when it refuses to read from or write to an open file. The path is then that of
+    the innermost open file, or else path, among the variables of the functions in which the error was raised.
+    """
+    if isinstance(error.filename, str | bytes):
+        return unusable(error)
+    if error.errno not in _CURES:
+        return None
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        named = list(frame.f_locals.values())
+        opened = [getattr(file, "name", None) for file in named if isinstance(file, io.IOBase)]
+        for path in [*opened, *(value for value in named if isinstance(value, Path))]:
+            if isinstance(path, Path) or (isinstance(path, str) and not path.startswith("<")):
+                return unusable(error, path)
+    return None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]
     temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _check_replaceable(path)
         with temporary.open("xb") as file:
             write(file)
             file.flush()
@@ -65,6 +67,25 @@ def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]
     finally:
         with contextlib.suppress(OSError):  # the error above has already said what is wrong with the folder
             temporary.unlink(missing_ok=True)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises UserError where something other than a file has this name. A rename would replace a device or a pipe."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a device or pipe: give the name of a file")
+
+
+def check_place(path: Path) -> None:
+    """Makes the folder of a file that will be written. Raises UserError, naming the file, when it cannot be written."""
+    try:
+        _check_replaceable(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise unusable(error, path) from error
 
 
 def _refusal(error: BaseException | None) -> OSError | None:
@@ -110,17 +131,20 @@ def put(path: Path, content: bytes) -> None:
     A file that already holds these bytes is not written again, so finished work can be on a read-only disk.
     """
     with contextlib.suppress(OSError):
-        if path.read_bytes() == content:
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
     replace(path, lambda file: file.write(content))
 
 
 def add_line(path: Path, value: Any) -> None:
-    """Appends a value to a file of JSON lines. Creates the file if it does not exist."""
+    """Appends a value to a file of JSON lines. Creates the file if it does not exist. Raises UserError as `create`."""
     _pass_fences()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(value) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(json.dumps(value) + "\n")
+    except OSError as error:
+        raise unusable(error, error.filename or path) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -7,8 +7,8 @@ Commands import their modules when they run, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
+import io
 import logging
 import os
 import signal
@@ -17,7 +17,7 @@ from typing import TextIO
 
 import typer
 
-from entroloop.data.errors import Failed, Interrupted, UserError, unusable, with_peers
+from entroloop.data.errors import NO_ROOM, Failed, Interrupted, UserError, refusal, unusable, with_peers
 
 RESUMABLE = 75
 
@@ -54,6 +54,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Lines(sys.stdout)])
     logging.getLogger("entroloop").setLevel(logging.INFO)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            with contextlib.suppress(OSError):  # it was a file and is a pipe now
+                stream.reconfigure(errors="backslashreplace")  # the name of a file need not be text
     _register()
     sys.exit(_run(arguments))
 
@@ -78,7 +82,10 @@ def _run(arguments: list[str] | None) -> int:
     except BrokenPipeError:
         return _unread()
     except OSError as error:
-        refused = _refused_path(error)
+        if error.errno in NO_ROOM and error.filename is None:  # `data.files` names the files that it writes
+            _discard_output()  # what is left of it cannot be written at exit either
+            return _refuse(str(unusable(error, "standard output or a temporary file")))
+        refused = refusal(error)
         if refused is None:
             raise
         return _refuse(str(refused))
@@ -101,16 +108,6 @@ def _unread() -> int:
 def _discard_output() -> None:
     with contextlib.suppress(OSError, ValueError):  # ValueError: standard output has no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _refused_path(error: OSError) -> UserError | None:
-    """The one-line error where the operating system refused a path or more output; None for any other OSError."""
-    if isinstance(error.filename, str | bytes):
-        return unusable(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # `data.files` names the files that it writes
-        _discard_output()
-        return unusable(error, "standard output or a temporary file")
-    return None
 
 
 class _Lines(logging.StreamHandler[TextIO]):

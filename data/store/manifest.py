@@ -21,6 +21,7 @@ from entroloop.data.errors import UserError, reading, reason
 
 MANIFEST = "manifest.json"
 REMOVED = "removed.json"  # beside the manifest: names of the sealed files that retention removed
+UNREADABLE = "cannot be read"  # in every line on a file that the operating system does not let this process read
 FORMAT = 1
 
 
@@ -187,7 +188,7 @@ def copy_sealed(source: Path, target: Path) -> None:
 
 
 def problems(folder: Path, advance: Callable[[int], None] = lambda size: None) -> list[str]:
-    """Checks every file of a sealed folder. Returns one line per file that is missing, resized or changed.
+    """Checks every file of a sealed folder. Returns one line per file that is missing, resized, changed or unreadable.
 
     A file that retention removed is not a problem.
 
@@ -217,11 +218,14 @@ def check(folder: Path, names: Iterable[str]) -> None:
 
 
 def _problem(path: Path, sealed: FileEntry) -> list[str]:
-    """One line if the file is missing, resized or changed; no line if it is intact."""
-    if not path.is_file():
-        return [f"{path}: missing"]
-    if path.stat().st_size != sealed.bytes:
-        return [f"{path}: {path.stat().st_size} bytes instead of the sealed {sealed.bytes}"]
-    if files.sha256(path) != sealed.sha256:
-        return [f"{path}: content changed since it was sealed (SHA-256 differs)"]
+    """One line if the file is missing, resized, changed or unreadable; no line if it is intact."""
+    try:
+        if not path.is_file():
+            return [f"{path}: missing"]
+        if path.stat().st_size != sealed.bytes:
+            return [f"{path}: {path.stat().st_size} bytes instead of the sealed {sealed.bytes}"]
+        if files.sha256(path) != sealed.sha256:
+            return [f"{path}: content changed since it was sealed (SHA-256 differs)"]
+    except OSError as error:
+        return [f"{path}: {UNREADABLE} ({reason(error)})"]
     return []

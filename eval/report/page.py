@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,16 +73,12 @@ def make_room(out: Path, form: str) -> None:
     try:
         if form != "png" and out.is_dir():
             raise UserError(f"{out}: is a folder; give a file name such as {out / f'report.{form}'}")
-        if form != "png" and out.exists() and not out.is_file():  # it would be replaced by a file
-            raise UserError(f"{out}: is a device or pipe; give a file name such as report.{form}")
         above = next(place for place in (folder, *folder.parents) if place.exists())
         if not above.is_dir():
             raise UserError(f"{out}: {'' if above == out else f'{above} '}is a file; give a path in a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
     except OSError as error:
         raise unusable(error, out) from error
+    files.check_place(out / "figure.png" if form == "png" else out)
 
 
 def state(folders: Sequence[Path]) -> Any:

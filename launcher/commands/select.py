@@ -57,6 +57,7 @@ def select_command(
     check_options(strategy, options)
     if out.suffix != ".npy":
         raise UserError(f"--out: must end in .npy, is {out}")
+    files.check_place(out)
     world = world_from_environment()
     keys = keys_of([features, *([reference] if reference else [])], key or [])
     with opened(features, keys[0]) as rows:

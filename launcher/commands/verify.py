@@ -1,8 +1,9 @@
-"""`entroloop verify`: checks every sealed file below a folder, and the inputs of every sealed folder."""
+"""`entroloop verify`: checks every sealed file below a folder, and that a run holds every folder that it must hold."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,90 +16,75 @@ def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="a sealed folder, or the folder of a run")],
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Check every sealed file below a folder and the inputs of sealed folders, and name missing or changed files.
+    """Check every sealed file below a folder, and name missing, changed and unreadable files and folders.
 
-    Exit status 2 if there is any problem.
+    A run must hold every folder that its sealed folders were made from and that its records call sealed. Exit status 2
+    if anything is missing or changed, 1 if nothing is but something cannot be read.
     """
     from entroloop.data.errors import UserError
     from entroloop.data.progress import Progress
     from entroloop.data.store import index, manifest
+    from entroloop.launcher.run import intact
 
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    sealed = sorted(path.parent for path in folder.rglob(manifest.MANIFEST))
-    if not sealed:
+    there = intact.look(folder)
+    problems = there.unreadable
+    if not (there.sealed or there.runs or problems):
         raise UserError(f"{folder}: holds nothing sealed: not a data set or run of entroloop")
-    problems: list[str] = []
-    readable: list[Path] = []
-    files = size = removed = 0
-    for path in sealed:
+
+    files = size = 0
+    gone: list[Path] = []
+
+    def check(found: Callable[[Path], list[str]], path: Path) -> list[str]:
+        """The new lines that a check finds. What the check itself cannot read is one of them."""
         try:
-            found = manifest.read(path)
-            gone = sorted(name for name in manifest.removed(path) if not (path / name).exists())
+            lines = found(path)
         except UserError as error:
-            problems.append(str(error))
-            continue
-        readable.append(path)
+            lines = [str(error)]
+        except OSError as error:
+            lines = [intact.unread(error, path)]
+        new = [line for line in dict.fromkeys(lines) if line not in problems]
+        problems.extend(new)
+        return new
+
+    def measure(path: Path) -> list[str]:
+        nonlocal files, size
+        found = manifest.read(path)
+        gone.extend(path / name for name in sorted(manifest.removed(path)) if not (path / name).exists())
         files, size = files + len(found.files), size + found.bytes
-        removed += len(gone)
-        if not as_json:
-            for name in gone:
-                typer.echo(f"{path / name}: removed by retention")
+        return []
+
+    def content(path: Path) -> list[str]:
+        damaged = manifest.problems(path, bar.advance)
+        return damaged or (index.problems(path) if manifest.read(path).kind == index.KIND else [])
+
+    readable = [path for path in there.sealed if not check(measure, path)]
+    if not as_json:
+        for name in gone:
+            typer.echo(f"{name}: removed by retention")
     with Progress("verify", size, "B") as bar:
         for path in readable:
-            damaged = manifest.problems(path, bar.advance)
-            if not damaged and manifest.read(path).kind == index.KIND:
-                damaged = index.problems(path)
-            problems += [line for line in damaged + _other_inputs(path) if line not in problems]
+            check(content, path)
+            check(intact.inputs, path)
+    for run in there.runs:
+        check(intact.missing, run)
+    unreadable = [line for line in problems if f": {manifest.UNREADABLE} (" in line]
+    damaged = len(problems) - len(unreadable)
     if as_json:
         facts = {
-            "folder": str(folder), "sealed": len(sealed), "files": files, "bytes": size, "removed": removed,
-            "problems": problems,
+            "folder": str(folder), "sealed": len(there.sealed), "files": files, "bytes": size, "removed": len(gone),
+            "problems": problems, "unreadable": len(unreadable),
         }  # fmt: skip
         typer.echo(json.dumps(facts))
     else:
         for line in problems:
             typer.echo(line, err=True)
+        told = [f"{damaged} damaged or missing"] * bool(damaged) + [f"{len(unreadable)} unreadable"] * bool(unreadable)
         typer.echo(
-            f"{folder}: {count(len(sealed), 'sealed folder')}, {count(files, 'file')}, {size:,} bytes: "
-            + (f"{len(problems)} damaged" if problems else "all intact")
-            + (f", {removed} removed by retention" if removed else "")
+            f"{folder}: {count(len(there.sealed), 'sealed folder')}, {count(files, 'file')}, {size:,} bytes: "
+            + (", ".join(told) or "all intact")
+            + (f", {len(gone)} removed by retention" if gone else "")
         )
     if problems:
-        raise typer.Exit(2)
-
-
-def _other_inputs(path: Path) -> list[str]:
-    """One line per input of a run's sealed folder that has changed since the folder was made or is not sealed."""
-    from entroloop.data.errors import UserError, reading
-    from entroloop.data.runfolder import Layout, read_config
-    from entroloop.data.store import manifest
-    from entroloop.launcher.run.recipes import steps
-
-    layout = Layout(path.absolute().parent.parent)
-    if not layout.config.is_file():
-        return []
-    try:
-        config = read_config(layout)
-        with reading(str(layout.config)):
-            inside = {str(step): layout.of(step) for step in steps(config["generations"])}
-            source, guide = Path(config["data"]["source"]), Path(config["sample"]["guide"] or "")
-    except UserError as error:
-        return [str(error)]
-    inside["classifier"] = layout.classifier
-    real = layout.images if manifest.is_sealed(layout.images) else source
-    outside = {"real": real, "guide": guide}  # these may be on another machine
-    found = []
-    for name, digest in manifest.read(path).made_from.items():
-        folder = {**inside, **outside}.get(name)
-        if folder is None or (name in outside and not manifest.is_sealed(folder)):
-            continue
-        if not manifest.is_sealed(folder):
-            found.append(f"{folder}: not sealed, but {path} was made from it")
-            continue
-        try:
-            if manifest.read(folder).digest != digest:
-                found.append(f"{folder / manifest.MANIFEST}: changed since {path} was made from it")
-        except UserError as error:
-            found.append(str(error))
-    return found
+        raise typer.Exit(2 if damaged else 1)

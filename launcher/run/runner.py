@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from entroloop.data import files
-from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.errors import Interrupted, UserError, refusal
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
@@ -70,7 +70,7 @@ def run(
     world.on_main(lambda: check_space(config, real, next(itertools.filterfalse(sealed, order), None)))
     layout = world.on_main(lambda: open_run(config))
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
-    with _state(layout, world, attempt.state):
+    with _state(layout, world, config.generations, attempt.state):
         world.on_main(lambda: retention.apply(config, layout))
         # Rank 0 decides, because directory caches of shared file systems differ between nodes for a while.
         while (step := world.on_main(lambda: next_step(sealed, config.generations))) is not None:
@@ -98,7 +98,7 @@ def run_single(
     torch.set_num_threads(config.threads)
     world.on_main(lambda: check_space(config, real, step) if part is None else None)
     layout = world.on_main(lambda: open_run(config))
-    with _state(layout, world, attempt.state):
+    with _state(layout, world, config.generations, attempt.state):
         if world.on_main(lambda: manifest.is_sealed(layout.of(step))):
             _say(world, step, "already sealed", 0.0)
             return
@@ -176,7 +176,7 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
                 _note(context, step, part, time.monotonic() - start, interrupted=True)  # other ranks may be elsewhere
             raise
     seconds = time.monotonic() - start
-    world.on_main(lambda: _note(context, step, part, seconds))
+    world.on_main(lambda: _note(context, step, part, seconds, sealed=part is None))
     _say(world, step, said, seconds)
 
 
@@ -232,15 +232,24 @@ def _say(world: World, step: Step, said: str, seconds: float) -> None:
 
 
 @contextlib.contextmanager
-def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator[None]:
-    """Writes state.json at the end: finished, interrupted or failed, with the exit status and the reason."""
+def _state(layout: Layout, world: World, generations: int, second: Path | None = None) -> Iterator[None]:
+    """Writes state.json at the end: finished, interrupted or failed, with the exit status and the reason.
 
-    def write(status: str, code: int, reason: str = "") -> None:
+    Once every step of the run is sealed, the file also holds the number of generations. `entroloop verify` reads it.
+    A state that cannot be written changes nothing of how the attempt ends: the run may be on a read-only disk.
+    """
+
+    def write(status: str, code: int, reason: str = "", facts: dict[str, int] | None = None) -> None:
         if world.is_main:
-            value = {"status": status, "exit": code, "reason": reason}
+            value = {"status": status, "exit": code, "reason": reason, **(facts or {})}
             for path in filter(None, (layout.state, second)):
-                files.put(path, files.json_bytes(value))
+                try:
+                    files.put(path, files.json_bytes(value))
+                except UserError as error:
+                    log.warning("%s: this attempt is not recorded", error)
 
+    if second is not None:
+        world.on_main(lambda: files.check_place(second))
     try:
         yield
     except (InUse, LeaseLost):  # the other process reports the state
@@ -252,6 +261,11 @@ def _state(layout: Layout, world: World, second: Path | None = None) -> Iterator
         write("failed", 2, str(error))
         raise
     except Exception as error:
-        write("failed", 1, f"{type(error).__name__}: {error}")
+        refused = refusal(error) if isinstance(error, OSError) else None
+        if refused is None:
+            write("failed", 1, f"{type(error).__name__}: {error}")
+        else:
+            write("failed", 2, str(refused))
         raise
-    write("finished", 0)
+    complete = next_step(is_sealed(layout), generations) is None
+    write("finished", 0, facts={"generations": generations} if complete else {})

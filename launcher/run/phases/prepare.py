@@ -59,6 +59,7 @@ def _begin(context: Context, step: Step) -> None:
     if not manifest.is_sealed(Path(data.located)):
         settings = Settings(resolution=data.resolution, limit=data.limit, split=data.split, shard_size=data.shard_size)
         import_dataset(data.located, context.layout.images, settings, stop=context.should_stop)
+        context.facts["imported"] = True  # `entroloop verify` then knows that the run holds its own images
     check_real(context.config, RealFacts.of(context.real))
     if "classifier" in context.config.encoders and not manifest.is_sealed(context.layout.classifier):
         _fit_classifier(context, step)

@@ -1,0 +1,43 @@
+"""Commands as a user whom permissions bind, also where the tests run as root."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from forked import Forked
+
+NOBODY = 65534
+
+
+def _command(arguments: list[str]) -> None:
+    from entroloop.launcher.__main__ import main
+
+    if os.getuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    main(arguments)
+
+
+def as_nobody(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs `entroloop …` as the user nobody, or as this one where it is not root."""
+    return Forked(_command, list(map(str, arguments)), **environment).result()
+
+
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """An empty folder that every user can reach. pytest closes its own folders to other users, again and again."""
+    with tempfile.TemporaryDirectory(prefix="open-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        try:
+            yield folder
+        finally:
+            for path in (folder, *folder.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(0o755)
