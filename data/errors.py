@@ -105,6 +105,21 @@ def refusal(error: OSError) -> UserError | None:
 
 
 @contextlib.contextmanager
+def naming(**given: object) -> Iterator[None]:
+    """Where a UserError begins with an argument's name, the error names the file or option that the user gave for it.
+
+    given  name of the argument -> what the user gave
+    """
+    try:
+        yield
+    except UserError as error:
+        name, colon, rest = str(error).partition(":")
+        if not colon or name not in given:
+            raise
+        raise UserError(f"{given[name]}:{rest}") from error
+
+
+@contextlib.contextmanager
 def reading(name: str, otherwise: str = "damaged") -> Iterator[None]:
     """Turns any error that a parser raises on a user's file into a UserError, "NAME: OTHERWISE (reason)".
 

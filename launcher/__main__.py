@@ -89,6 +89,11 @@ def _run(arguments: list[str] | None) -> int:
         if refused is None:
             raise
         return _refuse(str(refused))
+    except UnicodeEncodeError:  # a path is stored as text, in the configuration of a run for example
+        strange = [word for word in arguments or sys.argv[1:] if word != word.encode(errors="replace").decode()]
+        if not strange:
+            raise
+        return _refuse(f"{strange[0]}: not UTF-8, so that no file of entroloop can hold it: give another name")
     except Failed as error:
         print(f"entroloop: {error}", file=sys.stderr)
         return 1

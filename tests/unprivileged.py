@@ -14,13 +14,18 @@ from forked import Forked
 NOBODY = 65534
 
 
-def _command(arguments: list[str]) -> None:
-    from entroloop.launcher.__main__ import main
-
+def become_nobody() -> None:
+    """Gives up the rights of root for good. For a forked process."""
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+
+
+def _command(arguments: list[str]) -> None:
+    from entroloop.launcher.__main__ import main
+
+    become_nobody()
     main(arguments)
 
 

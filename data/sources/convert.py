@@ -32,6 +32,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
 from entroloop.data.sources.base import ImageSource, Source
 from entroloop.data.sources.images import Channels, Filter, convert, from_array
+from entroloop.data.sources.rows import fault
 from entroloop.data.store.shards import REAL, Encoding, Provenance, Samples, write_shard
 
 
@@ -198,7 +199,7 @@ def _pool(workers: int, *shared: Any) -> Iterator[ProcessPoolExecutor]:
 
 
 def check_vectors(source: Source, rows: NDArray[np.int64]) -> None:
-    """Raises UserError, naming the first vector that is not finite, when there is one."""
+    """Raises UserError, naming the first vector with a value that float32 does not hold, when there is one."""
     for row, vector in zip(rows, source.read(rows), strict=True):
-        if not np.isfinite(vector).all():
-            raise UserError(f"{source.kind}: {source.names[int(row)]} holds NaN or infinity")
+        if (wrong := fault(vector)) is not None:
+            raise UserError(f"{source.where}: {source.names[int(row)]} holds {wrong}")

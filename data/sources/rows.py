@@ -1,9 +1,10 @@
-"""Rows stored as arrays: `.npy` files, `.npz` archives and sealed feature folders.
+"""Rows stored as arrays: `.npy` files, `.npz` archives, sealed feature folders and sealed sets of vectors.
 
     a path (+ the key of an array)  ->  open_rows  ->  Rows: vectors [N, D], or images uint8 [N, C, H, W]
 
 `import`, `measure`, `select` and `entropy` all use this module, so each of them reads the same array from the same
-file. Without a key, an archive or feature folder that holds several arrays of rows is refused with their names.
+file. `import` and `measure` open sealed sets themselves, because these may also hold images. Without a key, an archive
+or feature folder that holds several arrays of rows is refused with their names.
 
 N rows, D numbers per vector, C channels, H height, W width.
 """
@@ -25,6 +26,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError, reading
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import encoders_of, load_blocks
+from entroloop.data.store.index import open_set
 
 DAMAGED = "damaged, or not a NumPy file"
 WHOLE = 2**24  # float32 holds every whole number up to this one
@@ -35,11 +37,17 @@ _KINDS = "vectors (numbers [N, D]) or images (uint8 [N, H, W], [N, H, W, C] or [
 def is_rows(path: Path) -> bool:
     """Whether `path` is a kind of file or folder that `open_rows` reads, be it complete or damaged."""
     if path.is_dir():
-        return manifest.is_sealed(path) and manifest.read(path).kind == "features"
+        return _is_features(path)
     if path.suffix.lower() in (".npy", ".npz"):
         return True
+    if not path.is_file():  # a read from a pipe or device may never end
+        return False
     with reading(str(path), DAMAGED), path.open("rb") as file:
         return file.read(6) == b"\x93NUMPY"
+
+
+def _is_features(folder: Path) -> bool:
+    return manifest.is_sealed(folder) and manifest.read(folder).kind == "features"
 
 
 def keys_of(paths: Sequence[Path], keys: Sequence[str]) -> list[str | None]:
@@ -47,7 +55,7 @@ def keys_of(paths: Sequence[Path], keys: Sequence[str]) -> list[str | None]:
 
     Raises UserError when there are several keys, but not one for each archive or folder.
     """
-    named = [path.is_dir() or path.suffix.lower() == ".npz" for path in paths]
+    named = [_is_features(path) if path.is_dir() else path.suffix.lower() == ".npz" for path in paths]
     if len(keys) <= 1:
         return [keys[0] if keys and (own or not any(named)) else None for own in named]
     if len(keys) != sum(named):
@@ -57,7 +65,7 @@ def keys_of(paths: Sequence[Path], keys: Sequence[str]) -> list[str | None]:
 
 
 def open_rows(path: Path, key: str | None = None) -> Rows:
-    """The rows of a file or feature folder. This function does not check values; `Rows.check` does.
+    """The rows of a file, feature folder or sealed set of vectors. `Rows.check` checks values, not this function.
 
     key  name of an array in an archive, or of an encoder of a feature folder; None: the only array that holds rows
 
@@ -67,8 +75,10 @@ def open_rows(path: Path, key: str | None = None) -> Rows:
     """
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
+    if not path.is_dir() and not path.is_file():
+        raise UserError(f"{path}: is a device or pipe: give a file or folder")
     if path.is_dir():
-        return _of_features(path, key)
+        return _of_features(path, key) if not manifest.is_sealed(path) or _is_features(path) else _of_set(path, key)
     with reading(str(path), DAMAGED), path.open("rb") as file:
         head = file.read(6)
     if not head:
@@ -95,7 +105,7 @@ def _stamp(path: Path) -> tuple[int, int, int]:
 class Rows:
     """Rows as they are stored, memory-mapped if the file allows it.
 
-    path    the file or feature folder
+    path    the file or sealed folder
     key     name of the array in an archive, or of the encoder; None for a `.npy` file
     parts   arrays [n, D] of numbers, or uint8 [n, C, H, W]; concatenated they are the N rows
     beside  headers of the other arrays in the archive, by name
@@ -159,7 +169,7 @@ class Rows:
         """
         if self.parts[0].dtype == np.uint8:
             return None
-        limit = WHOLE if self.parts[0].dtype.kind in "iu" else float(np.finfo(np.float32).max)
+        limit = _limit(self.parts[0].dtype)
         first = 0
         for part in self.parts:
             start, stop, _ = rows.indices(len(self))
@@ -209,6 +219,8 @@ def read_integers(path: Path, count: int) -> NDArray[np.int64]:
     """The integers of a `.npy` file, one per row: int64 [count]. Raises UserError, naming it, for other contents."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
+    if not path.stat().st_size:
+        raise UserError(f"{path}: holds no rows: the file is empty")
     with reading(str(path), DAMAGED), path.open("rb") as file:
         header = _header(file)
     if header.shape != (count,) or header.dtype.kind not in "iu":
@@ -223,9 +235,20 @@ def read_integers(path: Path, count: int) -> NDArray[np.int64]:
 
 def _of_features(folder: Path, key: str | None) -> Rows:
     if not manifest.is_sealed(folder):
-        raise UserError(f"{folder}: not a sealed feature folder (no {manifest.MANIFEST}); give a .npy or .npz file")
+        raise UserError(
+            f"{folder}: not a sealed folder of features or vectors (no {manifest.MANIFEST}); give a .npy or .npz file"
+        )
     name = _choose(folder, encoders_of(folder), key)
     return Rows(folder, name, [_as_rows(f"{folder}: {name}", block) for block in load_blocks(folder, name)])
+
+
+def _of_set(folder: Path, key: str | None) -> Rows:
+    found = open_set(folder)
+    if key is not None:
+        raise UserError(f"--key {key}: {folder} holds a single array, which has no name")
+    if len(found.shape) != 1:
+        raise UserError(f"{folder}: holds images, but vectors [N, D] are needed: encode the images first")
+    return Rows(folder, None, [found.all()])
 
 
 def _of_array(path: Path, key: str | None) -> Rows:
@@ -250,7 +273,9 @@ def _of_archive(path: Path, key: str | None) -> Rows:
     candidates = [name for name, header in headers.items() if _holds_rows(header)]
     if not candidates and key is None:
         told = ", ".join(f"{name} {header.dtype} {list(header.shape)}" for name, header in headers.items())
-        raise UserError(f"{path}: holds no array of numbers with two or more dimensions ({told or 'no arrays at all'})")
+        raise UserError(
+            f"{path}: holds no rows: no array of numbers with two or more dimensions ({told or 'no arrays at all'})"
+        )
     name = _choose(path, candidates if key is None else list(headers), key)
     header = headers.pop(name)
     _check_header(f"{path}: {name}", header)
@@ -351,6 +376,16 @@ def _native(array: NDArray[Any]) -> NDArray[Any]:
     if array.dtype.kind == "f" or array.dtype == np.uint8:
         return array.astype(array.dtype.newbyteorder("="), copy=False)
     return array.astype(np.float32)
+
+
+def _limit(dtype: np.dtype[Any]) -> float:
+    return WHOLE if dtype.kind in "iu" else float(np.finfo(np.float32).max)
+
+
+def fault(row: NDArray[Any]) -> str | None:
+    """The values of one vector, [D], that float32 does not hold, in words; None if it holds all values."""
+    limit = _limit(row.dtype)
+    return None if -limit <= row.min().item() and row.max().item() <= limit else _unusable(row)
 
 
 def _unusable(row: NDArray[Any]) -> str:

@@ -20,6 +20,7 @@ from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.sources.base import ArraySource, ImageSource, Source
 from entroloop.data.sources.convert import SampleForm, check_vectors, scan_all
 from entroloop.data.sources.images import Channels, Filter
+from entroloop.data.sources.rows import Rows
 from entroloop.data.store.shards import Encoding
 
 COLORS: dict[str, Channels | None] = {"auto": None, "grey": 1, "rgb": 3}
@@ -121,7 +122,7 @@ def find_form(
         if first.ndim == 1:
             if settings.resolution is not None:
                 raise UserError(f"--resolution {settings.resolution}: the source holds vectors, which have none")
-            if not isinstance(source, ArraySource):  # an ArraySource was checked when it was opened
+            if not (isinstance(source, ArraySource) and isinstance(source.array, Rows)):  # `arrays.stored` checks those
                 check_vectors(source, rows)
             return SampleForm(first.shape, "npy", labelled)
         channels, size = color or len(first), (first.shape[2], first.shape[1])

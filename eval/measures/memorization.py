@@ -20,9 +20,12 @@ def memorized_fraction(distances: Tensor, ratio: float = 1 / 3) -> float:
     """Share of generated points with d1 / d2 < ratio, for the distances d1 <= d2 to the nearest and second-nearest
     training point: float64 [M, 2]. On pixels and with 1/3 this is the measure of Yoon et al. (2023) and others.
 
-    It misses copies of a training point that has a near-duplicate, because d2 is then small too: see `share_within`.
+    An exact copy, d1 = 0, always counts, also where the training set holds the point twice and d2 is 0 as well.
+    The measure misses inexact copies of a training point that has a near-duplicate, because d2 is then small too: see
+    `share_within`.
     """
-    return float((distances[:, 0] < ratio * distances[:, 1]).double().mean())
+    nearest, second = distances.unbind(1)
+    return float(((nearest < ratio * second) | (nearest == 0)).double().mean())
 
 
 def calibrated_distance(heldout: Tensor, share: float = 0.01) -> float:

@@ -18,12 +18,13 @@ def entropy_command(
     as_json: Json = False,
 ) -> None:
     """Kozachenko-Leonenko entropy of a set of vectors, in nats. Compare values at equal n only."""
+    from entroloop.data.errors import naming
     from entroloop.data.sources.rows import opened
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import kl_entropy
 
     world = world_from_environment()
-    with opened(features, key) as rows:
+    with opened(features, key) as rows, naming(queries=rows.where, k="--k"):
         entropy = kl_entropy(usable(rows, world), k, metric=metric, world=world)
     if world.is_main:
         numbers = {name: getattr(entropy, name) for name in ("nats", "n", "d", "k", "floored")}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entroloop.data import files
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, naming
 from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, usable
 from entroloop.selection.catalogue import STRATEGIES
 
@@ -75,7 +75,9 @@ def select_command(
                     )
                 extra["reference"] = usable(real, world)
                 sets["reference"] = real.about()
-        with Progress("select", size, "row", show=world.is_main) as progress:
+        given = {name: f"--{name.replace('_', '-')}" for name in ("size", "seed", "trim", "trim_k", "per_class")}
+        given |= {"features": rows.where, "queries": rows.where, "reference": str(reference)}
+        with naming(**given), Progress("select", size, "row", show=world.is_main) as progress:
             chosen = select(
                 mine,
                 size,

@@ -86,7 +86,7 @@ def test_sealed_feature_folders(sealed, tmp_path, capsys):
     with pytest.raises(UserError, match=r"choose one with --key: pixel, test_select:mean"):
         entropy_command(folder)
     (folder / "manifest.json").rename(folder / "kept")
-    with pytest.raises(UserError, match="not a sealed feature folder"):
+    with pytest.raises(UserError, match="not a sealed folder of features or vectors"):
         entropy_command(folder, key="pixel")
     (folder / "kept").rename(folder / "manifest.json")
 
@@ -157,7 +157,7 @@ def _flat(folder):
         (_truncated, "cut.npy: damaged: holds 1872 bytes of data, but its header says 7200"),
         (_text, "text.npz: damaged, or not a NumPy file"),
         (_flat, r"flat.npy: holds float32 of shape \[6\]; expected vectors \(numbers \[N, D\]\) or images"),
-        (lambda folder: folder, "not a sealed feature folder"),
+        (lambda folder: folder, "not a sealed folder of features or vectors"),
     ],
 )
 def test_unusable_files_are_named(features, make, message):

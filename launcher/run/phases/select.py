@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.runfolder import Step
+from entroloop.data.errors import naming
+from entroloop.data.runfolder import PREPARE, Step
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.run.phase import Phase
 from entroloop.selection.pool import origins, pool_of, pool_size, training_size
@@ -147,11 +148,14 @@ def _choose(
     real = context.features(REAL, selection.encoder)
     real = real[context.split.trusted if context.config.data.trusted else context.split.training]
     real = real[world.share(len(real))]
-    chosen = select(
-        features[rows], size, selection.strategy,
-        seed=derive_seed(context.config.seed, generation, "select"), world=world, metric=selection.metric,
-        labels=labels, generations=generations, reference=real, **options,
-    )  # fmt: skip
+    layout, encoder = context.layout, selection.encoder
+    candidates = f"{layout.generation(generation)}: features of the candidates by {encoder}"
+    with naming(features=candidates, reference=f"{layout.of(PREPARE)}: features by {encoder}"):
+        chosen = select(
+            features[rows], size, selection.strategy,
+            seed=derive_seed(context.config.seed, generation, "select"), world=world, metric=selection.metric,
+            labels=labels, generations=generations, reference=real, **options,
+        )  # fmt: skip
     ids: NDArray[np.int64] = np.asarray(chosen.ids)
     finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
     context.facts |= {"radius_median": float(np.median(finite)) if len(finite) else None, **chosen.info}
