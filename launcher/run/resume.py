@@ -59,7 +59,11 @@ def open_run(config: Config) -> Layout:
             for path in sorted(free.union(layout.all_leases())):
                 stack.enter_context(Lease(path, "saving another configuration"))
             check_sealed(config, layout)
-        files.put(layout.config, dump(config))
+        try:
+            files.put(layout.config, dump(config))
+        except UserError:  # a finished run may be on a read-only disk, also at another path than when it was made
+            if next_step(is_sealed(layout), config.generations) is not None:
+                raise
     return layout
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from places import small_disk
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
@@ -50,19 +51,6 @@ def test_file_systems_without_hard_links_are_served(tmp_path: Path, monkeypatch)
     assert not files.create(tmp_path / "file", lambda f: f.write(b"two"))
     assert (tmp_path / "file").read_bytes() == b"one"
     assert names(tmp_path) == ["file"]
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str):
-    """A file system of a few hundred kB, where this process may mount one."""
-    folder.mkdir(exist_ok=True)
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True)
-    if made.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {made.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("write", [files.create, files.replace])

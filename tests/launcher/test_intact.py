@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import typer
 from loops import VECTORS, tiny
+from places import as_nobody, open_folder
 from typer.testing import CliRunner
-from unprivileged import as_nobody, open_folder
 
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest

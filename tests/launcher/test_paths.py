@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from forked import Forked
 from loops import VECTORS, tiny, tiny_file
-from unprivileged import NOBODY, become_nobody, open_folder
+from places import NOBODY, become_nobody, open_folder
 
 from entroloop.data.world import World
 from entroloop.launcher import __main__ as command_line

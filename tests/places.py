@@ -1,4 +1,4 @@
-"""Commands as a user whom permissions bind, also where the tests run as root."""
+"""Disks and folders that refuse, and commands as a user whom permissions bind, also where the tests run as root."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from forked import Forked
 
 NOBODY = 65534
@@ -46,3 +47,18 @@ def open_folder() -> Iterator[Path]:
             for path in (folder, *folder.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(0o755)
+
+
+@contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A file system of a few hundred kB, where this process may mount one."""
+    folder.mkdir(exist_ok=True)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {made.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
