@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import stat
 import subprocess
 from pathlib import Path
 
@@ -138,3 +139,19 @@ def test_json_is_canonical_and_digests_follow_values():
 def test_sha256_of_a_known_text(tmp_path: Path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert files.sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_nothing_but_a_file_is_replaced(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    places = ["pipe", "folder"]
+    if os.getuid() == 0:
+        os.mknod(tmp_path / "device", stat.S_IFCHR | 0o666, os.makedev(1, 5))  # reading it would never end
+        places.append("device")
+    for name in places:
+        before = (tmp_path / name).lstat()
+        for write in (lambda path: files.put(path, b"x"), files.check_place):
+            with pytest.raises(UserError, match=f"{name}: is a (device or pipe|folder): give the name of a file"):
+                write(tmp_path / name)
+        assert (tmp_path / name).lstat().st_ino == before.st_ino
+    assert names(tmp_path) == sorted(places)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from places import small_disk
 from present import present
 from sklearn.datasets import load_digits
-from test_files import small_disk
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
@@ -387,3 +387,21 @@ def test_sizes_and_colours_are_found_in_headers_of_every_format(tmp_path: Path, 
     assert source.header(0)[0] == 3
     if suffix not in ("gif", "webp", "avif"):  # these have no greyscale
         assert source.header(1)[0] == 1
+
+
+def _own(array, name):
+    return lambda: sources.ArraySource("own", name, array, None)
+
+
+not_finite = _own(np.where(np.arange(12).reshape(6, 2) == 7, np.nan, 1).astype(np.float32), "rows")
+too_large = _own(np.where(np.arange(12).reshape(6, 2) == 7, 1e300, 1), "rows")
+not_whole = _own(np.where(np.arange(12).reshape(6, 2) == 7, 2**24 + 1, 1), "rows")
+usable = _own(np.where(np.arange(12).reshape(6, 2) == 7, 2**24, 1).astype(">i8"), "rows")
+
+
+@pytest.mark.parametrize("name", ["not_finite", "too_large", "not_whole"])
+def test_a_users_own_array_is_checked_for_what_float32_does_not_hold(tmp_path, name):
+    with pytest.raises(UserError, match=r"^rows: 3 holds (NaN|numbers beyond|integers beyond)"):
+        import_dataset(f"test_importer:{name}", tmp_path / "own")
+    assert not manifest.is_sealed(tmp_path / "own")
+    assert import_dataset("test_importer:usable", tmp_path / "usable").count == 6

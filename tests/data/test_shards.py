@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from places import small_disk
 from present import present
-from test_files import small_disk
 
 from entroloop.data.errors import UserError
 from entroloop.data.store import manifest, shards

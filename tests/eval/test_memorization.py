@@ -28,6 +28,10 @@ def test_memorized_fraction_counts_ratios_below_a_third():
     assert memorized_fraction(distances, ratio=0.5) == 0.75
 
 
+def test_exact_copies_count_also_where_the_training_set_holds_them_twice():
+    assert memorized_fraction(torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)) == 2 / 3
+
+
 def test_near_duplicates_hide_from_the_ratio_but_not_from_the_calibrated_distance():
     heldout = torch.linspace(1, 2, 101, dtype=torch.float64)
     limit = calibrated_distance(heldout)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from forked import Forked
-from loops import command
+from loops import VECTORS, command, tiny
 
+from entroloop.data.world import World
 from entroloop.launcher import __main__ as command_line
+from entroloop.launcher.run import runner
 
 DIGITS = ("digits", "--limit", "4", "--workers", "1")
 
@@ -61,3 +63,26 @@ def test_an_error_without_a_path_is_no_users_error(monkeypatch):
     monkeypatch.setattr(command_line, "app", broken)
     with pytest.raises(OSError, match="Input/output error"):
         command_line._run([])
+
+
+@pytest.fixture(scope="module")
+def finished_vectors(once):
+    return once("paths", lambda folder: runner.run(tiny(folder, of=VECTORS), World(), lambda: False)) / "tiny"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run", "{}/config.yaml", "--dry-run"), ("status", "{}"), ("status", "{}", "--json"), ("verify", "{}"),
+        ("config", "{}"), ("sample", "{}"), ("seal", "{}/real/images"), ("slurm", "script", "{}/config.yaml", "name=new"),
+        ("entropy", "{}/real/images"), ("measure", "{}/real/images", "{}/generation_0001/samples", "--json"),
+        ("select", "{}/real/images", "--size", "2", "--out", "{free}/ids.npy"),
+        ("import", "iris", "{free}/iris", "--workers", "1"), ("report", "{}", "--format", "csv", "--out", "{free}/r"),
+        ("run", "{}/config.yaml", "folder={free}", "--phase", "prepare"), ("sweep", "--help"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_every_command_ends_quietly_when_its_reader_has_left(finished_vectors, tmp_path, words):
+    ended = Forked(_unread, *(word.format(finished_vectors, free=tmp_path) for word in words))
+    assert ended.communicate(timeout=120)[1] == ""
+    assert ended.returncode == 141

@@ -364,3 +364,11 @@ def test_the_device_reaches_the_encoder(tmp_path, monkeypatch):
     for arguments in (("--device", "cpu"), ()):
         assert run("measure", tmp_path / "a.npy", tmp_path / "a.npy", *arguments).exit_code == 0
     assert used == [torch.device("cpu"), torch.device("cuda" if torch.cuda.is_available() else "cpu")]
+
+
+def test_copies_of_a_set_that_holds_every_row_twice_are_all_memorized(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    np.save(tmp_path / "g.npy", rows)
+    np.save(tmp_path / "t.npy", np.repeat(rows, 2, 0))
+    row = compare.compare(tmp_path / "g.npy", tmp_path / "t.npy")
+    assert (row["memorized_fraction"], row["generalization_score"], row["authenticity"]) == (1, 0, 0)

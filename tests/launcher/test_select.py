@@ -14,6 +14,7 @@ from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.rows import opened
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.index import write_index
 from entroloop.launcher.commands.entropy import entropy_command
 from entroloop.launcher.commands.select import parse_options, select_command
 from entroloop.selection import kl_entropy, select
@@ -184,3 +185,57 @@ def test_options_become_values():
         parse_options(["a"])
     with pytest.raises(UserError, match=r"--out: must end in .npy"):
         select_command(Path("x.npy"), 3, Path("ids.txt"))
+
+
+@pytest.mark.parametrize("kind", ["import", "index"])
+def test_sealed_vectors_are_read_as_measure_reads_them(tmp_path, capsys, kind):
+    import_dataset("wine", tmp_path / "real" / "wine", shard_size=50)
+    folder, vectors = tmp_path / "real" / "wine", Dataset(tmp_path / "real" / "wine").all()
+    if kind == "index":
+        rows = np.arange(0, 178, 2)
+        origins = np.stack([np.zeros_like(rows), rows], axis=1)
+        one = Dataset(folder)
+        folder, vectors = tmp_path / "real" / "part", vectors[rows]
+        write_index(
+            folder, [one], origins, one.provenance.take(rows), None, run=tmp_path, shard_size=50, about={}, made_from={}
+        )
+    select_command(folder, 30, tmp_path / "ids.npy", seed=2, reference=folder, strategy="covariance-matching")
+    expected = select(vectors, 30, "covariance-matching", seed=2, reference=vectors).ids
+    np.testing.assert_array_equal(np.load(tmp_path / "ids.npy"), expected)
+    capsys.readouterr()
+    entropy_command(folder, as_json=True)
+    assert json.loads(capsys.readouterr().out)["nats"] == kl_entropy(vectors).nats
+    with pytest.raises(UserError, match=r"--key x: .* holds a single array, which has no name"):
+        entropy_command(folder, key="x")
+
+
+def test_sealed_images_and_damaged_sets_are_refused_by_name(tmp_path):
+    import_dataset("digits", tmp_path / "digits", limit=20)
+    with pytest.raises(UserError, match="digits: holds images, but vectors"):
+        entropy_command(tmp_path / "digits")
+    import_dataset("iris", tmp_path / "iris")
+    shard = tmp_path / "iris" / "shard-000000.tar"
+    shard.write_bytes(shard.read_bytes()[:-1000] + bytes(1000)[:-1])
+    with pytest.raises(UserError, match=str(shard)):
+        entropy_command(tmp_path / "iris")
+
+
+def test_errors_of_the_calculation_name_the_file_or_option(tmp_path):
+    zero = X.copy()
+    zero[17] = 0
+    np.save(tmp_path / "zero.npy", zero)
+    np.save(tmp_path / "x.npy", X)
+    out = tmp_path / "ids.npy"
+    for said, call in {
+        "zero.npy: row 17 is zero": lambda: entropy_command(tmp_path / "zero.npy", metric="cosine"),
+        "--k: must be between": lambda: entropy_command(tmp_path / "x.npy", k=10**6),
+        "zero.npy: row 17 is zero and": lambda: select_command(tmp_path / "zero.npy", 3, out, metric="cosine"),
+        "--size: must be": lambda: select_command(tmp_path / "x.npy", 10**6, out),
+        "--per-class: needs labels": lambda: select_command(tmp_path / "x.npy", 3, out, per_class=True),
+        "--trim: must be": lambda: select_command(tmp_path / "x.npy", len(X), out, trim=0.5),
+        "zero.npy: row 17 is zero and has": lambda: select_command(
+            tmp_path / "x.npy", 3, out, "covariance-matching", metric="cosine", reference=tmp_path / "zero.npy"
+        ),
+    }.items():
+        with pytest.raises(UserError, match=f"^(.*/)?{said}"):
+            call()
