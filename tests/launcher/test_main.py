@@ -74,7 +74,8 @@ def finished_vectors(once):
     "words",
     [
         ("run", "{}/config.yaml", "--dry-run"), ("status", "{}"), ("status", "{}", "--json"), ("verify", "{}"),
-        ("config", "{}"), ("sample", "{}"), ("seal", "{}/real/images"), ("slurm", "script", "{}/config.yaml", "name=new"),
+        ("config", "{}"), ("sample", "{}"), ("seal", "{}/real/images"),
+        ("slurm", "script", "{}/config.yaml", "name=new"),
         ("entropy", "{}/real/images"), ("measure", "{}/real/images", "{}/generation_0001/samples", "--json"),
         ("select", "{}/real/images", "--size", "2", "--out", "{free}/ids.npy"),
         ("import", "iris", "{free}/iris", "--workers", "1"), ("report", "{}", "--format", "csv", "--out", "{free}/r"),

@@ -189,7 +189,7 @@ def test_options_become_values():
 
 @pytest.mark.parametrize("kind", ["import", "index"])
 def test_sealed_vectors_are_read_as_measure_reads_them(tmp_path, capsys, kind):
-    import_dataset("wine", tmp_path / "real" / "wine", shard_size=50)
+    import_dataset("wine", tmp_path / "real" / "wine", Settings(shard_size=50))
     folder, vectors = tmp_path / "real" / "wine", Dataset(tmp_path / "real" / "wine").all()
     if kind == "index":
         rows = np.arange(0, 178, 2)
@@ -210,7 +210,7 @@ def test_sealed_vectors_are_read_as_measure_reads_them(tmp_path, capsys, kind):
 
 
 def test_sealed_images_and_damaged_sets_are_refused_by_name(tmp_path):
-    import_dataset("digits", tmp_path / "digits", limit=20)
+    import_dataset("digits", tmp_path / "digits", Settings(limit=20))
     with pytest.raises(UserError, match="digits: holds images, but vectors"):
         entropy_command(tmp_path / "digits")
     import_dataset("iris", tmp_path / "iris")
