@@ -77,15 +77,18 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"{path}: is a device or pipe: give the name of a file")
 
 
-def check_place(path: Path) -> None:
-    """Makes the folder of a file that will be written. Raises UserError, naming the file, when it cannot be written."""
+def check_place(path: Path, given: Path | None = None) -> None:
+    """Makes the folder of a file that will be written. Raises UserError when the file cannot be written.
+
+    given  the path that the error names, where the user gave another than the file's
+    """
     try:
         _check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise unusable(error, path) from error
+        raise unusable(error, given or path) from error
 
 
 def _refusal(error: BaseException | None) -> OSError | None:

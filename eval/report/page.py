@@ -78,7 +78,7 @@ def make_room(out: Path, form: str) -> None:
             raise UserError(f"{out}: {'' if above == out else f'{above} '}is a file; give a path in a folder")
     except OSError as error:
         raise unusable(error, out) from error
-    files.check_place(out / "figure.png" if form == "png" else out)
+    files.check_place(out / "figure.png" if form == "png" else out, out)
 
 
 def state(folders: Sequence[Path]) -> Any:
