@@ -36,18 +36,45 @@ def reason(error: BaseException) -> str:
 
 _LOST = re.compile("closed by peer|reset by peer|broken pipe|socket closed|remote process exited", re.IGNORECASE)
 
+_LATE = re.compile("timed out waiting|timeout.*collective|collective.*timeout", re.IGNORECASE)
+
 
 @contextlib.contextmanager
 def with_peers(exchange: str) -> Iterator[None]:
-    """Turns the errors that gloo and NCCL raise when another process has ended into Failed, naming the exchange."""
+    """Turns what gloo and NCCL raise when another process has ended or is late into Failed, naming the exchange."""
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, Failed) or not _LOST.search(str(error)):
+        if isinstance(error, Failed) or not (_LOST.search(str(error)) or _LATE.search(str(error))):
             raise
+        if _LATE.search(str(error)):
+            raise Failed(
+                f"another rank did not come to {exchange} in time ({reason(error)}): the logs of the other ranks say "
+                "why; run the same command again"
+            ) from error
         raise Failed(
             f"another rank ended during {exchange}: the logs of the other ranks say why; run the same command again"
         ) from error
+
+
+_MEMORY = re.compile("out of memory|can.?t allocate memory|cannot allocate|not enough memory|bad_alloc", re.IGNORECASE)
+_THREADS = re.compile("can't start new thread|thread.*resource temporarily unavailable", re.IGNORECASE)
+
+
+def exhausted(error: BaseException) -> str | None:
+    """The one line of an error by which a process has run out of memory or threads; None for any other error."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(str(error)):
+        return (
+            f"out of memory ({reason(error)}): lower train.micro_batch or sample.batch, use more processes, or raise "
+            "the limit on memory (ulimit -v, slurm.memory)"
+        )
+    if number == errno.EAGAIN or _THREADS.search(str(error)):
+        return (
+            f"too many processes and threads ({reason(error)}): raise the limit (ulimit -u), or lower threads, "
+            "data.workers or --workers"
+        )
+    return None
 
 
 _CURES = {

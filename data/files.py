@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -19,9 +21,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from entroloop.data import owners
 from entroloop.data.errors import Failed, Interrupted, UserError, unusable
 
-TEMPORARY = ".tmp-"  # prefix of every unfinished file; `sweep_temporaries` and readers of folders rely on it
+TEMPORARY = ".tmp-"  # prefix of every unfinished file, followed by its owner; readers of folders pass over it
 _fences: list[Callable[[], None]] = []
 
 
@@ -44,29 +47,57 @@ def _pass_fences() -> None:
 
 
 @contextlib.contextmanager
+def temporary(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path` for a file or folder that is not finished. Removes it at the end if it still exists.
+
+    The name contains this process as the owner, so `sweep_temporaries` can remove the file if this process is killed.
+    """
+    own = path.with_name(f"{TEMPORARY}{owners.me()}-{uuid.uuid4().hex[:8]}-{path.name}")
+    try:
+        with owners.beating(own):
+            yield own
+    finally:
+        _remove(own)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a read-only disk; an error of the caller's has already told what is wrong
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
     """Yields a complete, fsynced temporary file beside `path`. Removes it at the end if it still has that name."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_replaceable(path)
-        with temporary.open("xb") as file:
+    except OSError as error:
+        raise unusable(error, error.filename or path) from error
+    with temporary(path) as own, refusals(path, own):
+        with own.open("xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         _pass_fences()
-        yield temporary
+        yield own
+
+
+@contextlib.contextmanager
+def refusals(path: Path, own: Path) -> Iterator[None]:
+    """Turns an error of the operating system, also one behind a library's error, into a UserError that names `path`."""
+    try:
+        yield
     except (UserError, Interrupted, Failed):
         raise
     except Exception as error:
-        refused = _refusal(error)
+        refused = _refusal(error, own)
         if refused is None:
             raise
-        known = refused.filename not in (None, str(temporary))  # the folder, or a file that `write` reads
+        known = refused.filename not in (None, str(own))  # the folder, or a file that `write` reads
         raise unusable(refused, refused.filename if known else path) from error
-    finally:
-        with contextlib.suppress(OSError):  # the error above has already said what is wrong with the folder
-            temporary.unlink(missing_ok=True)
 
 
 def _check_replaceable(path: Path) -> None:
@@ -91,11 +122,25 @@ def check_place(path: Path, given: Path | None = None) -> None:
         raise unusable(error, given or path) from error
 
 
-def _refusal(error: BaseException | None) -> OSError | None:
-    """The operating system's error behind an error, if any: on a full disk `torch.save` raises an error of its own."""
-    while error is not None and not (isinstance(error, OSError) and error.errno):
+def _refusal(error: BaseException | None, own: Path) -> OSError | None:
+    """The operating system's error behind an error, if any.
+
+    Libraries raise errors of their own on a full disk, some without the reason. So the system is asked again whether
+    it takes more bytes in the unfinished file or folder `own`.
+    """
+    while error is not None:
+        if isinstance(error, OSError) and error.errno:
+            return error
+        if told := re.search(r"\(os error (\d+)\)", str(error)):  # as Rust writes it
+            return OSError(int(told[1]), os.strerror(int(told[1])))
         error = error.__cause__ or error.__context__
-    return error
+    try:
+        if own.exists():
+            with (own / "more" if own.is_dir() else own).open("ab") as file:
+                file.write(bytes(1 << 16))
+    except OSError as refused:
+        return refused
+    return None
 
 
 def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
@@ -104,9 +149,9 @@ def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
     Returns True if this call made the file, False if `path` already existed; an existing file does not change.
     Raises UserError, naming the path, when the operating system refuses to write: disk full, read-only, not a folder, …
     """
-    with _written(path, write) as temporary:
+    with _written(path, write) as own:
         try:
-            os.link(temporary, path)
+            os.link(own, path)
         except FileExistsError:
             return False
         except OSError as error:
@@ -116,15 +161,16 @@ def create(path: Path, write: Callable[[IO[bytes]], object]) -> bool:
             # they were first.
             if path.exists():
                 return False
-            temporary.rename(path)
+            own.rename(path)
     sync_folder(path.parent)
     return True
 
 
 def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Writes a file and replaces an earlier version of it in one step. Raises UserError as `create` does."""
-    with _written(path, write) as temporary:
-        temporary.replace(path)
+    sweep_temporaries(path.parent, f"-{path.name}", watch=False)
+    with _written(path, write) as own:
+        own.replace(path)
     sync_folder(path.parent)
 
 
@@ -144,8 +190,15 @@ def add_line(path: Path, value: Any) -> None:
     _pass_fences()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
-            file.write(json.dumps(value) + "\n")
+        with path.open("ab") as file:
+            before = file.tell()
+            try:
+                file.write(json.dumps(value).encode() + b"\n")
+                file.flush()
+            except OSError as error:
+                file.truncate(before)  # a line is whole or absent
+                file.close()
+                raise unusable(error, path) from error
     except OSError as error:
         raise unusable(error, error.filename or path) from error
 
@@ -160,13 +213,29 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sweep_temporaries(folder: Path) -> None:
-    """Removes temporary files that killed processes left behind. Only for a folder whose lease the caller holds."""
-    for path in list(folder.rglob(f"{TEMPORARY}*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def sweep_temporaries(folder: Path, ending: str = "", *, watch: bool = True) -> None:
+    """Removes temporary files and folders, at any depth, whose owners have ended. Never removes those of living owners.
+
+    ending  of their names: with one, only those in `folder` itself
+    watch   whether to wait until those of other machines show by their heartbeats that their owners live
+    """
+    unclear = []
+    found = folder.glob(f"{TEMPORARY}*{glob.escape(ending)}") if ending else _temporaries(folder)
+    for path in list(found):
+        dead = owners.is_dead(path.name[len(TEMPORARY) :].partition("-")[0])
+        if dead:
+            _remove(path)
+        elif dead is None:
+            unclear.append(path)
+    for path in owners.silent(unclear) if watch else ():
+        _remove(path)
+
+
+def _temporaries(folder: Path) -> Iterator[Path]:
+    for here, folders, names in os.walk(folder):
+        mine = [name for name in (*folders, *names) if name.startswith(TEMPORARY)]
+        folders[:] = [name for name in folders if name not in mine]
+        yield from (Path(here, name) for name in mine)
 
 
 def sha256(path: Path) -> str:

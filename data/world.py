@@ -9,24 +9,21 @@ Nothing else in the project calls `torch.distributed`. Code that needs other pro
 from __future__ import annotations
 
 import atexit
-import concurrent.futures
 import datetime
 import gc
 import pickle
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import Store
 
-from entroloop.data.errors import Failed, Interrupted, UserError, reason, with_peers
+from entroloop.data import peers
+from entroloop.data.errors import with_peers
 from entroloop.data.precision import keep_full_precision
 
 T = TypeVar("T")
@@ -58,6 +55,7 @@ class World:
     def barrier(self) -> None:
         """Waits until every rank has called this method."""
         if self.size > 1:
+            peers.wait_for_all()
             self.traffic.exchanges += 1
             dist.barrier()
 
@@ -137,9 +135,13 @@ class World:
 
     @with_peers("the gathering of small values")
     def gather_objects(self, value: Any) -> list[Any]:
-        """Every rank's picklable value, in rank order. Meant for small values: counts, errors, rows of a table."""
+        """Every rank's picklable value, in rank order. Meant for small values: counts, errors, rows of a table.
+
+        As in `barrier`, `on_main` and `agree`, ranks may come hours apart: they wait outside torch, which has a limit.
+        """
         if self.size == 1:
             return [value]
+        peers.wait_for_all()
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         self.traffic.exchanges += 1
@@ -198,92 +200,6 @@ def _tried(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def meet(
-    address: str,
-    port: int,
-    rank: int,
-    size: int,
-    *,
-    serves: bool,
-    name: str = "",
-    seconds: float = 300.0,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> Store:
-    """The store through which `size` ranks make a process group. Returns once all ranks have connected to the store.
-
-    serves  whether this process keeps the store; exactly one process does, rank 0 or torchrun's agent
-    name    the same on every rank of a group; tells the group from another one that uses the same port by mistake
-
-    This function polls. A wait inside torch would keep signals from reaching this Python process.
-    Raises UserError when this process cannot listen at the port, Failed when some rank has not connected after
-    `seconds`, and Interrupted when `should_stop` returns True.
-    """
-    deadline, pause = time.monotonic() + seconds, 0.01
-    store: Store | None = None
-    waits_for, why = "rank 0", ""
-    here = [f"here/{r}" for r in range(size)]
-    while True:
-        try:
-            if store is None:
-                store = PrefixStore(f"entroloop/{name}", _reach(address, port, size, serves, deadline, should_stop))
-                store.set(here[rank], "")
-            if store.check(here):
-                return store
-            waits_for = _ranks(r for r in range(size) if not store.check([here[r]]))
-        except (OSError, RuntimeError) as error:  # rank 0 has not started yet, or has ended
-            store, waits_for, why = None, "rank 0", f" ({reason(error)})"
-        if should_stop():
-            raise Interrupted(f"stopped while rank {rank} waited for {waits_for}")
-        if time.monotonic() >= deadline:
-            raise Failed(
-                f"rank {rank} of {size} waited {seconds:g} s at {address}:{port} for {waits_for}{why}: see why "
-                "that did not start, or set ENTROLOOP_JOIN_SECONDS to wait longer"
-            )
-        time.sleep(pause)
-        pause = min(1.5 * pause, 0.5)
-
-
-def _reach(address: str, port: int, size: int, serves: bool, until: float, should_stop: Callable[[], bool]) -> Store:
-    """The store at that port, made by this process if it `serves`. Raises OSError or RuntimeError if there is none."""
-    if not serves:
-        socket.create_connection((address, port), timeout=2).close()
-    found: Future[Store] = Future()
-
-    def connect() -> None:
-        try:
-            host = "localhost" if serves else address
-            timeout = datetime.timedelta(seconds=5)
-            found.set_result(TCPStore(host, port, size, serves, timeout, wait_for_workers=False))
-        except RuntimeError as error:
-            found.set_exception(error)
-
-    # A foreign program that listens at the port and never answers blocks torch forever. In a thread of its own the
-    # blocked call does not keep signals from this process.
-    threading.Thread(target=connect, daemon=True).start()
-    while not found.done() and not should_stop() and time.monotonic() < until:
-        concurrent.futures.wait([found], timeout=0.1)
-    if not found.done():
-        raise OSError(f"the program that listens at port {port} does not answer")
-    try:
-        return found.result()
-    except RuntimeError as error:
-        if "failed to listen" not in str(error):
-            raise
-        why = "is in use" if "EADDRINUSE" in str(error) else "cannot be opened"
-        raise UserError(
-            f"MASTER_PORT={port} {why} on {socket.gethostname()}: set MASTER_PORT to another port, or end the process "
-            "that uses it"
-        ) from error
-
-
-def _ranks(numbers: Iterable[int]) -> str:
-    """`rank 3` or `ranks 1, 2, 5`. Names at most eight ranks and counts the rest."""
-    every = list(numbers)
-    named = ", ".join(map(str, every[:8]))
-    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
-    return f"rank{'s' if len(every) > 1 else ''} {named}{more}"
-
-
 def join(
     rank: int,
     size: int,
@@ -293,12 +209,15 @@ def join(
     store: Store | None = None,
     init_method: str = "env://",
     timeout: datetime.timedelta = datetime.timedelta(minutes=30),
+    silence: float = 300.0,
 ) -> World:
     """Joins the process group (NCCL on CUDA, gloo elsewhere) and returns this process's World.
 
     store        the store that `meet` returned; without one the ranks meet as `init_method` says
     device       None chooses CUDA device number `local_rank` if there is CUDA, else the CPU
     local_rank   number of this process on its machine
+    timeout      limit of one exchange of tensors, in which all ranks take part at about the same time
+    silence      seconds after which a rank that hangs ends the ranks that wait for it; needs a store
 
     The process leaves the group at exit. Otherwise a few per cent of processes abort because gloo's thread is still
     running.
@@ -315,8 +234,11 @@ def join(
         if store is not None:
             store.set_timeout(timeout)
         dist.init_process_group(
-            backend, init_method if store is None else None, timeout, world_size=size, rank=rank, store=store
-        )
+            backend, init_method if store is None else None, timeout, world_size=size, rank=rank, store=store,
+            device_id=device if device.type == "cuda" else None,
+        )  # fmt: skip
+        if store is not None:
+            peers.watch(store, rank, size, silence)
         atexit.register(leave)
     return World(rank, size, local_rank, device)
 
@@ -331,6 +253,7 @@ def current(device: torch.device | None = None) -> World:
 
 def leave() -> None:
     """Leaves the process group, if there is one."""
+    peers.stop()
     if dist.is_initialized():
         # A DDP model that outlives its group joins gloo's thread while holding the interpreter's lock. If gloo's thread
         # is just releasing its last work, it waits for the same lock: a deadlock. So collect the models first and give

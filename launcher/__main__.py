@@ -17,7 +17,16 @@ from typing import TextIO
 
 import typer
 
-from entroloop.data.errors import NO_ROOM, Failed, Interrupted, UserError, refusal, unusable, with_peers
+from entroloop.data.errors import (
+    NO_ROOM,
+    Failed,
+    Interrupted,
+    UserError,
+    exhausted,
+    refusal,
+    unusable,
+    with_peers,
+)
 
 RESUMABLE = 75
 
@@ -52,6 +61,7 @@ def _register() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its status."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about ranks that have ended are stack traces
     logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Lines(sys.stdout)])
     logging.getLogger("entroloop").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
@@ -87,7 +97,7 @@ def _run(arguments: list[str] | None) -> int:
             return _refuse(str(unusable(error, "standard output or a temporary file")))
         refused = refusal(error)
         if refused is None:
-            raise
+            return _failed(exhausted(error))
         return _refuse(str(refused))
     except UnicodeEncodeError:  # a path is stored as text, in the configuration of a run for example
         strange = [word for word in arguments or sys.argv[1:] if word != word.encode(errors="replace").decode()]
@@ -95,8 +105,9 @@ def _run(arguments: list[str] | None) -> int:
             raise
         return _refuse(f"{strange[0]}: not UTF-8, so that no file of entroloop can hold it: give another name")
     except Failed as error:
-        print(f"entroloop: {error}", file=sys.stderr)
-        return 1
+        return _failed(str(error))
+    except (MemoryError, RuntimeError) as error:
+        return _failed(exhausted(error))
     except CommandLineError as error:  # type: ignore[misc]  # found at run time
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
             return 0
@@ -127,6 +138,14 @@ class _Lines(logging.StreamHandler[TextIO]):
 def _stopped(why: str) -> int:
     print(f"entroloop: {why}; run the same command again to go on", file=sys.stderr)
     return RESUMABLE
+
+
+def _failed(line: str | None) -> int:
+    """Prints the line of the error that is being handled, or raises the error where nothing is known about it."""
+    if line is None:
+        raise
+    print(f"entroloop: {line}", file=sys.stderr)
+    return 1
 
 
 def _refuse(line: str) -> int:

@@ -19,12 +19,14 @@ from types import FrameType
 import torch
 
 from entroloop.data.errors import UserError
-from entroloop.data.world import World, join, meet
+from entroloop.data.rendezvous import meet
+from entroloop.data.world import World, join
 
 RANKS = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 MASTER = ("MASTER_ADDR", "MASTER_PORT")
 STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH and Intel MPI; MVAPICH
+MOST = 2**20  # ranks
 FIRST_PORT, PORTS = 12000, 8000  # for srun's steps: below the ports of outgoing connections and of the job scripts
 
 
@@ -47,7 +49,9 @@ class Place:
 
 def place(environment: Mapping[str, str]) -> Place:
     """This process's place by these variables. Raises UserError when they are empty, incomplete or contradictory."""
-    empty = [name for name in (*RANKS, *MASTER, *STEP) if environment.get(name) == ""]
+    empty = [
+        name for name in (*RANKS, *MASTER, *STEP) if environment.get(name, "-").isspace() or environment.get(name) == ""
+    ]
     if empty:
         raise UserError(f"environment: {empty[0]} is set and empty: unset it")
     if any(name in environment for name in RANKS):
@@ -76,7 +80,7 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place:
             f"environment: {there} without {', '.join(missing)}: start with torchrun, accelerate launch or srun, or "
             f"unset {', '.join(name for name in RANKS if name in environment)}"
         )
-    size, local = _integer(environment, "WORLD_SIZE"), _integer(environment, "LOCAL_RANK")
+    size, local = _size(environment, "WORLD_SIZE"), _integer(environment, "LOCAL_RANK")
     rank, port = _below(environment, "RANK", size, "WORLD_SIZE"), _port(environment)
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     again = environment.get("TORCHELASTIC_RESTART_COUNT", "0")  # the agent keeps its store when it restarts its ranks
@@ -91,7 +95,7 @@ def _is_shell(environment: Mapping[str, str]) -> bool:
 
 
 def _by_srun(environment: Mapping[str, str]) -> Place:
-    size = _integer(environment, "SLURM_STEP_NUM_TASKS")
+    size = _size(environment, "SLURM_STEP_NUM_TASKS")
     if _integer(environment, "SLURM_NTASKS", size) != size:  # srun sets both
         raise UserError(
             f"environment: SLURM_STEP_NUM_TASKS={size} is left over from the step of another job (SLURM_NTASKS="
@@ -119,9 +123,16 @@ def _integer(environment: Mapping[str, str], name: str, default: int | None = No
     text = environment.get(name)
     if text is None and default is not None:
         return default
-    if text is None or not re.fullmatch(r"-?\d+", text):
-        raise UserError(f"environment: {name}{'' if text is None else f'={text}'}: must be an integer")
+    if text is None or not re.fullmatch(r"-?[0-9]{1,12}", text):
+        raise UserError(f"environment: {name}{'' if text is None else f'={text[:40]}'}: must be an integer")
     return int(text)
+
+
+def _size(environment: Mapping[str, str], name: str) -> int:
+    size = _integer(environment, name)
+    if not 1 <= size <= MOST:
+        raise UserError(f"environment: {name}={size}: must be from 1 to {MOST}")
+    return size
 
 
 def _below(environment: Mapping[str, str], name: str, size: int, of: str) -> int:
@@ -146,10 +157,11 @@ def world_from_environment(
     Writes the process's place into the environment as torchrun does, for accelerate and DeepSpeed. LOCAL_RANK is then
     the number of the device: 0 where the process sees only one device.
 
-    Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300). Raises UserError when the variables contradict each
+    Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300); one that hangs later ends those that wait for it after
+    ENTROLOOP_PEER_SECONDS (300). Raises UserError when the variables contradict each
     other or the port is taken, Failed when the time is over, and Interrupted when `should_stop` returns true.
     """
-    seconds = _patience(environment)
+    seconds, silence = (_seconds(environment, f"ENTROLOOP_{name}_SECONDS") for name in ("JOIN", "PEER"))
     mine = place(environment)
     device = _device(mine)
     if mine.size == 1:
@@ -162,7 +174,7 @@ def world_from_environment(
     environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_RANK"] = map(str, (mine.rank, mine.size, local))
     environment["MASTER_ADDR"], environment["MASTER_PORT"] = mine.address, str(mine.port)
     environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate chooses another number
-    return join(mine.rank, mine.size, mine.local_rank, device=device, store=store)
+    return join(mine.rank, mine.size, mine.local_rank, device=device, store=store, silence=silence)
 
 
 def _device(mine: Place) -> torch.device:
@@ -178,14 +190,14 @@ def _device(mine: Place) -> torch.device:
     return torch.device("cuda", mine.local_rank if seen > 1 else 0)
 
 
-def _patience(environment: Mapping[str, str]) -> float:
-    text = environment.get("ENTROLOOP_JOIN_SECONDS", "300")
+def _seconds(environment: Mapping[str, str], name: str) -> float:
+    text = environment.get(name, "300")
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
-        raise UserError(f"environment: ENTROLOOP_JOIN_SECONDS={text}: must be a number of seconds above 0")
+        raise UserError(f"environment: {name}={text}: must be a number of seconds above 0")
     return seconds
 
 

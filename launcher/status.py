@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ def inspect(folder: Path) -> dict[str, Any]:
     Raises UserError when the folder is neither a run nor a sweep.
     """
     if (folder / CONFIG).is_file():
-        return _with_jobs(folder, _inspect_run(folder))
+        return _with_jobs(folder, _inspect_run(folder, *lease.living(Layout(folder).all_leases())))
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not runs:
         raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} in it or one level below)")
-    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run) for run in runs]})
+    leases = lease.living(path for run in runs for path in Layout(run).all_leases())
+    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run, *leases) for run in runs]})
 
 
 def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -52,13 +54,15 @@ def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _inspect_run(folder: Path) -> dict[str, Any]:
+def _inspect_run(
+    folder: Path, alive: Mapping[Path, dict[str, Any]], ended: Mapping[Path, dict[str, Any] | None]
+) -> dict[str, Any]:
     layout = Layout(folder)
     generations = int(read_config(layout)["generations"])
     sealed = is_sealed(layout)
     found = []
     for step in steps(generations):
-        parts = [part for path in layout.leases(step) if (part := lease.read(path)) is not None]
+        parts = [alive[path] for path in layout.leases(step) if path in alive]
         done = sum(float((part["progress"] or {}).get("done", 0)) for part in parts)
         total = sum(float((part["progress"] or {}).get("total", 0)) for part in parts)
         state = "sealed" if sealed(step) else "running" if parts else "pending"
@@ -72,22 +76,18 @@ def _inspect_run(folder: Path) -> dict[str, Any]:
                 "owners": [f"{part['host']}:{part['pid']}" for part in parts],
             }
         )
-    try:
-        state_file = json.loads(layout.state.read_text())
-    except (OSError, ValueError):
-        state_file = None
-    finished = all(entry["state"] == "sealed" for entry in found)
-    if finished:
-        status = "finished"
+    killed = next((value for path, value in ended.items() if value and path.is_relative_to(folder)), None)
+    if all(entry["state"] == "sealed" for entry in found):
+        status, reason = "finished", ""
     elif any(entry["state"] == "running" for entry in found):
-        status = "running"
+        status, reason = "running", ""
+    elif killed:  # a killed attempt does not update state.json: the file is missing or is of an earlier attempt
+        status, reason = "stopped", f"process {killed['pid']} on {killed['host']} was killed in {killed['what']}"
     else:
-        # a killed attempt does not update state.json: the file is missing or is of an earlier attempt
-        begun = any(entry["state"] == "sealed" for entry in found)
-        status = "stopped" if begun else "not begun"
-        if state_file and state_file["status"] != "finished":
-            status = state_file["status"]
-    reason = state_file["reason"] if state_file and status in ("failed", "interrupted") else ""
+        status, reason = _last_attempt(layout)
+        if status in ("", "finished"):
+            begun = any(entry["state"] == "sealed" for entry in found)
+            status, reason = "stopped" if begun else "not begun", ""
     return {
         "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,
         "spread_gap": _spread_gaps(folder), "bytes": used(folder),
@@ -101,6 +101,15 @@ def _spread_gaps(folder: Path) -> dict[str, dict[int, float | None]]:
         for encoder in row.measures:
             found.setdefault(encoder, {})[row.generation or 0] = row.value(encoder, "spread_gap")
     return found
+
+
+def _last_attempt(layout: Layout) -> tuple[str, str]:
+    """(status, reason) as the last attempt that was not killed wrote them; empty texts where there is none."""
+    try:
+        value = json.loads(layout.state.read_text())
+        return str(value["status"]), str(value["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", ""
 
 
 def used(run: Path) -> dict[str, int]:

@@ -28,7 +28,7 @@ from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config, check_overrides, compose, dump, read_yaml
 from entroloop.launcher.keep_config import KeepConfig
-from entroloop.launcher.run import retention
+from entroloop.launcher.run import lease, retention
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
 from entroloop.launcher.run.resume import open_run
 
@@ -133,6 +133,7 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
     arms failed.
     """
     base, arms = arms_of(path, overrides)
+    lease.sweep(base.run_folder)
     jobs = base.sweep.jobs or max(1, len(os.sched_getaffinity(0)) // base.threads)
     total = sum(len(list(steps(arm.config.generations))) for arm in arms)
     log.info("sweep %s: %d runs, %d side by side", base.run_folder, len(arms), jobs)
@@ -164,7 +165,11 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
 def while_shared(arm: Arm, arms: Sequence[Arm]) -> Config:
     """The arm's configuration, changed to remove nothing while other arms still link to its sealed folders."""
     leads = any(other.leader is arm for other in arms)
-    return arm.config.model_copy(update={"keep": KeepConfig()}) if leads else arm.config
+    return (
+        arm.config.model_copy(update={"keep": KeepConfig(checkpoints=arm.config.keep.checkpoints)})
+        if leads
+        else arm.config
+    )
 
 
 def _start(arm: Arm, arms: Sequence[Arm]) -> bool:

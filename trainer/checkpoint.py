@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import shutil
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -128,17 +126,14 @@ def export(
     Raises UserError when the folder is sealed already.
     """
     manifest.check_unsealed(folder)
-    attempt = folder / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}"
     names = []
-    try:
+    with files.temporary(folder / "weights") as attempt, files.refusals(folder, attempt):
         for average, network in averages.items():
             inner = f"ema_{average}/" if average else ""
             (attempt / inner).mkdir(parents=True, exist_ok=True)
             for name in network.save(attempt / inner):
                 manifest.put(folder, inner + name, (attempt / inner / name).read_bytes())
                 names.append(inner + name)
-    finally:
-        shutil.rmtree(attempt, ignore_errors=True)
     network = averages[""]
     about = {
         "objective": objective,

@@ -11,11 +11,9 @@ N samples of the source, C channels, H height, W width, D features.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -97,7 +95,7 @@ def import_part(
         _check_dest(dest, source, identity)
     if manifest.is_sealed(dest):  # by another process, while this one looked at the source
         return opened.ignored
-    _sweep_old(dest)
+    files.sweep_temporaries(dest)
     done = {i for i in part.of(len(pieces)) if is_done(dest, i)}
     tasks = [ShardTask(i, pieces[i][0], rows[slice(*pieces[i])]) for i in part.of(len(pieces)) if i not in done]
     sizes = {i: stop - start for i, (start, stop) in enumerate(pieces) if i in part.of(len(pieces))}
@@ -222,11 +220,3 @@ def _forget_settings(dest: Path) -> None:
     """
     if (dest / SETTINGS).exists():
         (dest / SETTINGS).unlink(missing_ok=True)
-
-
-def _sweep_old(dest: Path) -> None:
-    """Removes temporary files that killed imports left behind: files older than an hour, which no import writes now."""
-    for path in dest.glob(f"{files.TEMPORARY}*"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > 3600:
-                path.unlink()

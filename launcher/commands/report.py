@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from entroloop.data import owners
 from entroloop.data.errors import UserError
-from entroloop.launcher.run import lease
 
 if TYPE_CHECKING:
     from entroloop.eval.report.runs import Run
@@ -108,5 +108,5 @@ def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
 
 
 def _heartbeats(runs: list[Run]) -> list[object]:
-    """The leases of the processes at work on these runs. They change every second while a process lives."""
-    return [lease.read(path) for run in runs for path in sorted(run.folder.glob("*/.lease-*"))]
+    """Stamps of the leases of the processes at work on these runs. They change every second while a process lives."""
+    return [owners.stamp(path) for run in runs for path in sorted(run.folder.glob("*/.lease-*"))]

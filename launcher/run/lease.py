@@ -1,9 +1,10 @@
 """Leases: which process is at work on a part of a phase. Shared file systems have no reliable file locks.
 
 A lease is a file that is created exclusively. Its owner rewrites it every second with a rising counter and the phase's
-progress. Other processes can thus tell a live owner from a dead one, and `entroloop status` can show the progress. No
-clock is compared: each observer times the counter by its own clock. An owner that was frozen for longer than observers
-wait loses the lease to an observer. The owner notices this at its next heartbeat, or before it next writes a file.
+progress. Other processes can thus tell a live owner from a dead one (`data.owners`), and `entroloop status` can show
+the progress. No clock is compared: each observer times the counter by its own clock. An owner that was frozen for
+longer than observers wait loses the lease to an observer. The owner notices this at its next heartbeat, or before it
+next writes a file.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from entroloop.data.errors import Interrupted, UserError
+from entroloop.data import files, owners
+from entroloop.data.errors import Interrupted, UserError, unusable
 from entroloop.data.progress import Progress
 
-BEAT = 1.0  # seconds between heartbeats
-WATCH = 5.0  # seconds after which a silent owner counts as dead
 SIZE = 1024  # bytes; a fixed size makes every rewrite a single small write in place
 
 log = logging.getLogger(__name__)
@@ -39,25 +40,48 @@ class LeaseLost(Interrupted):
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The content of a lease; None when there is no lease or another process is just writing it."""
+    """The content of a lease; None when there is no lease, it is damaged or another process is just writing it."""
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        int(value["pid"]), int(value["counter"]), str(value["host"]), str(value["token"]), str(value["what"])
+        float((value["progress"] or {}).get("done", 0)), float((value["progress"] or {}).get("total", 0))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-    return value if isinstance(value, dict) else None
+    return dict(value)
 
 
-def _dead_here(lease: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this host and has ended."""
-    if lease.get("host") != socket.gethostname():
-        return False
-    try:
-        os.kill(int(lease["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+def living(paths: Iterable[Path]) -> tuple[dict[Path, dict[str, Any]], dict[Path, dict[str, Any] | None]]:
+    """(the leases of owners that live, those of owners that have ended), each with its content.
+
+    Takes up to `owners.WATCH` seconds where owners work on other machines, else no time.
+    """
+    found = {path: read(path) for path in paths if path.is_file()}
+    dead = {path: owners.is_dead(value.get("owner")) if value else None for path, value in found.items()}
+    silent = owners.silent(path for path, ended in dead.items() if ended is None)
+    ended = {path: value for path, value in found.items() if dead[path] or path in silent}
+    return {path: value for path, value in found.items() if value and path not in ended}, ended
+
+
+def sweep(run: Path) -> None:
+    """Removes, in the whole folder of a run or a sweep, the leases and temporary files whose owners have ended."""
+    _, ended = living([*run.rglob(".lease-*"), *run.rglob(".starting-over-*")])
+    with contextlib.suppress(OSError):  # a finished run may be on a read-only disk
+        for path, value in ended.items():
+            _discard(path, value)
+    files.sweep_temporaries(run)
+
+
+def _discard(path: Path, seen: dict[str, Any] | None) -> None:
+    """Removes the lease of an owner that has ended, unless another process has replaced it meanwhile."""
+    with files.temporary(path) as aside:
+        try:
+            path.rename(aside)
+        except FileNotFoundError:
+            return  # another observer was faster
+        moved = read(aside)
+        if moved is not None and (seen is None or moved["token"] != seen["token"]):
+            with contextlib.suppress(FileExistsError):  # a third process holds it now: the other observer will notice
+                os.link(aside, path)  # it was the fresh lease of that other observer
 
 
 class Lease:
@@ -71,6 +95,7 @@ class Lease:
         self.progress: Progress | None = None
         self.lost = False
         self.token = uuid.uuid4().hex
+        self._owner = owners.me()
         self._counter = 0
         self._closed = threading.Event()
 
@@ -83,46 +108,45 @@ class Lease:
                 break
             except FileExistsError:
                 self._take_over()
-        self._write()
+        try:
+            self._write()
+        except OSError as error:
+            os.close(self._file)
+            self.path.unlink(missing_ok=True)
+            raise unusable(error, self.path) from error
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._thread.start()
         return self
 
     def _take_over(self) -> None:
         """Returns once the lease of a dead owner is out of the way."""
+        if self.path.is_dir():
+            raise UserError(f"{self.path}: is a folder where {self.what} needs a file of its own: remove the folder")
         seen = read(self.path)
         start = time.monotonic()
-        while seen is None or not _dead_here(seen):
-            time.sleep(BEAT / 4)
+        while seen is None or not owners.is_dead(seen.get("owner")):
+            time.sleep(owners.BEAT / 4)
             now = read(self.path)
             if not self.path.exists():
                 return
-            if seen is not None and now is not None and now.get("counter") != seen.get("counter"):
+            if seen is not None and now is not None and now["counter"] != seen["counter"]:
                 if time.monotonic() < self._deadline:
                     seen, start = now, time.monotonic()
                     continue
                 raise InUse(
-                    f"{self.path.parent}: {self.what} is in use by process {now.get('pid')} on {now.get('host')}: "
+                    f"{self.path.parent}: {self.what} is in use by process {now['pid']} on {now['host']}: "
                     "wait for it, or stop it and run the same command again"
                 )
             seen = seen or now
-            if time.monotonic() - start > WATCH:
+            if time.monotonic() - start > owners.WATCH:
                 break
         log.info("%s: taking over from a process that is gone", self.what)
-        aside = self.path.with_name(f"{self.path.name}-{self.token}")
-        try:
-            self.path.rename(aside)
-        except FileNotFoundError:
-            return  # another observer was faster
-        moved = read(aside)
-        if moved is not None and seen is not None and moved.get("token") != seen.get("token"):
-            with contextlib.suppress(FileExistsError):  # a third process holds it now: the other observer will notice
-                os.link(aside, self.path)  # it was the fresh lease of that other observer
-        aside.unlink()
+        _discard(self.path, seen)
 
     def _write(self) -> None:
         self._counter += 1
         value = {
+            "owner": self._owner,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "token": self.token,
@@ -133,7 +157,7 @@ class Lease:
         os.pwrite(self._file, json.dumps(value).encode().ljust(SIZE), 0)
 
     def _beat(self) -> None:
-        while not self._closed.wait(BEAT) and self.held():
+        while not self._closed.wait(owners.BEAT) and self.held():
             with contextlib.suppress(OSError):  # the file system may be unavailable for a while
                 self._write()
 
@@ -143,7 +167,7 @@ class Lease:
             now = read(self.path)
             if now is not None:
                 break
-            time.sleep(BEAT / 10)
+            time.sleep(owners.BEAT / 10)
         self.lost = self.lost or now is None or now.get("token") != self.token
         return not self.lost
 
@@ -155,9 +179,13 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.release()
+        os.close(self._file)
+
+    def release(self) -> None:
+        """Ends the heartbeat and removes the lease if it is still this one."""
         self._closed.set()
         self._thread.join()
         now = read(self.path)
         if now is not None and now.get("token") == self.token:
             self.path.unlink(missing_ok=True)
-        os.close(self._file)

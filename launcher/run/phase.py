@@ -49,7 +49,7 @@ class Phase:
     in_parts   whether `--part` is allowed
     pieces     its tasks in a job array; None where one job does it
     processes  the processes of one job: one, all of one node, or all that the section `slurm` asks for
-    trains     whether it reads training shards, which jobs first copy to the node's own disk
+    trains     whether it trains: it has checkpoints, and reads shards that jobs first copy to the node's own disk
     encodes    whether it calls the configured encoders, which are tried before anything begins
     ready      raises UserError where an input from outside the run would make a step fail
     fits       raises UserError where these processes cannot do the phase

@@ -45,7 +45,15 @@ def names_of(layout: Layout, step: Step) -> list[str]:
 
 
 def apply(config: Config, layout: Layout) -> None:
-    """Removes the files of all removable steps. Removes nothing with the default `keep`."""
+    """Removes the files of all removable steps, and the checkpoints of finished trainings if `keep` says so.
+
+    Looks only at sealed steps, so the next attempt removes what a killed attempt did not.
+    """
+    if config.keep.checkpoints == "none":
+        for step in steps(config.generations):
+            if BY_NAME[step.phase].trains and manifest.is_sealed(layout.of(step)):
+                for old in layout.checkpoints(step.generation).glob("images-*.pt"):
+                    old.unlink(missing_ok=True)
     if not any(_goes(config, step) for step in steps(1)):
         return
     freed = sum(

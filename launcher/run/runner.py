@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from entroloop.data import files
+from entroloop.data import files, peers
 from entroloop.data.errors import Interrupted, UserError, refusal
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import Part
@@ -68,7 +68,7 @@ def run(
     real = world.agree(lambda: check_fits(config, world, {step.phase for step in order if not sealed(step)}))
     torch.set_num_threads(config.threads)
     world.on_main(lambda: check_space(config, real, next(itertools.filterfalse(sealed, order), None)))
-    layout = world.on_main(lambda: open_run(config))
+    layout = world.on_main(lambda: _opened(config))
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     with _state(layout, world, config.generations, attempt.state):
         world.on_main(lambda: retention.apply(config, layout))
@@ -97,7 +97,7 @@ def run_single(
     real = world.agree(lambda: check_fits(config, world, set() if done else {step.phase}))
     torch.set_num_threads(config.threads)
     world.on_main(lambda: check_space(config, real, step) if part is None else None)
-    layout = world.on_main(lambda: open_run(config))
+    layout = world.on_main(lambda: _opened(config, sweeps=part is None))
     with _state(layout, world, config.generations, attempt.state):
         if world.on_main(lambda: manifest.is_sealed(layout.of(step))):
             _say(world, step, "already sealed", 0.0)
@@ -106,6 +106,14 @@ def run_single(
         run_step(Context(config, layout, world, should_stop, scratch=attempt.scratch), step, part)
         if part is None:
             world.on_main(lambda: retention.apply(config, layout))
+
+
+def _opened(config: Config, *, sweeps: bool = True) -> Layout:
+    """`open_run`, then removes what killed attempts left behind. The many tasks of an array leave this to others."""
+    layout = open_run(config)
+    if sweeps:
+        lease.sweep(layout.run)
+    return layout
 
 
 def check_fits(config: Config, world: World, names: Collection[str]) -> RealFacts | None:
@@ -157,9 +165,6 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
                 check_sealed(context.config, layout, step)
                 return None
             check_saved(context.config, layout, step)  # another process may have saved its own configuration
-            if part is None:  # other parts may be at work in the same folder
-                for folder in (layout.of(step), *BY_NAME[step.phase].begins(layout, step.generation)):
-                    files.sweep_temporaries(folder)
             return held.token
 
         token = world.on_main(begin)
@@ -167,6 +172,7 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
             _say(world, step, "sealed by another process", time.monotonic() - start)
             return
         stack.enter_context(_attached(context, held))
+        stack.enter_context(peers.before_end(lambda line: held.release() if world.is_main else None))
         try:
             said = perform(context, step, part)
         except Exception as error:
@@ -251,7 +257,8 @@ def _state(layout: Layout, world: World, generations: int, second: Path | None =
     if second is not None:
         world.on_main(lambda: files.check_place(second))
     try:
-        yield
+        with peers.before_end(lambda line: write("failed", 1, line)):
+            yield
     except (InUse, LeaseLost):  # the other process reports the state
         raise
     except Interrupted as stop:

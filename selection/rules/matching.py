@@ -29,6 +29,7 @@ def covariance_matching(problem: Problem, *, directions: int = 32, window: int =
     u = problem.shard.world.gather_rows(rows, problem.shard.counts).cpu().numpy()
     world = problem.shard.world
     chosen, gap = _herded(u, problem.order().numpy().copy(), problem.size, window) if world.is_main else (None, 0.0)
+    world.barrier()
     ids = torch.from_numpy(chosen) if chosen is not None else torch.empty(problem.size, dtype=torch.int64)
     ids, gaps = world.broadcast(ids), world.broadcast(torch.tensor([gap], dtype=torch.float64))
     return problem.selection(ids, covariance_gap=float(gaps))

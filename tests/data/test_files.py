@@ -4,15 +4,19 @@ import contextlib
 import multiprocessing
 import os
 import resource
+import signal
 import stat
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from PIL import Image
 from places import small_disk
 
-from entroloop.data import files
+from entroloop.data import files, owners
 from entroloop.data.errors import UserError
 
 
@@ -74,12 +78,41 @@ def largest_file(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize("write", [lambda f: f.write(bytes(1 << 20)), lambda f: torch.save(torch.zeros(1 << 18), f)])
+WRITERS = {
+    "bytes": lambda f: f.write(bytes(1 << 20)),
+    "torch.save": lambda f: torch.save(torch.zeros(1 << 18), f),
+    "np.save": lambda f: np.save(f, np.zeros(1 << 18)),
+    "np.savez": lambda f: np.savez(f, a=np.zeros(1 << 18), b=np.zeros(9)),
+    "savez_compressed": lambda f: np.savez_compressed(f, a=np.random.default_rng(0).normal(size=1 << 18)),
+    "safetensors": lambda f: safetensors.torch.save_file({"a": torch.zeros(1 << 18)}, f.name),
+    "Pillow": lambda f: Image.effect_noise((999, 999), 99).save(f, "png"),
+    "a library that tells nothing": lambda f: _silently(f),
+}
+
+
+def _silently(file):
+    try:
+        file.write(bytes(1 << 20))
+        file.flush()
+    except OSError:
+        pass
+    raise RuntimeError("something went wrong")
+
+
+@pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 def test_a_refused_write_is_one_line_whatever_the_library_makes_of_it(tmp_path: Path, write):
     with largest_file(1 << 16), pytest.raises(UserError, match=r"/file: file too large: raise the limit") as caught:
         files.replace(tmp_path / "file", write)
     assert "\n" not in str(caught.value)
     assert names(tmp_path) == []
+
+
+def test_a_line_is_whole_or_absent(tmp_path: Path):
+    files.add_line(tmp_path / "lines", {"a": 1})
+    with largest_file(1 << 14), pytest.raises(UserError, match=r"/lines: file too large"):
+        files.add_line(tmp_path / "lines", {"a": "b" * (1 << 15)})
+    files.add_line(tmp_path / "lines", {"a": 2})
+    assert (tmp_path / "lines").read_text() == '{"a": 1}\n{"a": 2}\n'
 
 
 def test_the_clean_up_hides_no_refusal(tmp_path: Path):
@@ -121,12 +154,27 @@ def test_of_many_writers_exactly_one_wins(tmp_path: Path):
     assert (tmp_path / "f").read_bytes() == winners[0]
 
 
-def test_sweep_removes_temporaries_only(tmp_path: Path):
+def test_a_sweep_asks_who_owns_a_temporary_and_never_a_clock(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(owners, "WATCH", 0.3)
     (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / f"{files.TEMPORARY}abc-x").write_text("left over")
+    (tmp_path / "sub" / f"{files.TEMPORARY}abc-x").write_text("of nobody")
     (tmp_path / "sub" / "kept").write_text("kept")
-    files.sweep_temporaries(tmp_path)
+    with files.temporary(tmp_path / "sub" / "x") as living:
+        living.write_text("at work")
+        os.utime(living, (0, 0))
+        files.sweep_temporaries(tmp_path)
+        assert set(names(tmp_path / "sub")) == {"kept", living.name}
     assert names(tmp_path / "sub") == ["kept"]
+
+
+def test_a_file_that_is_replaced_takes_what_killed_writers_left_with_it(tmp_path: Path):
+    writer = os.fork()
+    if writer == 0:
+        files.replace(tmp_path / "x", lambda file: os.kill(os.getpid(), signal.SIGKILL))
+    os.waitpid(writer, 0)
+    assert len(names(tmp_path)) == 1
+    files.put(tmp_path / "x", b"x")
+    assert names(tmp_path) == ["x"]
 
 
 def test_json_is_canonical_and_digests_follow_values():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._C._distributed_c10d import TCPStore
 
-from entroloop.data import world
+from entroloop.data import rendezvous
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.launcher import process
 from entroloop.launcher.process import Place, check_alone, first_host, place, world_from_environment
@@ -74,6 +74,19 @@ def test_every_combination_of_launchers_and_left_overs_is_a_place_or_one_line():
             assert found == "alone"
 
 
+WRONG = ["\u0661", "\uff11", "+1", " 1", "1_0", "0x1", "1.0", "9" * 30, "9" * 5000, "-", "1\n", "", " "]
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("name", [*TORCHRUN, *STEP])
+def test_a_number_that_is_none_is_one_line(name, value):
+    of = TORCHRUN if name in TORCHRUN else STEP
+    if name in ("MASTER_ADDR", "SLURM_STEP_NODELIST"):
+        assert "Traceback" not in said({**of, name: value})
+    else:
+        assert re.fullmatch(rf"(?s)refused: environment: {name}[= ].{{0,60}}", said({**of, name: value}))
+
+
 def test_the_first_host_of_a_list():
     lists = {"n1": "n1", "n[3-9],m": "n3", "n[007,9-12]": "n007", "r[1-2]n[04-05]-ib,x": "r1n04-ib", "a,b": "a"}
     assert {hosts: first_host(hosts) for hosts in lists} == lists
@@ -118,9 +131,10 @@ def test_torchruns_agent_keeps_the_store():
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "inf", "nan", ""])
-def test_a_time_to_wait_that_is_none(value):
-    with pytest.raises(UserError, match=rf"ENTROLOOP_JOIN_SECONDS={value}: must be a number of seconds above 0"):
-        world_from_environment({"ENTROLOOP_JOIN_SECONDS": value})
+@pytest.mark.parametrize("name", ["ENTROLOOP_JOIN_SECONDS", "ENTROLOOP_PEER_SECONDS"])
+def test_a_time_to_wait_that_is_none(name, value):
+    with pytest.raises(UserError, match=rf"{name}={value}: must be a number of seconds above 0"):
+        world_from_environment({name: value})
 
 
 # -- meeting ----------------------------------------------------------------------------------------------------------
@@ -136,22 +150,37 @@ def port():
 def test_the_wait_ends_and_says_for_whom_it_waited(port):
     start = time.monotonic()
     with pytest.raises(Failed, match=rf"rank 0 of 12 waited 0\.5 s at 127.0.0.1:{port} for ranks 1, .*, 8 and 3 more:"):
-        world.meet("127.0.0.1", port, 0, 12, serves=True, seconds=0.5)
+        rendezvous.meet("127.0.0.1", port, 0, 12, serves=True, seconds=0.5)
     with pytest.raises(Failed, match=r"rank 1 of 2 waited 0\.5 s .* for rank 0 \(.*Connection refused\)"):
-        world.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.5)
+        rendezvous.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.5)
     with pytest.raises(Failed, match=r"at nowhere\.invalid:\d+ for rank 0 \("):
-        world.meet("nowhere.invalid", port, 1, 2, serves=False, seconds=0.5)
+        rendezvous.meet("nowhere.invalid", port, 1, 2, serves=False, seconds=0.5)
     assert time.monotonic() - start < 60
 
 
 def test_a_port_that_is_in_use(port):
     with socket.create_server(("127.0.0.1", port)), pytest.raises(UserError, match=rf"MASTER_PORT={port} is in use on"):
-        world.meet("127.0.0.1", port, 0, 2, serves=True, seconds=5)
+        rendezvous.meet("127.0.0.1", port, 0, 2, serves=True, seconds=5)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="becomes another user, which only root may")
+def test_a_port_that_may_not_be_opened():
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setuid(65534)
+            rendezvous.meet("127.0.0.1", 80, 0, 2, serves=True, seconds=5)
+        except UserError as error:
+            code = 0 if "MASTER_PORT=80 cannot be opened (Permission denied) on" in str(error) else 3
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_something_else_that_listens_at_the_port_and_does_not_answer(port):
     with socket.create_server(("127.0.0.1", port)), pytest.raises(Failed, match=r"for rank 0 .* does not answer"):
-        world.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.5)
+        rendezvous.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.5)
 
 
 def test_ranks_of_another_job_at_the_same_port_do_not_count(port):
@@ -160,7 +189,7 @@ def test_ranks_of_another_job_at_the_same_port_do_not_count(port):
 
     def meet(rank, name):
         try:
-            world.meet("127.0.0.1", port, rank, 2, serves=rank == 0, name=name, seconds=1)
+            rendezvous.meet("127.0.0.1", port, rank, 2, serves=rank == 0, name=name, seconds=1)
         except Failed as error:
             failed.append(str(error))
 
@@ -176,7 +205,9 @@ def test_an_agent_keeps_the_store_for_all_ranks(port):
     agent = TCPStore("127.0.0.1", port, 2, True, datetime.timedelta(seconds=5), wait_for_workers=False)
     done = []
     threads = [
-        threading.Thread(target=lambda r=r: done.append(world.meet("127.0.0.1", port, r, 2, serves=False, seconds=20)))
+        threading.Thread(
+            target=lambda r=r: done.append(rendezvous.meet("127.0.0.1", port, r, 2, serves=False, seconds=20))
+        )
         for r in range(2)
     ]
     for thread in threads:

@@ -5,13 +5,14 @@ import json
 import pytest
 from loops import TINY, sealed_bytes
 
+from entroloop.data import owners
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step, read_config
 from entroloop.data.store import manifest
 from entroloop.data.world import World
 from entroloop.launcher import config as configuration
 from entroloop.launcher import status
-from entroloop.launcher.run import lease, runner
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease
 from entroloop.launcher.run.resume import open_run
@@ -28,8 +29,8 @@ POINTS = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    monkeypatch.setattr(lease, "WATCH", 0.5)
+    monkeypatch.setattr(owners, "BEAT", 0.05)
+    monkeypatch.setattr(owners, "WATCH", 0.5)
 
 
 def points(folder, *overrides):

@@ -81,7 +81,7 @@ def test_verify_tells_removed_from_missing(lean, tmp_path, capsys):
 
 
 def test_a_lean_run_can_be_continued_with_the_same_bytes(lean, whole, tmp_path):
-    for layout, keep in ((lean, KEEP), (whole, ("keep.samples=all",))):
+    for layout, keep in ((lean, KEEP), (whole, ("keep.checkpoints=all",))):
         runner.run(tiny(layout.run.parent, *LITTLE, *keep, "generations=4"), World(), lambda: False)
     for phase in ("select", "train", "evaluate"):
         assert sealed_bytes(lean.of(Step(3, phase))) == sealed_bytes(whole.of(Step(3, phase)))

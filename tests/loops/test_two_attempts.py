@@ -13,7 +13,7 @@ from exported import MLP, export
 from loops import TINY, sealed_bytes
 from thread_world import on_threads
 
-from entroloop.data import files
+from entroloop.data import files, owners
 from entroloop.data.errors import UserError
 from entroloop.data.features import blocks as features
 from entroloop.data.features.encoder import load_encoder
@@ -25,7 +25,7 @@ from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.world import World
 from entroloop.launcher import __main__ as program
 from entroloop.launcher import config as configuration
-from entroloop.launcher.run import lease, runner
+from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.trainer import checkpoint
@@ -43,8 +43,8 @@ POINTS = {
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(lease, "BEAT", 0.05)
-    monkeypatch.setattr(lease, "WATCH", 0.5)
+    monkeypatch.setattr(owners, "BEAT", 0.05)
+    monkeypatch.setattr(owners, "WATCH", 0.5)
 
 
 def points(folder, *overrides):

@@ -256,3 +256,22 @@ def test_accelerate_understands_its_configurations(path):
     if engine != "ddp":
         deepspeed = json.loads((REPOSITORY / found.deepspeed_config["deepspeed_config_file"]).read_text())
         assert deepspeed["zero_optimization"]["stage"] == int(engine[-1])
+
+
+def _starts_after_a_kill():
+    """For a forked process: loads the extension, then once more as after a kill while it was compiled."""
+    from deepspeed.ops.op_builder.builder import OpBuilder
+
+    from entroloop.trainer.engines.zero import load_extension
+
+    load_extension()
+    for built in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("*/*.so"):
+        (built.parent / "lock").touch()
+    OpBuilder._loaded_ops.clear()
+    load_extension()
+    assert not list(Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("*/lock"))
+
+
+def test_a_start_of_zero_that_was_killed_stops_no_later_one():
+    ended = forked.Forked(_starts_after_a_kill, merged=True, DS_ACCELERATOR="cpu").result(180)
+    assert ended.returncode == 0, ended.stdout

@@ -3,22 +3,51 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import io
 import math
 import os
+import socket
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
+from torch.utils.cpp_extension import get_default_build_root
 
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.trainer.engines.launch import deepspeed_file
 from entroloop.trainer.engines.plain import Engine, Named
 from entroloop.trainer.train_config import TrainConfig
+
+
+def load_extension() -> None:
+    """Loads DeepSpeed's extension for CPUs, which is compiled once per machine.
+
+    torch marks a compilation by a file that a killed process leaves behind, and on which every later process would wait
+    for ever. So the processes of one machine take turns under a lock that the kernel releases, in a folder of their
+    own, and the first thing that each does is to remove such a file.
+    """
+    from deepspeed.comm.torch import build_shm_op
+
+    name, version = f"entroloop-{socket.gethostname()}", f"py{sys.version_info.major}{sys.version_info.minor}"
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path(get_default_build_root()) / f"{version}_cpu")
+    folder = folder if folder.name == name else folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    with (folder / "turn").open("w") as turn:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        for left in folder.glob("*/lock"):
+            left.unlink(missing_ok=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            build_shm_op()
 
 
 class ZeroEngine(Engine):
@@ -39,6 +68,8 @@ class ZeroEngine(Engine):
     def _accelerator(self) -> Accelerator:
         from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
 
+        if self.world.device.type == "cpu":
+            load_extension()
         # A second generation in this process needs a fresh plugin. The process group belongs to the World and stays.
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()

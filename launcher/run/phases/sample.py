@@ -105,7 +105,8 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
         show=world.is_main, should_stop=context.should_stop, on_progress=context.on_progress,
         on_shard=_encode_early(context, step),
     )  # fmt: skip
-    context.facts["nfe"] = sample.nfe * sum(world.gather_counts(drawn))  # also makes ranks wait for each other
+    world.barrier()
+    context.facts["nfe"] = sample.nfe * sum(world.gather_counts(drawn))
     if part is None:
         about = {"num_classes": context.real.num_classes} if config.train.labels else {}
         world.on_main(lambda: seal_dataset(folder, about=about, made_from=context.made_from(step)) and None)

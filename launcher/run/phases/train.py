@@ -85,8 +85,6 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     )  # fmt: skip
     context.facts |= {"nfe": config.train.images, "engine": engine}
     damaged = _damaged(context, data)
-    if config.keep.checkpoints == "none":
-        world.on_main(lambda: _remove_checkpoints(job.checkpoints))
     by = "" if world.size == 1 else f" by {engine} on {world.size} ranks"
     return f"{config.train.images / 1000:.1f} kimg on {len(found)} {context.kind}{by}{damaged}"
 
@@ -119,11 +117,6 @@ def _damaged(context: Context, data: TrainingStream) -> str:
         for line in sorted(set(every)):
             log.warning("left out: %s", line)
     return f", {len(set(every))} damaged samples left out ({len(every)} times)"
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for old in folder.glob("images-*.pt"):
-        old.unlink()
 
 
 def _begins(layout: Layout, generation: int) -> list[Path]:
