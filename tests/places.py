@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import subprocess
 import tempfile
@@ -17,6 +18,7 @@ NOBODY = 65534
 
 def become_nobody() -> None:
     """Gives up the rights of root for good. For a forked process."""
+    importlib.metadata.metadata("torch")  # imports modules that nobody may not read where Python is root's own
     if os.getuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -143,7 +143,9 @@ def check(place, words, bad):
         assert line.startswith("entroloop: "), told
         shown = line.encode(errors="backslashreplace").decode()
         inside = Path(path[1:-1])
-        assert any(f"{name}" in shown for name in (inside, inside.parent, inside.with_suffix(".json"))), told
+        assert any(
+            f"{name}" in shown for name in (inside, inside.parent, inside.parent.parent, inside.with_suffix(".json"))
+        ), told
         assert "Traceback" not in line, told
         assert " at 0x" not in line, told
         assert "pickle" not in line, told

@@ -80,7 +80,7 @@ def test_an_unfinished_run_that_cannot_be_written_says_so_in_one_line(finished_v
         ended = command("run", layout.config)
         (line,) = ended.stderr.splitlines()
         assert ended.returncode == 2
-        assert line.startswith(f"entroloop: {layout.generation(1)}")
+        assert line.startswith(f"entroloop: {layout.run}")
         assert "read-only file system: give a path on a disk that can be written" in line
         assert layout.state.read_bytes() == before
 
