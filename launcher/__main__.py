@@ -13,7 +13,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TextIO
+from typing import Annotated, TextIO
 
 import typer
 
@@ -37,15 +37,32 @@ app = typer.Typer(
     name="entroloop",
     help="Train diffusion models on their own samples, generation after generation, without model collapse.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        import entroloop
+
+        typer.echo(f"entroloop {entroloop.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 # In the order in which `--help` lists them. Each is `NAME_command` of a file of `commands`.
 COMMANDS = (
-    "run", "sweep", "status", "config", "import", "verify", "seal", "latents", "select", "entropy", "measure", "report",
-    "sample",
+    "run", "sweep", "status", "list", "config", "import", "verify", "seal", "latents", "encode", "select", "take",
+    "entropy", "measure", "report", "sample", "doctor",
 )  # fmt: skip
 
 

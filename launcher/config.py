@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from entroloop.data.config import HOW, PATH, DataConfig, Section
 from entroloop.data.errors import UserError, reading
 from entroloop.data.paths import expanded
 from entroloop.data.registry import is_own, search_also
-from entroloop.data.runfolder import FORMAT
+from entroloop.data.runfolder import FORMAT, Layout, read_config
 from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.launcher import explain
 from entroloop.launcher.effects import check_effects
@@ -74,6 +75,18 @@ class Config(Section):
     sweep: Annotated[SweepConfig, HOW] = SweepConfig()
     slurm: Annotated[SlurmConfig, HOW] = SlurmConfig()
     tracking: Annotated[TrackingConfig, HOW] = TrackingConfig()
+
+    @classmethod
+    def load(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
+        """Reads a YAML file and changes keys.
+
+        overrides  `section.key=value` texts, as on the command line, or values by dotted key
+
+        Raises UserError, in one line that names the file or key, when anything is wrong.
+        """
+        if isinstance(overrides, Mapping):
+            overrides = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        return load(Path(path), overrides)
 
     @field_validator("format")
     @classmethod
@@ -202,6 +215,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration. Raises UserError, in one line naming the file or key, when anything is wrong with it."""
     check_overrides(overrides)
     return compose(read_yaml(path), overrides, str(path))
+
+
+def saved_with(run: Path) -> Config:
+    """The configuration saved with a run, with the run's current folder. Raises UserError when `run` is no run."""
+    layout = Layout(run)
+    saved = read_config(layout)
+    there = run.resolve()
+    moved = compose({**saved, "folder": str(there.parent), "name": there.name}, [], str(layout.config))
+    with contextlib.suppress(UserError):  # `folder` may name a variable that is not set here
+        as_saved = compose(saved, [], str(layout.config))
+        if as_saved.run_folder.resolve() == there:
+            return as_saved
+    return moved
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

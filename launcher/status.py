@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from entroloop.data.errors import UserError
-from entroloop.data.runfolder import CONFIG, Layout, read_config
+from entroloop.data.runfolder import CONFIG, Layout, Step, read_config
 from entroloop.data.store.shards import REAL
-from entroloop.eval.report.runs import read_run
+from entroloop.eval.catalogue import HEADLINE
+from entroloop.eval.report.runs import read_run, run_folders
 from entroloop.launcher.run import lease
 from entroloop.launcher.run.phases import PHASES
 from entroloop.launcher.run.recipes import is_sealed, steps
 from entroloop.launcher.run.retention import size
 
+Leases = tuple[Mapping[Path, dict[str, Any]], Mapping[Path, dict[str, Any] | None]]  # as `lease.living` returns them
 MARKS = {"sealed": "done", "pending": "."}
 
 
@@ -27,12 +28,12 @@ def inspect(folder: Path) -> dict[str, Any]:
     Raises UserError when the folder is neither a run nor a sweep.
     """
     if (folder / CONFIG).is_file():
-        return _with_jobs(folder, _inspect_run(folder, *lease.living(Layout(folder).all_leases())))
+        return _with_jobs(folder, _inspect_run(folder, lease.living(Layout(folder).all_leases())))
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not runs:
         raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} in it or one level below)")
     leases = lease.living(path for run in runs for path in Layout(run).all_leases())
-    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run, *leases) for run in runs]})
+    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run, leases) for run in runs]})
 
 
 def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -54,9 +55,12 @@ def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _inspect_run(
-    folder: Path, alive: Mapping[Path, dict[str, Any]], ended: Mapping[Path, dict[str, Any] | None]
-) -> dict[str, Any]:
+def _inspect_run(folder: Path, leases: Leases) -> dict[str, Any]:
+    return {**_state(folder, leases), "spread_gap": _spread_gaps(folder), "bytes": used(folder)}
+
+
+def _state(folder: Path, leases: Leases) -> dict[str, Any]:
+    alive, ended = leases
     layout = Layout(folder)
     generations = int(read_config(layout)["generations"])
     sealed = is_sealed(layout)
@@ -90,7 +94,6 @@ def _inspect_run(
             status, reason = "stopped" if begun else "not begun", ""
     return {
         "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,
-        "spread_gap": _spread_gaps(folder), "bytes": used(folder),
     }  # fmt: skip
 
 
@@ -150,6 +153,45 @@ def table(found: dict[str, Any]) -> str:
     parts = ", ".join(f"{kind} {size(count)}" for kind, count in found["bytes"].items() if kind != "total")
     lines.append(f"on disk     {size(found['bytes']['total'])}: {parts}")
     return "\n".join(lines)
+
+
+def listed(folder: Path) -> list[dict[str, Any]]:
+    """Every run in a folder, up to two levels below, as plain values: its state, its next step and its last row.
+
+    A run that cannot be read has the status `damaged` and the reason. Raises UserError when there is no run.
+    """
+    found = []
+    paths = list(run_folders(folder))
+    leases = lease.living(path for run in paths for path in Layout(run).all_leases())
+    for path in paths:
+        run: dict[str, Any] = {"run": str(path.relative_to(folder)) if path != folder else path.name}
+        try:
+            state, rows = _state(path, leases), read_run(path).rows
+        except UserError as error:
+            found.append({**run, "status": "damaged", "reason": str(error), "next": None, "row": None})
+            continue
+        ahead = next((p for p in state["phases"] if p["state"] != "sealed"), None)
+        step = None if ahead is None else str(Step(ahead["generation"], ahead["phase"]))
+        last = rows[-1].as_dict() if rows else None
+        found.append({**run, "status": state["status"], "reason": state["reason"], "next": step, "row": last})
+    if not found:
+        raise UserError(f"{folder}: holds no run (no {CONFIG} up to two levels below)")
+    return found
+
+
+def list_table(runs: list[dict[str, Any]]) -> str:
+    """The result of `listed` as a table for people: one line per run, with the measures of the first encoder."""
+    lines = [["run", "state", "next", "row of", *HEADLINE]]
+    for run in runs:
+        row = run["row"] or {"generation": "", "measures": {}}
+        measures: dict[str, float | None] = next(iter(row["measures"].values()), {})
+        values = [measures.get(name) for name in HEADLINE]
+        shown = ["" if value is None else f"{value:.4g}" for value in values]
+        lines.append([run["run"], run["status"], run["next"] or "", str(row["generation"]), *shown])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    reasons = [f"{run['run']}: {run['reason']}" for run in runs if run["reason"]]
+    return "\n".join([*text, *reasons])
 
 
 def _cell(entry: dict[str, Any]) -> str:

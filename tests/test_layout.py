@@ -125,7 +125,8 @@ def test_importing_entroloop_imports_no_room_and_names_them_all():
         "assert entroloop.__version__; assert entroloop.slurm.__name__ == 'entroloop.slurm'"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert {*entroloop.__all__} == {"__version__", *ROOMS}
+    assert {*ROOMS} < {*entroloop.__all__}
+    assert all(hasattr(entroloop, name) for name in entroloop.__all__)
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("*/catalogue.py")), ids=lambda path: path.parent.name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.features.encoder import Encoder
@@ -17,6 +18,7 @@ from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import block_name, missing
 from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.manifest import Manifest
 from entroloop.data.store.shards import Samples, encode_npy
 
 
@@ -54,12 +56,28 @@ def write_blocks(encoders: Mapping[str, Encoder], folder: Path, number: int, sam
 
 def seal_features(
     dataset: Dataset, encoders: Mapping[str, Encoder], folder: Path, made_from: Mapping[str, str]
-) -> manifest.Manifest:
+) -> Manifest:
     """Seals the blocks of all shards. Raises UserError, naming the first missing block, when one is missing."""
-    blocks = len(dataset.shard_names)
+    return seal_blocks(len(dataset), len(dataset.shard_names), encoders, folder, made_from=made_from)
+
+
+def seal_blocks(
+    count: int,
+    blocks: int,
+    encoders: Mapping[str, Encoder],
+    folder: Path,
+    *,
+    about: Mapping[str, Any] | None = None,
+    made_from: Mapping[str, str],
+) -> Manifest:
+    """Seals the features of `count` samples in this number of blocks per encoder. Raises as `seal_features` does.
+
+    about  facts to record beside the encoders
+    """
     names = [block_name(name, i) for name in encoders for i in range(blocks)]
     for name in names:
         if not (folder / name).exists():
             raise UserError(f"{folder / name}: missing feature block: encode this shard before sealing")
-    about = {"encoders": {name: {"dim": e.dim, "digest": e.digest} for name, e in encoders.items()}, "blocks": blocks}
-    return manifest.seal(folder, "features", len(dataset), names, about=about, made_from=made_from)
+    known = {name: {"dim": e.dim, "digest": e.digest} for name, e in encoders.items()}
+    facts = {"encoders": known, "blocks": blocks, **(about or {})}
+    return manifest.seal(folder, "features", count, names, about=facts, made_from=made_from)

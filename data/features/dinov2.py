@@ -43,7 +43,7 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
     frozen.check_images(name, shape)
     variant, dim = VARIANTS[name], ENCODERS.facts(name).dim
     assert dim is not None
-    folder = _folder(name, variant.weights)
+    folder = folder_of(name, variant.weights)
     model = _model(folder, dim)
     if variant.published_positions:
         embeddings = model.embeddings
@@ -101,7 +101,7 @@ load_large = functools.partial(load_dinov2, "dinov2-large")
 load_paper = functools.partial(load_dinov2, "dinov2-paper")
 
 
-def _folder(encoder: str, name: str) -> Path:
+def folder_of(encoder: str, name: str) -> Path:
     local = weights.weights_folder() / name
     if local.exists():
         for part in PARTS:

@@ -11,13 +11,14 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import multiprocessing
 import operator
 import os
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from entroloop.data.progress import Progress
 from entroloop.data.sources.base import ImageSource, Source
 from entroloop.data.sources.images import Channels, Filter, convert, from_array
 from entroloop.data.sources.rows import fault
+from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store.shards import REAL, Encoding, Provenance, Samples, write_shard
 
 
@@ -51,14 +53,27 @@ class SampleForm:
     labelled: bool
     filter: Filter = "auto"
 
+    def facts(self) -> dict[str, Any]:
+        """The form as plain values, from which `of` makes it again."""
+        return {**dataclasses.asdict(self), "shape": list(self.shape)}
+
+    @staticmethod
+    def of(facts: Mapping[str, Any]) -> SampleForm:
+        return SampleForm(**{**facts, "shape": tuple(facts["shape"])})
+
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard: its number, the number of its first sample in the new set, and the rows of the source that it gets."""
+    """One shard: its number, the number of its first sample in the new set, and the rows of the source that it gets.
+
+    keep  whether samples keep their numbers in the source, and the provenance that a sealed source has. Without it,
+          they are real samples, numbered from `first`
+    """
 
     number: int
     first: int
     rows: NDArray[np.int64]
+    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,12 +114,17 @@ def read_samples(source: Source, rows: NDArray[np.int64], form: SampleForm) -> S
 def make_shard(source: Source, dest: Path, form: SampleForm, task: ShardTask) -> None:
     """Reads, converts and writes one shard. If a sample is damaged, raises UserError and writes nothing."""
     samples = read_samples(source, task.rows, form)
-    first, last = task.first, task.first + len(task.rows)
-    provenance = Provenance(
-        np.full(len(task.rows), REAL), np.arange(first, last), tuple(source.names[int(row)] for row in task.rows)
-    )
     labels = source.labels[task.rows] if form.labelled and source.labels is not None else None
-    write_shard(dest, task.number, samples, labels, provenance, first_key=first, encoding=form.encoding)
+    provenance = _provenance(source, task)
+    write_shard(dest, task.number, samples, labels, provenance, first_key=task.first, encoding=form.encoding)
+
+
+def _provenance(source: Source, task: ShardTask) -> Provenance:
+    if task.keep and isinstance(source, SealedSource):
+        return source.dataset.provenance.take(task.rows)
+    names = tuple(source.names[int(row)] for row in task.rows)
+    numbers = task.rows if task.keep else np.arange(task.first, task.first + len(task.rows))
+    return Provenance(np.full(len(task.rows), REAL), numbers, names)
 
 
 def fit(sample: Any, form: SampleForm) -> NDArray[Any]:

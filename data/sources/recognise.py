@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from entroloop.data import address
 from entroloop.data.address import is_remote
 from entroloop.data.catalogue import FORMATS, SOURCES
 from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import hub
-from entroloop.data.sources.base import ArraySource, Source, is_image, no_splits
+from entroloop.data.sources.base import LABELS, MISSING, ArraySource, Source, is_image, no_splits
 from entroloop.data.sources.given import Given
 from entroloop.data.sources.rows import Rows
 from entroloop.data.sources.sealed import SealedSource
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import remote
 
 REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "naming")
@@ -33,6 +36,30 @@ def open_source(text: str, split: str | None = None, *, key: str | None = None, 
     if key is not None and not of_rows and not text.startswith(hub.PREFIX):
         raise UserError(f"--key {key}: {text} has no arrays with names")
     return source
+
+
+def open_samples(text: str, settings: Settings) -> Source:
+    """Opens a source by the settings of an import, and checks its labels if the settings keep them.
+
+    Raises UserError as `open_source` does, when the source is empty, and when a label is missing or out of range.
+    """
+    own_split = settings.heldout and settings.split in (None, "train", "test")
+    opened = open_source(text, None if own_split else settings.split, key=settings.key, labels=settings.labels)
+    if not len(opened.names):
+        raise UserError(f"{text}: holds no samples")
+    if settings.labels and opened.labels is not None and (opened.labels == MISSING).any():
+        without = np.flatnonzero(opened.labels == MISSING)
+        raise UserError(
+            f"{text}: {len(without)} of {len(opened.names)} samples have no label, first {opened.names[without[0]]}: "
+            "label them or give --no-labels"
+        )
+    if settings.labels and opened.labels is not None:
+        end = len(opened.classes) or LABELS
+        wrong = np.flatnonzero((opened.labels < 0) | (opened.labels >= end))
+        if len(wrong):
+            one = f"{opened.names[wrong[0]]} has the label {opened.labels[wrong[0]]}"
+            raise UserError(f"{text}: {one}: labels go from 0 to {end - 1}")
+    return opened
 
 
 def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source:

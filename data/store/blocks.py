@@ -50,9 +50,9 @@ def load_blocks(folder: Path, encoder: str) -> list[NDArray[np.float32]]:
     return [load_block(folder / name) for name in names]
 
 
-def load_features(folder: Path, encoder: str) -> NDArray[np.float32]:
+def load_features(folder: str | Path, encoder: str) -> NDArray[np.float32]:
     """The features of all samples: float32 [N, D], memory-mapped if there is a single block. See `load_blocks`."""
-    blocks = load_blocks(folder, encoder)
+    blocks = load_blocks(Path(folder), encoder)
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 

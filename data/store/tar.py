@@ -7,6 +7,7 @@ bytes    ->  members  ->  (name, payload); every header is checked, and a file t
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,8 @@ from typing import IO, Any, cast
 
 BLOCK = 512
 RECORD = 20 * BLOCK
+_OCTAL = re.compile(rb" *[0-7]+[ \0]*")
+_TIMES_AND_OWNERS = re.compile(rb"(\d+ ([amc]time|[ug]id|[ug]name)=[^\n]*\n)+")
 _FIELDS = b"0000644\0" + b"0000000\0" * 2 + b"%011o\0" + b"0" * 11 + b"\0"
 _REST = b" 0" + bytes(100) + b"ustar\x0000" + bytes(64 + 8 + 8 + 155 + 12)
 
@@ -73,17 +76,25 @@ def places(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
 
 
 def entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """Every entry of an archive, read by tarfile from the start of a seekable file.
+    """Every entry of an archive, from the start of a seekable file.
+
+    Plain files are read without tarfile. At the first other header, tarfile reads the last plain file once more and
+    then the rest, so errors are the same as those of tarfile alone.
 
     Raises ValueError, or tarfile.TarError, when the archive is damaged, cut short, or goes on after its end mark.
     (tarfile alone treats a header that it cannot read as the end.) In a name that is not UTF-8, the bytes become
     `\\x..`.
     """
-    file.seek(0)
+    last, at = -1, 0
+    while (member := _plain(file, at)) is not None:
+        yield member
+        last, at = at, member.offset_data + member.size + -member.size % BLOCK
+    file.seek(max(last, 0))
     with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as archive:
         while (member := archive.next()) is not None:
             cast("Any", archive).members.clear()  # tarfile would keep all entries, at a kilobyte per entry
-            yield member
+            if member.offset > last:
+                yield member
         file.seek(archive.offset)
     zeros = 0
     while rest := file.read(2**20):
@@ -97,6 +108,35 @@ def entries(file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         zeros += len(rest)
     if zeros < 2 * BLOCK:
         raise ValueError("it lacks the end mark")
+
+
+def _plain(file: IO[bytes], at: int) -> tarfile.TarInfo | None:
+    """The file whose header, or whose pax header, begins at byte `at`. None unless all of its facts are plain.
+
+    The pax header of a plain file gives times and owners alone. The name is in one field, and numbers are octal.
+    """
+    file.seek(at)
+    start, head = at, file.read(BLOCK)
+    if head[156:157] == b"x" and (size := _size(head)) is not None:
+        records = file.read(size + -size % BLOCK)[:size]
+        if len(records) < size or not _TIMES_AND_OWNERS.fullmatch(records):
+            return None
+        start, head = at + BLOCK + size + -size % BLOCK, file.read(BLOCK)
+    size, name = _size(head), head[:100].partition(b"\0")[0]
+    if size is None or head[156:157] not in (b"0", b"\0") or any(head[345:500]) or name[-1:] in (b"", b"/"):
+        return None
+    member = tarfile.TarInfo(name.decode("utf-8", "backslashreplace"))
+    member.size, member.offset, member.offset_data = size, at, start + BLOCK
+    return member
+
+
+def _size(head: bytes) -> int | None:
+    """The size in a header; None if the header is cut short or damaged, or the size is not octal."""
+    if len(head) < BLOCK or not _OCTAL.fullmatch(head, 124, 136) or not _OCTAL.fullmatch(head, 148, 156):
+        return None
+    if int(head[148:156].strip(b" \0") or b"-1", 8) != sum(head) - sum(head[148:156]) + 256:
+        return None
+    return int(head[124:136].strip(b" \0"), 8)
 
 
 def _rest_by_tarfile(raw: bytes, at: int) -> Iterator[tuple[str, bytes]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,11 @@ import typer
 
 from entroloop.data.errors import UserError
 from entroloop.selection.catalogue import DISTANCES
+
+COLORS = ("auto", "grey", "rgb")
+FORMS = ("shards", "folder", "npz", "keys")
+JOBS = ("run", "import", "seal", "arm", "report")  # kinds of job beside the phases
+PHASES = ("prepare", "select", "train", "sample", "encode", "evaluate")  # here, since reading PHASES itself takes long
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +26,44 @@ if TYPE_CHECKING:
 ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 Features = Annotated[Path, typer.Argument(help="A .npy or .npz file of shape [N, D], or a sealed feature folder.")]
+
+
+def one_of(names: Iterable[str]) -> dict[str, Any]:
+    """Keywords of a typer option that takes one of these names: help and shell completion show them."""
+    known = list(names)
+    return {"metavar": "|".join(known), "autocompletion": lambda: known}
+
+
+def _at_least_one(workers: int | None) -> int | None:
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    return workers
+
+
 WHICH = "The array of an .npz file, or the encoder of a feature folder, if there are several"
+Source = Annotated[str, typer.Argument(help="Any source that import reads: a name, a file or a folder.")]
+Resolution = Annotated[int | None, typer.Option(help="Side in pixels, after a centre crop to a square.")]
+Split = Annotated[str | None, typer.Option(help="train, test, …, if the source has splits.")]
+Color = Annotated[str, typer.Option(help="auto is grey if every image is grey.", **one_of(COLORS))]
+Encoding = Annotated[str, typer.Option(help="Of images in shards.", **one_of(("png", "npy")))]
+Filter = Annotated[
+    str,
+    typer.Option(
+        help="Of the resize; auto is box if the factor is a whole number, else lanczos.",
+        **one_of(("auto", "box", "lanczos")),
+    ),
+]
+SourceKey = Annotated[
+    str | None,
+    typer.Option("--key", help="The array of an .npz file, or the encoder of a feature folder, if there are several."),
+]
+Workers = Annotated[int | None, typer.Option(help="Number of processes; default one per core.", callback=_at_least_one)]
+Part = Annotated[
+    str | None, typer.Option(help="i::n makes only the pieces i, i + n, …; run once more without --part to complete.")
+]
+As = Annotated[
+    str, typer.Option("--as", help="shards are sealed; folder has image files; npz has one array.", **one_of(FORMS))
+]
 MetricName = Annotated[str, typer.Option("--metric", help=f"{', '.join(DISTANCES.built_in)}, or module:attribute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 

@@ -7,44 +7,47 @@ from typing import Annotated
 
 import typer
 
-from entroloop.launcher.commands.common import set_line
+from entroloop.launcher.commands.common import (
+    Color,
+    Encoding,
+    Filter,
+    Resolution,
+    SourceKey,
+    Split,
+    Workers,
+    set_line,
+)  # fmt: skip
 
 
 def import_command(
     source: Annotated[str, typer.Argument(help="digits, mixture, wine, …, or a file or folder of images or vectors")],
     dest: Annotated[Path, typer.Argument(help="new folder for the shards")],
-    resolution: Annotated[int | None, typer.Option(help="side in pixels, after a centre crop to a square")] = None,
+    resolution: Resolution = None,
     limit: Annotated[
         int | None, typer.Option(help="the first N samples; if the source is sorted by class, of each class in turn")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="train, test, …, if the source has splits")] = None,
+    split: Split = None,
     heldout: Annotated[int, typer.Option(help="if it has none: size of a random test split")] = 0,
     split_seed: Annotated[int, typer.Option(help="seed of --heldout")] = 0,
-    color: Annotated[str, typer.Option(help="auto (grey if every image is grey), grey or rgb")] = "auto",
-    key: Annotated[
-        str | None,
-        typer.Option(help="the array of an .npz file, or the encoder of a feature folder, if there are several"),
-    ] = None,
+    color: Color = "auto",
+    key: SourceKey = None,
     labels: Annotated[bool, typer.Option(help="keep the labels")] = True,
-    encoding: Annotated[str, typer.Option(help="encoding of images in the shards: png or npy")] = "png",
+    encoding: Encoding = "png",
     shard_size: Annotated[int | None, typer.Option(help="samples per shard; 1,000, fewer if large")] = None,
-    filter: Annotated[
-        str, typer.Option(help="resize by box, lanczos, or auto (box if the factor is a whole number, else lanczos)")
-    ] = "auto",
+    filter: Filter = "auto",
     pca: Annotated[
         int | None, typer.Option(help="import vectors of this many principal components instead of the samples")
     ] = None,
     pca_rows: Annotated[
         str | None, typer.Option(help="A:B, the rows of the source that give the axes; they are not imported")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="number of processes; default one per core")] = None,
+    workers: Workers = None,
     part: Annotated[
         str | None,
         typer.Option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts"),
     ] = None,
 ) -> None:
     """Import images or vectors into sealed shards. The same command resumes a stopped import."""
-    from entroloop.data.errors import UserError
     from entroloop.data.seeds import parse_part
     from entroloop.data.sources import importer
     from entroloop.data.sources.listing import told
@@ -52,8 +55,6 @@ def import_command(
     from entroloop.data.store import manifest
     from entroloop.launcher.process import StopFlag
 
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: must be at least 1")
     settings = Settings(
         resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key, pca, pca_rows
     )

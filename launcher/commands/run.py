@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from entroloop.data.errors import UserError
-from entroloop.launcher.commands.common import ConfigFile, Overrides
+from entroloop.launcher.commands.common import PHASES, ConfigFile, Overrides, one_of
 
 if TYPE_CHECKING:
     from entroloop.data.runfolder import Step
@@ -20,9 +20,7 @@ def run_command(
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option(help="Print phases, sizes and network calls without running.")] = False,
     generation: Annotated[int | None, typer.Option(help="With --phase: the generation of the phase.")] = None,
-    phase: Annotated[
-        str | None, typer.Option(help="Run only this phase; the error for a wrong name lists all names.")
-    ] = None,
+    phase: Annotated[str | None, typer.Option(help="Run only this phase.", **one_of(PHASES))] = None,
     part: Annotated[
         str | None, typer.Option(help="i::n does only the shards i, i + n, … of a phase that allows parts.")
     ] = None,

@@ -8,16 +8,12 @@ same command without a part then finds every shard and seals the phase.
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from entroloop.data.errors import UserError
-
-if TYPE_CHECKING:
-    from entroloop.launcher.config import Config
 
 
 def sample_command(
@@ -34,6 +30,7 @@ def sample_command(
     from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.data.world import join
+    from entroloop.launcher.config import saved_with
     from entroloop.launcher.process import StopFlag, check_alone
     from entroloop.launcher.run import runner
 
@@ -41,7 +38,7 @@ def sample_command(
         check_alone(
             "sample", "give each a part (--part i::n), or use entroloop run CONFIG --generation g --phase sample"
         )
-    config, layout = load_run(run), Layout(run)
+    config, layout = saved_with(run), Layout(run)
     mine = parse_part(part) if part is not None else None
     if generation is None:
         left = (g for g in range(config.generations) if not manifest.is_sealed(layout.of(Step(g, "sample"))))
@@ -54,18 +51,3 @@ def sample_command(
         raise UserError(f"{run}: generation {generation} is not trained yet: run entroloop run {run}/config.yaml first")
     stop = StopFlag()
     runner.run_single(config, join(0, 1), lambda: bool(stop), step, mine)
-
-
-def load_run(run: Path) -> Config:
-    """The configuration saved with a run, with the run's current folder. Raises UserError when `run` is no run."""
-    from entroloop.data.runfolder import Layout, read_config
-    from entroloop.launcher.config import compose
-
-    saved = read_config(Layout(run))
-    there = run.resolve()
-    moved = compose({**saved, "folder": str(there.parent), "name": there.name}, [], str(run / "config.yaml"))
-    with contextlib.suppress(UserError):  # `folder` may name a variable that is not set here
-        as_saved = compose(saved, [], str(run / "config.yaml"))
-        if as_saved.run_folder.resolve() == there:
-            return as_saved
-    return moved

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, naming
-from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, usable
+from entroloop.launcher.commands.common import WHICH, As, Features, Json, MetricName, count, usable
 from entroloop.selection.catalogue import STRATEGIES
 
 if TYPE_CHECKING:
     from entroloop.data.sources.rows import Rows
+    from entroloop.data.take import Form, Taking
     from entroloop.data.world import World
     from entroloop.selection import Selection
 
@@ -43,6 +44,13 @@ def select_command(
     key: Annotated[
         list[str] | None, typer.Option("--key", "--encoder", help=f"{WHICH}. Give it once more for the reference.")
     ] = None,
+    source: Annotated[
+        str | None, typer.Option(help="With --write: the samples whose features these are; any source of import.")
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="With --source: write the chosen samples here, as take does.")
+    ] = None,
+    form: As = "shards",
     as_json: Json = False,
 ) -> None:
     """Choose the most informative rows of any set of vectors."""
@@ -61,6 +69,7 @@ def select_command(
     world = world_from_environment()
     keys = keys_of([features, *([reference] if reference else [])], key or [])
     with opened(features, keys[0]) as rows:
+        taking = world.agree(lambda: _taking(rows, source, write, form) if world.is_main else None)
         mine = usable(rows, world)
         sets = {"features": rows.about()}
         extra: dict[str, Any] = {}
@@ -107,8 +116,34 @@ def select_command(
         "info": chosen.info,
     }
     done = world.on_main(lambda: _write(out, chosen, flat({**spread, **_radii(chosen)}, context)))
+    if taking is not None:  # on rank 0; the others do not wait, since writing may take longer than an exchange may
+        taking.take(chosen.ids, workers=None, progress=True)
     if world.is_main:
-        typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}")
+        written = f"; {write}: the same {count(size, 'sample')} as {form}" if write else ""
+        typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}{written}")
+
+
+def _taking(rows: Rows, source: str | None, write: Path | None, form: str) -> Taking | None:
+    """What `--source` and `--write` ask for, checked before the choice. None without them.
+
+    Features that `entroloop encode` made say how their samples were read. The chosen samples are read in the same way.
+    """
+    from entroloop.data.sources.begun import source_digest
+    from entroloop.data.sources.settings import Settings
+    from entroloop.data.store import manifest
+    from entroloop.data.take import Taking
+
+    if source is None and write is None:
+        return None
+    if source is None or write is None:
+        raise UserError(f"{'--write' if source is None else '--source'}: give --source and --write together")
+    made = manifest.read(rows.path).about.get("encode") if rows.path.is_dir() else None
+    taking = Taking(source, write, cast("Form", form), Settings(**(made["settings"] if made else {})))
+    if made and made["source"] != source_digest(taking.source):
+        raise UserError(f"--source {source}: is not the source of the features in {rows.path}")
+    if len(taking) != len(rows):
+        raise UserError(f"--source {source}: has {len(taking)} samples, but {rows.where} has {len(rows)} rows")
+    return taking
 
 
 def parse_options(pairs: list[str]) -> dict[str, float | int | str | bool]:

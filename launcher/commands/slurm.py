@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from entroloop.data.errors import Failed, UserError
-from entroloop.launcher.commands.common import ConfigFile, Overrides
+from entroloop.launcher.commands.common import JOBS, PHASES, ConfigFile, Overrides, one_of
 
 app = typer.Typer(name="slurm", help="Run on a SLURM cluster.", no_args_is_help=True)
 
@@ -36,7 +36,7 @@ def submit_sweep(path: Path, overrides: list[str]) -> None:
 def script_command(
     config: ConfigFile,
     overrides: Overrides = None,
-    phase: Annotated[str | None, typer.Option(help="Only jobs of this kind: train, sample, run, seal, …")] = None,
+    phase: Annotated[str | None, typer.Option(help="Only jobs of this kind.", **one_of((*PHASES, *JOBS)))] = None,
 ) -> None:
     """Print the scripts of the jobs that are not done, without submitting or writing anything."""
     from entroloop.launcher.config import load

@@ -16,15 +16,16 @@ from entroloop.data.world import World
 PACKAGES = ("entroloop", "torch", "diffusers", "accelerate", "deepspeed", "numpy")
 
 
-def _version(name: str) -> str:
+def version(name: str) -> str | None:
+    """The version of an installed package; None if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return None
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The CPU's name, or the machine's architecture where the system does not give the name."""
     try:
         found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
@@ -37,8 +38,8 @@ def numerics(world: World) -> dict[str, Any]:
     """Facts outside the configuration on which the exact bytes of a result, and its speed, depend."""
     cuda = world.device.type == "cuda"
     return {
-        **{name: _version(name) for name in PACKAGES},
-        "processor": torch.cuda.get_device_name(world.device) if cuda else _processor(),
+        **{name: version(name) or "not installed" for name in PACKAGES},
+        "processor": torch.cuda.get_device_name(world.device) if cuda else processor(),
         "python": platform.python_version(),
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),

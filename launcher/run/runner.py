@@ -72,6 +72,8 @@ def run(
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     with _state(layout, world, config.generations, attempt.state):
         world.on_main(lambda: retention.apply(config, layout))
+        if world.is_main and all(map(sealed, order)):
+            log.info("%s: already finished", layout.run)
         # Rank 0 decides, because directory caches of shared file systems differ between nodes for a while.
         while (step := world.on_main(lambda: next_step(sealed, config.generations))) is not None:
             if until is not None and order.index(step) > order.index(until):

@@ -19,8 +19,8 @@ from sklearn.datasets import load_digits
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.sources import base as sources
-from entroloop.data.sources import importer as importers
 from entroloop.data.sources.base import ImageSource
+from entroloop.data.sources.begun import Begun
 from entroloop.data.sources.convert import SampleForm
 from entroloop.data.sources.importer import import_dataset, import_part, seal_import
 from entroloop.data.sources.recognise import open_source
@@ -326,8 +326,8 @@ def test_an_import_that_begins_while_another_looks_at_the_folder(tmp_path: Path,
     """The other one's settings appear between the look for them and the look at the folder's files."""
     with pytest.raises(Interrupted):
         import_dataset("digits", tmp_path / "shared", Settings(shard_size=100), stop=lambda: True)
-    read, late = importers._read_settings, [True]
-    monkeypatch.setattr(importers, "_read_settings", lambda dest: None if late and late.pop() else read(dest))
+    read, late = Begun._unfinished, [True]
+    monkeypatch.setattr(Begun, "_unfinished", lambda begun: None if late and late.pop() else read(begun))
     import_dataset("digits", tmp_path / "shared", Settings(shard_size=100))
     assert not late
     import_dataset("digits", tmp_path / "alone", Settings(shard_size=100))

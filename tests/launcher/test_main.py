@@ -4,12 +4,22 @@ import os
 from pathlib import Path
 
 import pytest
+import typer.main
 from forked import Forked
-from loops import VECTORS, command, tiny
+from loops import VECTORS, command, python_command, tiny
+from typer.testing import CliRunner
 
+import entroloop
+from entroloop.data import take
+from entroloop.data.sources.settings import COLORS
 from entroloop.data.world import World
 from entroloop.launcher import __main__ as command_line
+from entroloop.launcher.commands import common
 from entroloop.launcher.run import runner
+from entroloop.launcher.run.phases import PHASES
+from entroloop.slurm.config import KINDS
+
+command_line._register()
 
 DIGITS = ("digits", "--limit", "4", "--workers", "1")
 
@@ -87,3 +97,46 @@ def test_every_command_ends_quietly_when_its_reader_has_left(finished_vectors, t
     ended = Forked(_unread, *(word.format(finished_vectors, free=tmp_path) for word in words))
     assert ended.communicate(timeout=120)[1] == ""
     assert ended.returncode == 141
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("words", [(), ("run",), ("slurm",), ("slurm", "script")])
+def test_help_is_short_or_long(words, flag):
+    ended = CliRunner().invoke(command_line.app, [*words, flag])
+    assert ended.exit_code == 0
+    assert "Usage: " in ended.output
+
+
+def test_the_version_is_that_of_the_package():
+    ended = python_command("--version")
+    assert (ended.returncode, ended.stdout) == (0, f"entroloop {entroloop.__version__}\n")
+
+
+def test_the_shell_completes_commands_options_and_choices():
+    def completed(line: str, word: int) -> str:
+        return command(_ENTROLOOP_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(word)).stdout
+
+    assert {"encode", "entropy"} <= set(completed("entroloop en", 1).split())
+    assert "--strategy" in completed("entroloop select --str", 2).split()
+    assert completed("entroloop take a b c --as ", 6).split() == list(take.FORMS)
+
+
+def _options():
+    """(command, option) of every command of the program."""
+    waiting = [typer.main.get_command(command_line.app)]
+    while waiting:
+        found = waiting.pop()
+        waiting += getattr(found, "commands", {}).values()
+        yield from ((found, option) for option in found.params)
+
+
+def test_help_and_messages_name_the_same_choices():
+    """The lists that help shows without importing what they are of."""
+    assert common.FORMS == take.FORMS
+    assert tuple(COLORS) == common.COLORS
+    assert tuple(phase.name for phase in PHASES) == common.PHASES
+    assert common.JOBS == KINDS
+    shown = {(c.name, o.name): o.metavar for c, o in _options() if o.metavar}
+    assert shown["run", "phase"] == "|".join(common.PHASES)
+    assert shown["take", "form"] == "shards|folder|npz|keys"
+    assert shown["import", "encoding"] == "png|npy"

@@ -21,7 +21,7 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 from entroloop.launcher import process
 from entroloop.launcher.commands import sample as sampling
-from entroloop.launcher.config import dump
+from entroloop.launcher.config import dump, saved_with
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.context import Context
 
@@ -43,7 +43,7 @@ def expected(trained, tmp_path_factory):
     """The bytes of its sample phase, made by one process at once."""
     copy = tmp_path_factory.mktemp("expected") / "tiny"
     shutil.copytree(trained, copy)
-    runner.run_single(sampling.load_run(copy), World(), lambda: False, SAMPLE, None)
+    runner.run_single(saved_with(copy), World(), lambda: False, SAMPLE, None)
     return samples_of(copy)
 
 
@@ -187,7 +187,7 @@ def sample_on(world, run):
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        runner.run_single(sampling.load_run(run), world, lambda: False, SAMPLE, None)
+        runner.run_single(saved_with(run), world, lambda: False, SAMPLE, None)
     finally:
         logger.removeHandler(handler)
     return said

@@ -1,11 +1,15 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import forked
+import made_by_others
 import numpy as np
 import pytest
+from loops import command
 
+from entroloop.data.encode import encode
 from entroloop.data.errors import UserError
 from entroloop.data.features.blocks import encode_shards, seal_features
 from entroloop.data.features.encoder import load_encoder
@@ -15,6 +19,7 @@ from entroloop.data.sources.rows import opened
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import write_index
+from entroloop.data.take import take
 from entroloop.launcher.commands.entropy import entropy_command
 from entroloop.launcher.commands.select import parse_options, select_command
 from entroloop.selection import kl_entropy, select
@@ -239,3 +244,48 @@ def test_errors_of_the_calculation_name_the_file_or_option(tmp_path):
     }.items():
         with pytest.raises(UserError, match=f"^(.*/)?{said}"):
             call()
+
+
+def test_the_chosen_samples_are_written_as_take_writes_them(tmp_path):
+    source = made_by_others.make("tars", tmp_path)
+    encode(source, tmp_path / "features", ["pixel"], resolution=3)
+    words = ["--size", 10, "--seed", 2, "--source", source]
+    for rank in forked.ranks(
+        2, "select", tmp_path / "features", *words, "--out", tmp_path / "i.npy", "--write", tmp_path / "chosen"
+    ):
+        assert rank.result().returncode == 0, rank.result().stderr
+    take(source, tmp_path / "i.npy", tmp_path / "taken", settings=Settings(resolution=3))
+    assert (tmp_path / "chosen" / "manifest.json").read_bytes() == (tmp_path / "taken" / "manifest.json").read_bytes()
+    ended = command("select", tmp_path / "features", *words, "--out", tmp_path / "j.npy",
+                    "--write", tmp_path / "k.txt", "--as", "keys")  # fmt: skip
+    said = f"{tmp_path / 'j.npy'}: 10 of 50 rows, by greedy; {tmp_path / 'k.txt'}: the same 10 samples as keys"
+    assert ended.stdout.strip() == said, ended.stderr
+    assert len((tmp_path / "k.txt").read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize(
+    ("message", "more"),
+    [
+        ("--source: give --source and --write together", {"source": "tars"}),
+        ("--write: give --source and --write together", {"write": "new"}),
+        ("--source .*npz: is not the source of the features", {"source": "samples.npz", "write": "new"}),
+        ("--as tar: give one of", {"source": "tars", "write": "new", "form": "tar"}),
+        ("already holds other files", {"source": "tars", "write": "tars/.."}),
+        ("--source .*x.npy: has 300 samples, but .* has 50 rows", {"source": "x.npy", "write": "new", "plain": True}),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_chosen(features, message, more):
+    source = made_by_others.make("tars", features)
+    made_by_others.make("npz", features)
+    encode(source, features / "made", ["pixel"])
+    np.save(features / "plain.npy", X[:50])
+    given = features / ("plain.npy" if more.pop("plain", False) else "made")
+    kinds: dict[str, Any] = {
+        "source": lambda name: str(features / name),
+        "write": lambda name: features / name,
+        "form": str,
+    }
+    with pytest.raises(UserError, match=message):
+        select_command(given, 10, features / "ids.npy", **{name: kinds[name](value) for name, value in more.items()})
+    assert not (features / "ids.npy").exists()
+    assert not (features / "new").exists()

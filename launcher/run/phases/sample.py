@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from entroloop.data.world import World
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
+    from entroloop.trainer.sample_config import SampleConfig
 
 
 def _reads(config: Config, generation: int) -> Iterator[Step]:
@@ -95,13 +96,12 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     config, world, generation = context.config, context.world, step.generation
     weights, folder = context.layout.of(Step(generation, "train")), context.layout.of(step)
     plan = SamplePlan(config.seed, generation, config.samples, config.sample.shard_size)
-    guide = guide_of(config, context.layout, generation)
-    sample = config.sample if guide else config.sample.model_copy(update={"guide": None})
+    sample, guide = settings_of(context, step)
     all_of_it = part or Part()
     _say_who_idles(world, len(all_of_it.of(len(plan.shards))))
     drawn = generate(
         weights, folder, sample, plan, all_of_it.split(world.rank, world.size), world.device,
-        whole=all_of_it, histogram=_label_histogram(context, step), guide=guide, title=str(step),
+        whole=all_of_it, histogram=label_histogram(context, step), guide=guide, title=str(step),
         show=world.is_main, should_stop=context.should_stop, on_progress=context.on_progress,
         on_shard=_encode_early(context, step),
     )  # fmt: skip
@@ -111,6 +111,13 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
         about = {"num_classes": context.real.num_classes} if config.train.labels else {}
         world.on_main(lambda: seal_dataset(folder, about=about, made_from=context.made_from(step)) and None)
     return f"{plan.count} {context.kind}, {sample.nfe} NFE" + ("" if part is None else f", part {part}")
+
+
+def settings_of(context: Context, step: Step) -> tuple[SampleConfig, Path | None]:
+    """The settings with which a generation is sampled, and the sealed weights of its guide if it has one."""
+    guide = guide_of(context.config, context.layout, step.generation)
+    sample = context.config.sample
+    return (sample if guide else sample.model_copy(update={"guide": None})), guide
 
 
 def _encode_early(context: Context, step: Step) -> Callable[[int], None]:
@@ -128,7 +135,7 @@ def _encode_early(context: Context, step: Step) -> Callable[[int], None]:
     return encode
 
 
-def _label_histogram(context: Context, step: Step) -> NDArray[np.int64] | None:
+def label_histogram(context: Context, step: Step) -> NDArray[np.int64] | None:
     """Frequencies of the classes to sample, by `sample.labels`: counts, int64 [classes]; None for equal frequencies."""
     import numpy as np
 

@@ -1,0 +1,130 @@
+"""Work on a source that fills a folder: a second attempt with the same settings continues it, any other is refused.
+
+    source + settings  ->  Begun.check, Begun.begin  ->  import.json in the folder, until the folder is sealed
+
+`import`, `encode` and `take` use this module. The seal then holds the same facts under the name of the work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from entroloop.data import files
+from entroloop.data.errors import UserError, reason
+from entroloop.data.sources.base import Source
+from entroloop.data.sources.sealed import SealedSource
+from entroloop.data.store import manifest
+
+WORKS = {"import": "an import", "encode": "features", "take": "chosen samples"}
+SINGLE = ("settings", "source")  # settings are compared one by one, and the source's digest has no meaning for people
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The work of one command in the folder `dest`.
+
+    work  `import`, `encode` or `take`
+    """
+
+    dest: Path
+    work: str
+
+    @property
+    def path(self) -> Path:
+        return self.dest / f"{self.work}.json"
+
+    def facts(self) -> dict[str, Any] | None:
+        """The facts of the work in the folder, finished or not; None if none has begun.
+
+        Raises UserError when another command sealed the folder, and when the facts are damaged.
+        """
+        there = None if manifest.is_sealed(self.dest) else self._unfinished()
+        if manifest.is_sealed(self.dest):  # also by another process, just now
+            there = manifest.read(self.dest).about.get(self.work)
+            if there is None:
+                what = WORKS[self.work]
+                raise UserError(f"{self.dest}: already holds a sealed set that is not {what}: give another folder")
+        return there
+
+    def _unfinished(self) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            return found
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            advice = f"remove the folder and {self.work} again"
+            raise UserError(f"{self.path}: damaged ({reason(error)}): {advice}") from error
+
+    def check(self, source: str, identity: Mapping[str, Any]) -> None:
+        """Raises UserError unless the folder is missing, empty, or holds the same work, finished or not.
+
+        identity  the facts in which two attempts must agree
+        """
+        check_outside(source, self.dest)
+        if self.dest.exists() and not self.dest.is_dir():
+            raise UserError(f"{self.dest}: is a file: give a folder")
+        there = self.facts()
+        if there is None:
+            if self.dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in self.dest.iterdir()):
+                if self.path.exists() or manifest.is_sealed(self.dest):  # another process has begun just now
+                    return self.check(source, identity)
+                raise UserError(f"{self.dest}: already holds other files: give a new or empty folder")
+        elif different := _difference(there, identity):
+            what = WORKS[self.work]
+            raise UserError(f"{self.dest}: holds {what} made otherwise ({different}): give another folder")
+        return None
+
+    def begin(self, source: str, identity: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
+        """Writes the facts. Returns False if another process has sealed the folder by now.
+
+        more  facts that follow from the identity, and that later attempts need not compute again
+
+        Raises UserError as `check` does. Removes temporary files that killed attempts left behind.
+        """
+        text = files.json_bytes({**identity, **more})
+        if manifest.is_sealed(self.dest) or not files.create(self.path, lambda file: file.write(text)):
+            self.check(source, identity)
+        if manifest.is_sealed(self.dest):
+            return False
+        files.sweep_temporaries(self.dest)
+        return True
+
+    def forget(self) -> None:
+        """Removes the facts, which only unfinished work needs.
+
+        Does not touch the disk if the file is already gone, because finished work may be on a read-only disk.
+        """
+        if self.path.exists():
+            self.path.unlink(missing_ok=True)
+
+
+def check_outside(source: str, dest: Path) -> None:
+    """Raises UserError when `dest` is inside the folder `source`."""
+    origin = Path(source).expanduser()
+    if origin.is_dir() and dest.resolve().is_relative_to(origin.resolve()):
+        raise UserError(f"{dest}: lies inside the source {source}: give a path outside it")
+
+
+def names_digest(source: Source) -> str:
+    """Identifies the names, labels and classes of a source. It does not cover the samples themselves."""
+    labels = None if source.labels is None else source.labels.tolist()
+    return files.digest({"names": list(source.names), "labels": labels, "classes": list(source.classes)})
+
+
+def source_digest(source: Source) -> str:
+    """Identifies a source: the digest of a sealed set, else `names_digest`."""
+    return source.dataset.manifest.digest if isinstance(source, SealedSource) else names_digest(source)
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    pairs = [(name, there["settings"].get(name), value) for name, value in here["settings"].items()]
+    pairs += [(name.replace("_", " "), there.get(name), here[name]) for name in here if name not in SINGLE]
+    found = [f"{name} {before!r} there, {now!r} now" for name, before, now in pairs if before != now]
+    if not found and there.get("source") != here["source"]:
+        found = ["the source's names or labels changed"]
+    return "; ".join(found)

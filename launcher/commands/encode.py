@@ -1,0 +1,50 @@
+"""`entroloop encode`: the features of any source, sealed, in the order of the source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from entroloop.data.catalogue import ENCODERS
+from entroloop.launcher.commands.common import Color, Part, Resolution, Source, SourceKey, Split, count
+
+
+def encode_command(
+    source: Source,
+    encoder: Annotated[
+        list[str], typer.Option(help=f"{', '.join(ENCODERS.built_in)}, or module:attribute; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="New folder for the features.")],
+    resolution: Resolution = None,
+    split: Split = None,
+    color: Color = "auto",
+    key: SourceKey = None,
+    classifier: Annotated[
+        Path | None, typer.Option(help="RUN/real/classifier, for the encoder classifier.", show_default=False)
+    ] = None,
+    part: Part = None,
+) -> None:
+    """Compute the features of any source. The same command resumes a stopped one."""
+    from entroloop.data.encode import encode
+    from entroloop.data.seeds import parse_part
+    from entroloop.data.store import manifest
+    from entroloop.launcher.process import StopFlag, world_from_environment
+
+    share = None if part is None else parse_part(part)
+    stop = StopFlag()
+    world = world_from_environment(should_stop=lambda: bool(stop))
+    finished = manifest.is_sealed(out)
+    sealed = encode(
+        source, out, encoder, resolution=resolution, split=split, color=color, key=key, classifier=classifier,
+        part=share, world=world, progress=True, stop=lambda: bool(stop),
+    )  # fmt: skip
+    if not world.is_main:
+        return
+    if sealed is None:
+        typer.echo(f"{out}: part {share} done; when all are, run the command without --part")
+        return
+    widths = ", ".join(f"{name} [{facts['dim']}]" for name, facts in sealed.about["encoders"].items())
+    again = ", already encoded" if finished else ""
+    typer.echo(f"{out}: {count(sealed.count, 'row')} of {widths}{again}")

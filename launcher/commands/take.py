@@ -1,0 +1,63 @@
+"""`entroloop take SOURCE IDS.npy DEST`: chosen rows of any source as shards, images, an array or a list of keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from entroloop.launcher.commands.common import (
+    As,
+    Color,
+    Encoding,
+    Filter,
+    Part,
+    Resolution,
+    Source,
+    SourceKey,
+    Split,
+    Workers,
+    count,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from entroloop.data.take import Form
+
+
+def take_command(
+    source: Source,
+    ids: Annotated[Path, typer.Argument(help="Rows of the source: integers [M], .npy, as select writes them.")],
+    dest: Annotated[Path, typer.Argument(help="New folder (shards, folder) or file (npz, keys).")],
+    form: As = "shards",
+    resolution: Resolution = None,
+    split: Split = None,
+    color: Color = "auto",
+    key: SourceKey = None,
+    labels: Annotated[bool, typer.Option(help="Keep the labels.")] = True,
+    encoding: Encoding = "png",
+    shard_size: Annotated[int | None, typer.Option(help="Samples per shard; 1,000, fewer if large.")] = None,
+    filter: Filter = "auto",
+    workers: Workers = None,
+    part: Part = None,
+) -> None:
+    """Write chosen rows of any source. The same command resumes a stopped one."""
+    from entroloop.data.seeds import parse_part
+    from entroloop.data.sources.settings import Settings
+    from entroloop.data.take import take
+    from entroloop.launcher.process import StopFlag
+
+    settings = Settings(
+        resolution=resolution, split=split, color=color, labels=labels, encoding=encoding, shard_size=shard_size,
+        filter=filter, key=key,
+    )  # fmt: skip
+    share = None if part is None else parse_part(part)
+    stop = StopFlag()
+    chosen = take(
+        source, ids, dest, cast("Form", form), settings=settings, part=share, workers=workers, progress=True,
+        stop=lambda: bool(stop),
+    )  # fmt: skip
+    if share is None:
+        typer.echo(f"{dest}: {count(chosen, 'sample')} of {source} as {form}")
+    else:
+        typer.echo(f"{dest}: part {share} done; when all are, run the command without --part")

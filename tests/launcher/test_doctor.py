@@ -1,0 +1,62 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from entroloop.data.features import weights
+from entroloop.launcher import doctor
+from entroloop.launcher.__main__ import _register, app
+from entroloop.selection.exact import formats, sketch
+
+_register()
+
+
+def test_what_a_bug_report_needs(tmp_path, monkeypatch):
+    monkeypatch.setenv(weights.VARIABLE, str(tmp_path))
+    (tmp_path / "inception_v3_google-0cc3c7bd.pth").write_bytes(b"")
+    found = doctor.examine(tmp_path)
+    assert doctor.healthy(found)
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["weights"] == {
+        "folder": str(tmp_path), "inception": "no weights", "dinov2-small": "no weights",
+        "dinov2-large": "no weights", "dinov2-paper": "no weights",
+        "inception-paper": str(tmp_path / "inception_v3_google-0cc3c7bd.pth"),
+    }  # fmt: skip
+    chosen = formats.shortest_format(torch.zeros((1, 1)))
+    assert f"features on cpu, {chosen.name} (chosen here)" in found["exactness"]
+    assert "features on cpu, float64" in found["exactness"]
+    assert all("within their certificates" in fact for fact in found["exactness"].values())
+    assert found[f"folder {tmp_path}"]["hard links"] == "yes"
+    assert "MiB/s" in found[f"folder {tmp_path}"]["written"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".tmp")]
+    lines = doctor.text(found).splitlines()
+    assert sum(not line.startswith(" ") for line in lines) == len(found)
+
+
+@pytest.mark.parametrize("form", [formats.BF16, formats.F32, formats.F64], ids=lambda form: form.name)
+def test_a_product_that_is_less_exact_than_its_format_is_found(form, monkeypatch):
+    rows = torch.randn((64, 32), generator=torch.Generator().manual_seed(0))
+    assert "4,096 products within" in doctor._checked(rows, form)
+    monkeypatch.setattr(doctor, "product", lambda *arguments: _worse(sketch.product(*arguments), form))
+    assert doctor._checked(rows, form).startswith(doctor.WRONG)
+
+
+def _worse(products, form):
+    out = products.clone()
+    out[3, 7] = out[3, 7] * 2 if form is not formats.BF16 else torch.iinfo(torch.int16).max - 1000
+    return out
+
+
+def test_a_broken_part_is_reported_and_the_rest_is_examined(tmp_path, monkeypatch):
+    def broken():
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(doctor, "_devices", broken)
+    ended = CliRunner().invoke(app, ["doctor", str(tmp_path), "--json"])
+    assert ended.exit_code == 1
+    found = json.loads(ended.stdout)
+    assert found["devices"] == {"error": "WRONG: RuntimeError: no driver"}
+    assert found["exactness"]
+    ended = CliRunner().invoke(app, ["doctor", str(tmp_path / "none")])
+    assert "none: no such folder" in str(ended.exception)
