@@ -1,6 +1,7 @@
 """`entroloop measure` and `report` from the command line: their inputs, output and refusals."""
 
 import json
+import math
 
 import loops
 import numpy as np
@@ -59,7 +60,8 @@ def run(*arguments):
 def test_every_kind_of_file_gives_the_same_numbers(kinds, tmp_path):
     np.save(tmp_path / "generated.npy", vectors(digits(25, 100)))
     np.save(tmp_path / "images_generated.npy", digits(25, 100))
-    exact = measure(Sets(vectors(digits(25, 100)), vectors(digits(30)))).values
+    found = measure(Sets(vectors(digits(25, 100)), vectors(digits(30)))).values
+    exact = {key: None if math.isnan(value) else value for key, value in found.items()}
     for name, path in kinds.items():
         generated = "generated.npy" if name in ("vectors.npy", "doubles.npy") else "images_generated.npy"
         row = compare.compare(tmp_path / generated, path)

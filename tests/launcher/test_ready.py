@@ -14,8 +14,7 @@ from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
 from entroloop.data.world import World
 from entroloop.eval.report.runs import read_run
-from entroloop.launcher.commands.sample import load_run
-from entroloop.launcher.config import load
+from entroloop.launcher.config import load, saved_with
 from entroloop.launcher.preview.disk import least_bytes, source_of
 from entroloop.launcher.preview.dry_run import dry_run
 from entroloop.launcher.run import runner
@@ -220,9 +219,9 @@ def test_a_run_in_the_home_folder_looks_at_the_space_before_each_step(tmp_path, 
     saved = (tmp_path / "runs/tiny/config.yaml").read_text()
     assert "folder: ~/runs\n" in saved
     assert "source: $VECTORS/set\n" in saved
-    assert load_run(tmp_path / "runs/tiny").folder == "~/runs"
+    assert saved_with(tmp_path / "runs/tiny").folder == "~/runs"
     (tmp_path / "runs").rename(tmp_path / "moved")
-    assert load_run(tmp_path / "moved/tiny").run_folder == tmp_path / "moved/tiny"
+    assert saved_with(tmp_path / "moved/tiny").run_folder == tmp_path / "moved/tiny"
 
 
 @pytest.mark.parametrize("step", [Step(0, "select"), Step(0, "train"), Step(0, "sample"), Step(0, "encode")])
