@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from entroloop.data.world import World
 from entroloop.selection.exact.bounds import Pairs, Query, contenders, nonzero
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import LONGER
@@ -26,19 +27,24 @@ class Block:
     """The distances inside one block of candidates that are no larger than `level`, by row.
 
     The sequential rule of a strategy runs on these. Everything is on the host, because single steps are too short for a
-    device. `pairs` is the number of distances. It depends on the rows alone, so all ranks can decide by it, whatever
-    formats they use.
+    device. All ranks pass the same rows; each computes a share of the distances of a large block. `pairs` is the number
+    of distances. It depends on the rows alone, so all ranks can decide by it, whatever formats they use.
     """
 
-    def __init__(self, side: Side, level: float, frame: Frame) -> None:
+    def __init__(self, side: Side, level: float, frame: Frame, world: World) -> None:
         n = len(side.sketch)
         levels = torch.full((n,), level, dtype=torch.float64, device=side.rows.device)
         none = torch.empty(0, dtype=torch.int64)
         found: list[Pairs] = [(none, none, none.double())]
-        for i, j, distance in _earlier_pairs(side, levels, None, frame):
+        shared = world.size > 1 and n > TILE_COLUMNS
+        for i, j, distance in _earlier_pairs(side, levels, None, frame, world if shared else World()):
             near = distance <= level
             found.append((i[near].cpu(), j[near].cpu(), distance[near].cpu()))
-        lower, upper, near_by = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+        mine = [torch.cat(part) for part in zip(*found, strict=True)]
+        if shared:
+            packed = world.gather_rows(torch.stack([part.double() for part in mine], 1))
+            mine = [packed[:, 0].long(), packed[:, 1].long(), packed[:, 2]]
+        lower, upper, near_by = (part.numpy() for part in mine)
         self.pairs = len(lower)
         rows = np.concatenate([lower, upper])
         order = np.argsort(rows, kind="stable")
@@ -79,15 +85,18 @@ def conflicts(side: Side, threshold: float, frame: Frame) -> NDArray[np.bool_]:
 def earlier_distances(side: Side, level: Tensor, frame: Frame) -> Tensor:
     """For each row min(level, its canonical distance to the nearest row before it). float64 [B] -> float64 [B]."""
     out = level.clone()
-    for i, _, distance in _earlier_pairs(side, out, 1, frame):
+    for i, _, distance in _earlier_pairs(side, out, 1, frame, World()):
         out.scatter_reduce_(0, i, distance, "amin")
     return out
 
 
-def _earlier_pairs(side: Side, level: Tensor, k: int | None, frame: Frame) -> Iterator[Pairs]:
-    """The `contenders` among the pairs j < i of a block. The caller may lower `level` [B] between pairs."""
+def _earlier_pairs(side: Side, level: Tensor, k: int | None, frame: Frame, world: World) -> Iterator[Pairs]:
+    """The `contenders` among this rank's share of the pairs j < i. The caller may lower `level` [B] between pairs."""
     columns = Columns.of(side)
-    for start in range(0, len(level), TILE_COLUMNS):
+    for number, start in enumerate(range(0, len(level), TILE_COLUMNS)):
+        turn = number % (2 * world.size)  # back and forth, because later rows have more pairs
+        if min(turn, 2 * world.size - 1 - turn) != world.rank:
+            continue
         rows = slice(start, min(start + TILE_COLUMNS, len(level)))
         left = side.part(rows)
         for first, last, same in ((start, rows.stop, True), (0, start, False)):

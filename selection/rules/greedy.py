@@ -60,7 +60,7 @@ def greedy(
                 frontier.fill(torch.arange(shard.total))
             continue
         side = frontier.side(ids, rows)
-        block = Block(side, float(bound.max()), frontier.frame)
+        block = Block(side, float(bound.max()), frontier.frame, shard.world)
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
         on_progress(len(picks))
