@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import Forked
@@ -32,7 +33,7 @@ def _command(arguments: list[str]) -> None:
     main(arguments)
 
 
-def as_nobody(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def as_nobody(*arguments: object, **environment: Any) -> subprocess.CompletedProcess[str]:
     """Runs `entroloop …` as the user nobody, or as this one where it is not root."""
     return Forked(_command, list(map(str, arguments)), **environment).result()
 

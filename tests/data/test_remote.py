@@ -18,10 +18,10 @@ import pytest
 from present import present
 from test_streaming import COUNTS, N, make
 
+from entroloop.data.address import is_remote
 from entroloop.data.errors import UserError
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.settings import Settings
-from entroloop.data.store import remote
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.remote import Remote, RemoteDataset, make_room, open_dataset
 from entroloop.data.streams.streaming import Streaming
@@ -211,8 +211,8 @@ def test_pipes_and_fsspec(server, tmp_path):
 
 
 def test_addresses_are_told_from_paths():
-    assert all(map(remote.is_remote, ("https://h/x", "s3://b/x", "gs://b/x", "pipe:cat {}")))
-    assert not any(map(remote.is_remote, ("x", "/x/y", "./s3", "C:x")))
+    assert all(map(is_remote, ("https://h/x", "s3://b/x", "gs://b/x", "pipe:cat {}")))
+    assert not any(map(is_remote, ("x", "/x/y", "./s3", "C:x")))
 
 
 def test_schemes_that_fsspec_lacks_go_through_webdataset(server, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Configuration: the order of precedence, and the one-line refusals."""
 
 import re
+from pathlib import Path
 
 import pytest
 from loops import TINY, tiny
@@ -192,7 +193,9 @@ def test_a_path_that_cannot_be_expanded_is_refused(tmp_path, key, path, line):
 def test_paths_are_expanded_where_they_are_used_and_kept_as_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("SCRATCH", str(tmp_path / "scratch"))
-    config = tiny("~/runs", "data.source=${SCRATCH}/set", "sample.guide=$SCRATCH/weights", "sample.guide_weight=1")
+    config = tiny(
+        Path("~/runs"), "data.source=${SCRATCH}/set", "sample.guide=$SCRATCH/weights", "sample.guide_weight=1"
+    )
     assert config.run_folder == tmp_path / "home/runs/tiny"
     assert config.data.located == str(tmp_path / "scratch/set")
     assert config.sample.guide_folder == tmp_path / "scratch/weights"

@@ -122,7 +122,7 @@ def walk(folder: str, words: list[str], bad: tuple[str, ...], result: str) -> No
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                status = command_line._run(arguments)
+                status: int | str = command_line._run(arguments)
             except BaseException as error:
                 status = f"{type(error).__name__}: {error}"
         found[ascii(path)] = status, out.getvalue(), err.getvalue()

@@ -1,6 +1,7 @@
 """A run and its dry run look up all that a configuration names before anything is done, and refuse in the same line."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,7 +210,7 @@ def test_a_run_in_the_home_folder_looks_at_the_space_before_each_step(tmp_path, 
     monkeypatch.setenv("VECTORS", str(vectors.parent))
     monkeypatch.chdir(tmp_path)
     small = ("data.limit=null", "network={}", "train.kimg=0.016", "generations=1")
-    config = tiny("~/runs", f"data.source=$VECTORS/{vectors.name}", *small)
+    config = tiny(Path("~/runs"), f"data.source=$VECTORS/{vectors.name}", *small)
     asked = []
     monkeypatch.setattr(runner, "check_space", lambda config, source, step: asked.append((str(step), source.count)))
     runner.run(config, World(), lambda: False)

@@ -1,5 +1,7 @@
 """`status` shows the phases of a run and the spread gap of every measured generation."""
 
+from present import present
+
 from entroloop.data.runfolder import Step
 from entroloop.eval.measures.row import Row
 from entroloop.launcher import status
@@ -13,4 +15,4 @@ def test_status_shows_the_spread_gap_of_the_rows(finished):
     assert None not in gaps.values()
     head, *lines = status.table(found).splitlines()[1:4]
     assert head.endswith("spread gap (pixel)")
-    assert [float(line.split()[-1]) for line in lines] == [round(gap, 2) for gap in gaps.values()]
+    assert [float(line.split()[-1]) for line in lines] == [round(present(gap), 2) for gap in gaps.values()]

@@ -81,7 +81,7 @@ def _on_rank(world, parts, size, start):
 @pytest.mark.parametrize("name", ["clusters", "lattice, many ties", "exact duplicates"])
 def test_ranks_share_the_distances_inside_a_block(name, size, monkeypatch):
     x = CASES[name]
-    _shrink(monkeypatch, 16, 32, 200, 128, formats.F32)
+    _shrink(monkeypatch, (16, 32, 200, 128), formats.F32)
     expected = slow(x, len(x) // 2, 5)
     for ids, radii, exchanges, blocks_run in on_threads(size, _on_rank, np.array_split(x, size), len(x) // 2, 5):
         _check((ids, radii), expected)

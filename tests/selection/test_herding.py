@@ -41,7 +41,7 @@ def slow_herding(x, reference, size, block):
     sums = embedded(reference).sum(0)
     target = np.array([round(int(s) * scale / len(reference)) for s in sums], dtype=object)
     order = np.random.default_rng([SEED, *b"order"]).permutation(len(x))
-    chosen = []
+    chosen: list[int] = []
     for start in range(0, len(x), block):
         waiting, turn = list(order[start : start + block]), 0
         wanted = size * (start + len(waiting)) // len(x)

@@ -348,6 +348,7 @@ def test_the_temperature_scales_the_first_noise_and_no_other(edm, sampler, facto
     drawn = {}
     for temperature in (1.0, 0.5):
         one = Generator(edm, SampleConfig(sampler=f"{__name__}:{sampler}", temperature=temperature), PLAN, CPU)
-        one.scale = SimpleNamespace(from_model=lambda x: x)
+        scale: Any = SimpleNamespace(from_model=lambda x: x)
+        one.scale = scale
         drawn[temperature] = one.samples(0, 6)[0]
     np.testing.assert_array_equal(drawn[0.5], factor * drawn[1.0])

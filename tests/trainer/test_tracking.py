@@ -58,8 +58,7 @@ def resumed_with(tmp_path, *overrides, **environment):
 
 def wandb_records(path):
     """The records in wandb's file of an offline run: a log in LevelDB's form after a header of 7 bytes."""
-    from wandb.proto import wandb_internal_pb2
-
+    records: Any = importlib.import_module("wandb.proto.wandb_internal_pb2")
     raw, at, whole = path.read_bytes(), 7, b""
     while at < len(raw):
         left = 2**15 - at % 2**15
@@ -70,7 +69,7 @@ def wandb_records(path):
         whole += raw[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            yield wandb_internal_pb2.Record.FromString(whole)
+            yield records.Record.FromString(whole)
             whole = b""
 
 

@@ -1,5 +1,7 @@
 """A user's own network, objective and sampler on two samples: what they must return, and each way to get it wrong."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -57,7 +59,7 @@ def sampler(fault=""):
         return x
 
     if fault == "calls":
-        sample.calls = lambda steps: steps / 2
+        vars(sample)["calls"] = lambda steps: steps / 2
     return sample
 
 
@@ -70,11 +72,15 @@ def unlike(denoise, noise):
     return noise
 
 
-good = Objective(EDM.loss, EDM.denoise, EDM.sigmas)
-one_loss = Objective(lambda *a: EDM.loss(*a)[0].mean(), EDM.denoise, EDM.sigmas)
-mean_loss = Objective(lambda *a: (EDM.loss(*a)[0].mean(), EDM.loss(*a)[1]), EDM.denoise, EDM.sigmas)
-nan_loss = Objective(lambda *a: (EDM.loss(*a)[0] * float("nan"), EDM.loss(*a)[1]), EDM.denoise, EDM.sigmas)
-no_levels = Objective(EDM.loss, EDM.denoise, lambda steps: None)
+def objective(*parts: Any) -> Objective:
+    return Objective(*parts)
+
+
+good = objective(EDM.loss, EDM.denoise, EDM.sigmas)
+one_loss = objective(lambda *a: EDM.loss(*a)[0].mean(), EDM.denoise, EDM.sigmas)
+mean_loss = objective(lambda *a: (EDM.loss(*a)[0].mean(), EDM.loss(*a)[1]), EDM.denoise, EDM.sigmas)
+nan_loss = objective(lambda *a: (EDM.loss(*a)[0] * float("nan"), EDM.loss(*a)[1]), EDM.denoise, EDM.sigmas)
+no_levels = objective(EDM.loss, EDM.denoise, lambda steps: None)
 nothing = object()
 
 
