@@ -15,6 +15,7 @@ class MeasureFacts(Facts):
     title             for axes and tables; empty: the function's name in words
     reading           one sentence that says how to read it
     higher_is_better  None when neither direction is better
+    ideal             the value of equal distributions, for a measure of which neither direction is better
     needs_reference   whether the measure is left out when there is no reference set beside the training set
     known_as          name of an encoder -> the literature's name for the measure in that encoder's features
     """
@@ -22,6 +23,7 @@ class MeasureFacts(Facts):
     title: str = ""
     reading: str = ""
     higher_is_better: bool | None = None
+    ideal: float | None = None
     needs_reference: bool = False
     known_as: Mapping[str, str] = field(default_factory=dict)
 
@@ -48,13 +50,15 @@ MEASURES = Registry(
         "generalization_score": MeasureFacts(
             f"{_MEASURES}:generalization_score",
             "Generalization score",
-            "Mean distance of a generated image to its nearest training image; a falling score means memorization.",
+            "Mean distance of a generated image to its nearest training image, in the units of the features; a falling "
+            "score means memorization.",
         ),
         "generalization_score_ratio": MeasureFacts(
             f"{_MEASURES}:generalization_score_ratio",
             "Generalization score, relative to real",
             "Generalization score divided by that of held-out real images on the same training set; 1 for real data.",
             needs_reference=True,
+            ideal=1,
         ),
         "training_entropy": MeasureFacts(
             f"{_MEASURES}:training_entropy",
@@ -71,6 +75,7 @@ MEASURES = Registry(
             "Spread gap",
             "Mean log nearest-neighbour distance of generated images minus that of held-out real images, at equal "
             "numbers; 0 is best, above 0 generated images are more spread.",
+            ideal=0,
         ),
         "memorized_fraction": MeasureFacts(
             f"{_MEASURES}:memorized_fraction",
@@ -88,7 +93,7 @@ MEASURES = Registry(
         "covariance_trace": MeasureFacts(
             f"{_MEASURES}:covariance_trace",
             "Covariance trace",
-            "Total variance of the generated features; falls in variance collapse.",
+            "Total variance of the generated features, in their squared units; falls in variance collapse.",
         ),
         "effective_rank": MeasureFacts(
             f"{_MEASURES}:effective_rank",
@@ -98,7 +103,8 @@ MEASURES = Registry(
         "kernel_distance": MeasureFacts(
             f"{_MEASURES}:kernel_distance",
             "Kernel distance (KID)",
-            "Unbiased MMD² with a cubic kernel to held-out data; about 0 for equal distributions.",
+            "Unbiased MMD² with a cubic kernel to held-out data; about 0 for equal distributions. Papers often give "
+            "1,000 times this number.",
             higher_is_better=False,
             known_as={"inception": "KID", "inception-paper": "Kernel distance"},
         ),
@@ -118,6 +124,7 @@ MEASURES = Registry(
             f"{_MEASURES}:density",
             "Density",
             "Mean number of real balls that contain a generated point, divided by k = 5; about 1 for equal sets.",
+            ideal=1,
         ),
         "coverage": MeasureFacts(
             f"{_MEASURES}:coverage",
@@ -139,8 +146,10 @@ MEASURES = Registry(
         "ct_score": MeasureFacts(
             f"{_MEASURES}:ct_score",
             "C_T",
-            "Below 0, generated images are nearer to the training set than held-out data (copying); above 0, further.",
+            "A z-score: below 0, generated images are nearer to the training set than held-out data (copying); above "
+            "0, further.",
             needs_reference=True,
+            ideal=0,
         ),
     },
 )

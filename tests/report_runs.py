@@ -58,6 +58,9 @@ def make_run(folder, strategy="random", seed=0, generations=3, n=60, *, planned=
         write_row(place, row)
         phases = [{"phase": "train", "seconds": 12.5, "nfe": 1500}, {"phase": "sample", "seconds": 3.0, "nfe": 1140}]
         phases[0]["numerics"] = {"torch": "2.13.0", "threads": 1}
+        phases += [{"phase": "train", "kimg": kimg, "loss": 1 / kimg + generation} for kimg in (1, 2, 4)]
+        if generation:
+            phases.append({"phase": "select", "seconds": 0.5, "radius_median": 100.0 + generation + seed})
         (place / "stats.jsonl").write_text("".join(json.dumps(phase) + "\n" for phase in phases))
         training, origin = samples, Provenance.sampled(generation, 0, n)
     return folder

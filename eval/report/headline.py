@@ -11,39 +11,41 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from entroloop.eval.report import statistics
+from entroloop.eval.report import statistics, verdicts
 from entroloop.eval.report.arms import Arm, Comparable, baseline_arm, comparable
 from entroloop.eval.report.runs import REAL_ONLY, Run
 from entroloop.eval.report.statistics import interval, mean_value, number, paired
+from entroloop.eval.report.verdicts import SAME
 from entroloop.selection.catalogue import STRATEGIES
 
-SAME = 0.02  # relative changes below this are called "about the same"
 CLEAR_GAP = -0.3  # a spread gap below this is a clear one; in the pilots, greedy raised coverage only below it
 NAMED = 4  # a sentence names all arms only up to this number
 
 
 def headline(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
-    """The drift of the first arm, the comparison of all arms at the last generation, and the spread gap."""
+    """The drift of the first arm, the comparison of all arms at the last generation, and the spread gap.
+
+    Each sentence is about one feature space. The drift and the comparison say what got worse, too.
+    """
     even = comparable(groups)
     if even.generation is None:
         return ["No generation has been measured yet."]
     if even.generation == 0:
         only = "Only generation 0, trained on real images, has been measured so far: nothing to compare yet."
         return [only, *_spread(even, score_encoder)]
-    out = [_drift(even, score_encoder, distance_encoder)]
+    out = _drift(even, score_encoder, distance_encoder)
     if len(even.measured) > 1:
-        out.append(_comparison(even, score_encoder, distance_encoder))
+        out += _comparison(even, score_encoder, distance_encoder)
     return [*out, *_spread(even, score_encoder)]
 
 
-def certainty(groups: Sequence[Arm], score_encoder: str, distance_encoder: str) -> list[str]:
+def certainty(groups: Sequence[Arm], distance_encoder: str) -> list[str]:
     """How certain the headline is: seeds, encoders, and the numbers that cannot be compared."""
     even = comparable(groups)
     if not even.generation:
         return []
     out = [
-        f"Fréchet distance {f'in {distance_encoder} features, ' if distance_encoder != score_encoder else 'and '}"
-        f"generalization score in {score_encoder} features; {_seeds(even)}.",
+        _seeds(even),
         *_selecting([run for arm in even.measured for run in arm.runs], distance_encoder),
         *_sizes(even),
         *_entropies([run for arm in groups for run in arm.runs]),
@@ -119,10 +121,18 @@ def _percent(value: float) -> str:
 def _seeds(even: Comparable) -> str:
     if not even.seeds:
         counts = ", ".join(f"{len(arm.runs)} with {arm.label}" for arm in even.measured)
-        return f"the arms have no seed in common, so seeds are not paired ({counts})"
-    if len(even.seeds) == 1:
-        return f"one seed ({even.seeds[0]}), which shows the direction of the effect, not its magnitude"
-    return f"means over the {len(even.seeds)} seeds {', '.join(map(str, even.seeds))}"
+        return f"The arms have no seed in common, so seeds are not paired ({counts})."
+    if len(even.seeds) < 3:
+        seeds = (
+            f"One seed ({even.seeds[0]}) shows"
+            if len(even.seeds) == 1
+            else f"Two seeds ({_listed(list(map(str, even.seeds)))}) show"
+        )
+        return f"{seeds} the direction of an effect, not its magnitude; changes below {SAME:.0%} count as none."
+    return (
+        f"Means over the {len(even.seeds)} seeds {', '.join(map(str, even.seeds))}. Better and worse mean that the 95% "
+        "interval of the differences, paired by seed, excludes 0; it is not corrected for the number of measures."
+    )
 
 
 def _selecting(runs: Sequence[Run], distance_encoder: str) -> list[str]:
@@ -172,19 +182,29 @@ def _entropies(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-def _drift(even: Comparable, score_encoder: str, distance_encoder: str) -> str:
+def _drift(even: Comparable, score_encoder: str, distance_encoder: str) -> list[str]:
+    """The change of the first arm since generation 0: one sentence or two per feature space."""
     arm, last = even.measured[0], even.generation or 0
-    words = []
-    for measure, encoder in (("frechet_distance", distance_encoder), ("generalization_score", score_encoder)):
-        first, now = (mean_value(arm, g, encoder, measure) for g in (0, last))
-        if first is not None and now is not None:
-            what = "Fréchet distance to held-out images" if measure == "frechet_distance" else "generalization score"
-            words.append(f"the {what} {change(first, now)}")
     where = f" under {arm.runs[0].paradigm}" if arm.runs[0].paradigm else ""
     span = f"Over {last} generation{'s' if last > 1 else ''} of training on generated images"
     alone = len(even.measured) == 1 or any(baseline_arm(other, even.measured) is arm for other in even.measured)
     which = "" if alone else " (only the first of the arms)"
-    return f"{span}{where} with {arm.label} selection{which}, {' and '.join(words) or 'nothing was measured'}."
+    out: list[str] = []
+    for encoder in dict.fromkeys((distance_encoder, score_encoder)):
+        words = []
+        for measure, own in (("frechet_distance", distance_encoder), ("generalization_score", score_encoder)):
+            first, now = (mean_value(arm, g, own, measure) for g in (0, last))
+            if own == encoder and first is not None and now is not None:
+                to = " to held-out images" if measure == "frechet_distance" else ""
+                words.append(f"the {verdicts.name(measure)}{to} {change(first, now)}")
+        lead = f"{span}{where} with {arm.label} selection{which}, " if not out else ""
+        told = " and ".join(words) or "nothing was measured"
+        out.append(f"{lead}{told if lead else told[0].upper() + told[1:]} in {encoder} features.")
+        better, worse = verdicts.sides(even.measured, encoder, (arm, last), (arm, 0))
+        parts = [f"{_named(of)} {verb}" for of, verb in ((worse, "got worse"), (better, "got better")) if of]
+        if parts:
+            out.append(f"In {encoder} features, {'; '.join(parts)}.")
+    return out
 
 
 def _spread(even: Comparable, score_encoder: str) -> list[str]:
@@ -219,7 +239,7 @@ def _signed(value: float) -> str:
     return f"{'+' if value > 0 else ''}{number(value)}"
 
 
-def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> str:
+def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> list[str]:
     """All arms at the last generation, each with its change against the arm that selects at random if there is one."""
     last, groups = even.generation or 0, even.measured
     distances = {arm.label: mean_value(arm, last, distance_encoder, "frechet_distance") for arm in groups}
@@ -238,15 +258,27 @@ def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> 
         against = f" against {base.label}" if base and base is not first else ""
         value = number(distances[arm.label])
         phrases.append(f"{value} with {arm.label}{f' ({words}{against})' if words else ''}")
-    sentence = (
-        f"At generation {last} the Fréchet distance is {number(distances[first.label])} with {first.label}; {lead}"
-    )
-    sentence += _listed(phrases)
-    if not equal_sizes(groups, last):
-        return f"{sentence}."
+    at = f"At generation {last} the Fréchet distance in {distance_encoder} features is"
+    out = [f"{at} {number(distances[first.label])} with {first.label}; {lead}{_listed(phrases)}."]
+    for arm in shown:
+        if base := baseline_arm(arm, groups):
+            out += _trade(arm, base, last, distance_encoder, groups)
     scores = [(mean_value(arm, last, score_encoder, "generalization_score"), arm.label) for arm in [first, *shown]]
     known = [f"{number(value)} ({label})" for value, label in scores if value is not None]
-    return f"{sentence}. The generalization score is {_listed(known)}."
+    if known and equal_sizes(groups, last):
+        out.append(f"The generalization score in {score_encoder} features is {_listed(known)}.")
+    return out
+
+
+def _trade(arm: Arm, base: Arm, generation: int, encoder: str, groups: Sequence[Arm]) -> list[str]:
+    """The measures, other than the Fréchet distance, in which an arm is better and worse than its baseline."""
+    better, worse = verdicts.sides(groups, encoder, (arm, generation), (base, generation))
+    parts = [f"{side} in {_named(of)}" for side, of in (("worse", worse), ("better", better)) if of]
+    return [f"In {encoder} features, {arm.label} is {' and '.join(parts)} than {base.label}."] if parts else []
+
+
+def _named(measures: Sequence[str]) -> str:
+    return _listed([verdicts.name(measure) for measure in measures])
 
 
 def _listed(parts: Sequence[str]) -> str:

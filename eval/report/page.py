@@ -23,8 +23,9 @@ from matplotlib.figure import Figure
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, unusable
+from entroloop.data.store.shards import REAL
 from entroloop.eval.catalogue import HEADLINE, SHOWN, space, title
-from entroloop.eval.report import headline, pictures, plots, points, statistics, tables
+from entroloop.eval.report import headline, pictures, plots, points, progress, statistics, tables, verdicts
 from entroloop.eval.report.arms import Arm, arms, comparable
 from entroloop.eval.report.runs import Run, read_runs
 
@@ -131,6 +132,21 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
     areas = plots.provenance_areas(groups)
     if areas is not None:
         yield Picture("provenance", areas, _provenance_words(groups))
+    curves = progress.losses(groups)
+    if curves is not None:
+        alt = (
+            "Line charts of the training loss against images trained on, up to five generations of one run of each arm."
+        )
+        yield Picture("loss", curves, alt)
+    radii = progress.radii(groups)
+    if radii is not None:
+        encoders = " and ".join(headline.selecting_encoders(runs)) or "the selection's"
+        about = (
+            "Distance of a chosen candidate to the nearest one chosen before: the median of each selection, the mean "
+            f"over runs. Distances are those of the selection, in {encoders} features, and are comparable between arms "
+            "that select with the same encoder and metric."
+        )
+        yield Picture("radii", radii, "Line chart of the median radius of selection by generation.", about)
     time = plots.costs(runs)
     if time is not None:
         yield Picture("time", time, "Bar chart of seconds spent by phase in each run; the table below has the numbers.")
@@ -196,7 +212,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     ]
     by_kind = {
         kind: [p for p in overview if p.name.startswith(kind)]
-        for kind in ("points", "entropy-score", "spectra", "provenance", "time")
+        for kind in ("points", "entropy-score", "spectra", "provenance", "loss", "radii", "time")
     }
     generations = sorted({g for arm in groups for g in arm.generations} | _sampled(runs))
     chosen = pictures.shown_runs(comparable(groups).groups)
@@ -211,7 +227,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         title=_title(runs),
         refresh=refresh,
         headline=headline.headline(groups, score, distance),
-        certainty=headline.certainty(groups, score, distance),
+        certainty=headline.certainty(groups, distance),
         unfinished=[run for run in runs if not run.finished],
         runs=runs,
         groups=groups,
@@ -223,13 +239,15 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         by_kind=by_kind,
         generations=generations,
         strips=strips,
-        strip_runs=chosen,
+        real=REAL,
+        choices=pictures.choices(chosen),
         common_seed=pictures.common_seed(comparable(groups).groups),
         pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
         tables=[tables.last_table(runs, groups, name) for name in names],
         changes=tables.changes(groups, distance),
         distance_encoder=distance,
-        everything=[tables.full_table(runs, groups, name, tables.measures_of(runs, name)) for name in names],
+        everything={name: tables.full_tables(runs, groups, name) for name in names},
+        single_origin=tables.single_origin(groups),
         costs=tables.cost_table(runs),
         differences=tables.difference_table(runs),
         environments=tables.environments(runs),
@@ -237,6 +255,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         base_sizes=tables.baseline_sizes(runs),
         about=SHOWN,
         measure_title=title,
+        direction=verdicts.direction,
         explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
     )
     return for_vectors(page) if by_kind["points"] and not strips else page

@@ -19,11 +19,13 @@ from PIL import Image
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST, removed
+from entroloop.data.store.shards import REAL
 from entroloop.eval.report.arms import Arm
 from entroloop.eval.report.runs import Run
 from entroloop.selection import nearest
 
-BUDGET = 1_200_000  # bytes of sample images in one report, before base64
+BUDGET = 800_000  # bytes of sample images in one report, before base64
+CHOICE_BUDGET = 300_000  # bytes of the images of selected and rejected candidates in one report, before base64
 PAIR_BUDGET = 500_000  # bytes of the pairs' images in one report, before base64
 COMPARED = 256  # generated images whose nearest training image is searched
 PAIRS = 12
@@ -69,8 +71,12 @@ def shown_runs(groups: Sequence[Arm]) -> dict[str, Run]:
 
 
 def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int, dict[str, Strip]]:
-    """generation -> arm -> its samples 0, 1, 2, …: the same seeds in every cell of the grid."""
+    """generation -> arm -> its samples 0, 1, 2, …: the same seeds in every cell of the grid.
+
+    REAL -> the first arm -> the first images of generation 0's training set, for comparison.
+    """
     sets = {(g, label): dataset(run, g, "samples") for g in generations for label, run in runs.items()}
+    sets |= {(REAL, label): dataset(run, 0, "selected") for label, run in list(runs.items())[:1]}
     found = {key: value for key, value in sets.items() if value is not None}
     out: dict[int, dict[str, Strip]] = {}
     if not found:
@@ -80,8 +86,44 @@ def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int,
     rows = 2 if columns == 10 else 1
     for (generation, label), one in found.items():
         images = one.take(np.arange(min(columns * rows, available(one))))
-        alt = f"Samples 0 to {len(images) - 1} of generation {generation}, {label}"
+        which = f"Samples 0 to {len(images) - 1} of generation {generation}, {label}"
+        alt = f"{len(images)} real images of the first training set" if generation == REAL else which
         out.setdefault(generation, {})[label] = strip(images, columns, alt)
+    return out
+
+
+def choices(runs: dict[str, Run]) -> dict[int, dict[str, tuple[Strip, Strip]]]:
+    """generation -> arm -> the first selected and the first rejected candidates that the generation before has made.
+
+    Generations are left out, evenly, where all of them would exceed the page's budget. Arms that reject nothing have no
+    entry.
+    """
+    planned = range(1, max((run.planned for run in runs.values()), default=0))
+    sets = {
+        (g, label): (made, chosen) for g in planned for label, run in runs.items()
+        if (made := dataset(run, g - 1, "samples")) is not None and (chosen := dataset(run, g, "selected")) is not None
+    }  # fmt: skip
+    if not sets:
+        return {}
+    pixels = max(math.prod(made.shape) for made, _ in sets.values())
+    there = sorted({g for g, _ in sets})
+    most = max(1, int(CHOICE_BUDGET / (len(runs) * 2 * 4 * pixels)))
+    spread = np.linspace(len(there) - 1, 0, min(most, len(there))).round().astype(int)  # the last one first
+    shown = {there[i] for i in spread}
+    columns = int(np.clip(CHOICE_BUDGET / (len(shown) * len(runs) * 2 * pixels), 4, 10))
+    out: dict[int, dict[str, tuple[Strip, Strip]]] = {}
+    for (generation, label), (made, chosen) in sets.items():
+        if generation not in shown:
+            continue
+        config, origin = runs[label].config, chosen.provenance
+        candidates = int(config.get("loop.candidates", 1)) * int(config.get("data.size", len(chosen)))
+        numbers = np.arange(min(candidates, available(made)))
+        taken = np.isin(numbers, origin.index[origin.generation == generation - 1])
+        if taken.any() and not taken.all():
+            words = (f"{name} candidates of generation {generation}, {label}" for name in ("Selected", "Rejected"))
+            both = (made.take(numbers[which][:columns]) for which in (taken, ~taken))
+            first, second = (strip(images, columns, alt) for images, alt in zip(both, words, strict=True))
+            out.setdefault(generation, {})[label] = (first, second)
     return out
 
 

@@ -26,10 +26,10 @@ from matplotlib.path import Path
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D
 
-from entroloop.eval.catalogue import title
 from entroloop.eval.report.arms import Arm, comparable
 from entroloop.eval.report.runs import Run
 from entroloop.eval.report.statistics import correlation, curve, entropy_and_score, entropy_sizes, number, once
+from entroloop.eval.report.verdicts import marked
 
 COLOURS = {
     "random": "#D55E00",
@@ -43,6 +43,7 @@ _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _BASELINE = "#555555"
 _ACROSS = 7  # panels side by side
+_WIDE = 4.4  # inches of a plot of curves
 _LETTER = 0.065  # inches per letter of a legend
 _BARRED, _BANDED = 3, 5  # fewest seeds of an interval drawn as bars, as a band: wide bands would cover each other
 STYLE: Any = {
@@ -59,6 +60,7 @@ STYLE: Any = {
     "axes.axisbelow": True,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # without it, matplotlib measures every tick label to place the title
     "legend.frameon": False,
     "legend.fontsize": 8,
 }
@@ -132,11 +134,11 @@ def new_figure(
 
 def _legend_height(labels: Sequence[str], columns: int, width: float) -> float:
     """Height in inches of a legend below the plot."""
-    lines = max(_wrapped(label, width).count("\n") + 1 for label in [*labels, ""])
+    lines = max(wrapped(label, width).count("\n") + 1 for label in [*labels, ""])
     return 0.1 + 0.17 * lines * -(-len(labels) // columns)
 
 
-def _wrapped(label: str, width: float) -> str:
+def wrapped(label: str, width: float = _WIDE) -> str:
     """The label in lines that fit a legend of this width in inches."""
     return textwrap.fill(label, int((width - 0.7) / _LETTER))
 
@@ -147,9 +149,27 @@ def _columns(labels: Sequence[str], width: float) -> int:
     return max(1, min(3, len(labels), int(width / entry)))
 
 
-def _plain(value: float, _: int) -> str:
+def plain(value: float, _: int) -> str:
     """Tick labels no wider than seven characters."""
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
+
+
+def curve_figure(labels: Sequence[str]) -> tuple[Figure, Axes, int]:
+    """A figure for curves, with room for a legend of these labels, its axes, and the columns of the legend."""
+    columns = _columns(labels, _WIDE)
+    room = _legend_height(labels, columns, _WIDE)
+    figure, (axes,) = new_figure(_WIDE, 2.8 + room, bottom=0.45 + room)
+    return figure, axes, columns
+
+
+def by_generation(panels: int, last: int) -> tuple[Figure, list[Axes], dict[int, Any]]:
+    """Panels with a colour bar of the generations 0 … `last`, and the colours of at most five spread generations."""
+    figure, axes = new_figure(2.2 * min(panels, _ACROSS) + 1.7, 2.8, panels, right=1)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
+    shown = np.unique(np.linspace(0, last, 5).round().astype(int)).tolist()
+    bar = figure.add_axes((1 - 0.85 / figure.get_figwidth(), 0.2, 0.12 / figure.get_figwidth(), 0.68))
+    figure.colorbar(scale, cax=bar, label="generation", ticks=MaxNLocator(integer=True))
+    return figure, axes, {generation: scale.cmap(generation / max(last, 1)) for generation in shown}
 
 
 def svg(figure: Figure) -> bytes:
@@ -175,10 +195,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
     """Mean over equal seeds with its interval; thin lines for single runs; a dashed line for held-out against training
     data. None when nothing is measured."""
     with matplotlib.rc_context(STYLE):
-        names = [*(arm.label for arm in groups), "real test vs real train"]
-        columns = _columns(names, 4.4)
-        room = _legend_height(names, columns, 4.4)
-        figure, (axes,) = new_figure(4.4, 2.8 + room, bottom=0.45 + room)
+        figure, axes, columns = curve_figure([*(arm.label for arm in groups), "real test vs real train"])
         looks = styles(groups)
         shown: list[float] = []
         for i, (arm, even) in enumerate(zip(groups, comparable(groups).groups, strict=True)):
@@ -197,7 +214,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             shown += line.mean
             axes.plot(
                 line.generations, line.mean, color=look.colour, marker=look.marker, linestyle=look.dash,
-                markersize=4.5, linewidth=1.8, label=_wrapped(arm.label, 4.4),
+                markersize=4.5, linewidth=1.8, label=wrapped(arm.label),
             )  # fmt: skip
         if not shown:
             return None
@@ -206,10 +223,10 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             axes.axhline(base, color=_BASELINE, linestyle=(0, (4, 3)), linewidth=1, label="real test vs real train")
             shown.append(base)
         _limits(axes, shown)
-        axes.set_title(f"{title(measure, encoder)} · {encoder}")
+        axes.set_title(f"{marked(measure, encoder)} · {encoder}")
         axes.set_xlabel("generation")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
         figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
     return figure
 
@@ -259,7 +276,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
             look = looks[arm.label]
             axes.scatter(
                 [x for x, _ in points], [y for _, y in points], s=22, color=look.colour, marker=look.marker,
-                alpha=0.85, linewidth=0, label=_wrapped(arm.label, 4.6),
+                alpha=0.85, linewidth=0, label=wrapped(arm.label, 4.6),
             )  # fmt: skip
         found = correlation(clusters)
         if found is not None:
@@ -267,7 +284,8 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
             slope, offset = np.polyfit(every[:, 0], every[:, 1], 1)
             ends = np.array([every[:, 0].min(), every[:, 0].max()])
             axes.plot(ends, slope * ends + offset, color=_BASELINE, linewidth=1, zorder=0)
-        axes.set_title(f"{_pearson_words(clusters)} · {encoder}")
+        words = f"{_pearson_words(clusters)} · {encoder}"
+        axes.set_title(words, fontsize=10 if len(words) < 50 else 8)
         axes.set_xlabel("training-set entropy (nats)")
         axes.set_ylabel("log generalization score")
         figure.legend(loc="lower center", ncols=columns)
@@ -286,9 +304,10 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
     """Stacked areas: shares of every training set by origin, the mean over equal seeds, one panel per arm.
 
     The areas are level for the width of each generation, since there is no training set between two generations.
+    None when every training set has a single origin, because each area would be the whole panel.
     """
     filled = comparable(groups).measured
-    if not filled:
+    if all(len(row.provenance) < 2 for arm in filled for run in arm.runs for row in run.rows):
         return None
     with matplotlib.rc_context(STYLE):
         figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 2, 2.7, len(filled), right=1.3)
@@ -301,7 +320,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
             edges = np.add.outer(arm.generations, (-0.5, 0.5)).ravel()
             axes.stackplot(edges, shares.repeat(2, 1), colors=colours, linewidth=0)
             used |= shares.any(1)
-            _panel_title(axes, arm.label)
+            panel_title(axes, arm.label)
             axes.set_ylim(0, 1)
             axes.set_xlim(edges[0], edges[-1])
             axes.set_xlabel("generation")
@@ -316,7 +335,7 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
     return figure
 
 
-def _panel_title(axes: Axes, label: str) -> None:
+def panel_title(axes: Axes, label: str) -> None:
     """A title small enough for a panel of two inches."""
     lines = textwrap.wrap(label, 30)
     axes.set_title("\n".join(lines[:2]) + (" …" if len(lines) > 2 else ""), fontsize=8 if len(label) > 20 else 9)
@@ -339,17 +358,14 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
     if not filled:
         return None
     with matplotlib.rc_context(STYLE):
-        figure, panels = new_figure(2.2 * min(len(filled), _ACROSS) + 1.7, 2.8, len(filled), right=1)
         last = max(g for arm in filled for g in lines[arm.label])
-        scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, max(last, 1)), "viridis_r")
-        shown = set(np.linspace(0, last, 5).round().astype(int).tolist())
+        figure, panels, colours = by_generation(len(filled), last)
         positive = [v for arm in filled for values in lines[arm.label].values() for v in values if v > 0]
         for axes, arm in zip(panels, filled, strict=True):
             for generation, values in lines[arm.label].items():
-                if generation not in shown:
-                    continue
-                axes.plot(range(1, len(values) + 1), values, color=scale.cmap(generation / max(last, 1)), linewidth=1.3)
-            _panel_title(axes, arm.label)
+                if generation in colours:
+                    axes.plot(range(1, len(values) + 1), values, color=colours[generation], linewidth=1.3)
+            panel_title(axes, arm.label)
             axes.set_yscale("log")
             axes.set_ylim(max(min(positive), max(positive) * 1e-6) / 1.5, max(positive) * 1.5)
             axes.set_xlabel("eigenvalue number")
@@ -357,8 +373,6 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
                 axes.tick_params(labelleft=False)
         for axes in panels[::_ACROSS]:
             axes.set_ylabel(f"eigenvalue · {encoder}")
-        bar = figure.add_axes((1 - 0.85 / figure.get_figwidth(), 0.2, 0.12 / figure.get_figwidth(), 0.68))
-        figure.colorbar(scale, cax=bar, label="generation", ticks=MaxNLocator(integer=True))
     return figure
 
 
@@ -376,9 +390,9 @@ def phases_of(runs: Sequence[Run]) -> list[str]:
 
 
 def costs(runs: Sequence[Run]) -> Figure | None:
-    """Seconds by phase, stacked, one bar per run."""
+    """Seconds by phase, stacked, one bar per run. None for a single run, whose bar would fill the plot."""
     phases = phases_of(runs)
-    if not phases:
+    if not phases or len(runs) < 2:
         return None
     with matplotlib.rc_context(STYLE):
         names = 0.3 + 0.075 * max(len(run.name) for run in runs)

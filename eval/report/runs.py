@@ -33,6 +33,9 @@ class _Spent(BaseModel, strict=True):
     phase: str
     seconds: FiniteFloat | None = None
     nfe: FiniteFloat | None = None
+    kimg: FiniteFloat | None = None
+    loss: float | None = None
+    radius_median: FiniteFloat | None = None
     numerics: dict[str, Any] | None = None
 
 
@@ -46,7 +49,7 @@ class Run:
     rows: tuple[Row, ...]  # one per measured generation, in order
     baseline: Row | None
     stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
-    failed: bool = False  # whether state.json says that the last attempt failed
+    failed: str = ""  # the reason in state.json if the last attempt failed
     sealed: int | None = None  # finished generations, also those that were not to be measured; None: those with a row
 
     @property
@@ -155,15 +158,19 @@ def read_run(folder: Path) -> Run:
     rows.sort(key=lambda row: row.generation or 0)
     baseline = next((row.baseline for row in rows if row.baseline), None)
     name = str(config.get("name") or folder.name)
-    failed = _status(layout.state) == "failed"
+    failed = _failure(layout.state)
     sealed = sum(1 for _ in folder.glob(f"generation_*/metrics/{manifest.MANIFEST}"))
     return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed, sealed)
 
 
-def _status(path: Path) -> str:
+def _failure(path: Path) -> str:
+    """The first line of the reason why the last attempt failed; empty if it did not fail."""
     try:
-        return str(json.loads(path.read_text())["status"])
-    except (OSError, ValueError, KeyError, TypeError):
+        state = json.loads(path.read_text())
+        if state["status"] != "failed":
+            return ""
+        return str(state.get("reason", "")).strip().partition("\n")[0] or "no reason given"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 

@@ -9,14 +9,46 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from entroloop.eval.catalogue import SHOWN, title
 from entroloop.eval.measures.row import Row
-from entroloop.eval.report import plots, statistics
+from entroloop.eval.report import plots, statistics, verdicts
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.headline import NAMED, difference, headline, selecting_encoders
 from entroloop.eval.report.runs import Run
+
+# What `context` calls the fields of a row's Context and EncoderContext.
+_WORDS = {
+    "n_generated": "generated images",
+    "n_training": "training images",
+    "n_reference": "held-out images",
+    "seed": "seed of subsets",
+    "entropy_size": "images per entropy estimate, at most",
+    "digest": "digest of the weights",
+    "resize": "resize",
+    "dimensions": "features per image",
+    "mirrored_copies_count": "mirrored copies count as copies",
+    "k": "nearest neighbours",
+    "entropy_n": "images in the entropy estimate",
+    "entropy_k": "neighbour in the entropy estimate",
+    "entropy_floored": "distances raised to the floor in the entropy estimate",
+    "generated_entropy_floored": "the same in the estimate of the generated images",
+    "reference_generalization_score": "generalization score of held-out images",
+    "memorized_calibrated_distance": "distance that counts as memorized",
+    "ct": "C_T",
+}
+
+ACROSS = 6  # measures side by side in a table of every generation
+
+
+class Line(NamedTuple):
+    """A measure of `last_table`: the real-test-vs-real-train value, a cell per arm, and the best arm's position."""
+
+    measure: str
+    base: str
+    cells: list[str]
+    best: int | None
 
 
 def encoders(runs: Sequence[Run]) -> list[str]:
@@ -46,13 +78,16 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
     """Measures at the last generation that every arm has, over equal seeds: a line per measure, a column per arm."""
     even = comparable(groups)
     last, shown = even.generation, even.measured
+    labels = [arm.label for arm in shown]
     lines = []
     for measure in [*measures_of(runs, encoder), "real_share"]:
         base = statistics.number(plots.baseline_value(runs, encoder, measure))
-        lines.append((measure, base, [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]))
+        cells = [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]
+        winner = verdicts.best(shown, last or 0, encoder, measure)
+        lines.append(Line(measure, base, cells, labels.index(winner) if winner else None))
     rows = [row for arm in shown for run in arm.runs for row in run.rows if row.generation == last]
     return {
-        "encoder": encoder, "generation": last, "arms": [arm.label for arm in shown], "lines": lines,
+        "encoder": encoder, "generation": last, "arms": labels, "lines": lines,
         "sizes": set_sizes(rows), "base_sizes": baseline_sizes(runs),
     }  # fmt: skip
 
@@ -92,10 +127,29 @@ def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: 
     lines = []
     for arm in comparable(groups).measured:
         for generation in sorted(set.intersection(*(set(run.measured) for run in arm.runs))):
-            cells = [_cell(arm.values(generation, encoder, m)) for m in [*names, "real_share"]]
+            cells = [_cell(arm.values(generation, encoder, m)) for m in names]
             lines.append((arm.label, generation, cells))
-    base = [statistics.number(plots.baseline_value(runs, encoder, m)) for m in [*names, "real_share"]]
-    return {"encoder": encoder, "measures": [*names, "real_share"], "lines": lines, "base": base}
+    base = [statistics.number(plots.baseline_value(runs, encoder, m)) for m in names]
+    return {"encoder": encoder, "measures": names, "lines": lines, "base": base}
+
+
+def full_tables(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> list[dict[str, Any]]:
+    """Every measure of an encoder, in tables narrow enough for paper."""
+    names = [*measures_of(runs, encoder), "real_share"]
+    return [full_table(runs, groups, encoder, names[i : i + ACROSS]) for i in range(0, len(names), ACROSS)]
+
+
+def single_origin(groups: Sequence[Arm]) -> str:
+    """A sentence in place of the plot of origins, when the images of every training set have one origin."""
+    rows = [row for arm in groups for run in arm.runs for row in run.rows]
+    if not rows or any(len(row.provenance) != 1 for row in rows):
+        return ""
+    origins = sorted({(row.generation or 0, next(iter(row.provenance))) for row in rows})
+    if all(origin == ("real" if g == 0 else str(g - 1)) for g, origin in origins):
+        later = " Every later one consists of images that the generation before has made." if len(origins) > 1 else ""
+        return f"The training set of generation 0 consists of real images.{later}"
+    told = ", ".join(f"generation {g}: {o if o == 'real' else f'generation {o}'}" for g, o in origins)
+    return f"The images of each training set have one origin ({told})."
 
 
 def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
@@ -132,7 +186,7 @@ def environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 values = found.setdefault(str(key), [])
                 if str(value) not in values:
                     values.append(str(value))
-    return [(key, " | ".join(values)) for key, values in sorted(found.items())]
+    return [(key.replace("_", " "), " | ".join(values)) for key, values in sorted(found.items())]
 
 
 def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
@@ -149,7 +203,9 @@ def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
                 for key, value in one.items():
                     if key != "top_eigenvalues" and value is not None:
                         found.setdefault(name, {}).setdefault(key, {}).setdefault(arm.label, []).append(value)
-    return [(name, [f"{key} {_by_arm(values)}" for key, values in keys.items()]) for name, keys in found.items()]
+    return [
+        (name, [f"{_WORDS[key]}: {_by_arm(values)}" for key, values in keys.items()]) for name, keys in found.items()
+    ]
 
 
 def _by_arm(values: dict[str, list[Any]]) -> str:
@@ -165,8 +221,10 @@ def _by_arm(values: dict[str, list[Any]]) -> str:
 
 
 def _brief(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items())
+        return ", ".join(f"{verdicts.name(k)} {v}" for k, v in value.items())
     if isinstance(value, float):
         return statistics.number(value)
     return value[:16] if isinstance(value, str) else str(value)
@@ -178,7 +236,7 @@ def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -
     columns = [(name, m) for name in names for m in measures_of(runs, name)]
     return {
         "axes": ["generation", "real_share", *(f"{m} · {name}" for name, m in columns)],
-        "titles": ["generation", title("real_share"), *(f"{title(m, name)} · {name}" for name, m in columns)],
+        "titles": ["generation", title("real_share"), *(f"{verdicts.marked(m, name)} · {name}" for name, m in columns)],
         "start": [
             _position(columns, "training_entropy", score_encoder),
             _position(columns, "generalization_score", score_encoder),

@@ -1,6 +1,7 @@
 """The report: its statements about runs, that it is one whole page, and that a browser shows it."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -22,8 +23,9 @@ from present import present
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
-from entroloop.eval.measures.row import Context, Row
-from entroloop.eval.report import headline, pictures, plots, statistics, tables
+from entroloop.data.store.shards import Provenance
+from entroloop.eval.measures.row import Context, EncoderContext, Row
+from entroloop.eval.report import headline, pictures, plots, progress, statistics, tables
 from entroloop.eval.report import page as report
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.runs import Run, flat, read_run, read_runs
@@ -103,6 +105,49 @@ def test_origins_are_stacked_areas_level_over_a_generation(tmp_path):
     assert keys == ["generation 1", "generation 0", "real"]
 
 
+def test_training_sets_of_one_origin_are_a_sentence_and_no_plot(tmp_path):
+    run = synthetic(distances=(1, 2, 3))
+    assert plots.provenance_areas(arms([run])) is None
+    assert "that the generation before has made" in tables.single_origin(arms([run]))
+    for shares, words in (({"0": 0.5, "1": 0.5}, ""), ({"real": 1.0}, "(generation 0: real, generation 1: real)")):
+        last = run.rows[1].model_copy(update={"provenance": shares})
+        found = tables.single_origin(arms([dataclasses.replace(run, rows=(run.rows[0], last))]))
+        assert words in found
+        assert bool(words) == bool(found)
+
+
+def test_the_reason_of_a_failed_run_is_on_the_page(tmp_path):
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20, planned=2)
+    (run / "state.json").write_text(json.dumps({"status": "failed", "exit": 2, "reason": "disk <full>\nmore"}))
+    assert "run: 1 of 2 generations; failed: disk &lt;full&gt;</li>" in report.html([read_run(run)])
+
+
+@pytest.mark.parametrize("state", ["", "[]", '{"status": "finished"}', '{"status": 3}'])
+def test_a_state_of_no_failure_is_no_reason(tmp_path, state):
+    run = report_runs.make_run(tmp_path / "run", generations=1, n=20, planned=2)
+    (run / "state.json").write_text(state)
+    assert read_run(run).failed == ""
+
+
+def test_loss_curves_keep_the_last_line_of_repeated_steps_and_stay_short():
+    lines = [(1, 5.0), (2, 4.0), (3, float("nan")), (2, 3.0)]
+    stats = [{"phase": "train", "generation": "generation_0000", "kimg": k, "loss": v} for k, v in lines]
+    stats += [{"phase": "train", "generation": "generation_0001", "kimg": k, "loss": 2.0} for k in range(1, 1001)]
+    found = progress.loss_curves(Run(Path(), "a", {}, (), None, tuple(stats)))
+    assert found[0] == ([1, 2], [5, 3])
+    assert len(found[1][0]) == len(found[1][1]) == progress.POINTS
+    assert set(found[1][1]) == {2.0}
+
+
+def test_radii_are_means_over_the_runs_of_an_arm(sweep):
+    groups = arms(read_runs([sweep]))
+    lines = present(progress.radii(groups)).axes[0].lines
+    assert {line.get_label(): list(np.asarray(line.get_ydata())) for line in lines} == {
+        "random": [101.5],
+        "greedy": [101.5],
+    }
+
+
 def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp_path):
     run = report_runs.make_run(tmp_path / "run", generations=2, n=20, planned=4)
     (run / "generation_0001" / "metrics" / "manifest.json").unlink()
@@ -111,8 +156,8 @@ def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp
     found = read_run(run)
     assert len(found.rows) == 1
     assert not found.finished
-    assert len(found.stats) == 4
-    assert "run (1 of 4 generations)" in report.html([found])
+    assert len(found.stats) == 11
+    assert "run: 1 of 4 generations" in report.html([found])
 
 
 def test_a_run_that_has_only_begun_gives_a_page(tmp_path):
@@ -357,16 +402,16 @@ def test_differences_are_paired_by_seed():
 
 def test_the_headline_says_what_the_numbers_say():
     groups = arms([synthetic("random", distances=(1, 2, 4)), synthetic("greedy", distances=(1, 1.5, 3))])
-    first, second = headline.headline(groups, "pixel", "pixel")
+    first, second, *_ = headline.headline(groups, "pixel", "pixel")
     assert "Fréchet distance to held-out images grows 4.00-fold (1.00 → 4.00)" in first
     assert "generalization score falls by 75% (8.00 → 2.00)" in first
     assert "4.00 with random; 3.00 with greedy (\N{MINUS SIGN}25%)." in second
-    assert "one seed" in headline.certainty(groups, "pixel", "pixel")[0]
+    assert "One seed" in headline.certainty(groups, "pixel")[0]
 
 
 def test_the_headline_turns_with_the_data():
     groups = arms([synthetic("random", distances=(4, 2)), synthetic("greedy", distances=(4, 4.01))])
-    first, second = headline.headline(groups, "pixel", "pixel")
+    first, second, *_ = headline.headline(groups, "pixel", "pixel")
     assert "falls by 50% (4.00 → 2.00)" in first
     assert "with greedy (+100%)" in second
     assert "stays about the same" in headline.headline(groups[1:], "pixel", "pixel")[0]
@@ -414,12 +459,14 @@ def test_only_seeds_that_every_arm_has_are_compared():
     assert (even.generation, even.seeds) == (2, (0,))
     assert [run.name for run in even.left_out] == ["random-1", "random-2", "greedy-1", "greedy-2"]
     assert "2.00 with random; 2.00 with greedy (+0%)." in headline.headline(groups, "pixel", "pixel")[1]
-    first, *rest = headline.certainty(groups, "pixel", "pixel")
-    assert "one seed (0)" in first
+    first, *rest = headline.certainty(groups, "pixel")
+    assert "One seed (0)" in first
     assert "every mean, because not every arm has their seed at generation 2: random-1, random-2" in rest[-1]
     table = tables.last_table(random + greedy, groups, "pixel")
-    assert [cells for m, _, cells in table["lines"] if m == "frechet_distance"] == [["2.00", "2.00"]]
-    assert all("[" not in cell for _, _, cells in tables.full_table([], groups, "pixel", [])["lines"] for cell in cells)
+    assert [line.cells for line in table["lines"] if line.measure == "frechet_distance"] == [["2.00", "2.00"]]
+    every = tables.full_table([], groups, "pixel", ["frechet_distance"])["lines"]
+    assert [(label, g, len(cells)) for label, g, cells in every[-1:]] == [("greedy", 2, 1)]
+    assert all("[" not in cell for _, _, cells in every for cell in cells)
     figure = plots.measure_curves(groups, [], "pixel", "frechet_distance")
     lines = [line for line in present(figure).axes[0].lines if not str(line.get_label()).startswith("_")]
     ends = {line.get_label(): np.asarray(line.get_ydata())[-1] for line in lines}
@@ -429,7 +476,7 @@ def test_only_seeds_that_every_arm_has_are_compared():
 def test_arms_without_a_common_seed_say_so():
     groups = arms([synthetic("random", s, (1, 2)) for s in (1, 2)] + [synthetic("greedy", 3, (1, 3))])
     assert comparable(groups).seeds == ()
-    assert "no seed in common" in headline.certainty(groups, "pixel", "pixel")[0]
+    assert "no seed in common" in headline.certainty(groups, "pixel")[0]
 
 
 def test_a_curve_ends_where_its_seeds_part():
@@ -465,10 +512,10 @@ def test_many_arms_are_not_all_named():
 
 def test_without_an_arm_that_selects_at_random_none_is_the_baseline():
     groups = arms([synthetic("greedy", distances=(1, 2), **{"selection.metric": m}) for m in ("cosine", "whitened")])
-    first, second = headline.headline(groups, "pixel", "pixel")
+    first, second, *_ = headline.headline(groups, "pixel", "pixel")
     assert "greedy (metric=cosine) selection (only the first of the arms)" in first
     assert "%" not in second
-    assert any("there is no baseline" in words for words in headline.certainty(groups, "pixel", "pixel"))
+    assert any("there is no baseline" in words for words in headline.certainty(groups, "pixel"))
 
 
 def test_each_arm_is_compared_with_the_random_one_that_is_like_it():
@@ -490,9 +537,9 @@ def test_distances_are_judged_in_an_encoder_that_did_not_select():
     assert tables.distance_encoder(runs("classifier"), ["classifier", "pixel"]) == "pixel"
     assert tables.distance_encoder(runs("classifier"), ["classifier", "pixel", "inception"]) == "inception"
     assert tables.distance_encoder(runs("pixel"), ["classifier", "pixel"]) == "classifier"
-    words = headline.certainty(arms(runs("classifier")), "pixel", "pixel")
+    words = headline.certainty(arms(runs("classifier")), "pixel")
     assert "Selection: greedy in classifier features." in words
-    assert "was also used for selection" in headline.certainty(arms(runs("pixel")), "pixel", "pixel")[1]
+    assert "was also used for selection" in headline.certainty(arms(runs("pixel")), "pixel")[1]
 
 
 def paired_points(run, entropies, scores, n=64):
@@ -514,7 +561,7 @@ def test_entropies_of_different_numbers_of_images_are_not_correlated(tmp_path):
     assert plots.entropy_scatter(arms(uneven), "pixel") is None
     assert json.loads(tables.as_json(equal))["correlation"]["pixel"]["r"] == pytest.approx(0.5)
     assert json.loads(tables.as_json(uneven))["correlation"] == {}
-    words = " ".join(headline.certainty(arms(uneven), "pixel", "pixel"))
+    words = " ".join(headline.certainty(arms(uneven), "pixel"))
     assert "different numbers of images (64 in random-0 and 128 in greedy-0)" in words
 
 
@@ -540,11 +587,11 @@ def test_scores_of_training_sets_of_different_sizes_are_not_compared():
     replace, accumulate = (synthetic(distances=(1, 2, 3), **{"loop.paradigm": p}) for p in ("replace", "accumulate"))
     even = arms([sized(replace, (9, 9, 9)), sized(accumulate, (9, 9, 9))])
     uneven = arms([sized(accumulate, (9, 18, 27)), sized(replace, (9, 9, 9))])
-    assert "The generalization score is" in headline.headline(even, "pixel", "pixel")[1]
-    assert "The generalization score is" not in headline.headline(uneven, "pixel", "pixel")[1]
-    words = " ".join(headline.certainty(uneven, "pixel", "pixel"))
+    assert "The generalization score in pixel features is" in headline.headline(even, "pixel", "pixel")[-1]
+    assert "The generalization score" not in headline.headline(uneven, "pixel", "pixel")[-1]
+    words = " ".join(headline.certainty(uneven, "pixel"))
     assert "27 with random (accumulate); 9 with random (replace)" in words
-    assert "grows from 9 to 27 images" in " ".join(headline.certainty(uneven[:1], "pixel", "pixel"))
+    assert "grows from 9 to 27 images" in " ".join(headline.certainty(uneven[:1], "pixel"))
 
 
 @pytest.mark.parametrize(
@@ -565,8 +612,9 @@ def test_samples_of_equal_seeds_stand_side_by_side(sweep):
     assert pictures.common_seed(groups) == 0
     chosen = pictures.shown_runs(groups)
     strips = pictures.sample_strips(chosen, [0, 1])
-    assert set(strips) == {0, 1}
+    assert set(strips) == {pictures.REAL, 0, 1}
     assert set(strips[0]) == {"random", "greedy"}
+    assert strips[pictures.REAL]["random"].alt == "20 real images of the first training set"
     assert strips[0]["random"].alt == "Samples 0 to 19 of generation 0, random"
 
 
@@ -574,6 +622,29 @@ def test_no_common_seed_takes_the_first_of_each():
     groups = arms([synthetic("random", 1), synthetic("greedy", 2)])
     assert pictures.common_seed(groups) is None
     assert {run.seed for run in pictures.shown_runs(groups).values()} == {1, 2}
+
+
+def test_selected_candidates_stand_beside_rejected_ones(tmp_path):
+    """Half of the 40 samples of generation 0 are candidates; every other one of these trains generation 1."""
+    run = report_runs.make_run(tmp_path / "run", "greedy", generations=2, n=40)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": {"size": 10}}))
+    chosen = run / "generation_0001" / "selected"
+    shutil.rmtree(chosen)
+    found = read_run(run)
+    samples = present(pictures.dataset(found, 0, "samples")).all()
+    report_runs.write_set(chosen, samples[:20:2], Provenance(np.zeros(10, int), np.arange(0, 20, 2), ("",) * 10))
+    (generation, cells), *more = pictures.choices({"greedy": found}).items()
+    assert (generation, list(cells), more) == (1, ["greedy"], [])
+    selected, rejected = cells["greedy"]
+    assert selected.png == pictures.strip(samples[:20:2], 10, "").png
+    assert rejected.png == pictures.strip(samples[1:20:2], 10, "").png
+    assert selected.alt == "Selected candidates of generation 1, greedy"
+    config["loop"]["candidates"] = 1
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, "data": {"size": 10}}))
+    shutil.rmtree(chosen)
+    report_runs.write_set(chosen, samples[:10], Provenance(np.zeros(10, int), np.arange(10), ("",) * 10))
+    assert pictures.choices({"greedy": read_run(run)}) == {}
 
 
 def test_nearest_pairs_are_the_nearest_and_sorted(sweep):
@@ -657,6 +728,7 @@ def test_time_counts_preparation_and_interrupted_attempts_and_the_environment_sa
     runs = read_runs([run])
     costs = tables.cost_table(runs)
     assert costs["phases"] == ["prepare", "train", "sample"]
+    assert plots.costs(runs) is None  # one bar would fill the plot
     assert costs["lines"][0][1] == ["7.2", "17.0", "3.0", "27.2"]
     text = report.html(runs)
     assert "Interrupted attempts took 4.5 s" in text
@@ -757,8 +829,27 @@ def test_what_is_behind_the_numbers_is_said_by_arm_where_arms_differ():
 
     runs = [run("random", 0, 128, 1.5), run("random", 1, 128, 2.5), run("greedy", 0, 512, 1.25)]
     assert tables.context(arms(runs)) == [
-        ("all encoders", ["n_training 128 (random); 512 (greedy)"]),
-        ("pixel", ["digest ab", "k recall 3", "memorized_calibrated_distance 1.25 … 2.50"]),
+        ("all encoders", ["training images: 128 (random); 512 (greedy)"]),
+        (
+            "pixel",
+            [
+                "digest of the weights: ab",
+                "nearest neighbours: recall 3",
+                "distance that counts as memorized: 1.25 … 2.50",
+            ],
+        ),
+    ]
+
+
+def test_everything_behind_the_numbers_has_words():
+    """No key of a row reaches the page as it is in the file."""
+    shown = {*Context.model_fields, *EncoderContext.model_fields} - {"encoders", "top_eigenvalues"}
+    assert shown == tables._WORDS.keys()
+    row = with_context(
+        synthetic().rows[0], encoders={"pixel": {"mirrored_copies_count": True, "ct": {"components": 4, "cells": 3}}}
+    )
+    assert tables.context([arm(Run(Path(), "a", {}, (row,), None, ()))]) == [
+        ("pixel", ["mirrored copies count as copies: yes", "C_T: components 4, cells 3"])
     ]
 
 
@@ -785,7 +876,8 @@ def test_png_writes_one_file_a_figure(sweep, monkeypatch):
         "frechet_distance-pixel.png",
         "entropy-score-pixel.png",
         "spectra-pixel.png",
-        "provenance.png",
+        "loss.png",
+        "radii.png",
         "time.png",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in (sweep.parent / "figures").iterdir())

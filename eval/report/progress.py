@@ -1,0 +1,93 @@
+"""Plots of how runs were made: the loss of training and the radii of selection, both from the unsealed stats.jsonl.
+
+lines of stats.jsonl of the arms' runs  ->  Figure
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from entroloop.eval.report.arms import Arm, comparable
+from entroloop.eval.report.plots import STYLE, by_generation, curve_figure, panel_title, plain, wrapped
+from entroloop.eval.report.plots import styles as styles_of
+from entroloop.eval.report.runs import Run
+
+POINTS = 100  # of one loss curve
+
+
+def loss_curves(run: Run) -> dict[int, tuple[list[float], list[float]]]:
+    """Generation -> thousands of images trained on, and mean loss there; at most POINTS of each.
+
+    Where a resumed training repeated steps, its later lines count.
+    """
+    found: dict[int, dict[float, float]] = {}
+    for line in run.stats:
+        kimg, loss = line.get("kimg"), line.get("loss")
+        if line["phase"] == "train" and kimg is not None and loss is not None and math.isfinite(loss):
+            found.setdefault(int(line["generation"][-4:]), {})[kimg] = loss
+    out = {}
+    for generation, losses in found.items():
+        pieces = np.array_split(np.array(sorted(losses.items())), min(POINTS, len(losses)))
+        means = [piece.mean(0) for piece in pieces]
+        out[generation] = ([float(kimg) for kimg, _ in means], [float(loss) for _, loss in means])
+    return out
+
+
+def losses(groups: Sequence[Arm]) -> Figure | None:
+    """Loss against images trained on: one panel per arm, with a line for each of at most five spread generations."""
+    curves = {arm.label: loss_curves(arm.runs[0]) for arm in comparable(groups).groups}
+    filled = [arm.label for arm in groups if curves[arm.label]]
+    if not filled:
+        return None
+    every = [loss for label in filled for _, values in curves[label].values() for loss in values]
+    with matplotlib.rc_context(STYLE):
+        figure, panels, colours = by_generation(len(filled), max(max(curves[label]) for label in filled))
+        for axes, label in zip(panels, filled, strict=True):
+            for generation, (kimg, values) in sorted(curves[label].items()):
+                if generation in colours:
+                    mark = "o" if len(values) == 1 else ""
+                    axes.plot(kimg, values, color=colours[generation], linewidth=1.2, marker=mark, markersize=3)
+            panel_title(axes, label)
+            axes.set_ylim(0.95 * min(every), 1.05 * float(np.quantile(every, 0.98)))
+            axes.set_xlabel("thousand images")
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_formatter(FuncFormatter(plain))
+        panels[0].set_ylabel("training loss")
+    return figure
+
+
+def radii(groups: Sequence[Arm]) -> Figure | None:
+    """Median distance of a chosen candidate to the nearest one chosen before, by generation: the mean over runs."""
+    lines = {arm.label: _radii(arm) for arm in comparable(groups).groups}
+    if not any(lines.values()):
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure, axes, columns = curve_figure([label for label, line in lines.items() if line])
+        for label, look in styles_of(groups).items():
+            if line := lines[label]:
+                axes.plot(
+                    list(line), list(line.values()), color=look.colour, marker=look.marker, linestyle=look.dash,
+                    markersize=4.5, linewidth=1.8, label=wrapped(label),
+                )  # fmt: skip
+        axes.set_title("Median radius of selection")
+        axes.set_xlabel("generation")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.yaxis.set_major_formatter(FuncFormatter(plain))
+        figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
+    return figure
+
+
+def _radii(arm: Arm) -> dict[int, float]:
+    found: dict[int, list[float]] = {}
+    for run in arm.runs:
+        for line in run.stats:
+            if (radius := line.get("radius_median")) is not None:
+                found.setdefault(int(line["generation"][-4:]), []).append(radius)
+    return {generation: float(np.mean(values)) for generation, values in sorted(found.items())}
