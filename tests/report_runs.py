@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL, Provenance, seal_dataset, write_shard
 from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
+from entroloop.eval.report import page
 
 HELDOUT = 100
 
@@ -83,3 +84,9 @@ def make_sweep(folder, strategies=("random", "greedy", "threshold-decay"), seeds
         for seed in seeds:
             make_run(Path(folder) / f"{strategy}-{seed}", strategy, seed, **options)
     return Path(folder)
+
+
+def make_page(folder):
+    """`sweep`, two strategies with two seeds and two generations each, and its `report.html`."""
+    make_sweep(folder / "sweep", ("random", "greedy"), generations=2, n=40)
+    page.write([folder / "sweep"], folder / "report.html")

@@ -1,6 +1,13 @@
 #!/bin/sh
-# Installs the Debian packages that some tests use, where this is root on Debian; those tests skip without them.
+# Installs the packages that some tests use; those tests skip without them.
+# From npm into .venv, where npm is there: axe-core checks the accessibility of the report.
+# From Debian, where this is root on Debian:
 # dataset-fashion-mnist: real IDX files; chromium: the report in a browser; munge, slurm-wlm: a SLURM of our own.
+axe=axe-core@4.14.1
+if command -v npm >/dev/null && [ -d .venv ] && ! grep -qs "\"version\": \"${axe#*@}\"" .venv/npm/node_modules/axe-core/package.json; then
+    npm install --silent --no-save --no-audit --no-fund --ignore-scripts --prefix .venv/npm "$axe" >/dev/null 2>&1 ||
+        echo "could not install $axe: the test that needs it will skip"
+fi
 wanted="dataset-fashion-mnist chromium munge slurm-wlm"
 command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || exit 0
 for package in $wanted; do
