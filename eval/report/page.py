@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import urllib.parse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from entroloop.eval.report import headline, pictures, plots, points, progress, s
 from entroloop.eval.report.arms import Arm, arms, comparable
 from entroloop.eval.report.runs import Run, read_runs
 
+_SAFE = " !'()*+,-./:;=?@[]^_{|}~$"  # need no escape in a data URI, nor in HTML between double quotes
 FORMATS = ("html", "csv", "json", "png")
 
 
@@ -42,8 +44,10 @@ class Picture:
     caption: str = ""
 
     @property
-    def uri(self) -> str:
-        return "data:image/svg+xml;base64," + base64.b64encode(plots.svg(self.figure)).decode()
+    def uri(self) -> Markup:
+        """For an attribute in double quotes; a sixth shorter than base64."""
+        text = re.sub(r"<[^>']*>", lambda tag: tag[0].replace('"', "'"), plots.svg(self.figure).decode())
+        return Markup("data:image/svg+xml," + urllib.parse.quote(text, safe=_SAFE))
 
 
 def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: int | None = None) -> list[Run]:

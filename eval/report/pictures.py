@@ -24,9 +24,9 @@ from entroloop.eval.report.arms import Arm
 from entroloop.eval.report.runs import Run
 from entroloop.selection import nearest
 
-BUDGET = 800_000  # bytes of sample images in one report, before base64
-CHOICE_BUDGET = 300_000  # bytes of the images of selected and rejected candidates in one report, before base64
-PAIR_BUDGET = 500_000  # bytes of the pairs' images in one report, before base64
+BUDGET = 600_000  # bytes of sample images in one report, before base64
+CHOICE_BUDGET = 200_000  # bytes of the images of selected and rejected candidates in one report, before base64
+PAIR_BUDGET = 400_000  # bytes of the pairs' images in one report, before base64
 COMPARED = 256  # generated images whose nearest training image is searched
 PAIRS = 12
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
 from matplotlib.path import Path
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 from matplotlib.transforms import Affine2D
 
 from entroloop.eval.report.arms import Arm, comparable
@@ -367,6 +367,7 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
                     axes.plot(range(1, len(values) + 1), values, color=colours[generation], linewidth=1.3)
             panel_title(axes, arm.label)
             axes.set_yscale("log")
+            axes.yaxis.set_minor_locator(NullLocator())  # half of the figure's size
             axes.set_ylim(max(min(positive), max(positive) * 1e-6) / 1.5, max(positive) * 1.5)
             axes.set_xlabel("eigenvalue number")
             if axes not in panels[::_ACROSS]:

@@ -755,12 +755,14 @@ def test_a_moved_run_gives_the_same_page(sweep, page, tmp_path):
 @pytest.mark.slow
 def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
     """Colour images of 32 x 32, which compress badly, and four encoders."""
+    images = np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8)
     one = report_runs.make_run(
         tmp_path / "model", generations=1, n=24, encoders=("pixel", "classifier", "inception", "dinov2-small"),
-        images=np.random.default_rng(0).integers(0, 256, (200, 3, 32, 32), dtype=np.uint8),
+        images=images,
     )  # fmt: skip
     (row,) = read_run(one).rows
-    config = yaml.safe_load((one / "config.yaml").read_text())
+    config = yaml.safe_load((one / "config.yaml").read_text()) | {"data": {"size": 12}}
+    config["loop"]["candidates"] = 2
     for i in range(10):
         run = tmp_path / "sweep" / f"strategy{i}-0"
         run.mkdir(parents=True)
@@ -769,11 +771,14 @@ def test_ten_runs_of_ten_generations_stay_below_five_megabytes(tmp_path):
         for g in range(10):
             place = run / f"generation_{g:04d}"
             shutil.copytree(one / "generation_0000" / "samples", place / "samples")
-            shutil.copytree(one / "generation_0000" / "selected", place / "selected")
+            chosen = Provenance(np.full(12, g - 1), np.arange(0, 24, 2), ("",) * 12)
+            report_runs.write_set(place / "selected", images[:12], chosen)
+            shutil.copy(one / "generation_0000" / "stats.jsonl", place)
             report_runs.write_row(place, row.model_copy(update={"generation": g}))
     report.write([tmp_path / "sweep"], tmp_path / "big.html")
     assert (tmp_path / "big.html").stat().st_size < 5_000_000
     text = (tmp_path / "big.html").read_text()
+    assert "Selected candidates of generation 9, strategy9" in text
     for name in ("recall-pixel", "recall-classifier", "training_entropy-inception", "spectra-classifier"):
         assert f'<figure id="{name}">' in text
     assert '<figure id="recall-inception">' not in text
