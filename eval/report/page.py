@@ -26,7 +26,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError, unusable
 from entroloop.data.store.shards import REAL
 from entroloop.eval.catalogue import HEADLINE, SHOWN, space, title
-from entroloop.eval.report import headline, pictures, plots, points, progress, statistics, tables, verdicts
+from entroloop.eval.report import export, headline, pictures, plots, points, progress, statistics, tables, verdicts
 from entroloop.eval.report.arms import Arm, arms, comparable
 from entroloop.eval.report.runs import Run, read_runs
 
@@ -65,8 +65,8 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
         return runs
     text = {
         "html": lambda: html(runs, refresh=refresh),
-        "csv": lambda: tables.as_csv(runs),
-        "json": lambda: tables.as_json(runs),
+        "csv": lambda: export.as_csv(runs),
+        "json": lambda: export.as_json(runs),
     }
     files.put(out, text[form]().encode())
     return runs
@@ -151,7 +151,7 @@ def _overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
             "that select with the same encoder and metric."
         )
         yield Picture("radii", radii, "Line chart of the median radius of selection by generation.", about)
-    time = plots.costs(runs)
+    time = progress.costs(runs)
     if time is not None:
         yield Picture("time", time, "Bar chart of seconds spent by phase in each run; the table below has the numbers.")
 

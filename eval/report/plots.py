@@ -382,35 +382,3 @@ def _eigenvalues(arm: Arm, encoder: str) -> dict[int, list[float]]:
     rows = arm.runs[0].rows
     found = {row.generation: row.encoder(encoder).top_eigenvalues for row in rows if row.generation is not None}
     return {generation: values for generation, values in found.items() if values}
-
-
-def phases_of(runs: Sequence[Run]) -> list[str]:
-    """Phases that took time, in their order."""
-    found = dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds"))
-    return sorted(found, key=lambda phase: phase != "prepare")
-
-
-def costs(runs: Sequence[Run]) -> Figure | None:
-    """Seconds by phase, stacked, one bar per run. None for a single run, whose bar would fill the plot."""
-    phases = phases_of(runs)
-    if not phases or len(runs) < 2:
-        return None
-    with matplotlib.rc_context(STYLE):
-        names = 0.3 + 0.075 * max(len(run.name) for run in runs)
-        figure, (axes,) = new_figure(6 + names, 1.2 + 0.24 * len(runs), left=names, bottom=0.75)
-        left = np.zeros(len(runs))
-        colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-        for i, phase in enumerate(phases):
-            seconds = np.array([spent(run, phase, "seconds") for run in runs])
-            axes.barh([run.name for run in runs], seconds, left=left, color=colours[i % len(colours)], label=phase)
-            left += seconds
-        axes.invert_yaxis()
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("seconds")
-        figure.legend(loc="lower center", ncols=len(phases))
-    return figure
-
-
-def spent(run: Run, phase: str, what: str) -> float:
-    """Seconds, or images through the network (`nfe`), of one phase over all generations."""
-    return float(sum(line.get(what) or 0 for line in run.stats if line.get("phase") == phase))

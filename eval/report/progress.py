@@ -1,4 +1,4 @@
-"""Plots of how runs were made: the loss of training and the radii of selection, both from the unsealed stats.jsonl.
+"""Plots of how runs were made: loss of training, radii of selection and time, all from the unsealed stats.jsonl.
 
 lines of stats.jsonl of the arms' runs  ->  Figure
 """
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from entroloop.eval.report.arms import Arm, comparable
-from entroloop.eval.report.plots import STYLE, by_generation, curve_figure, panel_title, plain, wrapped
+from entroloop.eval.report.plots import STYLE, by_generation, curve_figure, new_figure, panel_title, plain, wrapped
 from entroloop.eval.report.plots import styles as styles_of
 from entroloop.eval.report.runs import Run
 
@@ -91,3 +91,35 @@ def _radii(arm: Arm) -> dict[int, float]:
             if (radius := line.get("radius_median")) is not None:
                 found.setdefault(int(line["generation"][-4:]), []).append(radius)
     return {generation: float(np.mean(values)) for generation, values in sorted(found.items())}
+
+
+def phases_of(runs: Sequence[Run]) -> list[str]:
+    """Phases that took time, in their order."""
+    found = dict.fromkeys(line["phase"] for run in runs for line in run.stats if line.get("seconds"))
+    return sorted(found, key=lambda phase: phase != "prepare")
+
+
+def costs(runs: Sequence[Run]) -> Figure | None:
+    """Seconds by phase, stacked, one bar per run. None for a single run, whose bar would fill the plot."""
+    phases = phases_of(runs)
+    if not phases or len(runs) < 2:
+        return None
+    with matplotlib.rc_context(STYLE):
+        names = 0.3 + 0.075 * max(len(run.name) for run in runs)
+        figure, (axes,) = new_figure(6 + names, 1.2 + 0.24 * len(runs), left=names, bottom=0.75)
+        left = np.zeros(len(runs))
+        colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
+        for i, phase in enumerate(phases):
+            seconds = np.array([spent(run, phase, "seconds") for run in runs])
+            axes.barh([run.name for run in runs], seconds, left=left, color=colours[i % len(colours)], label=phase)
+            left += seconds
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("seconds")
+        figure.legend(loc="lower center", ncols=len(phases))
+    return figure
+
+
+def spent(run: Run, phase: str, what: str) -> float:
+    """Seconds, or images through the network (`nfe`), of one phase over all generations."""
+    return float(sum(line.get(what) or 0 for line in run.stats if line.get("phase") == phase))

@@ -1,21 +1,18 @@
-"""Tables of the report, and the same numbers as CSV and JSON.
+"""Tables of the report.
 
-[Run] and arms  ->  dicts of strings for the page, records for files
+[Run] and arms  ->  dicts of strings for the page
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from entroloop.eval.catalogue import SHOWN, title
 from entroloop.eval.measures.row import Row
-from entroloop.eval.report import plots, statistics, verdicts
-from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
-from entroloop.eval.report.headline import NAMED, difference, headline, selecting_encoders
+from entroloop.eval.report import plots, progress, statistics, verdicts
+from entroloop.eval.report.arms import Arm, baseline_arm, comparable, differences
+from entroloop.eval.report.headline import NAMED, difference, selecting_encoders
 from entroloop.eval.report.runs import Run
 
 # What `context` calls the fields of a row's Context and EncoderContext.
@@ -158,12 +155,12 @@ def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
     Work shared between runs of a sweep counts in the run that did it. Interrupted attempts count too; `interrupted` is
     their sum.
     """
-    phases = plots.phases_of(runs)
-    calling = [phase for phase in phases if any(plots.spent(run, phase, "nfe") for run in runs)]
+    phases = progress.phases_of(runs)
+    calling = [phase for phase in phases if any(progress.spent(run, phase, "nfe") for run in runs)]
     lines = []
     for run in runs:
-        seconds = [plots.spent(run, phase, "seconds") for phase in phases]
-        calls = [f"{plots.spent(run, phase, 'nfe'):,.0f}" for phase in calling]
+        seconds = [progress.spent(run, phase, "seconds") for phase in phases]
+        calls = [f"{progress.spent(run, phase, 'nfe'):,.0f}" for phase in calling]
         lines.append((run.name, [f"{s:,.1f}" for s in [*seconds, sum(seconds)]], calls))
     broken = [line["seconds"] for run in runs for line in run.stats if line.get("interrupted") and line.get("seconds")]
     interrupted = f"{sum(broken):,.1f}" if broken else ""
@@ -271,78 +268,3 @@ def _position(columns: Sequence[tuple[str, str]], measure: str, prefer: Any) -> 
 
 def _short(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.4g}")
-
-
-def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """One record per run, generation, encoder and measure; baselines have no generation.
-
-    Shares of the training set by origin, such as `provenance.real` and `provenance.0`, have no encoder.
-    """
-    labels = _labels(runs)
-    records = []
-    for run in runs:
-        about = {
-            "run": run.name,
-            "arm": labels[id(run)],
-            "strategy": run.strategy,
-            "paradigm": run.paradigm,
-            "seed": run.seed,
-        }
-        for row in [*run.rows, *([run.baseline] if run.baseline else [])]:
-            kind = "baseline" if row is run.baseline else "generated"
-            at = {"kind": kind, "generation": row.generation}
-            sizes = {key: getattr(row.context, key) for key in ("n_generated", "n_training", "n_reference")}
-            for origin, share in row.provenance.items():
-                records.append({**about, **at, "measure": f"provenance.{origin}", "value": share, **sizes})
-            for encoder, values in row.measures.items():
-                one = row.encoder(encoder)
-                ks = {**one.k, "training_entropy": one.entropy_k}
-                behind = {
-                    **sizes, "entropy_n": one.entropy_n, "measure_seed": row.context.seed, "encoder_digest": one.digest,
-                }  # fmt: skip
-                for measure, value in {**values, "real_share": row.value(encoder, "real_share")}.items():
-                    of = {"encoder": encoder, "measure": measure, "value": value, "k": ks.get(measure)}
-                    records.append({**about, **at, **of, **behind})
-    return records
-
-
-def _labels(runs: Sequence[Run]) -> dict[int, str]:
-    return {id(run): arm.label for arm in arms(runs) for run in arm.runs}
-
-
-def as_csv(runs: Sequence[Run]) -> str:
-    """Long form: one line per value, with its run, generation, encoder, measure, sizes, k, seed and encoder digest."""
-    columns = (
-        "run", "arm", "strategy", "paradigm", "seed", "kind", "generation", "encoder", "measure", "value", "k",
-        "n_generated", "n_training", "n_reference", "entropy_n", "measure_seed", "encoder_digest",
-    )  # fmt: skip
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(as_records(runs))
-    return out.getvalue()
-
-
-def as_json(runs: Sequence[Run]) -> str:
-    """The headline, correlations, and every row of every run with its context and the label of its arm."""
-    names, groups, labels = encoders(runs), arms(runs), _labels(runs)
-    found = {
-        name: statistics.correlation([c for arm in groups for c in statistics.entropy_and_score(arm.runs, name)])
-        for name in names
-        if len(statistics.entropy_sizes(runs)) < 2
-    }
-    summary = {
-        "headline": headline(groups, score_encoder(names), distance_encoder(runs, names)) if names else [],
-        "correlation": {name: vars(one) if one else None for name, one in found.items()},
-        "runs": [
-            {
-                "name": run.name,
-                "arm": labels[id(run)],
-                "config": json.loads(json.dumps(run.config, default=str), parse_constant=str),  # infinity as text
-                "rows": [row.as_dict() for row in run.rows],
-                "finished": run.finished,
-            }
-            for run in runs
-        ],
-    }
-    return json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False, default=str) + "\n"

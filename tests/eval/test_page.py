@@ -22,9 +22,9 @@ from present import present
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
-from entroloop.data.store.shards import Provenance
+from entroloop.data.store.shards import REAL, Provenance
 from entroloop.eval.measures.row import Context, EncoderContext, Row
-from entroloop.eval.report import headline, pictures, plots, progress, statistics, tables
+from entroloop.eval.report import export, headline, pictures, plots, progress, statistics, tables
 from entroloop.eval.report import page as report
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.runs import Run, flat, read_run, read_runs
@@ -79,8 +79,8 @@ def test_runs_of_equal_name_are_told_apart_by_their_folders(tmp_path):
     runs = read_runs([tmp_path / "a", tmp_path / "b"])
     names = ["a/greedy-0", "a/greedy-1", "b/greedy-0", "b/greedy-1", "random-0"]
     assert [run.name for run in runs] == names
-    assert {line["run"] for line in csv.DictReader(io.StringIO(tables.as_csv(runs)))} == set(names)
-    figure = plots.costs(runs)
+    assert {line["run"] for line in csv.DictReader(io.StringIO(export.as_csv(runs)))} == set(names)
+    figure = progress.costs(runs)
     patches = [patch for patch in present(figure).axes[0].patches if isinstance(patch, Rectangle)]
     bars = [patch for patch in patches if patch.get_width() == 12.5]
     assert len({round(bar.get_y(), 3) for bar in bars}) == 5
@@ -556,8 +556,8 @@ def test_entropies_of_different_numbers_of_images_are_not_correlated(tmp_path):
     uneven = [equal[0], paired_points(synthetic("greedy"), *points, n=128)]
     assert plots.entropy_scatter(arms(equal), "pixel") is not None
     assert plots.entropy_scatter(arms(uneven), "pixel") is None
-    assert json.loads(tables.as_json(equal))["correlation"]["pixel"]["r"] == pytest.approx(0.5)
-    assert json.loads(tables.as_json(uneven))["correlation"] == {}
+    assert json.loads(export.as_json(equal))["correlation"]["pixel"]["r"] == pytest.approx(0.5)
+    assert json.loads(export.as_json(uneven))["correlation"] == {}
     words = " ".join(headline.certainty(arms(uneven), "pixel"))
     assert "different numbers of images (64 in random-0 and 128 in greedy-0)" in words
 
@@ -609,9 +609,9 @@ def test_samples_of_equal_seeds_stand_side_by_side(sweep):
     assert pictures.common_seed(groups) == 0
     chosen = pictures.shown_runs(groups)
     strips = pictures.sample_strips(chosen, [0, 1])
-    assert set(strips) == {pictures.REAL, 0, 1}
+    assert set(strips) == {REAL, 0, 1}
     assert set(strips[0]) == {"random", "greedy"}
-    assert strips[pictures.REAL]["random"].alt == "20 real images of the first training set"
+    assert strips[REAL]["random"].alt == "20 real images of the first training set"
     assert strips[0]["random"].alt == "Samples 0 to 19 of generation 0, random"
 
 
@@ -725,7 +725,7 @@ def test_time_counts_preparation_and_interrupted_attempts_and_the_environment_sa
     runs = read_runs([run])
     costs = tables.cost_table(runs)
     assert costs["phases"] == ["prepare", "train", "sample"]
-    assert plots.costs(runs) is None  # one bar would fill the plot
+    assert progress.costs(runs) is None  # one bar would fill the plot
     assert costs["lines"][0][1] == ["7.2", "17.0", "3.0", "27.2"]
     text = report.html(runs)
     assert "Interrupted attempts took 4.5 s" in text
@@ -800,7 +800,7 @@ def test_csv_has_a_line_a_value(sweep):
 
 
 def test_csv_has_every_origin_of_a_training_set_once(sweep):
-    lines = list(csv.DictReader(io.StringIO(tables.as_csv(read_runs([sweep / "greedy-1"])))))
+    lines = list(csv.DictReader(io.StringIO(export.as_csv(read_runs([sweep / "greedy-1"])))))
     shares = [x for x in lines if x["measure"].startswith("provenance.") and x["kind"] == "generated"]
     found = [(x["generation"], x["measure"], x["value"], x["encoder"], x["n_training"]) for x in shares]
     assert found == [("0", "provenance.real", "1.0", "", "40"), ("1", "provenance.0", "1.0", "", "40")]
@@ -867,7 +867,7 @@ def test_json_holds_the_rows(sweep):
 
 def test_json_takes_a_setting_that_is_infinite():
     run = synthetic(**{"sample.s_max": float("inf")})
-    assert json.loads(tables.as_json([run]))["runs"][0]["config"]["sample.s_max"] == "Infinity"
+    assert json.loads(export.as_json([run]))["runs"][0]["config"]["sample.s_max"] == "Infinity"
 
 
 def test_png_writes_one_file_a_figure(sweep, monkeypatch):
@@ -903,7 +903,7 @@ def command(sweep):
 @pytest.mark.parametrize("out", ["{}/plain.txt/x", "{}/plain.txt/new/x", "/proc/x", "/dev/null"])
 def test_a_path_that_cannot_be_written_is_refused_before_anything_is_drawn(sweep, tmp_path, monkeypatch, form, out):
     (tmp_path / "plain.txt").write_text("kept")
-    for module, name in ((report, "html"), (report, "figures"), (tables, "as_csv"), (tables, "as_json")):
+    for module, name in ((report, "html"), (report, "figures"), (export, "as_csv"), (export, "as_json")):
         monkeypatch.setattr(module, name, lambda *a, **k: pytest.fail("drawn"))
     out = out.format(tmp_path)
     with pytest.raises(UserError) as caught:
@@ -919,7 +919,7 @@ def test_a_folder_that_goes_away_meanwhile_is_no_traceback(sweep, tmp_path, monk
         (tmp_path / "out").write_text("a file now")
         return ""
 
-    monkeypatch.setattr(tables, "as_csv", takes_its_place)
+    monkeypatch.setattr(export, "as_csv", takes_its_place)
     with pytest.raises(UserError, match=r"out: file exists"):
         report.write([sweep], tmp_path / "out" / "x.csv", "csv")
 
