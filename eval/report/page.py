@@ -167,6 +167,8 @@ def _points(groups: Sequence[Arm]) -> Iterator[Picture]:
         shown = "the two features" if features == 2 else f"two principal components of {features} features"
         beyond = points.outside(found)
         caption = f"{label}: {shown}; the axes extend a quarter beyond the range of generation 0's training set."
+        if any(len(cloud.rejected) for cloud in found):
+            caption += " Candidates that were rejected for a training set are orange."
         if beyond:
             caption += f" {beyond} of {len(found[-1].samples)} samples of generation {last} are outside the axes."
         yield Picture(f"points-{_slug(label)}", points.scatter(found), alt, caption)

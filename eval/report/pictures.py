@@ -92,6 +92,23 @@ def sample_strips(runs: dict[str, Run], generations: Sequence[int]) -> dict[int,
     return out
 
 
+def candidates(run: Run, generation: int) -> tuple[Dataset, NDArray[np.bool_]] | None:
+    """The samples of the generation before, and for each candidate among those on disk whether it was selected.
+
+    None before both sets are sealed, and where no candidate or every candidate was selected.
+    """
+    made, training = (
+        run.generation_folder(g) / name for g, name in ((generation - 1, "samples"), (generation, "selected"))
+    )
+    if not all((folder / MANIFEST).exists() for folder in (made, training)):
+        return None
+    samples, chosen = open_set(made), open_set(training)
+    count = int(run.config.get("loop.candidates", 1)) * int(run.config.get("data.size", len(chosen)))
+    origin = chosen.provenance
+    taken = np.isin(np.arange(min(count, available(samples))), origin.index[origin.generation == generation - 1])
+    return None if taken.all() or not taken.any() else (samples, taken)
+
+
 def choices(runs: dict[str, Run]) -> dict[int, dict[str, tuple[Strip, Strip]]]:
     """generation -> arm -> the first selected and the first rejected candidates that the generation before has made.
 
@@ -99,29 +116,25 @@ def choices(runs: dict[str, Run]) -> dict[int, dict[str, tuple[Strip, Strip]]]:
     entry.
     """
     planned = range(1, max((run.planned for run in runs.values()), default=0))
-    sets = {
-        (g, label): (made, chosen) for g in planned for label, run in runs.items()
-        if (made := dataset(run, g - 1, "samples")) is not None and (chosen := dataset(run, g, "selected")) is not None
-    }  # fmt: skip
-    if not sets:
+    there = [
+        g
+        for g in planned
+        if any(dataset(run, g, "selected") and dataset(run, g - 1, "samples") for run in runs.values())
+    ]
+    if not there:
         return {}
-    pixels = max(math.prod(made.shape) for made, _ in sets.values())
-    there = sorted({g for g, _ in sets})
+    pixels = max(math.prod(one.shape) for run in runs.values() if (one := dataset(run, there[0] - 1, "samples")))
     most = max(1, int(CHOICE_BUDGET / (len(runs) * 2 * 4 * pixels)))
     spread = np.linspace(len(there) - 1, 0, min(most, len(there))).round().astype(int)  # the last one first
-    shown = {there[i] for i in spread}
-    columns = int(np.clip(CHOICE_BUDGET / (len(shown) * len(runs) * 2 * pixels), 4, 10))
+    columns = int(np.clip(CHOICE_BUDGET / (len(spread) * len(runs) * 2 * pixels), 4, 10))
     out: dict[int, dict[str, tuple[Strip, Strip]]] = {}
-    for (generation, label), (made, chosen) in sets.items():
-        if generation not in shown:
-            continue
-        config, origin = runs[label].config, chosen.provenance
-        candidates = int(config.get("loop.candidates", 1)) * int(config.get("data.size", len(chosen)))
-        numbers = np.arange(min(candidates, available(made)))
-        taken = np.isin(numbers, origin.index[origin.generation == generation - 1])
-        if taken.any() and not taken.all():
+    for generation in sorted(there[i] for i in set(spread.tolist())):
+        for label, run in runs.items():
+            if (found := candidates(run, generation)) is None:
+                continue
+            made, taken = found
             words = (f"{name} candidates of generation {generation}, {label}" for name in ("Selected", "Rejected"))
-            both = (made.take(numbers[which][:columns]) for which in (taken, ~taken))
+            both = (made.take(np.flatnonzero(which)[:columns]) for which in (taken, ~taken))
             first, second = (strip(images, columns, alt) for images, alt in zip(both, words, strict=True))
             out.setdefault(generation, {})[label] = (first, second)
     return out

@@ -22,23 +22,24 @@ from numpy.typing import NDArray
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
-from entroloop.eval.report.pictures import available
+from entroloop.eval.report.pictures import available, candidates
 from entroloop.eval.report.plots import STYLE
 from entroloop.eval.report.runs import Run
 
 COLUMNS = 5  # generations side by side
 SHOWN = 1000  # points per panel
 MARGIN = 0.25  # on each side, as a share of the range of generation 0's training set
-TRAINING, SAMPLES = "#555555", "#0072B2"
+TRAINING, SAMPLES, REJECTED = "#333333", "#0072B2", "#D55E00"
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """The first points of a generation's training set and of its samples: float32 [n, 2]."""
+    """The first points of the training set, of the samples and of the rejected candidates: float32 [n, 2]."""
 
     generation: int
     training: NDArray[np.float32]
     samples: NDArray[np.float32]
+    rejected: NDArray[np.float32]
 
 
 def clouds(run: Run) -> tuple[list[Cloud], int]:
@@ -57,14 +58,22 @@ def clouds(run: Run) -> tuple[list[Cloud], int]:
         training, samples = (_first(one) for one in sets)
         if axes is None or center is None:
             features, center, axes = sets[0].shape[0], training.mean(0), _axes(training)
-        found.append(Cloud(generation, (training - center) @ axes, (samples - center) @ axes))
-        if features == 2:
-            found[-1] = Cloud(generation, training, samples)
+        rejected = _rejected(run, generation, features)
+        if features > 2:
+            training, samples, rejected = ((one - center) @ axes for one in (training, samples, rejected))
+        found.append(Cloud(generation, training, samples, rejected))
     return found, features
 
 
 def _first(one: Dataset) -> NDArray[np.float32]:
     return one.take(np.arange(min(SHOWN, available(one)))).astype(np.float32, copy=False)
+
+
+def _rejected(run: Run, generation: int, features: int) -> NDArray[np.float32]:
+    if generation == 0 or (found := candidates(run, generation)) is None:
+        return np.empty((0, features), np.float32)
+    made, taken = found
+    return made.take(np.flatnonzero(~taken)[:SHOWN]).astype(np.float32, copy=False)
 
 
 def _axes(points: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -88,7 +97,8 @@ def limits(points: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def scatter(found: Sequence[Cloud]) -> Figure:
-    """One column per generation: the training set above the samples, all on the same axes."""
+    """One column per generation: the training set, over the candidates rejected for it, above the samples; all on the
+    same axes."""
     bands = -(-len(found) // COLUMNS)
     columns = min(COLUMNS, len(found))
     low, high = limits(found[0].training)
@@ -102,6 +112,8 @@ def scatter(found: Sequence[Cloud]) -> Figure:
             pairs = ((cloud.training, TRAINING, "training"), (cloud.samples, SAMPLES, "samples"))
             for row, (points, colour, name) in enumerate(pairs):
                 panel = panels[2 * band + row, column]
+                if row == 0 and len(cloud.rejected):
+                    _panel(panel, cloud.rejected, REJECTED)
                 _panel(panel, points, colour)
                 if row == 0:
                     panel.set_title(f"generation {cloud.generation}")

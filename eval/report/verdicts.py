@@ -40,7 +40,8 @@ def marked(measure: str, encoder: str = "") -> str:
 
 def name(measure: str) -> str:
     """The title within a sentence: without its unit, and without a capital letter unless it is a symbol or acronym."""
-    words = title(measure).partition(" (")[0]
+    words, _, detail = title(measure).partition(" (")[0].partition(", ")
+    words += f" ({detail})" if detail else ""
     proper = words.startswith("Fréchet") or len(words) < 4
     return words if proper else words[0].lower() + words[1:]
 
