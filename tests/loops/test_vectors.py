@@ -58,6 +58,7 @@ def test_the_report_projects_the_table_and_speaks_of_vectors(wine, tmp_path):
     assert features == 13
     assert [cloud.generation for cloud in found] == [0, 1]
     chosen, candidates = len(found[1].training), len(found[0].samples)
+    assert candidates > chosen
     assert [cloud.rejected.shape for cloud in found] == [(0, 2), (candidates - chosen, 2)]
     training = Dataset(wine.of(Step(0, "select"))).all()
     variances = np.linalg.eigvalsh(np.cov(training.T.astype(np.float64), bias=True))[::-1]
