@@ -53,6 +53,11 @@ class Layout:
     def generation(self, generation: int) -> Path:
         return self.run / "real" if generation == REAL else self.run / f"generation_{generation:04d}"
 
+    def generation_of(self, folder: Path) -> int:
+        """The generation of a folder that a step seals."""
+        name = folder.parent.name
+        return REAL if name == "real" else int(name.removeprefix("generation_"))
+
     def of(self, step: Step) -> Path:
         """The folder that the step seals."""
         return self.generation(step.generation) / FOLDERS.get(step.phase, step.phase)
@@ -65,6 +70,11 @@ class Layout:
     def state(self) -> Path:
         """The file that tells how the last attempt ended."""
         return self.run / "state.json"
+
+    @property
+    def log(self) -> Path:
+        """The log of all attempts at the run."""
+        return self.run / "log.txt"
 
     @property
     def images(self) -> Path:
@@ -95,6 +105,14 @@ class Layout:
     def recipe(self, step: Step) -> Path:
         """The file that names the recipe under which the step's unsealed files were begun."""
         return self.generation(step.generation) / f".recipe-{step.phase}"
+
+
+def values_at(config: dict[str, Any], generation: int) -> dict[str, Any]:
+    """The saved values that decided a generation. In a fork, another run may have decided it."""
+    fork = config.get("forked_from") or {}
+    if fork.get("generation") is None or generation > fork["generation"]:
+        return config
+    return values_at(fork["config"], generation)
 
 
 def read_config(layout: Layout) -> dict[str, Any]:

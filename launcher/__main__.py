@@ -29,6 +29,7 @@ from entroloop.data.errors import (
 )
 
 RESUMABLE = 75
+PROGRESS = "entroloop.data.progress"  # logs to standard error, so that standard output stays that of the command
 
 # By version, typer brings its own click or uses the installed click. This is the base class of its errors in both.
 CommandLineError = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
@@ -61,8 +62,8 @@ def _options(
 
 # In the order in which `--help` lists them. Each is `NAME_command` of a file of `commands`.
 COMMANDS = (
-    "run", "sweep", "status", "list", "config", "import", "verify", "seal", "latents", "encode", "select", "take",
-    "entropy", "measure", "report", "sample", "doctor",
+    "run", "sweep", "fork", "status", "list", "config", "import", "verify", "seal", "latents", "encode", "select",
+    "take", "entropy", "measure", "report", "sample", "doctor",
 )  # fmt: skip
 
 
@@ -79,7 +80,10 @@ def _register() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command and exits with its status."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings about ranks that have ended are stack traces
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[_Lines(sys.stdout)])
+    out, progress = _Lines(sys.stdout), _Lines(sys.stderr)
+    out.addFilter(lambda record: record.name != PROGRESS)
+    progress.addFilter(lambda record: record.name == PROGRESS and not sys.stderr.isatty())  # a terminal has the bar
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, handlers=[out, progress])
     logging.getLogger("entroloop").setLevel(logging.INFO)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

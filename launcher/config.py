@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from entroloop.data.runfolder import FORMAT, Layout, read_config
 from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.launcher import explain
 from entroloop.launcher.effects import check_effects
+from entroloop.launcher.fork_config import ForkedFrom
 from entroloop.launcher.keep_config import KeepConfig
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.selection.options import check_fit
@@ -44,6 +46,8 @@ class SweepConfig(Section):
     together; its own key is then any name."""
     jobs: int = Field(0, ge=0)
     """Runs side by side; 0: as many as the cores hold at `threads` each."""
+    fork: str = ""
+    """`RUN@k`: every run of the grid is a fork of this run and begins with generation k + 1."""
 
 
 class Config(Section):
@@ -75,6 +79,7 @@ class Config(Section):
     sweep: Annotated[SweepConfig, HOW] = SweepConfig()
     slurm: Annotated[SlurmConfig, HOW] = SlurmConfig()
     tracking: Annotated[TrackingConfig, HOW] = TrackingConfig()
+    forked_from: ForkedFrom = ForkedFrom()
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
@@ -105,6 +110,15 @@ class Config(Section):
     @property
     def run_folder(self) -> Path:
         return Path(expanded(self.folder)) / self.name
+
+    def at(self, generation: int) -> Config:
+        """The configuration that decides a generation or REAL. In a fork, another run may have decided it."""
+        of = self.forked_from.generation
+        return self if of is None or generation > of else self._before_fork.at(generation)
+
+    @functools.cached_property
+    def _before_fork(self) -> Config:
+        return validated(self.forked_from.config, "forked_from.config")
 
     @property
     def encoders(self) -> list[str]:

@@ -24,11 +24,11 @@ from typing import Any
 from entroloop.data import files
 from entroloop.data.child import end_with
 from entroloop.data.errors import Failed, Interrupted, UserError
-from entroloop.data.runfolder import PREPARE, Layout, Step
+from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config, check_overrides, compose, dump, read_yaml
 from entroloop.launcher.keep_config import KeepConfig
-from entroloop.launcher.run import lease, retention
+from entroloop.launcher.run import fork, lease, retention
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
 from entroloop.launcher.run.resume import open_run
 
@@ -76,7 +76,8 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
         name = "-".join(_label(key, value) for key, value in chosen.items()) or "base"
         own = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
         place = [f"folder={json.dumps(str(Path(base.folder) / base.name))}", f"name={json.dumps(name)}"]
-        arms.append(Arm(compose(raw, [*overrides, *own, *place], str(path))))
+        config = compose(raw, [*overrides, *own, *place], str(path))
+        arms.append(Arm(fork.forked(config, *fork.parse(base.sweep.fork)) if base.sweep.fork else config))
     if len({arm.config.name for arm in arms}) != len(arms):
         raise UserError(f"{path}: sweep.grid: two runs of the grid would have the same name; values must differ")
     lead(arms)
@@ -117,12 +118,7 @@ def link_shared(arm: Arm) -> bool:
             return False
         if manifest.removed(source.of(step)):
             continue  # a finished leader has removed its files: this arm makes them again, with the same bytes
-        folders = [source.of(step)]
-        if step == PREPARE:
-            folders = [source.images, source.classifier, *folders]
-        for folder in folders:
-            if manifest.is_sealed(folder):
-                manifest.copy_sealed(folder, arm.layout.run / folder.relative_to(source.run))
+        fork.link(source, arm.layout, step)
     return True
 
 
@@ -182,7 +178,7 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
     saved = arm.layout.run / "sweep-arm.yaml"
     text = dump(while_shared(arm, arms))
     files.put(saved, text)
-    with (arm.layout.run / "log.txt").open("ab") as output:
+    with (arm.layout.log).open("ab") as output:
         arm.process = subprocess.Popen(
             [sys.executable, "-m", "entroloop.launcher", "run", str(saved)],
             stdout=output,
@@ -230,7 +226,7 @@ def _show(arms: Sequence[Arm], total: int, start: float) -> None:
 def _conclude(base: Config, arms: Sequence[Arm]) -> None:
     failed = [arm for arm in arms if arm.status != 0]
     if failed:
-        logs = ", ".join(str(arm.layout.run / "log.txt") for arm in failed)
+        logs = ", ".join(str(arm.layout.log) for arm in failed)
         raise Failed(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
     for arm in arms:
         retention.apply(arm.config, arm.layout)

@@ -48,6 +48,8 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
 
 
 def _aside(key: str) -> bool:
+    if key.startswith("forked_from."):
+        return key != "forked_from.generation"
     return key.split(".")[0] in _ASIDE or key.split(".")[-1] in ("seed", "name")
 
 

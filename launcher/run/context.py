@@ -66,10 +66,11 @@ class Context:
 
     @functools.cached_property
     def split(self) -> RealSplit:
-        data = self.config.data
+        first = self.config.at(REAL)  # a fork may have another seed, and the same real training set
+        data = first.data
         return split_real(
             len(self.real), data.size, data.heldout, data.labelled, data.trusted,
-            split_seed=data.split_seed, run_seed=self.config.seed,
+            split_seed=data.split_seed, run_seed=first.seed,
         )  # fmt: skip
 
     @functools.cached_property

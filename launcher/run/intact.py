@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from entroloop.data.errors import UserError, reason
-from entroloop.data.runfolder import CONFIG, FOLDERS, Layout, Step, read_config
+from entroloop.data.errors import UserError, reading, reason
+from entroloop.data.runfolder import CONFIG, FOLDERS, Layout, Step, read_config, values_at
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
+from entroloop.launcher.run import fork
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.recipes import steps
 
@@ -77,7 +78,7 @@ def inputs(path: Path) -> list[str]:
         return []
     found = []
     for name, digest in manifest.read(path).made_from.items():
-        folder, must = _folder(layout, name)
+        folder, must = _folder(layout, name, layout.generation_of(path.absolute()))
         if folder is None or (not must and not manifest.is_sealed(folder)):
             continue
         if not manifest.is_sealed(folder):
@@ -91,8 +92,11 @@ def inputs(path: Path) -> list[str]:
     return found
 
 
-def _folder(layout: Layout, name: str) -> tuple[Path | None, bool]:
-    """The folder that a seal's `made_from` calls by this name, and whether the run itself must hold it."""
+def _folder(layout: Layout, name: str, generation: int) -> tuple[Path | None, bool]:
+    """The folder that a seal's `made_from` calls by this name, and whether the run itself must hold it.
+
+    generation  that of the sealed folder
+    """
     if step := _STEP.fullmatch(name):
         return layout.of(Step(int(step[1]), step[2])), True
     if name in BY_NAME:
@@ -106,7 +110,7 @@ def _folder(layout: Layout, name: str) -> tuple[Path | None, bool]:
         return None, False
     section, key = outside[name]
     try:
-        given = read_config(layout)[section][key]
+        given = values_at(read_config(layout), generation)[section][key]
     except (UserError, KeyError, TypeError):  # `missing` tells it
         return None, False
     return (Path(given), False) if isinstance(given, str) else (None, False)
@@ -126,7 +130,7 @@ def missing(run: Path) -> list[str]:
         found.append(f"{layout.config}: missing, but {run} holds sealed folders of a run")
     else:
         try:
-            read_config(layout)
+            found += _of_fork(layout, read_config(layout).get("forked_from"))
         except UserError as error:
             found.append(str(error))
     must = dict.fromkeys(_finished(layout), f"{layout.state} says that every generation was done")
@@ -138,6 +142,14 @@ def missing(run: Path) -> list[str]:
         if not manifest.is_sealed(layout.of(step)):
             found.append(f"{layout.of(step)}: not sealed, but {why}")
     return found
+
+
+def _of_fork(layout: Layout, about: Any) -> list[str]:
+    """One line when a fork's first generations are not those of the run that it was forked from."""
+    with reading(str(layout.config)):
+        if not about or about["generation"] is None:
+            return []
+        return fork.problems(layout, int(about["generation"]), str(about["digest"]))
 
 
 def _finished(layout: Layout) -> list[Step]:

@@ -52,7 +52,7 @@ def inputs(config: Config, step: Step) -> list[Step]:
     shape of a network.
     """
     once = [s for s in _once() if step.generation != REAL]
-    found = {*once, *BY_NAME[step.phase].reads(config, step.generation)}
+    found = {*once, *BY_NAME[step.phase].reads(config.at(step.generation), step.generation)}
     return sorted(found, key=lambda s: (s.generation, ORDER[s.phase]))
 
 
@@ -67,7 +67,7 @@ def recipes(config: Config) -> dict[Step, str]:
         found[step] = files.digest(
             {
                 "step": str(step),
-                "decides": BY_NAME[step.phase].decides(config, step.generation),
+                "decides": BY_NAME[step.phase].decides(config.at(step.generation), step.generation),
                 "inputs": [found[s] for s in inputs(config, step)],
             }
         )

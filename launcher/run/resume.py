@@ -22,6 +22,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step, read_config
 from entroloop.data.store import manifest
 from entroloop.launcher.config import Config, differences, dump, validated
+from entroloop.launcher.run import fork
 from entroloop.launcher.run.lease import Lease
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
@@ -46,7 +47,10 @@ def open_run(config: Config) -> Layout:
                 f"{layout.run}: holds other files and is not a run (no {layout.config.name}): choose another name= or "
                 "folder="
             )
-        files.create(layout.config, lambda file: file.write(dump(config)))
+        if config.forked_from.generation is None:
+            files.create(layout.config, lambda file: file.write(dump(config)))
+        else:
+            fork.begin(config, layout)
     check_sealed(config, layout)
     saved = read_saved(layout)
     if saved.settled() == config.settled():
@@ -75,6 +79,13 @@ def read_saved(layout: Layout) -> Config:
 def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> None:
     """Raises UserError where a sealed step, or `only` if given, has another recipe than this configuration gives."""
     saved, mine = read_saved(layout), recipes(config)
+    theirs, ours = ((c.forked_from.generation, c.forked_from.digest) for c in (saved, config))
+    if theirs != ours:
+        raise UserError(
+            f"{layout.run}: forked from {_fork_of(saved)} there, from {_fork_of(config)} here: go on with "
+            f"entroloop run {layout.config}, or give another name="
+        )
+    fork.check(config, layout)
     for step in steps(max(saved.generations, config.generations)) if only is None else [only]:
         if not manifest.is_sealed(layout.of(step)):
             continue
@@ -85,6 +96,11 @@ def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> No
                 f"{layout.run}: {step} is sealed by another configuration: "
                 f"{'; '.join(found) or 'config.yaml was edited since'}: give the same values, or another name="
             )
+
+
+def _fork_of(config: Config) -> str:
+    about = config.forked_from
+    return "no run" if about.generation is None else f"generation {about.generation} of {about.run}"
 
 
 def check_saved(config: Config, layout: Layout, step: Step) -> None:
