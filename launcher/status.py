@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from entroloop.data.errors import UserError
+from entroloop.data.progress import told
 from entroloop.data.runfolder import CONFIG, Layout, Step, read_config
 from entroloop.data.store.shards import REAL
 from entroloop.eval.catalogue import HEADLINE
@@ -57,7 +60,9 @@ def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inspect_run(folder: Path, leases: Leases) -> dict[str, Any]:
-    return {**_state(folder, leases), "spread_gap": _spread_gaps(folder), "bytes": used(folder)}
+    state = _state(folder, leases)
+    last = _last_line(Layout(folder), state["generations"])
+    return {**state, "last": last, "spread_gap": _spread_gaps(folder), "bytes": used(folder)}
 
 
 def _state(folder: Path, leases: Leases) -> dict[str, Any]:
@@ -78,6 +83,7 @@ def _state(folder: Path, leases: Leases) -> dict[str, Any]:
                 "state": state,
                 "done": done,
                 "total": total,
+                "progress": [part["progress"] for part in parts if part["progress"]],
                 "owners": [f"{part['host']}:{part['pid']}" for part in parts],
             }
         )
@@ -93,9 +99,7 @@ def _state(folder: Path, leases: Leases) -> dict[str, Any]:
         if status in ("", "finished"):
             begun = any(entry["state"] == "sealed" for entry in found)
             status, reason = "stopped" if begun else "not begun", ""
-    return {
-        "run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found,
-    }  # fmt: skip
+    return {"run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found}
 
 
 def _spread_gaps(folder: Path) -> dict[str, dict[int, float | None]]:
@@ -114,6 +118,38 @@ def _last_attempt(layout: Layout) -> tuple[str, str]:
         return str(value["status"]), str(value["reason"])
     except (OSError, ValueError, KeyError, TypeError):
         return "", ""
+
+
+def _last_line(layout: Layout, generations: int) -> dict[str, Any] | None:
+    """The last numbers that training wrote to stats.jsonl: generation, kimg, loss, images_per_second, …."""
+    for generation in reversed(range(generations)):
+        with contextlib.suppress(OSError):
+            for line in reversed(layout.stats(generation).read_text().splitlines()):
+                with contextlib.suppress(ValueError):  # a last line cut short
+                    value = json.loads(line)
+                    if "loss" in value:
+                        return {"generation": generation, **value}
+    return None
+
+
+def watch(folder: Path, every: float) -> None:
+    """Prints the table when it changes, on a terminal in place of the one before, until no run is at work.
+
+    Ctrl-C ends it. Raises UserError as `inspect` does.
+    """
+    shown, idle = "", 0
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            found = inspect(folder)
+            text = table(found)
+            if text != shown:
+                print(f"\x1b[H\x1b[2J{text}" if sys.stdout.isatty() else text, flush=True)
+                shown = text
+            at_work = any(run["status"] in ("running", "queued") for run in found.get("runs", [found]))
+            idle = 0 if at_work else idle + 1
+            if idle == 2:  # a single look may fall between two phases
+                return
+            time.sleep(every)
 
 
 def used(run: Path) -> dict[str, int]:
@@ -151,6 +187,12 @@ def table(found: dict[str, Any]) -> str:
             gap = values.get(g)
             cells.append(f"{'.' if gap is None else f'{gap:+.2f}':>{len(head)}}")
         lines.append(f"{g:>10}  " + "  ".join(cells).rstrip())
+    for entry in found["phases"]:
+        where = "" if entry["generation"] == REAL else f"generation {entry['generation']} "
+        lines += [f"at work     {where}{entry['phase']}: {told(state)}" for state in entry["progress"]]
+    if last := found["last"]:
+        where = f"generation {last['generation']}, {last['kimg']:.1f} kimg"
+        lines.append(f"last loss   {last['loss']:.3g} ({where}), {last['images_per_second']:,.0f} images/s")
     parts = ", ".join(f"{kind} {size(count)}" for kind, count in found["bytes"].items() if kind != "total")
     lines.append(f"on disk     {size(found['bytes']['total'])}: {parts}")
     return "\n".join(lines)

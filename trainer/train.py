@@ -235,6 +235,7 @@ def train(
             loss, sigma, norm = trainer.step(batch)
             line = window.add(loss, sigma, norm, trainer.seen, waited)
             if line is not None:
+                progress.tell(loss=line["loss"], gradient_norm=line["gradient_norm"])
                 on_stats(line)
             progress.advance(config.batch)
             steps = trainer.seen // config.batch

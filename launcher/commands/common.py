@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
 
 ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", callback=lambda on: _quieter(on), help="Print only warnings and errors.")
+]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", callback=lambda on: _louder(on), help="Print progress every 5 seconds.")
+]
 Features = Annotated[Path, typer.Argument(help="A .npy or .npz file of shape [N, D], or a sealed feature folder.")]
 
 
@@ -66,6 +73,22 @@ As = Annotated[
 ]
 MetricName = Annotated[str, typer.Option("--metric", help=f"{', '.join(DISTANCES.built_in)}, or module:attribute.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+
+
+def _quieter(on: bool) -> bool:
+    """Applies to the terminal only. A run's log file keeps all lines."""
+    for handler in logging.getLogger().handlers if on else ():
+        handler.setLevel(logging.WARNING)
+    return on
+
+
+def _louder(on: bool) -> bool:
+    if on:
+        from entroloop.data import progress
+
+        progress.EVERY = 5.0
+        logging.getLogger("entroloop").setLevel(logging.DEBUG)
+    return on
 
 
 def set_line(dest: Path, sealed: Manifest) -> str:

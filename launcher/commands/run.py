@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from entroloop.data.errors import UserError
-from entroloop.launcher.commands.common import PHASES, ConfigFile, Overrides, one_of
+from entroloop.launcher.commands.common import PHASES, ConfigFile, Overrides, Quiet, Verbose, one_of
 
 if TYPE_CHECKING:
     from entroloop.data.runfolder import Step
@@ -28,6 +28,8 @@ def run_command(
     wait: Annotated[float, typer.Option(help="With --phase: seconds to wait for the seals that the phase needs.")] = 0,
     scratch: Annotated[Path | None, typer.Option(help="Copy training shards to this folder first.")] = None,
     overlap: Annotated[bool, typer.Option(help="Encode every shard as soon as it is sampled.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run the whole loop of one run, or resume it where it stopped."""
     from entroloop.launcher.config import load

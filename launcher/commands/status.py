@@ -12,9 +12,17 @@ import typer
 def status_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run or a sweep.", show_default=False)],
     json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Print the state again until the run ends.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5,
 ) -> None:
     """Show the state of every phase of every generation of a run."""
+    from entroloop.data.errors import UserError
     from entroloop.launcher import status
 
+    if watch and json_:
+        raise UserError("--watch: prints tables: leave --json out, or call status --json again yourself")
+    if watch:
+        status.watch(run, every)
+        return
     found = status.inspect(run)
     print(json.dumps(found) if json_ else status.table(found))

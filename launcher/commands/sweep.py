@@ -6,13 +6,15 @@ from typing import Annotated
 
 import typer
 
-from entroloop.launcher.commands.common import ConfigFile, Overrides
+from entroloop.launcher.commands.common import ConfigFile, Overrides, Quiet, Verbose
 
 
 def sweep_command(
     config: ConfigFile,
     overrides: Overrides = None,
     slurm: Annotated[bool, typer.Option("--slurm", help="Submit one job array to a SLURM cluster.")] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a grid of runs side by side (strategy x paradigm x seed), then write one report."""
     if slurm:

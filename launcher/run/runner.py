@@ -30,6 +30,7 @@ from entroloop.launcher.run import lease, retention
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.facts import numerics
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
+from entroloop.launcher.run.log_file import logged
 from entroloop.launcher.run.machine import check_machine, check_space
 from entroloop.launcher.run.phases import BY_NAME, PHASES
 from entroloop.launcher.run.ready import check_ready, own_encoders, uses_own_parts
@@ -70,7 +71,7 @@ def run(
     world.on_main(lambda: check_space(config, real, next(itertools.filterfalse(sealed, order), None)))
     layout = world.on_main(lambda: _opened(config))
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
-    with _state(layout, world, config.generations, attempt.state):
+    with _state(layout, world, config.generations, attempt.state), logged(layout.log, main=world.is_main):
         world.on_main(lambda: retention.apply(config, layout))
         if world.is_main and all(map(sealed, order)):
             log.info("%s: already finished", layout.run)
@@ -100,7 +101,7 @@ def run_single(
     torch.set_num_threads(config.threads)
     world.on_main(lambda: check_space(config, real, step) if part is None else None)
     layout = world.on_main(lambda: _opened(config, sweeps=part is None))
-    with _state(layout, world, config.generations, attempt.state):
+    with _state(layout, world, config.generations, attempt.state), logged(layout.log, main=world.is_main):
         if world.on_main(lambda: manifest.is_sealed(layout.of(step))):
             _say(world, step, "already sealed", 0.0)
             return
