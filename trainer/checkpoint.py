@@ -21,6 +21,7 @@ import torch
 from entroloop.data import files
 from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest
+from entroloop.trainer import pipeline
 from entroloop.trainer.diffusion import Scale
 from entroloop.trainer.network import DenoiserNetwork
 
@@ -121,6 +122,8 @@ def export(
 ) -> manifest.Manifest:
     """Writes averaged weights as a sealed folder that generation, and diffusers for a UNet, can load.
 
+    diffusers loads the folder of a UNet as a pipeline (see `pipeline.py`), and its folder `unet` as a UNet2DModel.
+
     averages  by name; "" is the average to sample from, the others are written to sub-folders `ema_<name>`
 
     Raises UserError when the folder is sealed already.
@@ -131,8 +134,9 @@ def export(
         for average, network in averages.items():
             inner = f"ema_{average}/" if average else ""
             (attempt / inner).mkdir(parents=True, exist_ok=True)
-            for name in network.save(attempt / inner):
-                manifest.put(folder, inner + name, (attempt / inner / name).read_bytes())
+            here = attempt / inner
+            for name in [*network.save(here), *pipeline.save(here, network, objective, shape, num_classes)]:
+                manifest.put(folder, inner + name, (here / name).read_bytes())
                 names.append(inner + name)
     network = averages[""]
     about = {

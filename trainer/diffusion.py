@@ -22,6 +22,7 @@ from entroloop.trainer.catalogue import DDPM_STEPS, OBJECTIVES
 
 SIGMA_DATA = 0.5
 P_MEAN, P_STD = -1.2, 1.2
+BETAS = (1e-4, 0.02)  # DDPM's first and last beta
 
 Network = Callable[
     [Tensor, Tensor, Tensor | None], Tensor
@@ -68,7 +69,7 @@ def edm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) -
 
 def ddpm_alphas_cumprod() -> Tensor:
     """abar_t for t = 0 … 999: float64 [1000]."""
-    return torch.cumprod(1 - torch.linspace(1e-4, 0.02, DDPM_STEPS, dtype=torch.float64), 0)
+    return torch.cumprod(1 - torch.linspace(*BETAS, DDPM_STEPS, dtype=torch.float64), 0)
 
 
 def ddpm_sigmas() -> Tensor:
