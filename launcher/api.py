@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from entroloop.data import precision
 from entroloop.data.errors import UserError
+from entroloop.data.progress import Progress
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import bounds
 from entroloop.data.store.blocks import load_features
@@ -157,13 +158,15 @@ def load_run(folder: str | Path) -> Run:
 
 
 def sample(
-    run: Run, n: int, seed: int, *, generation: int | None = None, device: torch.device | str | None = None
-) -> Drawn:
+    run: Run, n: int, seed: int, *, generation: int | None = None, device: torch.device | str | None = None,
+    show: bool = False,
+) -> Drawn:  # fmt: skip
     """Draws n new samples from a generation of a run, as its sample phase does. The run does not change.
 
     seed        with the run's own seed, these are the first n samples of the generation; any other seed gives new ones
     generation  None: the last one that is trained
     device      None: CUDA if there is any, else the CPU
+    show        show a bar on a terminal
 
     Sample i depends on the seed, the generation and i alone. Raises UserError when the generation is not trained, or
     when n or the seed is negative.
@@ -179,17 +182,17 @@ def sample(
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     step, layout = Step(chosen, "sample"), Layout(run.folder)
-    context = Context(run.config, layout, World(device=torch.device(device)))
+    context = Context(run.config.at(chosen), layout, World(device=torch.device(device)))
     settings, guide = settings_of(context, step)
     plan = SamplePlan(seed, chosen, n, settings.shard_size)
     with _threads(run.config.threads), precision.full_precision():
         weights, histogram = layout.of(Step(chosen, "train")), label_histogram(context, step)
         drawing = Generator(weights, settings, plan, context.world.device, histogram, guide)
-        pieces = [
-            drawing.samples(first, last)
-            for start, stop in plan.shards
-            for first, last in bounds(start, stop, settings.batch)
-        ]
+        pieces = []
+        with Progress("sample", n, "img", show=show) as progress:
+            for first, last in (b for shard in plan.shards for b in bounds(*shard, settings.batch)):
+                pieces.append(drawing.samples(first, last))
+                progress.advance(last - first)
     labels = [own for _, own in pieces if own is not None]
     return Drawn(np.concatenate([own for own, _ in pieces]), np.concatenate(labels) if labels else None)
 
