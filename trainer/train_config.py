@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from entroloop.data.config import HOW, Named, Section
+from entroloop.data.config import HOW, PATH, Named, Section
 from entroloop.data.errors import UserError
+from entroloop.data.paths import expanded
 from entroloop.data.streams.order import rank_batch
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.ema import EmaConfig
@@ -59,6 +61,9 @@ class TrainConfig(Section):
     """Keep convolutions in the channels-last memory format."""
     warm_start: bool = False
     """Start from the weights of the generation before instead of from scratch."""
+    initial_weights: Annotated[str | None, PATH] = Field(None, min_length=1)
+    """Folder of a UNet that diffusers saved, or of a pipeline with one; generation 0 starts from its weights. The
+    section `network` must describe the same network."""
     checkpoint_kimg: Annotated[float, HOW] = Field(20.0, gt=0)
     """Thousands of images between checkpoints."""
     keep: Annotated[int, HOW] = Field(2, ge=1)
@@ -86,6 +91,11 @@ class TrainConfig(Section):
                 "smaller batch, or more kimg"
             )
         return self
+
+    @property
+    def initial_folder(self) -> Path | None:
+        """The folder of `initial_weights`, with ~ and variables replaced."""
+        return None if self.initial_weights is None else Path(expanded(self.initial_weights))
 
     @property
     def images(self) -> int:

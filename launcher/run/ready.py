@@ -91,6 +91,12 @@ def check_real(config: Config, real: RealFacts) -> None:
         check_guide(config.sample.guide_folder, real.shape, classes)
         if config.sample.guide_kind == "neon":
             check_base(config.sample.guide_folder, config.network, config.train.objective, real.shape, classes)
+    if config.train.initial_folder:
+        from entroloop.trainer import initial  # needs torch
+
+        initial.load(
+            config.train.initial_folder, config.network, real.shape, real.classes if config.train.labels else 0
+        )
     count_parameters(config, real.shape)
 
 

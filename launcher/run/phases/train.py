@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from entroloop.data.world import World
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
+    from entroloop.trainer.network import DenoiserNetwork
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,12 @@ def _reads(config: Config, generation: int) -> Iterator[Step]:
 
 
 def _decides(config: Config, generation: int) -> dict[str, Any]:
+    train = config.train.deciding()
+    initial = train.pop("initial_weights")
     return {
+        **({"initial_weights": initial} if initial and generation == 0 else {}),
         "seed": config.seed,
-        "train": config.train.deciding(),
+        "train": train,
         "network": config.network.deciding(),
         "buffer": config.data.buffer,
     }
@@ -57,7 +61,7 @@ def _fits(config: Config, world: World) -> None:
 def _work(context: Context, step: Step, part: Part | None) -> str:
     from entroloop.data.seeds import derive_seed
     from entroloop.data.streams.choice import open_stream
-    from entroloop.trainer import network
+    from entroloop.trainer import initial, network
     from entroloop.trainer.train import TrainJob, train
 
     config, world, generation = context.config, context.world, step.generation
@@ -70,14 +74,19 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     )  # fmt: skip
     if config.train.labels and data.labels is None:
         raise UserError("train.labels=true: the training set has no labels; set train.labels=false")
-    warm = None
+    warm: DenoiserNetwork | None = None
     if config.train.warm_start and generation:
         warm = network.load(context.layout.of(Step(generation - 1, "train")))
+    made_from = context.made_from(step)
+    if config.train.initial_folder and generation == 0:
+        classes = context.real.num_classes if config.train.labels else 0
+        warm = initial.load(config.train.initial_folder, config.network, data.shape, classes)
+        made_from |= {"initial_weights": initial.digest(config.train.initial_folder)}
     job = TrainJob(
         config=config.train, network=config.network, seed=derive_seed(config.seed, generation, "train"),
         num_classes=context.real.num_classes, checkpoints=context.layout.checkpoints(generation),
         weights=context.layout.of(step), stats=context.layout.stats(generation),
-        made_from=context.made_from(step), title=str(step), warm=warm,
+        made_from=made_from, title=str(step), warm=warm,
     )  # fmt: skip
     engine = train(
         job, data, world, should_stop=context.should_stop, on_progress=context.on_progress,
