@@ -1,0 +1,117 @@
+"""Sampling and encoders on the pretended device: every sampler and encoder, against the CPU."""
+
+import numpy as np
+import pytest
+import torch
+from exported import MLP, export
+from inception_weights import fill
+
+from entroloop.data.catalogue import ENCODERS
+from entroloop.data.features import classifier, inception, weights
+from entroloop.data.features.encoder import load_encoder
+from entroloop.data.features.inception_network import FID, TORCHVISION, network
+from entroloop.trainer.catalogue import SAMPLERS
+from entroloop.trainer.generate import Generator, SamplePlan
+from entroloop.trainer.sample_config import SampleConfig
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+PLAN = SamplePlan(0, 0, 4, 4)
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    """Folders of exported weights, by objective, and of vectors."""
+    base = tmp_path_factory.mktemp("weights")
+    for objective in ("edm", "ddpm"):
+        export(base / objective, objective=objective, moved=0.02, shape=(3, 8, 8))
+    export(base / "vectors", config=MLP, shape=(5,), moved=0.02)
+    export(base / "guide", shape=(3, 8, 8), moved=0.05)
+    return base
+
+
+def drawn(folder, config, device, guide=None):
+    return Generator(folder, SampleConfig(batch=4, **config), PLAN, device, guide=guide).samples(0, 4)[0]
+
+
+CASES = {
+    **{name: ("edm", {"sampler": name}) for name in SAMPLERS.built_in if name != "ddpm"},
+    "ddpm": ("ddpm", {"sampler": "ddpm"}),
+    "churn": ("edm", {"sampler": "heun", "s_churn": 4.0}),
+    "guidance": ("edm", {"guidance": 2.0}),
+    "vectors": ("vectors", {}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_samplers(case, networks):
+    name, config = CASES[case]
+    on_cpu, on_gpu = (drawn(networks / name, {"steps": 4, **config}, device) for device in (CPU, GPU))
+    np.testing.assert_allclose(on_gpu.astype(float), on_cpu.astype(float), atol=1e-5 if name == "vectors" else 0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_precisions(precision, networks):
+    assert np.isfinite(drawn(networks / "vectors", {"steps": 3, "precision": precision}, GPU)).all()
+
+
+def test_autoguidance(networks):
+    config = {"steps": 3, "guide": "previous", "guide_weight": 1.5}
+    on_cpu, on_gpu = (drawn(networks / "edm", config, device, networks / "guide") for device in (CPU, GPU))
+    np.testing.assert_array_equal(on_gpu, on_cpu)
+
+
+SHAPE = (3, 12, 12)
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+
+
+def save_inception(folder):
+    for form, file in ((FID, inception.STATES[0]), (TORCHVISION, inception.PAPER_STATE)):
+        shapes = {k: v.shape for k, v in network(form).state_dict().items() if not k.endswith("num_batches_tracked")}
+        torch.save(fill({**shapes, "fc.weight": (form.classes, 2048), "fc.bias": (form.classes,)}), folder / file)
+
+
+def save_dinov2(folder, size, heads):
+    from transformers import Dinov2Config, Dinov2Model
+
+    config = Dinov2Config(
+        hidden_size=size, num_hidden_layers=1, num_attention_heads=heads, image_size=518, patch_size=14, mlp_ratio=1
+    )
+    model = Dinov2Model(config)
+    model.load_state_dict(fill({name: value.shape for name, value in model.state_dict().items()}))
+    model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """The folder of a classifier with random weights."""
+    folder = tmp_path_factory.mktemp("classifier") / "fitted"
+    classifier.save(folder, classifier.Classifier(SHAPE, 2))
+    return folder
+
+
+@pytest.mark.long
+def test_a_classifier_is_fitted_on_the_device():
+    labels = np.arange(len(IMAGES)) % 2
+    model = classifier.fit(IMAGES, labels, 2, seed=0, device=GPU)
+    assert classifier.accuracy(model, IMAGES, labels) == 1
+
+
+LARGE = {"inception", "inception-paper", "dinov2-large"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LARGE else ()) for name in ENCODERS.built_in]
+)
+def test_encoders(name, fitted, tmp_path, monkeypatch):
+    monkeypatch.setenv(weights.VARIABLE, str(tmp_path))
+    if name.startswith("dinov2"):
+        pytest.importorskip("transformers")
+        save_dinov2(tmp_path / name.replace("paper", "small"), *(1024, 16) if name == "dinov2-large" else (384, 6))
+    if name.startswith("inception"):
+        save_inception(tmp_path)
+    made = [load_encoder(name, SHAPE, classifier=fitted, device=device) for device in (CPU, GPU)]
+    for encoder in made:
+        if hasattr(encoder, "_batch"):
+            encoder._batch = 2
+    on_cpu, on_gpu = (encoder(IMAGES[:3]) for encoder in made)
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,79 @@
+"""Selection and measures on the pretended device give the CPU's results."""
+
+import numpy as np
+import pretended
+import pytest
+import torch
+
+from entroloop.data.world import World
+from entroloop.eval.measures.registry import measure
+from entroloop.eval.measures.sets import Sets
+from entroloop.selection import catalogue, kl_entropy, nearest, select
+
+CPU, GPU = World(), World(device=torch.device("cuda", 0))
+N = 400
+
+
+def _rows():
+    r = np.random.default_rng(0)
+    x = r.standard_normal((N, 24)).astype(np.float32)
+    x[7], x[9] = x[3], x[4] + np.float32(1e-3)
+    return x
+
+
+ROWS = _rows()
+BYTES = np.random.default_rng(1).integers(0, 256, (N, 32), dtype=np.uint8)
+OPTIONS = {name: {"reference": ROWS[:100]} for name in ("entropy-matching", "covariance-matching")}
+LABELS, GENERATIONS = np.arange(N) % 5, np.arange(N) % 3 - 1
+
+
+@pytest.mark.parametrize("metric", catalogue.DISTANCES.built_in)
+@pytest.mark.parametrize("k", [1, 4])
+def test_neighbours(metric, k):
+    on_cpu, on_gpu = (nearest(ROWS, ROWS, k, exclude_self=True, metric=metric, world=w) for w in (CPU, GPU))
+    for one, other in zip(on_cpu, on_gpu, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_neighbours_of_bytes():
+    on_cpu, on_gpu = (nearest(BYTES, BYTES, 2, exclude_self=True, world=w) for w in (CPU, GPU))
+    np.testing.assert_array_equal(on_cpu, on_gpu)
+
+
+@pytest.mark.parametrize("strategy", catalogue.STRATEGIES.built_in)
+def test_strategies(strategy):
+    options = OPTIONS.get(strategy, {})
+    on_cpu, on_gpu = (
+        select(ROWS, N // 2, strategy, world=w, labels=LABELS, generations=GENERATIONS, **options) for w in (CPU, GPU)
+    )
+    np.testing.assert_array_equal(on_cpu.ids, on_gpu.ids)
+    np.testing.assert_array_equal(on_cpu.radii, on_gpu.radii)
+
+
+@pytest.mark.parametrize("options", [{"parts": 3}, {"per_class": True}, {"trim": 0.1}, {"metric": "whitened"}])
+def test_greedy_with_options(options):
+    on_cpu, on_gpu = (select(ROWS, N // 2, world=w, labels=LABELS, **options).ids for w in (CPU, GPU))
+    np.testing.assert_array_equal(on_cpu, on_gpu)
+
+
+def test_entropy():
+    on_cpu, on_gpu = (kl_entropy(ROWS, 3, world=w) for w in (CPU, GPU))
+    assert (on_cpu.nats, on_cpu.floored) == (on_gpu.nats, on_gpu.floored)
+
+
+def test_measures():
+    third = N // 3
+    parts = [ROWS[i * third : (i + 1) * third] for i in range(3)]
+    mirrored = parts[1] + np.float32(0.01)
+    on_cpu, on_gpu = (measure(Sets(*parts, mirrored, world=w)).values for w in (CPU, GPU))
+    assert on_cpu.keys() == on_gpu.keys()
+    for name, value in on_cpu.items():
+        assert on_gpu[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name
+
+
+def test_the_device_refuses_what_a_gpu_refuses():
+    x = torch.ones(3, device="cuda")
+    with pytest.raises(pretended.MixedDevicesError):
+        x + torch.ones(3)
+    with pytest.raises(RuntimeError):
+        x.numpy()

@@ -1,0 +1,74 @@
+"""Training on the pretended device: every objective, network and precision, resumed and exported."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import PartialState
+
+from entroloop.data.errors import Interrupted
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
+from entroloop.data.streams.resident import Resident
+from entroloop.data.world import World
+from entroloop.trainer.catalogue import OBJECTIVES
+from entroloop.trainer.network import load
+from entroloop.trainer.network_config import NetworkConfig
+from entroloop.trainer.train import TrainJob, train
+from entroloop.trainer.train_config import TrainConfig
+
+CPU, GPU = World(), World(device=torch.device("cuda", 0))
+SHAPES = {"unet": (3, 8, 8), "mlp": (6,)}
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A small labelled set of images, and one of vectors."""
+    found = {}
+    for name, shape in SHAPES.items():
+        folder = tmp_path_factory.mktemp(name)
+        r = np.random.default_rng(0)
+        samples = r.integers(0, 256, (24, *shape), dtype=np.uint8) if len(shape) == 3 else r.normal(size=(24, *shape))
+        where = Provenance(np.full(24, -1), np.arange(24), ("",) * 24)
+        kept = samples if len(shape) == 3 else samples.astype(np.float32)
+        write_shard(folder, 0, kept, np.arange(24) % 3, where, first_key=0)
+        seal_dataset(folder)
+        found[name] = Resident(Dataset(folder))
+    return found
+
+
+def job(folder, network, **changes):
+    config = TrainConfig(
+        kimg=BATCH * 2 / 1000, batch=BATCH, labels=True, flip=network == "unet", log_kimg=BATCH / 1000,
+        checkpoint_kimg=BATCH / 1000, warmup_kimg=0, **changes,
+    )  # fmt: skip
+    dropout = 0.0 if config.precision == "no" else 0.1  # the CPU and the device draw other masks
+    small = NetworkConfig(channels=(8, 8), attention=(1,), norm_groups=4, dropout=dropout, width=16, depth=1)
+    return TrainJob(
+        config=config, network=small, seed=1, num_classes=3, checkpoints=folder / "checkpoints",
+        weights=folder / "weights", stats=folder / "stats.jsonl", made_from={},
+    )  # fmt: skip
+
+
+def stats(folder):
+    """The last step's line of stats.jsonl."""
+    return json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("network", SHAPES)
+@pytest.mark.parametrize("objective", OBJECTIVES.built_in)
+def test_training(objective, network, precision, sets, tmp_path):
+    changes = {"objective": objective, "precision": precision, "micro_batch": BATCH // 2}
+    with pytest.raises(Interrupted):
+        train(job(tmp_path, network, **changes), sets[network], GPU, should_stop=lambda: True)
+    train(job(tmp_path, network, **changes), sets[network], GPU)
+    assert all(torch.isfinite(value).all() for value in load(tmp_path / "weights").state_dict().values())
+    if precision == "no":
+        PartialState._reset_state()  # accelerate keeps the device of its first use
+        train(job(tmp_path / "cpu", network, **changes), sets[network], CPU)
+        PartialState._reset_state()
+        for name in ("loss", "gradient_norm"):
+            assert stats(tmp_path)[name] == pytest.approx(stats(tmp_path / "cpu")[name], rel=1e-4)

@@ -1,0 +1,72 @@
+"""Training, sampling, encoders, selection and measures on a pretended CUDA device, in processes of their own."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from entroloop.selection import nearest, select
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def library(once):
+    """The device's library, compiled once per session."""
+    compiler = shutil.which("g++")
+    if compiler is None:
+        pytest.skip("no compiler: g++ makes the pretended CUDA device")
+    base = Path(importlib.util.find_spec("torch").origin).parent
+    source = HERE / "guard.cpp"
+    version = hashlib.sha256(source.read_bytes() + (base / "version.py").read_bytes()).hexdigest()[:12]
+
+    def make(folder):
+        links = [f"-L{base}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{base}/lib"]
+        options = ["-std=c++20", "-shared", "-fPIC", f"-I{base}/include"]
+        subprocess.run([compiler, *options, source, "-o", folder / "guard.so", *links], check=True)
+
+    return once(f"pretended-{version}", make) / "guard.so"
+
+
+def environment(library):
+    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    return {**kept, "PYTHONPATH": path, "ENTROLOOP_PRETENDED": str(library), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("device_*.py")))
+def test_on_the_pretended_device(name, library):
+    command = [sys.executable, "-m", "pytest", "-p", "pretended", "-q", "-p", "no:cacheprovider", HERE / f"{name}.py"]
+    done = subprocess.run(command, env=environment(library), capture_output=True, text=True, cwd=HERE, timeout=600)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_two_ranks_on_the_pretended_device(library, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((90, 8)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", rows)
+    command = [sys.executable, HERE / "two_ranks.py"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), tmp_path], env=environment(library), stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        error = rank.communicate(timeout=300)[1]
+        assert rank.returncode == 0, error[-3000:]
+    first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
+    for name in ("greedy", "threshold-decay"):
+        assert first[name] == second[name] == select(rows, 45, name).ids.tolist()
+    assert first["sum"] == second["sum"] == [2, 2]
+    assert first["any"]
+    assert second["any"]
+    expected = nearest(rows, rows, 2, exclude_self=True)
+    for whole, *parts in zip(expected, first["nearest"], second["nearest"], strict=True):
+        np.testing.assert_array_equal(np.concatenate(parts), whole)

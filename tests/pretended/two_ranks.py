@@ -1,0 +1,35 @@
+"""One of two ranks on the pretended device, over gloo: python two_ranks.py RANK FOLDER. Writes its results as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pretended  # noqa: F401  # before torch
+import torch
+import torch.distributed as dist
+
+from entroloop.data.world import current
+from entroloop.selection import nearest, select
+
+
+def main(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
+    world = current(torch.device("cuda", 0))
+    rows = np.load(folder / "rows.npy")
+    mine = rows[world.share(len(rows))]
+    distances, ids = nearest(mine, mine, 2, exclude_self=True, world=world)
+    found = {
+        "nearest": [distances.tolist(), ids.tolist()],
+        **{
+            name: select(mine, len(rows) // 2, name, world=world).ids.tolist() for name in ("greedy", "threshold-decay")
+        },
+        "sum": world.all_reduce(torch.ones(2, device=world.device)).tolist(),
+        "any": world.any(rank == 1),
+    }
+    (folder / f"rank{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
