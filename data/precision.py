@@ -58,6 +58,11 @@ def full_precision() -> Iterator[None]:
                 _before.clear()
 
 
+def is_full() -> bool:
+    """Whether all settings are at full precision now."""
+    return all(_read(owner, name) == wanted for owner, name, wanted in _settings())
+
+
 def check_environment() -> None:
     """Raises UserError if NVIDIA_TF32_OVERRIDE forces TF32, which no setting of torch can undo."""
     if os.environ.get("NVIDIA_TF32_OVERRIDE", "0") not in ("", "0") and torch.cuda.is_available():
@@ -71,9 +76,9 @@ def _set() -> dict[tuple[Any, str], Any]:
     """Sets full precision. Returns the earlier values of the settings, or {} if all were at full precision already."""
     check_environment()
     settings = list(_settings())
-    before = {(owner, name): _read(owner, name) for owner, name, _ in settings}
-    if all(before[owner, name] == wanted for owner, name, wanted in settings):
+    if is_full():
         return {}
+    before = {(owner, name): _read(owner, name) for owner, name, _ in settings}
     for owner, name, wanted in settings:  # write all of them, because torch's older settings change its newer ones
         _write(owner, name, wanted)
     return before

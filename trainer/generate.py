@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import Interrupted
+from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds, derive_seed, generator
 from entroloop.data.store import manifest
@@ -105,6 +106,7 @@ class Generator:
             network.compile(dynamic=False)
         return network
 
+    @full_precision()
     @torch.no_grad()
     def samples(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Samples start … stop - 1 as stored (uint8 images or float32 vectors) and their labels."""

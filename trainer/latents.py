@@ -20,6 +20,7 @@ from torch import Tensor
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.data.precision import full_precision
 from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
@@ -29,18 +30,20 @@ BATCH = 16  # images per call; the last bits depend on it
 
 
 class Autoencoder:
-    """A local AutoencoderKL in diffusers' form. Raises UserError when the folder does not hold one."""
+    """A local AutoencoderKL in diffusers' form, in float32. Raises UserError when the folder does not hold one."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         weights = folder / "diffusion_pytorch_model.safetensors"
         if not (folder / "config.json").is_file() or not weights.is_file():
             raise UserError(f"{folder}: no autoencoder: give one with config.json and {weights.name} (AutoencoderKL)")
-        self.net = AutoencoderKL.from_pretrained(folder, local_files_only=True).to(device).eval().requires_grad_(False)
+        self.net = AutoencoderKL.from_pretrained(folder, local_files_only=True).to(device, torch.float32)
+        self.net.eval().requires_grad_(False)
         self.device, self.digest = device, files.sha256(weights)
         self.scale = float(self.net.config.scaling_factor)
         self.shift = float(self.net.config.shift_factor or 0.0)
         self.channels = int(self.net.config.latent_channels)
 
+    @full_precision()
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, S, S] -> float32 [B, c * s * s]."""
@@ -48,6 +51,7 @@ class Autoencoder:
         mean: Tensor = self.net.encode(y).latent_dist.mode()
         return ((mean - self.shift) * self.scale).flatten(1).cpu()
 
+    @full_precision()
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """float32 [B, c * s * s] -> uint8 [B, 3, S, S]. Raises UserError when their length does not fit."""

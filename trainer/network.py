@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 from abc import abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -129,8 +130,8 @@ class VectorNetwork(DenoiserNetwork):
         self.leave = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, features))
 
     def forward(self, x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
-        phase = condition.to(x.dtype)[:, None] * self.frequencies * 6.2832
-        c = self.condition(torch.cat([phase.sin(), phase.cos()], 1))
+        phase = condition.to(self.frequencies.dtype)[:, None] * self.frequencies * 6.2832
+        c = self.condition(torch.cat([phase.sin(), phase.cos()], 1).to(x.dtype))
         if self.label is not None and labels is not None:
             c = c + self.label(labels)
         h = self.enter(x)
@@ -138,6 +139,14 @@ class VectorNetwork(DenoiserNetwork):
             h = h + block(h + c)
         out: Tensor = self.leave(h)
         return out
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
+        """Moves or converts the network, as `to` and `half` do. The frequencies keep their format: in a short one,
+        phases would be off by tenths of a radian."""
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        self.frequencies = exact.to(self.frequencies.device)
+        return self
 
     @classmethod
     def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> VectorNetwork:

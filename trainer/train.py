@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import derive_seed
 from entroloop.data.streams.noise import training_noise
@@ -205,6 +206,7 @@ class Trainer:
         )  # fmt: skip
 
 
+@full_precision()
 def train(
     job: TrainJob,
     data: TrainingStream,

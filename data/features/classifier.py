@@ -28,6 +28,7 @@ from entroloop.data import files
 from entroloop.data.catalogue import CLASSIFIER_FEATURES, CLASSIFIER_SIDE
 from entroloop.data.errors import UserError, reason
 from entroloop.data.features import frozen
+from entroloop.data.precision import full_precision
 from entroloop.data.seeds import derive_seed, permutation
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
@@ -93,6 +94,7 @@ def _perceptron(width: int) -> nn.Module:
     )
 
 
+@full_precision()
 def fit(
     samples: Samples,
     labels: NDArray[np.int64],
@@ -145,6 +147,7 @@ def _batch_rows(seed: int, step: int, count: int, batch: int) -> NDArray[np.int6
     return order[position * batch : (position + 1) * batch]
 
 
+@full_precision()
 def accuracy(model: nn.Module, samples: Samples, labels: NDArray[np.int64]) -> float:
     """Share of samples whose largest logit is the one of their label."""
     device = next(model.parameters()).device

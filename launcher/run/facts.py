@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from entroloop.data import precision
 from entroloop.data.world import World
 
 PACKAGES = ("entroloop", "torch", "diffusers", "accelerate", "deepspeed", "numpy")
@@ -44,6 +45,7 @@ def numerics(world: World) -> dict[str, Any]:
         "machine": platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": str(world.device),
+        "float32": "full precision" if precision.is_full() else "TF32 or short sums",
         "threads": torch.get_num_threads(),
         "world_size": world.size,
     }

@@ -97,6 +97,11 @@ def root(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sqrt(x.numpy())) if x.device.type == "cpu" else x.sqrt()
 
 
+def power_of_two(exponent: Tensor) -> Tensor:
+    """2^exponent, exact on every device, which exp2 is not. int [...], clamped to -1022 … 1023 -> float64 [...]."""
+    return ((exponent.long().clamp(-1022, 1023) + 1023) << 52).view(torch.float64)
+
+
 def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor) -> Tensor:
     """The canonical distance of row i of `a` to row j of `b`. int64 [P], int64 [P] -> float64 [P]."""
     out = torch.empty(len(i), dtype=torch.float64, device=a.device)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.selection.catalogue import DISTANCES
-from entroloop.selection.exact.distance import fold_sum, root
+from entroloop.selection.exact.distance import fold_sum, power_of_two, root
 from entroloop.selection.exact.rows import Shard
 
 _BITS = 18  # per slice; products of slices summed over 2^14 rows or features stay below 2^53
@@ -117,7 +117,7 @@ def exact_product(x: Tensor, axes: Tensor) -> Tensor:
     ->    float64 [n, k]; each row depends on the same row of x alone
     """
     bits = 53 - 16 - x.shape[1].bit_length()
-    step = torch.exp2(torch.frexp(x.abs().amax(1, keepdim=True)).exponent.double() - bits)
+    step = power_of_two(torch.frexp(x.abs().amax(1, keepdim=True)).exponent - bits)
     unit = torch.exp2(torch.frexp(axes.abs().max()).exponent.double() - 16)
     product: Tensor = torch.round(x / step) @ torch.round(axes / unit)
     return product * step * unit
@@ -156,7 +156,7 @@ class _Whitening:
         matrix = torch.from_numpy(_inverse_root(covariance, n)) if world.is_main else torch.empty(d, d).double()
         matrix = world.broadcast(matrix.contiguous().to(rows.device))
         # integers of 36 bits; one power of two per column as scale
-        self.scale = torch.exp2(torch.frexp(matrix.abs().amax(0)).exponent.double() - 2 * _BITS)
+        self.scale = power_of_two(torch.frexp(matrix.abs().amax(0)).exponent - 2 * _BITS)
         self.matrix = torch.round(matrix / self.scale)
 
     def _integers(self, rows: Tensor) -> Tensor:

@@ -65,10 +65,12 @@ def test_older_settings_can_be_read_and_changed_during_a_call(settings, newer):
     before = _now()
     with precision.full_precision():
         assert _now() == FULL
+        assert precision.is_full()
         assert not torch.backends.cudnn.allow_tf32
         with torch.backends.cudnn.flags(enabled=False):
             pass
     assert _now() == before
+    assert not precision.is_full()
 
 
 def test_an_encoder_in_one_thread_leaves_full_precision_to_another(settings):

@@ -190,4 +190,5 @@ def test_sigterm_ends_with_status_75_and_the_command_resumes(tmp_path):
     last = json.loads((tmp_path / "runs/tiny/generation_0000/stats.jsonl").read_text().splitlines()[-1])
     assert (last["phase"], last["interrupted"]) == ("train", True)
     assert last["seconds"] > 0
+    assert last["numerics"]["float32"] == "full precision"
     assert {"torch", "diffusers", "accelerate", "deepspeed", "processor", "threads"} <= last["numerics"].keys()

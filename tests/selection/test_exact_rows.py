@@ -1,4 +1,5 @@
 import atexit
+import math
 import os
 
 import numpy as np
@@ -11,6 +12,7 @@ from slow_references import split
 
 from entroloop.data import world
 from entroloop.data.errors import Failed, UserError
+from entroloop.selection.exact.distance import power_of_two
 from entroloop.selection.exact.rows import Shard
 
 
@@ -149,3 +151,9 @@ def test_a_process_that_ends_has_left_its_group(tmp_path):
     ranks = [Forked(_meet, r, f"file://{tmp_path}/meet") for r in range(2)]
     assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["left True\n"] * 2
     assert [rank.returncode for rank in ranks] == [0, 0]
+
+
+def test_powers_of_two_are_exact():
+    exponents = torch.arange(-1022, 1024)
+    assert power_of_two(exponents).tolist() == [math.ldexp(1, e) for e in exponents.tolist()]
+    assert power_of_two(torch.tensor([-2000, 2000])).tolist() == [2.0**-1022, 2.0**1023]

@@ -90,3 +90,8 @@ def test_a_run_trains_and_samples_in_latent_space(vae, images, tmp_path):
     shown = command("latents", layout.of(Step(0, "sample")), tmp_path / "shown", "--vae", vae, "--decode")
     assert shown.returncode == 0, shown.stderr
     assert Dataset(tmp_path / "shown").shape == (3, 8, 8)
+
+
+def test_weights_in_half_precision_are_computed_with_in_float32(vae, tmp_path):
+    AutoencoderKL.from_pretrained(vae).half().save_pretrained(tmp_path)
+    assert {p.dtype for p in Autoencoder(tmp_path, CPU).net.parameters()} == {torch.float32}

@@ -10,6 +10,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.launcher.run import runner
 from entroloop.trainer.engines.make import make_engine
+from entroloop.trainer.engines.zero import ZeroEngine
 from entroloop.trainer.network import build
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train_config import TrainConfig, micro_batches
@@ -138,3 +139,13 @@ def test_batches_that_do_not_divide():
     with pytest.raises(UserError, match=r"train\.micro_batch=3 does not divide the 4 images"):
         micro_batches(TrainConfig(batch=8, micro_batch=3), 2)
     assert micro_batches(TrainConfig(batch=24, micro_batch=4), 2) == (4, 3)
+
+
+def test_the_sections_of_a_deepspeed_file_are_kept():
+    given = {"fp16": {"initial_scale_power": 8, "enabled": False}, "zero_optimization": {"stage": 2}}
+    engine = ZeroEngine.__new__(ZeroEngine)
+    engine.config, engine.micro, engine.passes = TrainConfig(precision="fp16"), 4, 2
+    found = engine._deepspeed_config(given)
+    assert found["fp16"] == {"initial_scale_power": 8, "enabled": True}
+    assert found["bf16"] == {"enabled": False}
+    assert found["zero_optimization"] == given["zero_optimization"]

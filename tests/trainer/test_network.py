@@ -89,3 +89,14 @@ def test_networks_of_the_users_own_that_do_not_fit_are_refused():
         NetworkConfig(kind="auot")
     with pytest.raises(UserError, match="raised AssertionError"):
         network.build(NetworkConfig(kind=f"{__name__}:Line"), (5,), 3, seed=1)
+
+
+def test_noise_conditions_of_vectors_are_exact_in_a_network_of_half_precision():
+    """As DeepSpeed casts it: conditions of DDPM are steps up to 999, so a rounded frequency moves phases by radians."""
+    net = network.build(SMALL, (3,), 0, seed=1).eval()
+    x, steps = torch.randn(8, 3), torch.arange(992, 1000)
+    expected = net(x, steps, None)
+    frequencies = net.frequencies.clone()
+    short = net.bfloat16()
+    assert torch.equal(short.frequencies, frequencies)
+    torch.testing.assert_close(short(x.bfloat16(), steps, None).float(), expected, rtol=0.05, atol=0.05)

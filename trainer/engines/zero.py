@@ -81,25 +81,28 @@ class ZeroEngine(Engine):
         asked += [zero.get(f"offload_{what}", {}).get("device", "none") for what in ("optimizer", "param")]
         if any(device != "none" for device in asked):
             raise UserError("zero_optimization.offload_…: this trainer keeps weights and moments on the device")
-        plugin = DeepSpeedPlugin(
-            hf_ds_config={
-                **given,
-                "train_micro_batch_size_per_gpu": self.micro,
-                "gradient_accumulation_steps": self.passes,
-                "gradient_clipping": self.config.clip,
-                "zero_optimization": zero,
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,
-                "steps_per_print": 10**9,
-                "fp16": {"enabled": self.config.precision == "fp16"},
-                "bf16": {"enabled": self.config.precision == "bf16"},
-            }
-        )
+        plugin = DeepSpeedPlugin(hf_ds_config=self._deepspeed_config({**given, "zero_optimization": zero}))
         backend = InitProcessGroupKwargs(backend="nccl" if self.world.device.type == "cuda" else "gloo")
         return Accelerator(
             deepspeed_plugin=plugin, mixed_precision=self.config.precision, kwargs_handlers=[backend],
             gradient_accumulation_steps=self.passes,
         )  # fmt: skip
+
+    def _deepspeed_config(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The user's configuration with the values that this trainer decides."""
+        precisions = {
+            name: {**given.get(name, {}), "enabled": self.config.precision == name} for name in ("fp16", "bf16")
+        }
+        return {
+            **given,
+            **precisions,
+            "train_micro_batch_size_per_gpu": self.micro,
+            "gradient_accumulation_steps": self.passes,
+            "gradient_clipping": self.config.clip,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,
+            "steps_per_print": 10**9,
+        }
 
     def _check(self) -> None:
         import deepspeed
