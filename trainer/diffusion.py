@@ -12,6 +12,7 @@ B batch, `...` the shape of a sample; sigma float32 [B] or a scalar.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -67,6 +68,12 @@ def edm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) -
     return weight * (denoised - y).square().flatten(1).mean(1), sigma
 
 
+@functools.cache
+def _ddpm_levels(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(abar, log sigma) of every step on that device, made once: a copy to a GPU makes the host wait."""
+    return ddpm_alphas_cumprod().to(device), ddpm_sigmas().log().to(device)
+
+
 def ddpm_alphas_cumprod() -> Tensor:
     """abar_t for t = 0 … 999: float64 [1000]."""
     return torch.cumprod(1 - torch.linspace(*BETAS, DDPM_STEPS, dtype=torch.float64), 0)
@@ -81,7 +88,7 @@ def ddpm_sigmas() -> Tensor:
 def ddpm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Squared error of the predicted epsilon at a uniform step, mean over elements: (loss [B], sigma [B])."""
     t = (noise.uniform * DDPM_STEPS).long().clamp(max=DDPM_STEPS - 1)
-    abar = ddpm_alphas_cumprod().to(y.device)[t]
+    abar = _ddpm_levels(y.device)[0][t]
     x = _like(abar.sqrt().to(y.dtype), y) * y + _like((1 - abar).sqrt().to(y.dtype), y) * noise.normal
     loss = (network(x, t, labels).to(y.dtype) - noise.normal).square().flatten(1).mean(1)
     return loss, ((1 - abar) / abar).sqrt().to(y.dtype)
@@ -89,7 +96,7 @@ def ddpm_loss(network: Network, y: Tensor, noise: Noise, labels: Tensor | None) 
 
 def ddpm_denoise(network: Network, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
     """y = x - sigma * epsilon; t is the step whose log sigma_t is nearest to log sigma."""
-    levels = ddpm_sigmas().log().to(x.device)
+    levels = _ddpm_levels(x.device)[1]
     log_sigma = sigma.double().log()
     t = torch.searchsorted(levels, log_sigma).clamp(1, DDPM_STEPS - 1)
     t = torch.where(log_sigma - levels[t - 1] < levels[t] - log_sigma, t - 1, t)
@@ -147,6 +154,12 @@ def denoiser(objective: str, network: Network) -> Denoiser:
     return call
 
 
+@functools.lru_cache(maxsize=8)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant on that device, made once: a copy to a GPU makes the host wait."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
 @dataclass(frozen=True)
 class Scale:
     """Converts between stored samples and the model's scale: y = (stored - center) / width.
@@ -177,11 +190,11 @@ class Scale:
 
     def to_model(self, samples: Tensor) -> Tensor:
         """float32, of the same shape."""
-        center, width = (torch.tensor(v, dtype=torch.float32, device=samples.device) for v in (self.center, self.width))
+        center, width = (_constant(tuple(v), torch.float32, samples.device) for v in (self.center, self.width))
         return (samples.float() - center) / width
 
     def from_model(self, y: Tensor) -> Tensor:
         """uint8 images, rounded and clamped, or float32 vectors, of the same shape."""
-        center, width = (torch.tensor(v, dtype=y.dtype, device=y.device) for v in (self.center, self.width))
+        center, width = (_constant(tuple(v), y.dtype, y.device) for v in (self.center, self.width))
         stored = y * width + center
         return stored.round().clamp(0, 255).to(torch.uint8) if self.image else stored.float()

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from entroloop.data.devices import pinned, thread_beside
 from entroloop.data.errors import Interrupted
 from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
@@ -32,7 +33,7 @@ from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork, check_precision
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model, noise_levels
-from entroloop.trainer.sampler import clipped, draw, guided
+from entroloop.trainer.sampler import FreshNoise, clipped, draw, guided
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -90,7 +91,8 @@ class Generator:
         self.num_classes = int(about["num_classes"])
         self.scale = Scale(**about["scale"])
         check_fits_model(config, about["objective"], self.num_classes > 0)
-        self.sigmas = noise_levels(config, about["objective"])
+        self.sigmas = noise_levels(config, about["objective"]).to(device)
+        self._thread = thread_beside(device)
         self.denoise: Denoiser = denoiser_of(weights, config, guide, self._prepare)
         if config.guidance != 1:  # applied last: guiding each network by labels first would give the same
             self.denoise = guided(self.denoise, config.guidance, self.num_classes)
@@ -110,19 +112,33 @@ class Generator:
     @torch.no_grad()
     def samples(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
         """Samples start … stop - 1 as stored (uint8 images or float32 vectors) and their labels."""
-        own = [generator(self.plan.run_seed, self.plan.generation, "sample", i) for i in range(start, stop)]
-
-        def noise(step: int) -> Tensor:
-            return torch.stack([torch.randn(self.shape, generator=g) for g in own]).to(self.device)
-
+        noise = self._noise(start, stop)
         labels = None
         if self.num_classes:
             labels = sample_labels(self.plan, start, stop, self.num_classes, self.histogram)
-        given = None if labels is None else torch.from_numpy(labels).to(self.device)
-        sigmas = self.sigmas.to(self.device)
+        given = None if labels is None else self._on_device(pinned(torch.from_numpy(labels), self.device))
         first = self.config.temperature * noise(-1)
-        x = draw(self.config.sampler, self._call, first, sigmas, given, noise, self.config.churn)
+        x = draw(self.config.sampler, self._call, first, self.sigmas, given, noise, self.config.churn)
         return self.scale.from_model(x).cpu().numpy(), labels
+
+    def _noise(self, start: int, stop: int) -> FreshNoise:
+        """Fresh noise of samples start … stop - 1. For a GPU, a thread draws the noise of the next step meanwhile."""
+        own = [generator(self.plan.run_seed, self.plan.generation, "sample", i) for i in range(start, stop)]
+        coming: list[Future[Tensor]] = []
+
+        def drawn() -> Tensor:
+            return pinned(torch.stack([torch.randn(self.shape, generator=g) for g in own]), self.device)
+
+        def noise(step: int) -> Tensor:
+            made = coming.pop().result() if coming else drawn()
+            if step >= 0 and self.device.type == "cuda":  # the sampler is a stochastic one
+                coming.append(self._thread.submit(drawn))
+            return self._on_device(made)
+
+        return noise
+
+    def _on_device(self, x: Tensor) -> Tensor:
+        return x.to(self.device, non_blocking=True)
 
     def _call(self, x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
         """Calls the denoiser with its networks in the configuration's precision."""

@@ -144,7 +144,7 @@ class VectorNetwork(DenoiserNetwork):
         """Moves or converts the network, as `to` and `half` do. The frequencies keep their format: in a short one,
         phases would be off by tenths of a radian."""
         exact = self.frequencies
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self.frequencies = exact.to(self.frequencies.device)
         return self
 

@@ -14,6 +14,8 @@
 The state is float64 (diffusers' scheduler: float32) and the network's input is float32, as in EDM. Fresh noise is a
 function of the step, so that sample i does not depend on the batch that it is in.
 
+Inside their loops, samplers read no number of a tensor on the device: that would make the host wait for the device.
+
 B batch; `...` the shape of a sample; sigmas float64 [steps + 1], falling, the last one 0.
 """
 
@@ -79,8 +81,9 @@ def heun(
     With `churn`, each step first raises the noise from sigma to (1 + gamma) sigma with fresh noise (algorithm 2).
     """
     x = noise.double() * sigmas[0]
+    levels = sigmas.tolist()
     for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
-        gamma = churn.gamma(float(sigma), len(sigmas) - 1) if churn is not None else 0.0
+        gamma = churn.gamma(levels[step], len(levels) - 1) if churn is not None else 0.0
         if churn is not None and gamma > 0:
             assert fresh_noise is not None
             raised = sigma * (1 + gamma)
@@ -88,7 +91,7 @@ def heun(
             sigma = raised
         d = _direction(denoise, x, sigma, labels)
         there = x + (after - sigma) * d
-        if after > 0:
+        if levels[step + 1] > 0:
             there = x + (after - sigma) * 0.5 * (d + _direction(denoise, there, after, labels))
         x = there
     return x
@@ -119,11 +122,12 @@ def ancestral(
     Returns float64 [B, ...].
     """
     x = noise.double() * (1 + sigmas[0].square()).sqrt()
+    levels = sigmas.tolist()
     for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
         y = denoise(x.float(), sigma.float(), labels).double()
         ratio = (after / sigma).square()
         x = y + ratio * (x - y)
-        if after > 0:
+        if levels[step + 1] > 0:
             x = x + (after.square() * (1 - ratio)).sqrt() * fresh_noise(step).double()
     return x
 

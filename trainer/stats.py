@@ -29,11 +29,11 @@ class Window:
     def _reset(self) -> None:
         self.losses: list[Tensor] = []
         self.sigmas: list[Tensor] = []
-        self.norms: list[float] = []
+        self.norms: list[Tensor] = []
         self.waited = 0.0
         self.start = time.monotonic()
 
-    def add(self, loss: Tensor, sigma: Tensor, norm: float, seen: int, waited: float) -> dict[str, Any] | None:
+    def add(self, loss: Tensor, sigma: Tensor, norm: Tensor, seen: int, waited: float) -> dict[str, Any] | None:
         """Adds a step: its loss and sigma [b], its gradient's norm, images seen at its end, seconds waited for data.
 
         Every rank calls it at every step. Returns the line written at the end of a window on rank 0, else None.
@@ -61,7 +61,8 @@ class Window:
         bucket = torch.bucketize(sigma, torch.tensor(EDGES))
         names = [f"sigma<{edge}" for edge in EDGES] + [f"sigma>={EDGES[-1]}"]
         by_sigma = {name: float(loss[bucket == i].mean()) for i, name in enumerate(names) if bool((bucket == i).any())}
-        finite = [norm for norm in self.norms if math.isfinite(norm)]
+        norms = torch.stack(self.norms).tolist()
+        finite = [norm for norm in norms if math.isfinite(norm)]
         line: dict[str, Any] = {
             "phase": "train",
             "kimg": seen / 1000,
@@ -72,8 +73,8 @@ class Window:
             "images_per_second": round(len(self.losses) * self.config.batch / seconds, 1),
             "data_wait_share": round(self.waited / seconds, 4),
         }
-        if len(finite) < len(self.norms):
-            line["steps_skipped"] = len(self.norms) - len(finite)  # fp16's gradient overflowed
+        if len(finite) < len(norms):
+            line["steps_skipped"] = len(norms) - len(finite)  # fp16's gradient overflowed
         line["memory_gib"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 3)  # ru_maxrss: KiB
         if torch.cuda.is_available():
             line["gpu_memory_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 3)

@@ -13,14 +13,15 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from entroloop.data.devices import ReadLater, ahead, pinned
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
@@ -37,6 +38,7 @@ from entroloop.trainer.stats import Window
 from entroloop.trainer.train_config import TrainConfig, learning_rate
 
 log = logging.getLogger(__name__)
+Drawn = tuple[Tensor, Tensor]  # the random numbers of a batch, from `training_noise`
 ASK_EVERY = 8  # steps between asking the other ranks whether one of them was told to stop
 
 
@@ -98,6 +100,7 @@ class Trainer:
         self.rules = {"": config.ema, **config.more_emas}
         self.averages = {name: [m.detach().clone() for m in self.engine.masters] for name in self.rules}
         self.seen = 0
+        self._unchecked: list[tuple[ReadLater, Tensor, Tensor, Batch, int]] = []
         if state is not None:
             self._resume(state)
 
@@ -122,7 +125,8 @@ class Trainer:
         )  # fmt: skip
 
     def save(self) -> None:
-        """Writes a checkpoint of whole tensors. Every rank calls it."""
+        """Writes a checkpoint of whole tensors. Every rank calls it. Raises Failed as `step` does."""
+        self._check_all_but(0)
         state = {
             "engine": self.engine.state(),
             "averages": {name: self.engine.gather(average) for name, average in self.averages.items()},
@@ -131,67 +135,101 @@ class Trainer:
         }
         self.world.on_main(lambda: checkpoint.save(self.job.checkpoints, self.seen, state, self.job.config.keep))
 
-    def step(self, batch: Batch) -> tuple[Tensor, Tensor, float]:
+    def prepared(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Drawn | None]]:
+        """The batches, with their random numbers where these are made early: for a GPU, a thread makes both for the
+        next steps, in pinned memory."""
+        device = self.world.device
+
+        def made() -> Iterator[tuple[Batch, Drawn | None]]:
+            for batch in batches:
+                drawn = training_noise(self.shape, batch.position, len(batch.samples), self.job.seed, draws=3)
+                normal, uniform, samples = (pinned(x, device) for x in (*drawn, batch.samples))
+                labels = None if batch.labels is None else pinned(batch.labels, device)
+                yield replace(batch, samples=samples, labels=labels), (normal, uniform)
+
+        return ahead(made(), device) if device.type == "cuda" else ((batch, None) for batch in batches)
+
+    def step(self, batch: Batch, drawn: Drawn | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """One optimizer step over this rank's share of the global batch. Returns (loss [b], sigma [b], norm).
 
+        drawn  the random numbers of the batch; None: they are made here
+
         Raises Failed, on every rank, when the loss of any rank or the gradient is not finite, unless only fp16's
-        gradient overflowed.
+        gradient overflowed. On a GPU, precisions other than fp16 raise it one step later.
         """
         config, engine = self.job.config, self.engine
         engine.set_rate(learning_rate(config, self.seen))
         losses, sigmas = [], []
         for i in range(engine.passes):
             with engine.one_pass(last=i == engine.passes - 1):
-                loss, sigma = self._loss(batch, i * engine.micro, engine.micro)
+                loss, sigma = self._loss(batch, drawn, i * engine.micro, engine.micro)
                 engine.backward(loss.mean())
             losses.append(loss.detach())
             sigmas.append(sigma)
-        norm, moved = engine.finish_step()
+        norm = engine.finish_step()
         loss, sigma = torch.cat(losses), torch.cat(sigmas)
         self.seen += config.batch
-        if not (moved and math.isfinite(norm)):  # the same on every rank: one non-finite loss ruins the gradient
-            self._check_finite(loss, sigma, batch)
-        if moved:
+        self._unchecked.append((ReadLater(norm), loss, sigma, batch, self.seen))
+        if self._check_all_but(1 if engine.reads_later else 0):
             masters = engine.masters
             for name, rule in self.rules.items():
                 ema.update(self.averages[name], masters, ema.decay(rule, self.seen, config.batch))
         return loss, sigma, norm
 
-    def _check_finite(self, loss: Tensor, sigma: Tensor, batch: Batch) -> None:
+    def _check_all_but(self, last: int) -> bool:
+        """Checks the norms of all steps but the last ones. Returns whether the last of these steps changed the weights.
+
+        Raises Failed as `step` does.
+        """
+        moved = True
+        while len(self._unchecked) > last:
+            read, loss, sigma, batch, seen = self._unchecked.pop(0)
+            norm = float(read)
+            moved = self.engine.moved(norm)
+            if not (moved and math.isfinite(norm)):  # the same on every rank: one non-finite loss ruins the gradient
+                self._check_finite(loss, sigma, batch, seen)
+        return moved
+
+    def _check_finite(self, loss: Tensor, sigma: Tensor, batch: Batch, seen: int) -> None:
         """Raises Failed, naming the samples whose loss is not finite, unless only fp16's gradient overflowed."""
         found = [text for text in self.world.gather_objects(not_finite(loss, sigma, batch)) if text]
         if not found and self.job.config.precision == "fp16":
             return
         raise Failed(
-            f"the {'loss' if found else 'gradient'} is not finite in step {self.seen // self.job.config.batch}, which "
-            f"ends at {self.seen / 1000:.3f} kimg{': ' if found else ''}{'; '.join(found[:3])}; the last checkpoint is "
+            f"the {'loss' if found else 'gradient'} is not finite in step {seen // self.job.config.batch}, which "
+            f"ends at {seen / 1000:.3f} kimg{': ' if found else ''}{'; '.join(found[:3])}; the last checkpoint is "
             "kept: lower train.lr or set train.precision=no, and start again under another name="
         )
 
-    def _loss(self, batch: Batch, start: int, count: int) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, drawn: Drawn | None, start: int, count: int) -> tuple[Tensor, Tensor]:
         """(loss [count], sigma [count]) of samples start … start + count - 1 of a batch."""
         config, device = self.job.config, self.world.device
         position = batch.position + start
-        normal, uniform = training_noise(self.shape, position, count, self.job.seed, draws=3)
+        part = slice(start, start + count)
+        if drawn is None:
+            normal, uniform = training_noise(self.shape, position, count, self.job.seed, draws=3)
+        else:
+            normal, uniform = drawn[0][part], drawn[1][part]
         # Seeds only this device's generator: torch.manual_seed would take one per cent of a small network's step.
         generator = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
         generator.manual_seed(derive_seed(self.job.seed, 0, "dropout", position))
-        y = self.scale.to_model(batch.samples[start : start + count].to(device))
-        uniform = uniform.to(device)
+        y = self.scale.to_model(batch.samples[part].to(device, non_blocking=True))
+        uniform = uniform.to(device, non_blocking=True)
         if config.flip:
             y = torch.where((uniform[:, 1] < 0.5)[:, None, None, None], y.flip(-1), y)
         labels = None
         if self.num_classes:
             assert batch.labels is not None
-            labels = batch.labels[start : start + count].to(device)
+            labels = batch.labels[part].to(device, non_blocking=True)
             labels = labels.masked_fill(uniform[:, 2] < config.label_dropout, self.num_classes)
-        noise = Noise(normal.to(device), uniform[:, 0])
+        noise = Noise(normal.to(device, non_blocking=True), uniform[:, 0])
         return training_loss(config.objective, self.engine.call, y, noise, labels)
 
     def export(self) -> None:
-        """Seals the averaged weights. Every rank calls it."""
+        """Seals the averaged weights. Every rank calls it. Raises Failed as `step` does."""
+        self._check_all_but(0)
         found = {}
         for name, average in self.averages.items():
             whole = self.engine.gather(average)
@@ -232,9 +270,9 @@ def train(
     with Progress(job.title, config.images, "img", done=trainer.seen, show=world.is_main) as progress:
         on_progress(progress)
         asked = time.monotonic()
-        for batch in batches:
+        for batch, drawn in trainer.prepared(batches):
             waited = time.monotonic() - asked
-            loss, sigma, norm = trainer.step(batch)
+            loss, sigma, norm = trainer.step(batch, drawn)
             line = window.add(loss, sigma, norm, trainer.seen, waited)
             if line is not None:
                 progress.tell(loss=line["loss"], gradient_norm=line["gradient_norm"])

@@ -118,7 +118,7 @@ def exact_product(x: Tensor, axes: Tensor) -> Tensor:
     """
     bits = 53 - 16 - x.shape[1].bit_length()
     step = power_of_two(torch.frexp(x.abs().amax(1, keepdim=True)).exponent - bits)
-    unit = torch.exp2(torch.frexp(axes.abs().max()).exponent.double() - 16)
+    unit = power_of_two(torch.frexp(axes.abs().max()).exponent - 16)
     product: Tensor = torch.round(x / step) @ torch.round(axes / unit)
     return product * step * unit
 

@@ -1,6 +1,7 @@
 """Sampling and encoders on the pretended device: every sampler and encoder, against the CPU."""
 
 import numpy as np
+import pretended
 import pytest
 import torch
 from exported import MLP, export
@@ -47,6 +48,19 @@ def test_samplers(case, networks):
     name, config = CASES[case]
     on_cpu, on_gpu = (drawn(networks / name, {"steps": 4, **config}, device) for device in (CPU, GPU))
     np.testing.assert_allclose(on_gpu.astype(float), on_cpu.astype(float), atol=1e-5 if name == "vectors" else 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_over_noise_levels_never_waits_for_the_device(case, networks):
+    name, config = CASES[case]
+    counts = []
+    for steps in (3, 5):
+        found = Generator(networks / name, SampleConfig(batch=4, steps=steps, **config), PLAN, GPU)
+        found.samples(0, 4)
+        with pretended.watch() as seen:
+            found.samples(0, 4)
+        counts.append(seen.syncs.total())
+    assert counts[0] == counts[1] <= 3, seen.syncs
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

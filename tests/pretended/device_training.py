@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pretended
 import pytest
 import torch
 from accelerate.state import PartialState
 
-from entroloop.data.errors import Interrupted
+from entroloop.data.errors import Failed, Interrupted
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
@@ -15,7 +16,7 @@ from entroloop.data.world import World
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.network import load
 from entroloop.trainer.network_config import NetworkConfig
-from entroloop.trainer.train import TrainJob, train
+from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig
 
 CPU, GPU = World(), World(device=torch.device("cuda", 0))
@@ -72,3 +73,36 @@ def test_training(objective, network, precision, sets, tmp_path):
         PartialState._reset_state()
         for name in ("loss", "gradient_norm"):
             assert stats(tmp_path)[name] == pytest.approx(stats(tmp_path / "cpu")[name], rel=1e-4)
+
+
+def begun(folder, network, data, **changes):
+    trainer = Trainer(job(folder, network, **changes), data, GPU)
+    batches = data.batches(seed=1, seen=0, until=100 * BATCH, batch=BATCH)
+    return trainer, trainer.prepared(batches)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+@pytest.mark.parametrize("network", SHAPES)
+@pytest.mark.parametrize("objective", OBJECTIVES.built_in)
+def test_a_step_waits_for_the_device_at_most_once(objective, network, precision, sets, tmp_path):
+    trainer, batches = begun(tmp_path, network, sets[network], objective=objective, precision=precision, micro_batch=4)
+    trainer.step(*next(batches))
+    with pretended.watch() as seen:
+        trainer.step(*next(batches))
+    assert seen.launches.total() > 100
+    assert seen.syncs.total() <= 1, seen.syncs
+
+
+def test_a_gradient_that_is_not_finite_stops_training_one_step_later(sets, tmp_path):
+    trainer, batches = begun(tmp_path, "mlp", sets["mlp"])
+    (good, drawn), (bad, also_drawn) = next(batches), next(batches)
+    bad.samples[2] = torch.nan
+    trainer.step(good, drawn)
+    trainer.step(bad, also_drawn)
+    with pytest.raises(Failed, match=rf"loss is not finite in step 2, .* training images \[{bad.ids[2]}\]"):
+        trainer.step(*next(batches))
+    trainer, _ = begun(tmp_path, "mlp", sets["mlp"])
+    trainer.step(bad)
+    with pytest.raises(Failed, match="in step 1"):
+        trainer.save()
+    assert not list(tmp_path.glob("checkpoints/*"))

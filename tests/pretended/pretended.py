@@ -109,9 +109,10 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     ours = [x for x in tensors if isinstance(x, Cuda)]
     plain = [x for x in tensors if not isinstance(x, Cuda)]
     asked = _on_cuda(kwargs.get("device"))
+    pins = kwargs.pop("pin_memory", False)
     if not ours and not asked:
         out = func(*args, **kwargs)
-        if kwargs.get("pin_memory"):
+        if pins:
             _pinned.add(out.untyped_storage().data_ptr())
         return out
     _check_devices(func, name, args, ours, plain)
@@ -121,7 +122,6 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     args, kwargs = tree_unflatten([x.host if isinstance(x, Cuda) else x for x in flat], spec)
     if asked:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    kwargs.pop("pin_memory", None)
     if name == "sqrt" and args[0].dtype is torch.float64:  # correctly rounded, as on a GPU
         out = torch.from_numpy(np.asarray(np.sqrt(args[0].detach().numpy())))
     else:
@@ -155,7 +155,7 @@ def _sync_of(name: str, args: Any, kwargs: Any, ours: list[Any], plain: list[Any
         return "copy to the host"
     if name == "_to_copy" and plain and not ours:
         return "" if kwargs.get("non_blocking") and _is_pinned(plain[0]) else "copy to the device"
-    if name == "copy_" and ours and plain and plain[0].dim():
+    if name == "copy_" and ours and plain:
         apart = len(args) > 2 and args[2] and _is_pinned(plain[0])
         return "" if apart else "copy between host and device"
     if name in INDEXING:

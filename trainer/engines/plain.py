@@ -76,18 +76,26 @@ class Engine:
         """Backpropagates the mean loss of one pass's micro-batch."""
         self.accelerator.backward(loss / self.passes)
 
-    def finish_step(self) -> tuple[float, bool]:
-        """Clips and updates. Returns the gradient's norm and whether the weights moved, the same on every rank.
+    def finish_step(self) -> Tensor:
+        """Clips and updates. Returns the gradient's norm, a scalar on the device, the same on every rank."""
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf"))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    @property
+    def reads_later(self) -> bool:
+        """Whether the norm of a step may be read after the next step has begun, so that a GPU need not wait."""
+        return self.world.device.type == "cuda" and self.config.precision != "fp16"
+
+    def moved(self, norm: float) -> bool:
+        """Whether the step with this norm changed the weights.
 
         An fp16 overflow skips the step. In any other precision a non-finite norm means the update was applied and the
         weights are ruined.
         """
-        norm = float(self.accelerator.clip_grad_norm_(self.parameters, self.config.clip or float("inf")))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
         # With a fused optimizer accelerate cannot see that the gradient scaler skipped a step.
-        overflowed = self.config.precision == "fp16" and not math.isfinite(norm)
-        return norm, not overflowed
+        return self.config.precision != "fp16" or math.isfinite(norm)
 
     def set_rate(self, rate: float) -> None:
         for group in self.optimizer.param_groups:

@@ -129,11 +129,18 @@ class ZeroEngine(Engine):
     def backward(self, loss: Tensor) -> None:
         self.model.backward(loss)
 
-    def finish_step(self) -> tuple[float, bool]:
+    def finish_step(self) -> Tensor:
         self.model.step()
         norm = self.model.get_global_grad_norm()
         found = 0.0 if norm is None else float(norm)
-        return found if found >= 0 else math.inf, not self.model.optimizer.overflow  # -1 means inf or NaN
+        return torch.tensor(found if found >= 0 else math.inf)  # -1 means inf or NaN
+
+    @property
+    def reads_later(self) -> bool:
+        return False  # DeepSpeed has read it
+
+    def moved(self, norm: float) -> bool:
+        return not self.model.optimizer.overflow
 
     def set_rate(self, rate: float) -> None:
         for group in self.model.optimizer.param_groups:
