@@ -1,23 +1,28 @@
-"""The amount of memory that this process can still get."""
+"""Memory: how much this process can still get, its release after a phase, and phases that have too little of it."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+
+from entroloop.data.errors import Failed, reason
 
 
 def free_bytes(device: torch.device | None = None) -> int:
     """Bytes of memory that this process can still get.
 
-    For a CUDA device: the device's free memory. Otherwise: the machine's available memory or the rest of this process's
-    control group, whichever is less.
+    For a CUDA device: the device's free memory and what torch holds in reserve. Otherwise: the machine's available
+    memory or the rest of this process's control group, whichever is less.
     """
     if device is not None and device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
     meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
     available = re.search(r"MemAvailable:\s+(\d+)", meminfo)
     free: int = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -26,3 +31,22 @@ def free_bytes(device: torch.device | None = None) -> int:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
     return free
+
+
+def release(device: torch.device) -> None:
+    """Returns the memory of a GPU that nothing uses any more, for the next phase and for other processes."""
+    if device.type == "cuda":
+        gc.collect()  # accelerate's wrappers refer to the network in circles
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def enough_memory(cure: str) -> Iterator[None]:
+    """Raises Failed, one line that ends with `cure`, if the block runs out of memory on the CPU or on a GPU."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not exhausted and "DefaultCPUAllocator: can't allocate memory" not in str(error):
+            raise
+        raise Failed(f"out of memory ({reason(error)}): {cure}") from error

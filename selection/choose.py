@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
+from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
@@ -32,6 +33,7 @@ Strategy = Callable[..., Selection]
 
 
 @full_precision()
+@enough_memory("spread the rows over more processes")
 def select(
     features: Any,
     size: int,

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
+from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.registry import unknown
 from entroloop.data.world import World
@@ -31,6 +32,7 @@ Backend = Literal["auto", "torch", "faiss"]
 
 
 @full_precision()
+@enough_memory("spread the rows over more processes")
 def nearest(
     queries: Any,
     bank: Any,

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from entroloop.data.devices import pinned, thread_beside
 from entroloop.data.errors import Interrupted
+from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds, derive_seed, generator
@@ -148,6 +149,7 @@ class Generator:
             return self.denoise(x, sigma, labels)
 
 
+@enough_memory("lower sample.batch")
 def generate(
     weights: Path,
     folder: Path,

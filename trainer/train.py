@@ -23,6 +23,7 @@ from torch import Tensor
 
 from entroloop.data.devices import ReadLater, ahead, pinned
 from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import derive_seed
@@ -245,6 +246,7 @@ class Trainer:
 
 
 @full_precision()
+@enough_memory("lower train.micro_batch, or train on more processes")
 def train(
     job: TrainJob,
     data: TrainingStream,
@@ -257,8 +259,8 @@ def train(
     """Trains to the end of the job, from its newest checkpoint if there is one, and seals the weights.
 
     Returns the kind of engine that ran. Raises Interrupted, with a checkpoint saved, when `should_stop` says so on any
-    rank; Failed, with the last good checkpoint kept, when the loss is not finite; UserError when the configuration does
-    not fit the launch.
+    rank; Failed, with the last good checkpoint kept, when the loss is not finite or memory does not suffice;
+    UserError when the configuration does not fit the launch.
     """
     trainer = Trainer(job, data, world)
     config = job.config

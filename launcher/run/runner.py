@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from entroloop.data import files, peers
+from entroloop.data import files, memory, peers
 from entroloop.data.errors import Interrupted, UserError, refusal
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import Part
@@ -194,6 +194,7 @@ def perform(context: Context, step: Step, part: Part | None = None) -> str:
     context.facts.clear()
     said = BY_NAME[step.phase].work(context, step, part)
     context.world.barrier()
+    memory.release(context.world.device)
     return said
 
 

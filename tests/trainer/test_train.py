@@ -1,7 +1,9 @@
 """The step loop: schedules, resuming bit for bit, labels, flips, and a loss that is not finite."""
 
 import contextlib
+import gc
 import json
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -19,6 +21,7 @@ from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
 from entroloop.launcher.run import runner
 from entroloop.trainer import checkpoint
+from entroloop.trainer import train as training
 from entroloop.trainer.network import load
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train import Trainer, TrainJob, train
@@ -268,3 +271,28 @@ def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):
         assert checkpoint.newest(tmp_path) is None, length
     path.write_bytes(whole)
     assert seen_by_newest(tmp_path) == 8
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_nothing_of_a_finished_training_stays_alive(precision, data, tmp_path, monkeypatch):
+    kept = []
+
+    class Spy(Trainer):
+        def __init__(self, *given):
+            super().__init__(*given)
+            kept.extend(map(weakref.ref, (self.engine.network, *self.engine.parameters, *self.averages[""])))
+
+    monkeypatch.setattr(training, "Trainer", Spy)
+    gc.disable()
+    try:
+        train(job(tmp_path, precision=precision), data, World())
+        assert kept
+        assert not any(ref() is not None for ref in kept)
+    finally:
+        gc.enable()
+
+
+def test_too_little_memory_is_one_line_that_names_the_key(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, "step", lambda *_: torch.empty(1 << 50))
+    with pytest.raises(Failed, match=r"^out of memory \(.*\): lower train\.micro_batch"):
+        train(job(tmp_path), data, World())

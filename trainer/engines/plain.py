@@ -148,4 +148,9 @@ class Engine:
             self.accelerator.scaler.load_state_dict(value)
 
     def close(self) -> None:
+        """Lets go of the network and the optimizer. Nothing else of the engine may be used afterwards."""
+        for wrapped in ("forward", "_original_forward"):  # accelerate's, bound to the network, so a circle
+            self.network.__dict__.pop(wrapped, None)
+        self.parameters = []
+        self.model = self.optimizer = self.network = self.call = None  # type: ignore[assignment]
         self.accelerator.free_memory()
