@@ -1,4 +1,4 @@
-"""Runs a grid of runs side by side, each in its own process, on the available cores, and writes one report at the end.
+"""Runs a grid of runs side by side, each in a process on a GPU or cores of its own, and writes one report at the end.
 
 Runs may agree up to some step: with one seed, for example, generation 0 is the same for every strategy. The shared part
 is done once. The first of these runs is the leader. The others start when the leader has finished the shared part, with
@@ -41,12 +41,14 @@ class Arm:
     """One run of the grid.
 
     leader  the arm that does the steps `shared` for this arm; None where this arm does all its steps itself
+    card    the GPU of its process, as CUDA_VISIBLE_DEVICES names it; empty on a machine without GPUs
     """
 
     config: Config
     leader: Arm | None = None
     shared: tuple[Step, ...] = ()
     process: subprocess.Popen[bytes] | None = None
+    card: str = ""
     status: int | None = None
 
     @property
@@ -122,6 +124,15 @@ def link_shared(arm: Arm) -> bool:
     return True
 
 
+def cards() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES names them."""
+    import torch  # takes seconds to import
+
+    count = torch.cuda.device_count()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+
+
 def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -> None:
     """Runs all arms, then writes the report to `<folder>/<name>/report.html`.
 
@@ -130,7 +141,8 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
     """
     base, arms = arms_of(path, overrides)
     lease.sweep(base.run_folder)
-    jobs = base.sweep.jobs or max(1, len(os.sched_getaffinity(0)) // base.threads)
+    gpus = cards()
+    jobs = base.sweep.jobs or len(gpus) or max(1, len(os.sched_getaffinity(0)) // base.threads)
     total = sum(len(list(steps(arm.config.generations))) for arm in arms)
     log.info("sweep %s: %d runs, %d side by side", base.run_folder, len(arms), jobs)
     waiting, start = list(arms), time.monotonic()
@@ -140,6 +152,9 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
             if should_stop():
                 raise Interrupted(f"the sweep stopped with {len(waiting) + len(running)} runs unfinished")
             for arm in [a for a in waiting if len(running) < jobs]:
+                if gpus:
+                    taken = [other.card for other in running]
+                    arm.card = min(gpus, key=taken.count)
                 if len(running) < jobs and _start(arm, arms):
                     waiting.remove(arm)
                     running += [arm] if arm.process else []
@@ -184,7 +199,8 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(arm.config.threads)},
+            env={**os.environ, "OMP_NUM_THREADS": str(arm.config.threads)}
+            | ({"CUDA_VISIBLE_DEVICES": arm.card} if arm.card else {}),
             start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its runs in order
             preexec_fn=functools.partial(end_with, os.getpid()),  # else a later sweep finds the runs still at work
         )

@@ -4,11 +4,14 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from loops import VECTORS, command, sealed_bytes, tiny_file
 from present import present
@@ -101,6 +104,26 @@ def test_a_sweep_shares_work_gives_the_bytes_of_single_runs_and_reports(tmp_path
     before = sealed_bytes(runs)
     sweep.run(path, [], lambda: False)
     assert sealed_bytes(runs) == before
+
+
+@pytest.mark.parametrize(("visible", "jobs", "expected"), [(None, 0, "01"), ("4,7", 0, "47"), ("4,7", 3, "474")])
+def test_every_run_that_is_at_work_has_a_card_of_its_own(tmp_path, monkeypatch, visible, jobs, expected):
+    """On a pretended number of GPUs. The runs themselves wait until the sweep is stopped."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    given = []
+
+    def start(command, *, env, **options):
+        given.append(env["CUDA_VISIBLE_DEVICES"])
+        return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], env=env, **options)
+
+    monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
+    looks = iter([False, False, True])
+    with pytest.raises(Interrupted):
+        sweep.run(grid_file(tmp_path, {"threads": [1, 2, 3, 4]}), [f"sweep.jobs={jobs}"], lambda: next(looks))
+    assert given == list(expected)
 
 
 @pytest.mark.usefixtures("forked_arms")
