@@ -45,8 +45,7 @@ class SweepConfig(Section):
     """Lists of values by dotted configuration key. A value may also be a mapping of such keys, for settings that go
     together; its own key is then any name."""
     jobs: int = Field(0, ge=0)
-    """Runs side by side; 0: one per GPU, or without GPUs as many as the cores hold at `threads` each. Every run uses one
-    GPU."""
+    """Runs side by side, each on one GPU; 0: as many as there are GPUs, or as the cores hold at `threads` each."""
     fork: str = ""
     """`RUN@k`: every run of the grid is a fork of this run and begins with generation k + 1."""
 

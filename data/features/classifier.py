@@ -209,4 +209,6 @@ class ClassifierFeatures:
         self.digest = files.digest({"encoder": "classifier", "version": 1, "weights": self.weights_sha256})
 
     def __call__(self, samples: Samples) -> NDArray[np.float32]:
-        return frozen.in_batches(samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH)
+        return frozen.in_batches(
+            samples, lambda x: self._model.features(x.to(self._device)), self.dim, BATCH, self._device
+        )

@@ -52,12 +52,12 @@ def load_dinov2(name: str, shape: tuple[int, ...], device: torch.device) -> froz
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in (MEAN, STD))
 
     def forward(images: Tensor) -> Tensor:
-        pixels = variant.resize(images).to(device).float() / 255
+        pixels = images.to(device, non_blocking=True).float() / 255
         tokens: Tensor = model(pixel_values=(pixels - mean) / std).last_hidden_state
         return tokens[:, 0]
 
     made_of = [folder / part for part in PARTS]
-    return frozen.Frozen(name, dim, shape, forward, weights=made_of, version=1, device=device)
+    return frozen.Frozen(name, dim, shape, forward, weights=made_of, version=1, device=device, resize=variant.resize)
 
 
 def whole(images: Tensor) -> Tensor:

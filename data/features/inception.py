@@ -86,7 +86,7 @@ def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
     net = load_network(path, FID).to(device)
 
     def forward(images: Tensor) -> Tensor:
-        pixels = (tf1_resize(images.to(device).float(), SIDE) - 128) / 128
+        pixels = (tf1_resize(images.to(device, non_blocking=True).float(), SIDE) - 128) / 128
         features: Tensor = net(_laid_out(pixels))
         return features
 
@@ -128,9 +128,11 @@ def load_paper_inception(shape: tuple[int, ...], device: torch.device) -> frozen
     net = load_network(path, TORCHVISION).to(device)
 
     def forward(images: Tensor) -> Tensor:
-        resized = frozen.pil_resize(images, (SIDE, SIDE), Image.Resampling.BILINEAR)
-        pixels = (resized.to(device).float() / 255 - 0.5) / 0.5
+        pixels = (images.to(device, non_blocking=True).float() / 255 - 0.5) / 0.5
         features: Tensor = net(_laid_out(pixels))
         return features
 
-    return frozen.Frozen(name, DIM, shape, forward, weights=[path], version=1, device=device, part="inception-paper")
+    return frozen.Frozen(
+        name, DIM, shape, forward, weights=[path], version=1, device=device, part="inception-paper",
+        resize=lambda images: frozen.pil_resize(images, (SIDE, SIDE), Image.Resampling.BILINEAR),
+    )  # fmt: skip

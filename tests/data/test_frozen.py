@@ -93,7 +93,9 @@ def _weights_folder(weights, monkeypatch):
 
 
 def batches_of(size: int, monkeypatch) -> None:
-    monkeypatch.setattr(frozen, "in_batches", lambda samples, forward, dim, _: IN_BATCHES(samples, forward, dim, size))
+    monkeypatch.setattr(
+        frozen, "in_batches", lambda samples, forward, dim, _, *rest: IN_BATCHES(samples, forward, dim, size, *rest)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -478,3 +480,14 @@ def test_a_loop_selects_and_measures_in_their_features(tmp_path):
     assert rows[-1]["context"]["encoders"]["dinov2-small"]["digest"] == digest
     assert rows[-1]["context"]["encoders"]["dinov2-small"]["resize"] == "Pillow bicubic to 224 x 224"
     assert load_features(run / "generation_0001" / "features", "dinov2-small").shape[1] == 384
+
+
+def test_images_are_resized_alike_by_any_number_of_threads(monkeypatch):
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 12, 16), dtype=np.uint8))
+    found = []
+    for count in (1, 4):
+        monkeypatch.setattr(frozen, "resizing_threads", lambda count=count: count)
+        found.append(frozen.pil_resize(images, (20, 24), Image.Resampling.BICUBIC))
+    one = Image.fromarray(images[8].permute(1, 2, 0).numpy()).resize((24, 20), Image.Resampling.BICUBIC)
+    assert torch.equal(found[0], found[1])
+    assert np.array_equal(found[1][8].permute(1, 2, 0), np.asarray(one))

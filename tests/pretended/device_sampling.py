@@ -1,5 +1,7 @@
 """Sampling and encoders on the pretended device: every sampler and encoder, against the CPU."""
 
+import threading
+
 import numpy as np
 import pretended
 import pytest
@@ -10,6 +12,7 @@ from inception_weights import fill
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.features import classifier, inception, weights
 from entroloop.data.features.encoder import load_encoder
+from entroloop.data.features.frozen import in_batches
 from entroloop.data.features.inception_network import FID, TORCHVISION, network
 from entroloop.trainer.catalogue import SAMPLERS
 from entroloop.trainer.generate import Generator, SamplePlan
@@ -129,3 +132,18 @@ def test_encoders(name, fitted, tmp_path, monkeypatch):
             encoder._batch = 2
     on_cpu, on_gpu = (encoder(IMAGES[:3]) for encoder in made)
     np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5, atol=1e-5)
+
+
+def test_blocks_are_prepared_by_another_thread_and_copied_without_waiting():
+    makers = set()
+
+    def prepare(block):
+        makers.add(threading.current_thread())
+        return block + 1
+
+    rows = np.arange(7, dtype=np.float32)[:, None]
+    with pretended.watch() as seen:
+        found = in_batches(rows, lambda x: 2 * x.to(GPU, non_blocking=True), 1, 2, GPU, prepare)
+    np.testing.assert_array_equal(found, 2 * (rows + 1))
+    assert threading.current_thread() not in makers
+    assert seen.syncs.total() == 4, seen.syncs  # the features of each block
