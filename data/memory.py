@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import re
@@ -31,6 +32,12 @@ def free_bytes(device: torch.device | None = None) -> int:
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
     return free
+
+
+@functools.cache
+def total_bytes(device: torch.device) -> int:
+    """Bytes of memory of a CUDA device."""
+    return int(torch.cuda.mem_get_info(device)[1])
 
 
 def release(device: torch.device) -> None:

@@ -20,26 +20,35 @@ from entroloop.data.world import World
 from entroloop.selection.exact.bounds import Pairs, Query, contenders, nonzero
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import LONGER
-from entroloop.selection.exact.sketch import TILE_COLUMNS, Columns, Frame, Side, product
+from entroloop.selection.exact.sketch import Columns, Frame, Side, product, tile_columns
 
 
 class Block:
     """The distances inside one block of candidates that are no larger than `level`, by row.
 
     The sequential rule of a strategy runs on these. Everything is on the host, because single steps are too short for a
-    device. All ranks pass the same rows; each computes a share of the distances of a large block. `pairs` is the number
-    of distances. It depends on the rows alone, so all ranks can decide by it, whatever formats they use.
+    device. On a CPU each row has a list, and each rank computes a share of the distances of a large block; all ranks
+    pass the same rows. From a GPU, where blocks are large, comes a whole matrix. `pairs` is the number of distances. It
+    depends on the rows alone, so all ranks can decide by it, whatever formats they use.
     """
 
     def __init__(self, side: Side, level: float, frame: Frame, world: World) -> None:
-        n = len(side.sketch)
-        levels = torch.full((n,), level, dtype=torch.float64, device=side.rows.device)
+        n, device = len(side.sketch), side.rows.device
+        levels = torch.full((n,), level, dtype=torch.float64, device=device)
+        self._matrix: NDArray[np.float64] | None = None
+        if device.type == "cuda":
+            matrix = torch.full((n, n), torch.inf, dtype=torch.float64, device=device)
+            for i, j, distance in _earlier_pairs(side, levels, None, frame, World()):
+                matrix[i, j] = matrix[j, i] = distance.masked_fill(distance > level, torch.inf)
+            self._matrix = matrix.cpu().numpy()
+            self.pairs = int(np.isfinite(self._matrix).sum()) // 2
+            return
         none = torch.empty(0, dtype=torch.int64)
         found: list[Pairs] = [(none, none, none.double())]
-        shared = world.size > 1 and n > TILE_COLUMNS
+        shared = world.size > 1 and n > tile_columns(device)
         for i, j, distance in _earlier_pairs(side, levels, None, frame, world if shared else World()):
             near = distance <= level
-            found.append((i[near].cpu(), j[near].cpu(), distance[near].cpu()))
+            found.append((i[near], j[near], distance[near]))
         mine = [torch.cat(part) for part in zip(*found, strict=True)]
         if shared:
             packed = world.gather_rows(torch.stack([part.double() for part in mine], 1))
@@ -54,6 +63,9 @@ class Block:
 
     def lower(self, bound: NDArray[np.float64], pick: int) -> None:
         """Sets bound[j] = min(bound[j], distance to the pick) for every j with a distance within `level`."""
+        if self._matrix is not None:
+            np.minimum(bound, self._matrix[pick], out=bound)
+            return
         part = slice(self._start[pick], self._start[pick + 1])
         columns = self._columns[part]
         bound[columns] = np.minimum(bound[columns], self._distances[part])
@@ -92,12 +104,12 @@ def earlier_distances(side: Side, level: Tensor, frame: Frame) -> Tensor:
 
 def _earlier_pairs(side: Side, level: Tensor, k: int | None, frame: Frame, world: World) -> Iterator[Pairs]:
     """The `contenders` among this rank's share of the pairs j < i. The caller may lower `level` [B] between pairs."""
-    columns = Columns.of(side)
-    for number, start in enumerate(range(0, len(level), TILE_COLUMNS)):
+    columns, width = Columns.of(side), tile_columns(level.device)
+    for number, start in enumerate(range(0, len(level), width)):
         turn = number % (2 * world.size)  # back and forth, because later rows have more pairs
         if min(turn, 2 * world.size - 1 - turn) != world.rank:
             continue
-        rows = slice(start, min(start + TILE_COLUMNS, len(level)))
+        rows = slice(start, min(start + width, len(level)))
         left = side.part(rows)
         for first, last, same in ((start, rows.stop, True), (0, start, False)):
             if first < last:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import LONGER
-from entroloop.selection.exact.sketch import TILE_COLUMNS, Certificate, Columns, Frame, Side, product
+from entroloop.selection.exact.sketch import ON_GPU, Certificate, Columns, Frame, Side, product, tile_columns
 
 TILE_ROWS = 2048
 SWEEP_ROWS = 8192  # left rows compared with all right rows in one sweep
@@ -63,6 +63,11 @@ class Query:
 Pairs = tuple[Tensor, Tensor, Tensor]  # left rows int64 [P], right rows int64 [P], distances float64 [P]
 
 
+def tile_rows(device: torch.device) -> int:
+    """Left rows per product on that device."""
+    return TILE_ROWS * (ON_GPU if device.type == "cuda" else 1)
+
+
 def contenders(left: Side, right: Columns, query: Query, frame: Frame, lowest: Tensor | None = None) -> Iterator[Pairs]:
     """Yields pairs with their canonical distances. Every pair that can matter is among them.
 
@@ -85,12 +90,17 @@ def lowest_both(
     ignore_self  with `same`, a row does not count for itself
     ->           of each left row in each tile of right rows [tiles, n]; of each right row in each tile of left rows
     """
-    form, tiles, n, width = left.sketch.certificate.format, right.tiles(), len(left.sketch), TILE_COLUMNS
+    form, tiles, n, width = (
+        left.sketch.certificate.format,
+        right.tiles(),
+        len(left.sketch),
+        tile_columns(left.rows.device),
+    )
     rowwise = torch.full((len(tiles), n), form.infinite, dtype=form.compared, device=left.rows.device)
     columnwise = rowwise
     if not same:
         columnwise = rowwise.new_full((-(-n // width), len(right)), form.infinite)
-    step = max(1, TILE_ROWS // width) * width
+    step = max(1, tile_rows(left.rows.device) // width) * width
     for t, tile in enumerate(tiles):
         columns = slice(t * width, t * width + len(tile))
         for top in range(columns.start if same else 0, n, step):
@@ -108,7 +118,7 @@ def _sweep(
     left: Side, tiles: list[Columns], query: Query, frame: Frame, known: Tensor | None = None
 ) -> Iterator[Pairs]:
     """Finds the smallest product of each row in each tile, then yields pairs from tiles that can hold the nearest."""
-    level = query.level
+    level, width = query.level, tile_columns(left.rows.device)
     bounds = left.sketch.certificate
     relevant = None
     if query.k is not None and (len(tiles) > 1 or query.upper is not None):
@@ -131,19 +141,19 @@ def _sweep(
             settled &= relevant.sum(0) == 1
             query.upper[settled] = level[settled]
             first = relevant[:, settled].int().argmax(0)
-            query.resume[:] = (reached * TILE_COLUMNS).clamp(max=query.resume)
-            query.resume[settled] = first * TILE_COLUMNS
+            query.resume[:] = (reached * width).clamp(max=query.resume)
+            query.resume[settled] = first * width
             relevant &= ~settled
     everything = torch.arange(len(level), device=level.device)
     for t, tile in enumerate(tiles):
         alive = everything if relevant is None else relevant[t].nonzero()[:, 0]
         if query.done is not None:
             alive = alive[~query.done[alive]]
-        for rows in torch.split(alive, TILE_ROWS):
-            for i, j, distance in _pairs(left, tile, rows, level, query, t * TILE_COLUMNS, frame):
+        for rows in torch.split(alive, tile_rows(alive.device)):
+            for i, j, distance in _pairs(left, tile, rows, level, query, t * width, frame):
                 if relevant is not None:
                     _check_lowest(lowest[t], bounds, tile, level, i, distance, frame)
-                yield i, j + t * TILE_COLUMNS, distance
+                yield i, j + t * width, distance
 
 
 def _check_lowest(
@@ -163,19 +173,20 @@ def _lowest(left: Side, tiles: list[Columns], query: Query, frame: Frame) -> tup
     bounds, form = left.sketch.certificate, left.sketch.certificate.format
     lowest = torch.full((len(tiles), len(left.sketch)), form.infinite, dtype=form.compared, device=left.rows.device)
     upper, matrix = query.level.clone(), left.sketch.left
+    width, step = tile_columns(matrix.device), tile_rows(matrix.device)
     reached = torch.zeros(len(matrix), dtype=torch.int64, device=matrix.device)
     alive = torch.arange(len(matrix), device=matrix.device)
     for t, tile in enumerate(tiles):
         joined = len(alive)
         if query.start is not None:
-            joined = int(torch.searchsorted(query.start[alive], (t + 1) * TILE_COLUMNS))
+            joined = int(torch.searchsorted(query.start[alive], (t + 1) * width))
         here = alive[:joined]
         low = lowest.new_empty(joined)
-        for top in range(0, joined, TILE_ROWS):
-            part = slice(top, min(top + TILE_ROWS, joined))
+        for top in range(0, joined, step):
+            part = slice(top, min(top + step, joined))
             result = product(matrix[part], tile.right, len(tile), frame, form)
             if query.ignore is not None:
-                _hide(result, query.ignore[here[part]] - t * TILE_COLUMNS, form.infinite)
+                _hide(result, query.ignore[here[part]] - t * width, form.infinite)
             torch.amin(result, 1, out=low[part])
         lowest[t, here] = low
         reached[here] = t + 1

@@ -19,11 +19,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from entroloop.data import memory
 from entroloop.data.errors import UserError
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8)
 _CHECK_ELEMENTS = 1 << 24  # elements per step of the NaN check: 64 MiB of float32
-_PAIR_ELEMENTS = 1 << 16  # elements per chunk of pairs: 512 KiB of float64, which stays in a core's cache
+_CHUNK_ELEMENTS = 1 << 16  # elements computed at a time: 512 KiB of float64, which stays in a core's cache
+_GPU_CHUNK_ELEMENTS = 1 << 28  # most on a GPU, where every chunk costs launches: 2 GiB of float64
+
+
+def chunk_rows(device: torch.device, width: int, times: int = 1) -> int:
+    """Rows of that width which are worked on at a time. On a CPU `times` allows more than the usual chunk."""
+    elements = times * _CHUNK_ELEMENTS
+    if device.type == "cuda":
+        elements = min(_GPU_CHUNK_ELEMENTS, memory.total_bytes(device) // 256)  # about 16 bytes each while at work
+    return max(16, elements // width)
 
 
 def as_rows(features: Any, name: str = "features", device: torch.device | None = None) -> Tensor:
@@ -87,7 +97,7 @@ def fold_sum(x: Tensor) -> Tensor:
     width = x.shape[1]
     while width > 1:
         half = 1 << ((width - 1).bit_length() - 1)
-        x[:, : width - half] += x[:, half:width]
+        x[:, : width - half].add_(x[:, half:width])  # `+=` would copy the sum onto itself
         width = half
     return x[:, 0]
 
@@ -105,7 +115,7 @@ def power_of_two(exponent: Tensor) -> Tensor:
 def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor) -> Tensor:
     """The canonical distance of row i of `a` to row j of `b`. int64 [P], int64 [P] -> float64 [P]."""
     out = torch.empty(len(i), dtype=torch.float64, device=a.device)
-    step = min(max(16, _PAIR_ELEMENTS // a.shape[1]), max(1, len(i)))
+    step = min(chunk_rows(a.device, a.shape[1]), max(1, len(i)))
     left, right = a.new_empty((step, a.shape[1])), b.new_empty((step, b.shape[1]))
     wide = out.new_empty((step, a.shape[1]))
     for start in range(0, len(i), step):
@@ -122,7 +132,7 @@ def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor) -> Tensor:
 def distances_to(x: Tensor, point: Tensor) -> Tensor:
     """The canonical distance of every row to one point. [N, D], [D] -> float64 [N]."""
     out = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    step = max(16, _PAIR_ELEMENTS // x.shape[1])
+    step = chunk_rows(x.device, x.shape[1])
     for start in range(0, len(x), step):
         difference = x[start : start + step].double()
         if x.dtype == torch.float64:

@@ -31,9 +31,15 @@ class Format:
         """The value of an absent product: larger than every product."""
         return torch.inf if self.compared.is_floating_point else torch.iinfo(self.compared).max
 
-    def columns(self, d: int) -> int:
-        """Columns of a sketch of rows with `d` features. The last 4 columns of an int8 sketch hold its squared norm."""
-        return -(-d // 16) * 16 + 16 if self.dtype is torch.int8 else d + 2 * self.parts
+    def columns(self, d: int, device: torch.device) -> int:
+        """Columns of a sketch of rows with `d` features. The last 4 columns of an int8 sketch hold its squared norm.
+
+        On a GPU, bfloat16 gets a multiple of 16, without which its matrix units are not used.
+        """
+        if self.dtype is torch.int8:
+            return -(-d // 16) * 16 + 16
+        exact = d + 2 * self.parts
+        return -(-exact // 16) * 16 if self.blocked and device.type == "cuda" else exact
 
     def padded(self, n: int) -> int:
         """Rounds n up for matrix units, because the library spends milliseconds on preparing each new shape."""

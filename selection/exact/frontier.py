@@ -70,9 +70,14 @@ class Frontier:
         self._mark(ids)
 
     def admit(self, ids: Tensor, side: Side, level: float) -> None:
-        """Adds choices and updates the active rows. Rows that are chosen, or fall below `level`, stop being active."""
+        """Adds choices and updates the active rows. Rows that are chosen, or fall below `level`, stop being active.
+
+        The last choices update nothing, because no choice follows.
+        """
         first = self.count
         self._remember(ids, side)
+        if self.count == len(self.chosen):
+            return
         self._mark(ids)
         self.keep_active(level)
         if len(self.active):

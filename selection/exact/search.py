@@ -41,7 +41,7 @@ class Parts:
         self.best = topk.empty(n, k, queries.rows.device)
         self.step = max(SWEEP_ROWS, min(_PART_ROWS, _PART_ELEMENTS // width))
         self.starts = range(0, n, self.step)
-        self._keep = n * form.columns(width) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
+        self._keep = n * form.columns(width, queries.rows.device) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
         self._sides: dict[int, Side] = {}
 
     def rows(self, start: int) -> Tensor:

@@ -24,9 +24,16 @@ import torch
 from torch import Tensor
 
 from entroloop.data.world import World
+from entroloop.selection.exact.distance import chunk_rows
 from entroloop.selection.exact.formats import BF16, F64, INT8, Format
 
 TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
+ON_GPU = 16  # times as many on a GPU, where starting a product takes longer than the product
+
+
+def tile_columns(device: torch.device) -> int:
+    """Right rows per product on that device."""
+    return TILE_COLUMNS * (ON_GPU if device.type == "cuda" else 1)
 
 
 class InexactProductError(ArithmeticError):
@@ -133,7 +140,7 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Rounded rows: `left` [n, K] = [-2 z, ones, |z|^2 in parts], and the certificate of products with them."""
+    """Rounded rows: `left` [n, K] = [-2 z, zeros, ones, |z|^2 in parts], and the certificate of products with them."""
 
     left: Tensor
     certificate: Certificate
@@ -141,7 +148,7 @@ class Sketch:
     @classmethod
     def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
         """A sketch with room for n rows like `like` [., D], not filled."""
-        columns = form.columns(like.shape[1])
+        columns = form.columns(like.shape[1], like.device)
         square = torch.empty(n, dtype=torch.float64, device=like.device)
         left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
         return cls(left, Certificate(square, square.clone(), form, columns))
@@ -157,7 +164,7 @@ class Sketch:
         if form is BF16 and rows.dtype != torch.float64:
             work, slack = torch.float32, 2.0**-22
         centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so its rounding cancels
-        step = max(16, (1 << 17) // d)
+        step = chunk_rows(rows.device, d, 2)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             y = (rows[part].to(work) - centre) * frame.scale
@@ -169,9 +176,11 @@ class Sketch:
             lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
             out.certificate.square[part] = norms.square()
             out.certificate.rho[part] = lost * (1 + slack) + slack * (norms + 2.0**-60)
-        out.left[:, d : d + form.parts] = 1
+        ones = out.left.shape[1] - 2 * form.parts
+        out.left[:, d:ones] = 0
+        out.left[:, ones : ones + form.parts] = 1
         rest = out.certificate.square.clone()
-        for p in range(d + form.parts, d + 2 * form.parts):
+        for p in range(ones + form.parts, ones + 2 * form.parts):
             out.left[:, p] = rest.to(form.dtype)
             rest -= out.left[:, p].double()
         return out
@@ -180,7 +189,7 @@ class Sketch:
     def _exact(cls, rows: Tensor) -> Sketch:
         """int8: [x - 128, zeros, |x - 128|^2 in the last four bytes]."""
         out = cls.empty(len(rows), rows, INT8)
-        d, step = rows.shape[1], max(16, (1 << 17) // rows.shape[1])
+        d, step = rows.shape[1], chunk_rows(rows.device, rows.shape[1], 2)
         out.left[:, d:] = 0
         norms = out.left.view(torch.int32)[:, -1]
         for start in range(0, len(rows), step):
@@ -281,8 +290,9 @@ class Columns:
         return j if self.index is None else self.index[j]
 
     def tiles(self) -> list[Columns]:
-        """Parts of TILE_COLUMNS rows."""
-        return [self.part(start, min(start + TILE_COLUMNS, len(self))) for start in range(0, len(self), TILE_COLUMNS)]
+        """Parts of `tile_columns` rows."""
+        width = tile_columns(self.right.device)
+        return [self.part(start, min(start + width, len(self))) for start in range(0, len(self), width)]
 
     def part(self, first: int, last: int) -> Columns:
         wide = slice(first, first + self.certificate.format.padded(last - first))

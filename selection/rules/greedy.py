@@ -29,6 +29,9 @@ from entroloop.selection.rules.problem import Problem, Selection
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
 _ACTIVE = 8192  # rows kept up to date at a time, over all ranks
+_PAIRS = 4096  # distances inside a block below which it is never too large
+_GPU_BLOCK = LARGEST_BLOCK  # rows of the first block on a GPU
+_GPU_PAIRS = 1 << 23  # on a GPU, where a block costs hundreds of launches whatever its size
 _PAIRS_A_PICK = 8  # distances per pick inside a block; above this number the block is too large
 _QUANTILES = 64  # quantiles of its largest bounds that each rank sends when ranks agree on a level
 
@@ -47,7 +50,9 @@ def greedy(
     frontier = Frontier(shard, size)
     frontier.begin(start)
     radii = np.full(size, np.inf)
-    block_size, level = SMALLEST_BLOCK, np.inf
+    on_gpu = shard.rows.device.type == "cuda"
+    block_size, level = _GPU_BLOCK if on_gpu else SMALLEST_BLOCK, np.inf
+    few = _GPU_PAIRS if on_gpu else _PAIRS
     most_active = np.zeros(shard.world.size, np.int64)  # rows of each rank that may still be active
     ends = np.cumsum(shard.counts)
     while frontier.count < size:
@@ -68,9 +73,9 @@ def greedy(
         owners = np.searchsorted(ends, ids[order].cpu().numpy(), "right")
         most_active -= np.bincount(owners, minlength=len(most_active))
         frontier.admit(ids[order], side.take(order), level)
-        if block.pairs > max(4096, _PAIRS_A_PICK * len(picks)):
+        if block.pairs > max(few, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, block_size // 2)
-        elif block.pairs < max(2048, _PAIRS_A_PICK // 2 * len(picks)):
+        elif block.pairs < max(few // 2, _PAIRS_A_PICK // 2 * len(picks)):
             block_size = min(LARGEST_BLOCK, block_size * 2)
     return frontier.chosen.cpu(), torch.from_numpy(radii)
 

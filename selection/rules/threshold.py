@@ -79,7 +79,7 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
     """One pass over the `waiting` rows of this rank, in order, together with those of the other ranks."""
     shard = frontier.shard
     level = float(np.nextafter(threshold, np.inf))
-    most = -(-BLOCK // shard.world.size)
+    most = -(-BLOCK * (8 if frontier.bound.device.type == "cuda" else 1) // shard.world.size)
     chunk = -(-_CHUNK // shard.world.size)
     size = len(radii)
     frontier.activate(waiting[:0])

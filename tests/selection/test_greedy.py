@@ -9,7 +9,7 @@ from slow_references import hard_cases, split
 from thread_world import on_threads
 
 from entroloop.selection import select
-from entroloop.selection.exact import blocks, bounds, formats, frontier, sketch
+from entroloop.selection.exact import bounds, formats, frontier, sketch
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.rules import greedy as module
 from entroloop.selection.rules.greedy import greedy
@@ -40,8 +40,7 @@ def test_equals_the_published_form(name):
 
 def _shrink(monkeypatch, sizes, form):
     columns, rows, active, block = sizes
-    for part in (sketch, bounds, blocks):
-        monkeypatch.setattr(part, "TILE_COLUMNS", columns)
+    monkeypatch.setattr(sketch, "TILE_COLUMNS", columns)
     monkeypatch.setattr(bounds, "TILE_ROWS", rows)
     monkeypatch.setattr(bounds, "SWEEP_ROWS", 3 * rows)
     monkeypatch.setattr(frontier, "SWEEP_ROWS", 3 * rows)

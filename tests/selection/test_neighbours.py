@@ -62,7 +62,6 @@ def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
     monkeypatch.setattr(neighbours, "shortest_format", lambda *rows: form)
     for columns, rows in ((16, 32), (7, 100)):
         monkeypatch.setattr(sketch, "TILE_COLUMNS", columns)
-        monkeypatch.setattr(bounds, "TILE_COLUMNS", columns)
         monkeypatch.setattr(bounds, "TILE_ROWS", rows)
         monkeypatch.setattr(search, "SWEEP_ROWS", 3 * rows)
         monkeypatch.setattr(search, "_PART_ROWS", 3 * rows)

@@ -7,7 +7,7 @@ from slow_references import hard_cases, split
 from slow_references import threshold_decay as slow
 from thread_world import on_threads
 
-from entroloop.selection.exact import blocks, bounds, formats, frontier, sketch
+from entroloop.selection.exact import bounds, formats, frontier, sketch
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.rules import threshold as module
 from entroloop.selection.rules.threshold import threshold_decay
@@ -64,8 +64,7 @@ def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
 
 def _shrink_and_check(name, sizes, form, monkeypatch):
     columns, rows, block, chunk = sizes
-    for part in (sketch, bounds, blocks):
-        monkeypatch.setattr(part, "TILE_COLUMNS", columns)
+    monkeypatch.setattr(sketch, "TILE_COLUMNS", columns)
     monkeypatch.setattr(bounds, "TILE_ROWS", rows)
     monkeypatch.setattr(bounds, "SWEEP_ROWS", 3 * rows)
     monkeypatch.setattr(frontier, "SWEEP_ROWS", 3 * rows)
