@@ -21,6 +21,7 @@ from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
+from entroloop.selection.exact.canary import prove_gpu
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
@@ -73,6 +74,7 @@ def select(
     function: Strategy = STRATEGIES.load(strategy)
     check_options(strategy, {**options, "trim": trim, "trim_k": trim_k, "per_class": per_class}, also=OF_A_RUN)
     DISTANCES.check(metric)
+    prove_gpu(world)
     shard = checked(features, "features", world)
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= shard.total:
         raise UserError(f"size: must be an integer between 1 and the {shard.total} rows there are, is {size}")

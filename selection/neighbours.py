@@ -20,6 +20,7 @@ from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.registry import unknown
 from entroloop.data.world import World
+from entroloop.selection.exact.canary import prove_gpu
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.indices import TREE_FEATURES, FaissIndex, Index, TreeIndex, has_faiss
@@ -64,6 +65,7 @@ def nearest(
     Raises UserError for unusable input, and InexactProductError when matrix products are less exact than promised.
     """
     world = World() if world is None else world
+    prove_gpu(world)
     q = checked(queries, "queries", world)
     b = q if bank is queries else checked(bank, "bank", world)
     _check_call(q, b, k, exclude_self, backend)

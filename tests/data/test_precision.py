@@ -11,8 +11,8 @@ from entroloop.data import precision
 from entroloop.data.errors import UserError
 from entroloop.data.features import frozen
 from entroloop.data.world import join
-from entroloop.selection import nearest, neighbours, select
-from entroloop.selection.exact import formats, frontier
+from entroloop.selection import kl_entropy, nearest, neighbours, select
+from entroloop.selection.exact import canary, formats, frontier
 from entroloop.selection.exact.sketch import InexactProductError
 from entroloop.selection.rules import problem
 
@@ -135,6 +135,7 @@ def _split_k(splits):
 
 def _tf32(a, b, out):
     """float32 products of rows that are rounded to 10 bits of mantissa."""
+    assert a.dtype is torch.float32
     short = [((x.contiguous().view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32) for x in (a, b)]
     return out.copy_(short[0] @ short[1])
 
@@ -154,6 +155,7 @@ CALLS = {
     "nearest": lambda x: nearest(x[:128], x, 2, backend="torch")[1],
     "greedy": lambda x: select(x, 128).ids,
     "threshold-decay": lambda x: select(x, 128, "threshold-decay").ids,
+    "entropy": lambda x: kl_entropy(x, 3).nats,
 }
 
 
@@ -172,3 +174,16 @@ def test_products_that_are_less_exact_than_certified_never_give_wrong_ids(call, 
     except InexactProductError:
         return
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_products_of_this_processor_are_proved():
+    canary.prove(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kind", INEXACT)
+def test_a_device_with_less_exact_products_is_refused_with_the_settings_to_change(kind, monkeypatch):
+    form, mm = INEXACT[kind]
+    monkeypatch.setattr(canary, "shortest_format", lambda *rows: form)
+    monkeypatch.setattr(torch, "mm", mm)
+    with pytest.raises(UserError, match=rf"^cpu: {form.name} products .*: unset TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"):
+        canary.prove.__wrapped__(torch.device("cpu"))
