@@ -1,6 +1,7 @@
 """Items that a thread makes early."""
 
 import threading
+from collections.abc import Generator
 
 import pytest
 import torch
@@ -43,6 +44,7 @@ def test_an_iterator_that_is_left_ends_its_thread():
     before = threading.active_count()
     found = ahead(iter(range(100)), CPU)
     next(found)
+    assert isinstance(found, Generator)
     found.close()
     assert threading.active_count() == before
 

@@ -1,6 +1,7 @@
 """Sampling and encoders on the pretended device: every sampler and encoder, against the CPU."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import pretended
@@ -37,7 +38,7 @@ def drawn(folder, config, device, guide=None):
     return Generator(folder, SampleConfig(batch=4, **config), PLAN, device, guide=guide).samples(0, 4)[0]
 
 
-CASES = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ("edm", {"sampler": name}) for name in SAMPLERS.built_in if name != "ddpm"},
     "ddpm": ("ddpm", {"sampler": "ddpm"}),
     "churn": ("edm", {"sampler": "heun", "s_churn": 4.0}),

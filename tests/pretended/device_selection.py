@@ -24,7 +24,9 @@ def _rows():
 
 ROWS = _rows()
 BYTES = np.random.default_rng(1).integers(0, 256, (N, 32), dtype=np.uint8)
-OPTIONS = {name: {"reference": ROWS[:100]} for name in ("entropy-matching", "covariance-matching")}
+OPTIONS = {
+    name: {"reference": ROWS[:100]} for name in ("entropy-matching", "covariance-matching", "herding", "voronoi")
+}
 LABELS, GENERATIONS = np.arange(N) % 5, np.arange(N) % 3 - 1
 
 
@@ -66,7 +68,7 @@ def test_measures():
     third = N // 3
     parts = [ROWS[i * third : (i + 1) * third] for i in range(3)]
     mirrored = parts[1] + np.float32(0.01)
-    on_cpu, on_gpu = (measure(Sets(*parts, mirrored, world=w)).values for w in (CPU, GPU))
+    on_cpu, on_gpu = (measure(Sets(parts[0], parts[1], parts[2], mirrored, world=w)).values for w in (CPU, GPU))
     assert on_cpu.keys() == on_gpu.keys()
     for name, value in on_cpu.items():
         assert on_gpu[name] == pytest.approx(value, rel=1e-9, nan_ok=True), name

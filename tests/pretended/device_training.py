@@ -31,9 +31,9 @@ def sets(tmp_path_factory):
     for name, shape in SHAPES.items():
         folder = tmp_path_factory.mktemp(name)
         r = np.random.default_rng(0)
-        samples = r.integers(0, 256, (24, *shape), dtype=np.uint8) if len(shape) == 3 else r.normal(size=(24, *shape))
+        pixels, numbers = r.integers(0, 256, (24, *shape), dtype=np.uint8), r.normal(size=(24, *shape))
         where = Provenance(np.full(24, -1), np.arange(24), ("",) * 24)
-        kept = samples if len(shape) == 3 else samples.astype(np.float32)
+        kept = pixels if len(shape) == 3 else numbers.astype(np.float32)
         write_shard(folder, 0, kept, np.arange(24) % 3, where, first_key=0)
         seal_dataset(folder)
         found[name] = Resident(Dataset(folder))

@@ -186,7 +186,7 @@ class Cuda(torch.Tensor):
     """A tensor that says `cuda:0`; `host` holds its numbers."""
 
     host: torch.Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
     def __new__(cls, host: torch.Tensor) -> Cuda:
@@ -245,8 +245,8 @@ def install() -> None:
     # module.to() swaps parameters: setting their data would lose their class.
     torch.__future__.set_swap_module_params_on_conversion(True)
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device="cuda")
-    torch.inference_mode = torch.no_grad
-    torch.Tensor.pin_memory = _pin
+    setattr(torch, "inference_mode", torch.no_grad)  # noqa: B010 - a type
+    setattr(torch.Tensor, "pin_memory", _pin)  # noqa: B010 - a method
     torch.cuda.default_generators = (torch.default_generator,)
     free = 100 << 30
     replaced = {
@@ -257,7 +257,7 @@ def install() -> None:
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)
-    torch.cuda.Event = Event
+    setattr(torch.cuda, "Event", Event)  # noqa: B010 - a type
     torch.cuda.amp.common.amp_definitely_not_available = lambda: False
     Mode().__enter__()  # for the rest of the process; the modes of other threads are their own
 

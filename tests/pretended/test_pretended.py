@@ -1,7 +1,6 @@
 """Training, sampling, encoders, selection and measures on a pretended CUDA device, in processes of their own."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from entroloop.selection import nearest, select
 
@@ -23,7 +23,7 @@ def library(once):
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("no compiler: g++ makes the pretended CUDA device")
-    base = Path(importlib.util.find_spec("torch").origin).parent
+    base = Path(torch.__file__).parent
     source = HERE / "guard.cpp"
     version = hashlib.sha256(source.read_bytes() + (base / "version.py").read_bytes()).hexdigest()[:12]
 
@@ -44,7 +44,7 @@ def environment(library):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("device_*.py")))
 def test_on_the_pretended_device(name, library):
-    command = [sys.executable, "-m", "pytest", "-p", "pretended", "-q", "-p", "no:cacheprovider", HERE / f"{name}.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "pretended", "-q", "-p", "no:cacheprovider", f"{HERE}/{name}.py"]
     done = subprocess.run(command, env=environment(library), capture_output=True, text=True, cwd=HERE, timeout=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
@@ -53,9 +53,11 @@ def test_on_the_pretended_device(name, library):
 def test_two_ranks_on_the_pretended_device(library, tmp_path):
     rows = np.random.default_rng(0).standard_normal((90, 8)).astype(np.float32)
     np.save(tmp_path / "rows.npy", rows)
-    command = [sys.executable, HERE / "two_ranks.py"]
+    command = [sys.executable, f"{HERE}/two_ranks.py"]
     ranks = [
-        subprocess.Popen([*command, str(rank), tmp_path], env=environment(library), stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path)], env=environment(library), stderr=subprocess.PIPE, text=True
+        )
         for rank in range(2)
     ]
     for rank in ranks:

@@ -94,6 +94,7 @@ def test_networks_of_the_users_own_that_do_not_fit_are_refused():
 def test_noise_conditions_of_vectors_are_exact_in_a_network_of_half_precision():
     """As DeepSpeed casts it: conditions of DDPM are steps up to 999, so a rounded frequency moves phases by radians."""
     net = network.build(SMALL, (3,), 0, seed=1).eval()
+    assert isinstance(net, network.VectorNetwork)
     x, steps = torch.randn(8, 3), torch.arange(992, 1000)
     expected = net(x, steps, None)
     frequencies = net.frequencies.clone()

@@ -275,12 +275,12 @@ def test_any_changed_bit_of_a_checkpoint_is_found(tmp_path):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_nothing_of_a_finished_training_stays_alive(precision, data, tmp_path, monkeypatch):
-    kept = []
+    kept: list[weakref.ref] = []
 
     class Spy(Trainer):
         def __init__(self, *given):
             super().__init__(*given)
-            kept.extend(map(weakref.ref, (self.engine.network, *self.engine.parameters, *self.averages[""])))
+            kept.extend(weakref.ref(x) for x in (self.engine.network, *self.engine.parameters, *self.averages[""]))
 
     monkeypatch.setattr(training, "Trainer", Spy)
     gc.disable()
