@@ -171,7 +171,7 @@ def test_legends_fit_the_figure(label):
     columns = plots._columns([label] * 7, 4.6)
     figure, _ = plots.new_figure(4.6, 6.0)
     for _ in range(7):
-        figure.axes[0].plot([0], [0], "o", label=plots._wrapped(label, 4.6))
+        figure.axes[0].plot([0], [0], "o", label=plots.wrapped(label, 4.6))
     figure.legend(loc="lower center", ncols=columns, fontsize=8)
     figure.canvas.draw()
     box = figure.legends[0].get_window_extent()
