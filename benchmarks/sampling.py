@@ -192,7 +192,7 @@ def calls_row(edm: Context, ddpm: Context, images: int) -> dict[str, Any]:
         for nfe in (35, 99)
     }
     return {
-        "what": "network calls an image, EDM with Heun / DDPM with 1,000 steps, at equal Frechet distance",
+        "what": "network calls per image, EDM with Heun / DDPM with 1,000 steps, at equal Frechet distance",
         "calls": min(equal) if equal else None,
         "ratio": round(min(equal) / 1000, 5) if equal else None,
         "goal": round(GOAL_CALLS, 5),

@@ -29,6 +29,11 @@ _MUST = {
 }
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 process`, `2 processes`, `2 more jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
 def fault(error: Mapping[str, Any]) -> str:
     """The fault of one of `ValidationError.errors()`, without the key and the value."""
     kind, context = error["type"], error.get("ctx", {})

@@ -25,6 +25,7 @@ from entroloop.data.sources.rows import is_rows, keys_of, opened
 from entroloop.data.sources.settings import Settings, find_form
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
+from entroloop.data.wording import counted
 from entroloop.eval.catalogue import space, title
 from entroloop.eval.measures.generation import row_of
 from entroloop.eval.measures.registry import measure
@@ -154,7 +155,7 @@ def _check_fit(sets: dict[str, Samples], paths: dict[str, Path]) -> None:
 def _shape(samples: Samples) -> str:
     if samples.ndim == 2:
         return f"vectors of {samples.shape[1]} numbers"
-    return f"{samples.shape[2]}x{samples.shape[3]} images with {samples.shape[1]} channel(s)"
+    return f"{samples.shape[2]}x{samples.shape[3]} images with {counted(samples.shape[1], 'channel')}"
 
 
 def read_set(path: Path, resolution: int | None = None, key: str | None = None) -> Samples:

@@ -223,14 +223,15 @@ def listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def list_table(runs: list[dict[str, Any]]) -> str:
-    """The result of `listed` as a table for people: one line per run, with the measures of the first encoder."""
-    lines = [["run", "state", "next", "row of", *HEADLINE]]
+    """The result of `listed` as a table for people: one line per run, with its measures in one encoder's features."""
+    lines = [["run", "state", "next", "measured", "encoder", *HEADLINE]]
     for run in runs:
         row = run["row"] or {"generation": "", "measures": {}}
-        measures: dict[str, float | None] = next(iter(row["measures"].values()), {})
+        measured: dict[str, dict[str, float | None]] = row["measures"]
+        encoder, measures = next(iter(measured.items()), ("", {}))
         values = [measures.get(name) for name in HEADLINE]
         shown = ["" if value is None else f"{value:.4g}" for value in values]
-        lines.append([run["run"], run["status"], run["next"] or "", str(row["generation"]), *shown])
+        lines.append([run["run"], run["status"], run["next"] or "", str(row["generation"]), encoder, *shown])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     reasons = [f"{run['run']}: {run['reason']}" for run in runs if run["reason"]]

@@ -98,7 +98,7 @@ def checked(features: Any, name: str, world: World) -> Shard:
     offset, (_, first_width, dtype, _) = 0, held[0]
     for count, width, _, bad in answers:
         if width != first_width:
-            raise UserError(f"{name}: ranks hold {first_width} and {width} features a row: they must be equal")
+            raise UserError(f"{name}: ranks hold {first_width} and {width} features per row: they must be equal")
         if bad >= 0:
             raise bad_row_error(name, offset + bad)
         offset += count

@@ -19,6 +19,7 @@ from pathlib import Path
 from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.jobs import Job
+from entroloop.data.wording import counted
 from entroloop.slurm import client
 from entroloop.slurm.client import Entry
 from entroloop.slurm.config import SlurmConfig
@@ -114,16 +115,17 @@ def submit(jobs: Sequence[Job], config: SlurmConfig, site: Site, *, extend: tupl
 
 def said(plan: Plan, run: Path) -> str:
     """A submission told in a few lines."""
-    lines = [f"replaced {len(plan.cancel)} queued job(s) whose predecessor is gone"] if plan.cancel else []
+    lines = [f"replaced {counted(len(plan.cancel), 'queued job')} whose predecessor is gone"] if plan.cancel else []
     for job in plan.submit:
         array = "" if job.tasks is None else f"  tasks {array_option(job.tasks)}"
         lines.append(f"submitted {job.key}{array}")
     if plan.left and not plan.submit:
         lines.append(
-            f"{len(plan.left)} job(s) wait for room in the window of {len(plan.live)} queued: submit again later"
+            f"{counted(len(plan.left), 'job')} must wait for room in the window of {len(plan.live)} queued: "
+            "submit again later"
         )
     elif plan.left:
-        lines.append(f"{len(plan.left)} more job(s) follow when these have finished")
+        lines.append(f"{counted(len(plan.left), 'more job')} will follow when these have finished")
     if not lines:
         lines.append("nothing to submit: everything that is left is queued or running" if plan.live else "finished")
     return "\n".join([*lines, f"see: entroloop status {run}"])

@@ -29,6 +29,7 @@ from entroloop.data.progress import Progress
 from entroloop.data.seeds import derive_seed
 from entroloop.data.streams.noise import training_noise
 from entroloop.data.streams.stream import Batch, TrainingStream
+from entroloop.data.wording import counted
 from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
@@ -95,7 +96,7 @@ class Trainer:
         attention = network.use_best_attention(world.device)
         self.engine = make_engine(config, network.train(), world)
         say_once(
-            f"training by {self.engine.kind} on {world.size} process(es) of {world.device.type}, "
+            f"training with {self.engine.kind} on {counted(world.size, 'process')} of {world.device.type}, "
             f"precision {config.precision}, attention {attention}"
         )
         self.rules = {"": config.ema, **config.more_emas}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
+from entroloop.data.wording import counted
 from entroloop.data.world import World
 from entroloop.eval.measures import frechet, manifold
 from entroloop.selection import Entropy, kl_entropy, nearest
@@ -98,7 +99,7 @@ class Sets:
         if name == "mirrored" and self.n[name] != self.n["training"]:
             raise UserError(f"mirrored: holds {self.n[name]} points, the training set {self.n['training']}")
         if self.n[name] < 2:
-            raise UserError(f"{name}: holds {self.n[name]} point(s); measures need at least 2")
+            raise UserError(f"{name}: holds {counted(self.n[name], 'point')}; measures need at least 2")
 
     # --- exchanges -------------------------------------------------------------------------------------------------
 

@@ -72,7 +72,7 @@ As = Annotated[
     str, typer.Option("--as", help="shards are sealed; folder has image files; npz has one array.", **one_of(FORMS))
 ]
 MetricName = Annotated[str, typer.Option("--metric", help=f"{', '.join(DISTANCES.built_in)}, or module:attribute.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on standard output.")]
 
 
 def _quieter(on: bool) -> bool:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from entroloop.data.errors import Failed, UserError
+from entroloop.data.wording import counted
 from entroloop.launcher.commands.common import JOBS, PHASES, ConfigFile, Overrides, one_of
 
 app = typer.Typer(name="slurm", help="Run on a SLURM cluster.", no_args_is_help=True)
@@ -54,7 +55,9 @@ def cancel_command(run: Annotated[Path, typer.Argument(help="Folder of a run or 
     if not run.is_dir():
         raise UserError(f"{run}: no such folder")
     numbers = cancel(site_of(run).mark)
-    print(f"cancelled {len(numbers)} job(s): {' '.join(numbers)}" if numbers else "nothing is queued or running")
+    print(
+        f"cancelled {counted(len(numbers), 'job')}: {' '.join(numbers)}" if numbers else "nothing is queued or running"
+    )
 
 
 @app.command("arm", hidden=True)

@@ -93,5 +93,5 @@ def describe_network(config: Config) -> list[str]:
     return [
         f"network        {parameters:,} parameters for samples of {'x'.join(map(str, shape))} (from {known_from}), "
         f"{config.train.objective}",
-        f"memory         MiB a process on {size}, without activations: {found}",
+        f"memory         MiB per process on {size}, without activations: {found}",
     ]

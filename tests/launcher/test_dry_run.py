@@ -142,7 +142,7 @@ def test_memory_shrinks_with_every_stage_and_rank():
     assert footprint.bytes_per_process(config, 1000, "zero3", 8) == math.ceil(1000 / 8) * 20
     shape, _ = footprint.sample_shape(config)
     zero2 = footprint.bytes_per_process(config, footprint.count_parameters(config, shape), "zero2", 16)
-    assert "MiB a process on 16, without activations: single" in describe(config)
+    assert "MiB per process on 16, without activations: single" in describe(config)
     assert f"zero2 {zero2 / 2**20:,.0f} (this one)" in describe(config)
 
 

@@ -28,10 +28,10 @@ def test_runs_with_their_state_next_step_and_last_row(finished, tmp_path):
     assert [found[name]["row"]["generation"] for name in ("stopped", "sweep/whole")] == [0, 1]
     assert found["new"]["row"] is None
     table = command("list", tmp_path).stdout.splitlines()
-    assert table[0].split()[:2] == ["run", "state"]
+    assert table[0].split()[:5] == ["run", "state", "next", "measured", "encoder"]
     row = next(line for line in table if line.startswith("sweep/whole"))
     distance = found["sweep/whole"]["row"]["measures"]["pixel"]["frechet_distance"]
-    assert f"{distance:.4g}" in row.split()
+    assert row.split()[:5] == ["sweep/whole", "finished", "1", "pixel", f"{distance:.4g}"]
     assert next(line for line in table if line.startswith("broken: ")).startswith(f"broken: {tmp_path / 'broken'}")
     assert status.listed(tmp_path / "sweep" / "whole")[0]["run"] == "whole"
     with pytest.raises(UserError, match="holds no run"):

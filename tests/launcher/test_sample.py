@@ -206,7 +206,7 @@ def test_fewer_shards_than_ranks_leave_some_idle_and_say_so_once(tmp_path, train
         said = on_ranks(3, sample_on, config.run_folder) if size == 3 else [sample_on(World(), config.run_folder)]
         bytes_of[size] = samples_of(config.run_folder)
         idle = [line for lines in said for line in lines if "idle" in line]
-        assert idle == (["sampling: 2 shard(s) for 3 ranks, 1 idle: lower sample.shard_size"] if size == 3 else [])
+        assert idle == (["sampling: 2 shards for 3 ranks, 1 idle: lower sample.shard_size"] if size == 3 else [])
     assert bytes_of[1] == bytes_of[3]
 
 

@@ -310,7 +310,7 @@ def test_a_preempted_job_saves_its_state_and_goes_on_later(tmp_path):
     until(lambda: f"{urgent.strip()} " not in slurm("squeue", "-h", "-o", "%i "), run)
     until(lambda: "resumed at" in logs(run), run)
     shown = command("slurm", "cancel", run)
-    assert shown.stdout.startswith("cancelled 1 job(s)")
+    assert shown.stdout.startswith("cancelled 1 job:")
     until(lambda: all_ended(run), run)
     assert [job.state for job in jobs(run)] in (["cancelled"], ["interrupted"])
     assert "training saved" in logs(run)

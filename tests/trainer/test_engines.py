@@ -93,7 +93,7 @@ def test_zero_in_half_precision_trains_as_float32_does_but_for_8_bits_of_mantiss
     path = tiny_file(tmp_path)
     status, out = ended(two_ranks(path, *EACH_STEP, "train.engine=zero2", "train.precision=bf16"))
     assert status == 0, out
-    assert "zero2 on 2 process(es) of cpu, precision bf16" in out
+    assert "zero2 on 2 processes of cpu, precision bf16" in out
     layout = Layout(tmp_path / "runs" / "tiny")
     torch.testing.assert_close(losses(layout), losses(alone), rtol=5e-2, atol=5e-2)
     assert exported(layout).dtype == torch.float32
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_torchruns_ranks_resumes_at_another_world_size_and_engin
 def test_launches_that_would_run_something_else_are_refused(tmp_path):
     path = tiny_file(tmp_path)
     for overrides, environment, line in [
-        (("train.engine=ddp",), {}, "train.engine=ddp: this was launched as single with 1 process(es)"),
+        (("train.engine=ddp",), {}, "train.engine=ddp: this was launched as single with 1 process"),
         (("train.engine=zero2",), {}, "train.engine=zero2: DeepSpeed needs a launcher"),
         (("train.engine=zero2",), {"ACCELERATE_USE_CPU": "true"}, "ACCELERATE_USE_CPU is set"),
         (("train.precision=fp16",), {}, "train.precision=fp16: a CPU computes no network in fp16"),

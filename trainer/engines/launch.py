@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from entroloop.data.errors import UserError, reason
+from entroloop.data.wording import counted
 from entroloop.data.world import World
 from entroloop.trainer.network import check_precision
 from entroloop.trainer.train_config import TrainConfig, micro_batches
@@ -35,8 +36,8 @@ def check_launch(config: TrainConfig, world: World) -> int:
     kind = f"zero{stage}" if stage else "ddp" if world.size > 1 else "single"
     if config.engine not in ("auto", kind):
         raise UserError(
-            f"train.engine={config.engine}: this was launched as {kind} with {world.size} process(es): start it "
-            "with torchrun or accelerate launch on as many processes as you want, or set train.engine=auto"
+            f"train.engine={config.engine}: this was launched as {kind} with {counted(world.size, 'process')}: start "
+            "it with torchrun or accelerate launch on as many processes as you want, or set train.engine=auto"
         )
     return stage
 

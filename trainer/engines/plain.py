@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from entroloop.data.errors import UserError
+from entroloop.data.wording import counted
 from entroloop.data.world import World
 from entroloop.trainer.train_config import TrainConfig, micro_batches
 
@@ -32,8 +33,8 @@ class Engine:
         self.accelerator = self._accelerator()
         if self.accelerator.num_processes != world.size:
             raise UserError(
-                f"accelerate counts {self.accelerator.num_processes} process(es), the launcher {world.size}: start "
-                "with torchrun, or with accelerate launch --multi_gpu (ACCELERATE_USE_CPU=true on a CPU)"
+                f"accelerate counts {counted(self.accelerator.num_processes, 'process')}, the launcher {world.size}: "
+                "start with torchrun, or with accelerate launch --multi_gpu (ACCELERATE_USE_CPU=true on a CPU)"
             )
         network.to(world.device)
         fused = {"fused": True} if self.fused else {}

@@ -13,6 +13,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import is_done, read_shard, shard_name
+from entroloop.data.wording import counted
 from entroloop.launcher.run.phase import Phase, Pieces
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def _say_who_idles(world: World, shards: int) -> None:
 
     idle = world.size - shards
     if idle > 0 and world.is_main:
-        say_once(f"sampling: {shards} shard(s) for {world.size} ranks, {idle} idle: lower sample.shard_size")
+        say_once(f"sampling: {counted(shards, 'shard')} for {world.size} ranks, {idle} idle: lower sample.shard_size")
 
 
 def _begins(layout: Layout, generation: int) -> list[Path]:
