@@ -25,10 +25,10 @@ class EvaluationConfig(Section):
     measures: tuple[Annotated[str, AfterValidator(_own)], ...] = ()
     """Your own measures as `module:attribute`, computed beside the built-in ones."""
     generations: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    """The generations to measure, for example `[0, 1, 3, 7]`; null: all of them. Include 0, whose row also holds that
-    of real data. It may change when a run is resumed, for generations that the run has not reached."""
+    """The generations to measure, for example `[0, 1, 3, 7]`; null: all of them. Include 0, whose row also contains the
+    measures of real data. When a run is resumed, the list may change for generations that the run has not reached."""
     samples: int | None = Field(None, ge=2)
-    """Generated samples 0 … samples - 1 are measured, never a selection of them; null: as many as training samples."""
+    """Number of generated samples to measure: the first ones, never a selection; null: as many as training samples."""
     entropy_size: int | None = Field(None, ge=2)
     """Training samples in the entropy estimate, which depends on their number; null: N."""
 

@@ -42,10 +42,11 @@ class SweepConfig(Section):
     """A grid of runs: every combination of the values under `grid`."""
 
     grid: dict[str, tuple[Any, ...]] = Field({})
-    """Lists of values by dotted configuration key. A value may also be a mapping of such keys, for settings that go
-    together; its own key is then any name."""
+    """Lists of values by dotted configuration key. A value may also be a mapping of such keys, for settings that belong
+    together; its own key can then be any name."""
     jobs: int = Field(0, ge=0)
-    """Runs side by side, each on one GPU; 0: as many as there are GPUs, or as the cores hold at `threads` each."""
+    """Number of runs at the same time, each on one GPU; 0: as many as there are GPUs or, without GPUs, as fit on the
+    cores with `threads` threads each."""
     fork: str = ""
     """`RUN@k`: every run of the grid is a fork of this run and begins with generation k + 1."""
 
@@ -54,20 +55,21 @@ class Config(Section):
     """Everything that decides a run."""
 
     format: Annotated[int, HOW] = FORMAT
-    """Format of the configuration; one of another format is refused."""
+    """Format number of the configuration. Other numbers are refused."""
     name: Annotated[str, HOW]
     """Name of the run's folder."""
     folder: Annotated[str, HOW, PATH] = Field("runs", min_length=1)
     """Folder that holds the run's folder."""
     seed: int = Field(0, ge=0)
-    """Seed of everything random but the held-out split, which `data.split_seed` decides."""
+    """Seed of all randomness except the held-out split, which `data.split_seed` decides."""
     generations: Annotated[int, HOW] = Field(6, ge=1)
-    """Number of generations, with generation 0, which trains on real data. It may grow when a run is resumed."""
+    """Number of generations, including generation 0, which trains on real data. The number may grow when a run is
+    resumed."""
     threads: Annotated[int, HOW] = Field(1, ge=1)
-    """Threads of a process on the CPU. Results repeat byte by byte at equal threads."""
+    """CPU threads per process. Results repeat byte by byte at equal numbers of threads."""
     modules: Annotated[str | None, HOW, PATH] = None
-    """Folder that is appended to the import path, for names of the form `module:attribute`; `null`: that of the
-    configuration file. It comes last, so that its modules never hide another."""
+    """Folder that is appended to the import path, for names of the form `module:attribute`; `null`: the folder of the
+    configuration file. The folder comes last, so its modules never hide other modules."""
     data: DataConfig
     loop: LoopConfig = LoopConfig()
     selection: SelectionConfig = SelectionConfig()

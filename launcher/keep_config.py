@@ -17,4 +17,4 @@ class KeepConfig(Section):
     features: Literal["all", "needed"] = "all"
     """Features of samples."""
     checkpoints: Literal["none", "all"] = "none"
-    """Resume states of finished trainings: `none`, or `all` resume states that `train.keep` left."""
+    """Checkpoints of generations whose training is finished: `none`, or `all` checkpoints that `train.keep` left."""

@@ -42,10 +42,10 @@ class FreshConfig(Section):
     share: float = Field(0.0, ge=0, le=1)
     """alpha: the share of the N training samples of generation 1 that are fresh."""
     schedule: Literal["constant", "linear", "decaying"] = "constant"
-    """The share of later generations: `constant`; `linear` falls to none in `over` generations; `decaying` is
-    multiplied by `decay` from one generation to the next."""
+    """The share in later generations: `constant`; `linear` falls to 0 over `over` generations; `decaying` is multiplied
+    by `decay` per generation."""
     over: int = Field(10, ge=1)
-    """Number of generations after which the linear schedule reaches none."""
+    """Number of generations after which the linear schedule reaches 0."""
     decay: float = Field(0.5, gt=0, lt=1)
     """Factor of the decaying schedule, per generation."""
 
@@ -68,22 +68,23 @@ class LoopConfig(Section):
     """How generations feed each other."""
 
     paradigm: Paradigm = "replace"
-    """The pool a generation is chosen from: `replace` (the samples of the generation before), `accumulate` (the same;
-    everything trained on before is kept) or `accumulate-subsample` (N of all samples and the real training samples)."""
+    """The pool from which a training set is chosen: `replace` (the samples of the previous generation), `accumulate`
+    (the same pool, and the set keeps all earlier training samples) or `accumulate-subsample` (N of all samples and the
+    real training samples)."""
     candidates: int = Field(2, ge=1)
     """c: each generation samples c N candidates, so that there is something to choose from."""
     fresh: FreshConfig = FreshConfig()
     """Real samples never used before."""
     keep_real: float = Field(0.0, ge=0, le=1)
-    """Share of the N that are real training samples of generation 0, which are then no candidates. 1 (or `true`) is the
-    control `real-only`: every generation trains on the real N again, also under `replace`."""
+    """Share of the N training samples that are real training samples of generation 0. These are then not candidates. 1
+    (or `true`) is the control `real-only`: every generation trains on the real N again, also under `replace`."""
     draw: Literal["uniform", "stratified"] = "uniform"
     """How the strategy `random` draws: `uniform`, or `stratified`, as equal a number as possible from each source."""
     balanced: bool = False
-    """Choose as equal a number as possible from each class, by the strategy within it."""
+    """Choose as equal a number as possible from each class, by the strategy within each class."""
     all_candidates: bool = False
-    """Train on all candidates instead of choosing: a control of every selection, since `train.kimg` fixes the number of
-    images seen either way."""
+    """Train on all candidates instead of choosing: a control for every selection. `train.kimg` fixes the number of
+    images seen in both cases."""
 
     @model_validator(mode="before")
     @classmethod

@@ -25,7 +25,7 @@ class SelectionConfig(Section):
     """How the training samples of a generation are chosen from its pool."""
 
     strategy: Annotated[str, Named(STRATEGIES)] = "greedy"
-    """How samples are chosen: built in, of an installed package, or your own."""
+    """The strategy that chooses samples: built in, of an installed package, or your own."""
     metric: Annotated[str, Named(DISTANCES)] = "euclidean"
     """The distance of two samples in the feature space."""
     encoder: Annotated[str, Named(ENCODERS)] = "classifier"

@@ -49,15 +49,15 @@ class Resources(Section):
     nodes: int | None = Field(None, ge=1)
     """Nodes of one job."""
     gpus_per_node: int | None = Field(None, ge=0)
-    """GPUs per node, asked for as generic resources; 0 for jobs on CPUs."""
+    """GPUs per node, requested as generic resources; 0 for jobs on CPUs."""
     gpu_type: str | None = None
-    """For example `a100`, where the cluster wants the type named."""
+    """Type of GPU, for example `a100`, if the cluster requires one."""
     processes: int | None = Field(None, ge=1)
     """Processes per node; null: one per GPU, or one."""
     cpus_per_node: int | None = Field(None, ge=1)
     """Processor cores per node, for all its processes together."""
     memory: str | None = None
-    """Memory per node, as in sbatch: `64G`; `0` is all of it."""
+    """Memory per node, as in sbatch: `64G`; `0` is all memory of the node."""
     time: str | None = None
     """Time limit: `12h`, `90m`, `2d`, or sbatch's own form, `12:00:00`."""
     lines: tuple[str, ...] | None = None
@@ -94,7 +94,7 @@ class SlurmConfig(Resources):
     nodes: int = Field(1, ge=1)
     """Nodes of one job."""
     gpus_per_node: int = Field(1, ge=0)
-    """GPUs per node, asked for as generic resources; 0 for jobs on CPUs."""
+    """GPUs per node, requested as generic resources; 0 for jobs on CPUs."""
     time: str = "24h"
     """Time limit: `12h`, `90m`, `2d`, or sbatch's own form, `12:00:00`."""
     shape: Literal["generations", "phases"] = "generations"
@@ -108,9 +108,10 @@ class SlurmConfig(Resources):
     import_array: int = Field(1, ge=1)
     """Number of tasks that import the source and encode the real images; 1: a single job."""
     window: int = Field(64, ge=1)
-    """The largest number of the run's jobs and array tasks that are queued at once; the chain continues itself."""
+    """Largest number of jobs and array tasks of the run that are queued at once; the chain continues itself."""
     retries: int = Field(2, ge=0)
-    """How often a job or array task that failed is queued again before the chain stops; a time limit is no failure."""
+    """Number of times that a failed job or array task is queued again before the chain stops. A time limit is not a
+    failure."""
     lead: int = Field(300, ge=1)
     """Seconds before the time limit at which a job saves its state and queues itself again."""
     seal_wait: int = Field(120, ge=0)
@@ -118,9 +119,9 @@ class SlurmConfig(Resources):
     overlap: bool = True
     """Encode every shard as soon as it is sampled (shape `generations`)."""
     setup: tuple[str, ...] = ()
-    """Shell lines that make `python` the one with entroloop: modules, conda, virtual environments."""
+    """Shell lines that select the `python` with entroloop: modules, conda, virtual environments."""
     prefix: str = ""
-    """Put before every python command: `apptainer exec --nv image.sif`."""
+    """Text before every python command, for example `apptainer exec --nv image.sif`."""
     python: str = "python"
     """The python command itself."""
     scratch: str | None = None

@@ -19,11 +19,11 @@ class NetworkConfig(Section):
     """The network's shape."""
 
     kind: Annotated[str, Named(NETWORKS, AUTO)] = "auto"
-    """The network: `auto` is the built-in one for the samples, `unet` for images and `mlp` for vectors."""
+    """The network: `auto` is the built-in network for the kind of samples, `unet` for images and `mlp` for vectors."""
     options: dict[str, Any] = Field({})
     """Keyword arguments of your own class."""
     channels: tuple[int, ...] = (16, 32)
-    """UNet: channels of each level; each level has half the resolution of the one before."""
+    """UNet: channels of each level; each level has half the resolution of the previous level."""
     layers_per_block: int = Field(1, ge=1)
     """UNet: residual blocks per level."""
     attention: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class NetworkConfig(Section):
     norm_groups: int = Field(8, ge=1)
     """UNet: groups of every group normalization; must divide the channels of every level."""
     fold: tuple[int, int, int] | None = None
-    """UNet: shape [C, H, W] by which vectors are seen as images, for example the latents of a VAE."""
+    """UNet: shape [C, H, W] in which the network sees vectors as images, for example the latents of a VAE."""
     width: int = Field(128, ge=1)
     """MLP: hidden features."""
     depth: int = Field(3, ge=1)

@@ -36,8 +36,8 @@ class SampleConfig(Section):
     rho: float = Field(7.0, gt=0)
     """Exponent by which the noise levels are spaced (objective `edm`)."""
     temperature: float = Field(1.0, gt=0)
-    """Factor of the initial noise, as Glow scales its latents (Kingma and Dhariwal 2018, arXiv 1807.03039); below 1
-    samples are less spread than the model's distribution. The sampler's later steps do not change."""
+    """Factor of the initial noise, as Glow scales its latents (Kingma and Dhariwal 2018, arXiv 1807.03039); below 1,
+    samples are less spread than the model's distribution. The later steps of the sampler do not change."""
     s_churn: float = Field(0.0, ge=0)
     """S_churn of EDM's stochastic sampler (sampler `heun`): fresh noise over all steps together; 0 adds none."""
     s_min: float = Field(0.0, ge=0)
@@ -65,7 +65,7 @@ class SampleConfig(Section):
     compile: bool = False
     """Compile the network with torch.compile."""
     batch: int = Field(256, ge=1)
-    """Images per network call. Part of the sampling plan, since it may change the last bits."""
+    """Images per network call. The number is part of the sampling plan, because it may change the last bits."""
     shard_size: int = Field(1024, ge=1)
     """Images per shard."""
 

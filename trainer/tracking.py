@@ -37,7 +37,7 @@ class TrackingConfig(Section):
     folder: Annotated[str | None, PATH] = None
     """Folder of trackers that write files; null: `tracking` in the run's folder."""
     options: dict[TrackerName, dict[str, Any]] = Field({})
-    """By tracker, keyword arguments of its start: `{wandb: {name: mine, mode: offline}}`."""
+    """Keyword arguments for the start of each tracker: `{wandb: {name: mine, mode: offline}}`."""
 
 
 def check_installed(config: TrackingConfig) -> None:

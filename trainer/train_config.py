@@ -30,7 +30,8 @@ class TrainConfig(Section):
     """The engine that runs the optimizer. `auto` uses the engine of the launch; any other name is refused unless
     that engine runs."""
     kimg: float = Field(96.0, gt=0)
-    """Thousands of images seen in all. Every generation sees the same number, also where the training set grows."""
+    """Thousands of images seen in the training of a generation. The number is the same for every generation, even if
+    the training set grows."""
     batch: int = Field(64, ge=1)
     """Global batch size, over all processes and accumulation steps."""
     micro_batch: int | None = Field(None, ge=1)
@@ -60,14 +61,14 @@ class TrainConfig(Section):
     channels_last: bool = False
     """Keep convolutions in the channels-last memory format."""
     warm_start: bool = False
-    """Start from the weights of the generation before instead of from scratch."""
+    """Start from the weights of the previous generation instead of from scratch."""
     initial_weights: Annotated[str | None, PATH] = Field(None, min_length=1)
     """Folder of a UNet that diffusers saved, or of a pipeline with one; generation 0 starts from its weights. The
     section `network` must describe the same network."""
     checkpoint_kimg: Annotated[float, HOW] = Field(20.0, gt=0)
     """Thousands of images between checkpoints."""
     keep: Annotated[int, HOW] = Field(2, ge=1)
-    """Number of checkpoints that stay while a generation is trained."""
+    """Number of checkpoints that are kept while a generation is trained."""
     log_kimg: Annotated[float, HOW] = Field(2.0, gt=0)
     """Thousands of images between lines of stats.jsonl."""
     ema: EmaConfig = EmaConfig()
