@@ -1,4 +1,4 @@
-"""Addresses of remote sets: which texts are addresses, and how credentials stay out of everything that is written.
+"""Addresses of remote sets: recognises them, and keeps credentials out of everything that is written.
 
     https://host/set · s3://bucket/set · gs://… · "pipe:COMMAND {}"  ->  check  ->  an address without credentials
 

@@ -1,4 +1,4 @@
-"""Memory: how much this process can still get, its release after a phase, and phases that have too little of it."""
+"""Memory: the amount that this process can still allocate, its release after a phase, and phases that lack memory."""
 
 from __future__ import annotations
 

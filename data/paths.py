@@ -1,4 +1,4 @@
-"""Paths as people write them: `~`, `~user`, `$NAME` and `${NAME}` stand for folders of whoever runs the command."""
+"""Paths as people write them: expands `~`, `~user`, `$NAME` and `${NAME}` for the user who runs the command."""
 
 from __future__ import annotations
 

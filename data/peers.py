@@ -1,4 +1,4 @@
-"""Whether the other ranks live, and waits for them that have no time limit as long as they do.
+"""Checks whether the other ranks live, and waits for them without a time limit as long as they do.
 
 Each rank beats in the store of the process group from a thread of its own. Rank 0 watches all ranks, the others watch
 rank 0. A rank that is slow goes on beating and is waited for; one that hangs (stopped, swapped out, on a machine that

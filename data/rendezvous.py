@@ -1,4 +1,4 @@
-"""The place where ranks meet: a store that one process keeps at a port, and whether all ranks have come.
+"""The meeting point of ranks: a store that one process serves at a port, and the check that all ranks have joined.
 
 address, port  ->  meet  ->  a store through which `data.world.join` makes the process group
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a value, in plain words: pydantic's errors without pydantic's terms."""
+"""Plain words: pydantic's errors without pydantic's terms, and numbers of things."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML 1.2 as plain values: what a file says is what it means, and no key is given twice.
+"""YAML 1.2 as plain values: a file means what it says, and no key is given twice.
 
     text  ->  read  ->  mappings, lists, texts, numbers, true, false, null
 

@@ -14,7 +14,7 @@ ROOMS = ("data", "trainer", "selection", "eval", "slurm", "launcher")
 
 def modules() -> str:
     """docs/modules.md: the first line of every module's docstring, folder by folder."""
-    lines = ["# Modules", "", "Made from the first line of each module's docstring by `make docs`."]
+    lines = ["# Modules", "", "`make docs` generates this page from the first line of each module's docstring."]
     for room in ROOMS:
         for folder in sorted({path.parent for path in (ROOT / room).rglob("*.py")}):
             lines += ["", f"## {folder.relative_to(ROOT)}/", "", _first_line(folder / "__init__.py"), ""]

@@ -1,4 +1,4 @@
-"""Facts about this machine and installation, and trials of what results rely on: certificates of products, hard links.
+"""Facts about this machine and installation, and trials of the properties that results rely on.
 
     examine  ->  {section: {name: fact}}  ->  text
 

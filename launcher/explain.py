@@ -1,4 +1,4 @@
-"""A configuration that pydantic refuses, told in one line: the key as it was written, the fault, and what is right."""
+"""Explains in one line why pydantic refuses a configuration: the key as written, the fault and the right form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The file or folder that an import was given, as the formats look at it.
+"""The file or folder given to an import, as the formats see it.
 
 path + options of the command  ->  Given  ->  one format after the other  ->  Source, or None if it is of no format
 """

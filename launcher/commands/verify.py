@@ -1,4 +1,4 @@
-"""`entroloop verify`: checks every sealed file below a folder, and that a run holds every folder that it must hold."""
+"""`entroloop verify`: checks every sealed file below a folder, and that a run has all its folders."""
 
 from __future__ import annotations
 

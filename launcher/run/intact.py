@@ -1,4 +1,4 @@
-"""Finds what a bad copy does to sealed folders: changed, lost and unreadable files, and whole folders that are lost.
+"""Finds the damage of a bad copy to sealed folders: changed, lost and unreadable files, and lost folders.
 
     a folder  ->  look  ->  Found: sealed folders, and lines on what cannot be read
     a run     ->  missing  ->  lines on sealed folders that the run must hold and does not

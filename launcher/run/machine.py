@@ -1,4 +1,4 @@
-"""Checks that this machine has what the next steps of a run need: cores, weights files, a folder and space on its disk.
+"""Checks that this machine has all that the next steps of a run need: cores, weights files, a folder and disk space.
 
 Config + phases ahead  ->  check_machine  ->  nothing, or one line
 
