@@ -38,13 +38,13 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own name
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Raises UserError, with both lines, for a key that is given twice, and for a key that is no text."""
+        """Raises UserError, with both lines, for a key that is given twice, and for a key that is not text."""
         first: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or not key.tag.endswith((":str", ":merge")):
                 shown = f" {key.value}" if isinstance(key, yaml.ScalarNode) else ""
-                raise UserError(f"{line}: the key{shown} is no text: write it in quotes")
+                raise UserError(f"{line}: the key{shown} is not text: write it in quotes")
             if key.value in first:
                 raise UserError(f"{line}: {key.value} is given twice, first in line {first[key.value]}: give it once")
             first[key.value] = line

@@ -124,7 +124,7 @@ def _run(arguments: list[str] | None) -> int:
         strange = [word for word in arguments or sys.argv[1:] if word != word.encode(errors="replace").decode()]
         if not strange:
             raise
-        return _refuse(f"{strange[0]}: not UTF-8, so that no file of entroloop can hold it: give another name")
+        return _refuse(f"{strange[0]}: not UTF-8, so no file of entroloop can contain this name: give another name")
     except Failed as error:
         return _failed(str(error))
     except (MemoryError, RuntimeError) as error:

@@ -24,7 +24,7 @@ def weights_folder() -> Path:
     """The folder of the weights. Raises UserError when the variable names a file."""
     folder = Path(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights").expanduser()
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{VARIABLE}={folder}: is no folder: name the folder that holds the weights")
+        raise UserError(f"{VARIABLE}={folder}: is not a folder: name the folder that contains the weights")
     return folder
 
 

@@ -107,7 +107,7 @@ def check_outside(source: str, dest: Path) -> None:
     """Raises UserError when `dest` is inside the folder `source`."""
     origin = Path(source).expanduser()
     if origin.is_dir() and dest.resolve().is_relative_to(origin.resolve()):
-        raise UserError(f"{dest}: lies inside the source {source}: give a path outside it")
+        raise UserError(f"{dest}: is inside the source {source}: give a path outside it")
 
 
 def names_digest(source: Source) -> str:

@@ -52,11 +52,11 @@ Source = Annotated[str, typer.Argument(help="Any source that import reads: a nam
 Resolution = Annotated[int | None, typer.Option(help="Side in pixels, after a centre crop to a square.")]
 Split = Annotated[str | None, typer.Option(help="train, test, …, if the source has splits.")]
 Color = Annotated[str, typer.Option(help="auto is grey if every image is grey.", **one_of(COLORS))]
-Encoding = Annotated[str, typer.Option(help="Of images in shards.", **one_of(("png", "npy")))]
+Encoding = Annotated[str, typer.Option(help="Format of the images in shards.", **one_of(("png", "npy")))]
 Filter = Annotated[
     str,
     typer.Option(
-        help="Of the resize; auto is box if the factor is a whole number, else lanczos.",
+        help="Filter of the resize; auto is box if the factor is a whole number, else lanczos.",
         **one_of(("auto", "box", "lanczos")),
     ),
 ]

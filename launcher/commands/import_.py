@@ -20,31 +20,35 @@ from entroloop.launcher.commands.common import (
 
 
 def import_command(
-    source: Annotated[str, typer.Argument(help="digits, mixture, wine, …, or a file or folder of images or vectors")],
-    dest: Annotated[Path, typer.Argument(help="new folder for the shards")],
+    source: Annotated[
+        str, typer.Argument(help="digits, mixture, wine, …, hf:NAME, or a file or folder of images or vectors.")
+    ],
+    dest: Annotated[Path, typer.Argument(help="New folder for the shards.")],
     resolution: Resolution = None,
     limit: Annotated[
-        int | None, typer.Option(help="the first N samples; if the source is sorted by class, of each class in turn")
+        int | None,
+        typer.Option(help="Only the first N samples; if the source is sorted by class, from each class in turn."),
     ] = None,
     split: Split = None,
-    heldout: Annotated[int, typer.Option(help="if it has none: size of a random test split")] = 0,
-    split_seed: Annotated[int, typer.Option(help="seed of --heldout")] = 0,
+    heldout: Annotated[int, typer.Option(help="Size of a random test split, if the source has no splits.")] = 0,
+    split_seed: Annotated[int, typer.Option(help="Seed of --heldout.")] = 0,
     color: Color = "auto",
     key: SourceKey = None,
-    labels: Annotated[bool, typer.Option(help="keep the labels")] = True,
+    labels: Annotated[bool, typer.Option(help="Keep the labels.")] = True,
     encoding: Encoding = "png",
-    shard_size: Annotated[int | None, typer.Option(help="samples per shard; 1,000, fewer if large")] = None,
+    shard_size: Annotated[int | None, typer.Option(help="Samples per shard; 1,000, fewer if large.")] = None,
     filter: Filter = "auto",
     pca: Annotated[
-        int | None, typer.Option(help="import vectors of this many principal components instead of the samples")
+        int | None, typer.Option(help="Import vectors of this many principal components instead of the samples.")
     ] = None,
     pca_rows: Annotated[
-        str | None, typer.Option(help="A:B, the rows of the source that give the axes; they are not imported")
+        str | None,
+        typer.Option(help="A:B, the rows of the source to which the axes are fitted; they are not imported."),
     ] = None,
     workers: Workers = None,
     part: Annotated[
         str | None,
-        typer.Option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts"),
+        typer.Option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts."),
     ] = None,
 ) -> None:
     """Import images or vectors into sealed shards. The same command resumes a stopped import."""

@@ -10,7 +10,7 @@ import typer
 from entroloop.launcher.commands.common import set_line
 
 
-def seal_command(folder: Annotated[Path, typer.Argument(help="folder of an import whose parts are all done")]) -> None:
+def seal_command(folder: Annotated[Path, typer.Argument(help="Folder of an import whose parts are all done.")]) -> None:
     """Seal an import that was made in parts."""
     from entroloop.data.sources import importer
 

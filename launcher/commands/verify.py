@@ -13,8 +13,8 @@ from entroloop.launcher.commands.common import count
 
 
 def verify_command(
-    folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="a sealed folder, or the folder of a run")],
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="A sealed folder, or the folder of a run.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Check every sealed file below a folder, and name missing, changed and unreadable files and folders.
 

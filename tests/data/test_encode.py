@@ -117,5 +117,5 @@ def test_a_damaged_image_is_named(tmp_path):
     (source / "030.png").write_bytes((source / "030.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"030\.png"):
         encode(source, tmp_path / "out", ["pixel"])
-    with pytest.raises(UserError, match="lies inside the source"):
+    with pytest.raises(UserError, match="is inside the source"):
         encode(source, source / "out", ["pixel"])

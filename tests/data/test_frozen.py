@@ -367,7 +367,7 @@ def test_missing_weights_say_what_to_put_where(name, elsewhere):
 def test_a_file_in_the_place_of_the_weights_folder_is_named(name, weights, monkeypatch):
     file = weights / inception.STATES[0]
     monkeypatch.setenv(VARIABLE, str(file))
-    assert refusal(name) == f"{VARIABLE}={file}: is no folder: name the folder that holds the weights"
+    assert refusal(name) == f"{VARIABLE}={file}: is not a folder: name the folder that contains the weights"
 
 
 def test_damaged_and_foreign_inception_files_are_named(weights, elsewhere):

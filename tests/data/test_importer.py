@@ -279,7 +279,7 @@ def test_finished_import_is_left_alone_and_others_are_refused(tmp_path: Path):
     assert before == {path: path.stat().st_mtime_ns for path in dest.iterdir()}
     refused("made otherwise .*limit 50 there, 60 now", "digits", dest, limit=60)
     write_images(tmp_path / "src", ["a.png", "b.png"])
-    refused("lies inside the source", str(tmp_path / "src"), tmp_path / "src" / "out")
+    refused("is inside the source", str(tmp_path / "src"), tmp_path / "src" / "out")
     refused("already holds other files", "digits", tmp_path / "src")
     refused("is a file", "digits", tmp_path / "src" / "a.png")
 
