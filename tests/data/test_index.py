@@ -189,7 +189,7 @@ def outside(tmp_path_factory):
     """A run on a sealed set that lies outside of it."""
     folder = tmp_path_factory.mktemp("outside")
     import_dataset("digits", folder / "digits", Settings(shard_size=300))
-    return run(folder, INDEX, f"data.source={folder / 'digits'}", "generations=1"), folder / "digits"
+    return run(folder, INDEX, f"data.source={folder / 'digits'}", "data.limit=null", "generations=1"), folder / "digits"
 
 
 def test_real_data_outside_the_run_are_named_by_digest_and_found_by_the_configuration(outside):

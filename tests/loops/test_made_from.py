@@ -83,7 +83,9 @@ def test_it_names_all_that_a_phase_opened(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Context, "made_from", unseen)
     import_dataset("digits", tmp_path / "digits", Settings(limit=300))
-    for config, layout, step, opened in walked(tmp_path, f"data.source={tmp_path / 'digits'}", *RUNS[run]):
+    for config, layout, step, opened in walked(
+        tmp_path, *RUNS[run], f"data.source={tmp_path / 'digits'}", "data.limit=null"
+    ):
         folders = parents(config, layout, step)
         named = manifest.read(layout.of(step)).made_from
         assert named.keys() == {"recipe", *folders}
