@@ -14,7 +14,7 @@ from pathlib import Path
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.runfolder import FOLDERS, Layout, Step
-from entroloop.data.sources.base import ArraySource, ImageSource
+from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.recognise import open_source
 from entroloop.data.sources.settings import num_classes
 from entroloop.data.store import manifest
@@ -56,9 +56,7 @@ def source_of(config: Config) -> RealFacts:
         return RealFacts.of(Dataset(folder))
     opened = open_source(data.located, data.split)
     count = min(len(opened.names), data.limit or len(opened.names))
-    if isinstance(opened, ArraySource):
-        shape = tuple(opened.array.shape[1:])
-    elif isinstance(opened, ImageSource):
+    if isinstance(opened, ImageSource):
         channels, (width, height) = opened.header(0)
         shape = (channels, height, width)
     else:

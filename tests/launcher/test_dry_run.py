@@ -53,6 +53,19 @@ def test_a_million_generations_are_foreseen_without_counting_to_a_million(tmp_pa
     assert disk.describe_disk(config, source)[-1] == short
 
 
+def saved(path, rows):
+    (np.savez if path.suffix == ".npz" else np.save)(path, rows)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.npz"])
+@pytest.mark.parametrize(("shape", "kind"), [((6,), np.float32), ((3, 8, 8), np.uint8)])
+def test_the_shape_of_stored_arrays_is_that_of_one_sample(tmp_path, name, shape, kind):
+    source = saved(tmp_path / name, np.zeros((20, *shape), kind))
+    facts = disk.source_of(tiny(tmp_path, f"data.source={source}"))
+    assert (facts.count, facts.shape) == (20, shape)
+
+
 @pytest.mark.parametrize(("name", "size"), [("cifar10", 32768), ("ffhq32", 8192)])
 def test_the_papers_set_up(name, size):
     config = configuration.load(CONFIGS / f"{name}.yaml")
