@@ -65,6 +65,19 @@ def kl_entropy(
     d = int(np.shape(features)[1]) if len(np.shape(features)) == 2 else 0
     distances, _ = nearest(features, features, k, exclude_self=True, metric=metric, world=world)
     radius = np.sqrt(2 * distances[:, -1]) if DISTANCES.facts(metric).angular else distances[:, -1]
+    return entropy_of(radius, d, k, world=world, floor=floor, per_sample=per_sample)
+
+
+def entropy_of(
+    radius: NDArray[np.float64],
+    d: int,
+    k: int,
+    *,
+    world: World,
+    floor: float = FLOOR,
+    per_sample: bool = False,
+) -> Entropy:
+    """`kl_entropy` from the distances of this rank's points to their k-th nearest other point, float64 [n_r]."""
     logs = np.log(np.maximum(radius, floor))
     sums = torch.tensor([logs.sum(), len(radius), (radius < floor).sum()], dtype=torch.float64)
     total, count, floored = world.gather_rows(sums[None]).sum(0).tolist()

@@ -48,7 +48,7 @@ def polynomial_kernel_sum(x: Tensor, y: Tensor) -> float:
     for a in torch.split(x, _BLOCK):
         rows = a.double() / d
         for b in torch.split(y, _BLOCK):
-            total += (rows @ b.double().T + 1).pow(3).sum()
+            total += (rows @ b.double().T).add_(1).pow_(3).sum()
     return float(total)
 
 

@@ -123,21 +123,20 @@ def kernel_distance(sets: Sets) -> float:
 
 
 def precision(sets: Sets) -> float:
-    radii = sets.within_real[:, min(K_MANIFOLD, sets.within_real.shape[1]) - 1]
-    return manifold.share_inside(sets.balls(sets.generated, sets.real, radii, closed=True))
+    return manifold.share_inside(sets.in_real_balls[0][0])
 
 
 def recall(sets: Sets) -> float:
-    return manifold.share_inside(sets.balls(sets.real, sets.generated, sets.within_generated[:, -1], closed=True))
+    [(around, _)] = sets.balls(sets.real, sets.generated, [(sets.within_generated[:, -1], True)])
+    return manifold.share_inside(around)
 
 
 def density(sets: Sets) -> float:
-    radii = sets.within_real
-    return manifold.density(sets.balls(sets.generated, sets.real, radii[:, -1], closed=False), radii.shape[1])
+    return manifold.density(sets.in_real_balls[1][0], sets.within_real.shape[1])
 
 
 def coverage(sets: Sets) -> float:
-    return manifold.coverage(sets.to_generated, sets.within_real[:, -1])
+    return manifold.share_inside(sets.in_real_balls[1][1])
 
 
 def generalization_score(sets: Sets) -> float:

@@ -10,7 +10,7 @@ M generated points, N training points, R reference points (held-out real data), 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,6 +23,7 @@ from entroloop.data.wording import counted
 from entroloop.data.world import World
 from entroloop.eval.measures import frechet, manifold
 from entroloop.selection import Entropy, kl_entropy, nearest
+from entroloop.selection.entropy import entropy_of
 
 Features = NDArray[Any] | Tensor
 T = TypeVar("T")
@@ -84,6 +85,7 @@ class Sets:
             self._check(name, x)
         self.real = self.training if self.reference is None else self.reference
         self.n_real = self.n.get("reference", self.n["training"])
+        self._within_first: dict[int, Tensor] = {}
 
     def _load(self, name: str, features: Features) -> Tensor:
         x = torch.as_tensor(features)
@@ -125,17 +127,28 @@ class Sets:
         distances, ids = nearest(queries, bank, k, exclude_self=exclude_self, world=self.world)
         return self.gather(torch.as_tensor(distances)), self.gather(torch.as_tensor(ids))
 
-    def balls(self, points: Tensor, centres: Tensor, radii: Tensor, *, closed: bool) -> Tensor:
-        """Number of balls that contain each of all ranks' points: int64 [all points].
+    def balls(self, points: Tensor, centres: Tensor, balls: Sequence[manifold.Balls]) -> list[tuple[Tensor, Tensor]]:
+        """For each kind of balls, the number of balls around each of all ranks' points, int64 [all points], and of
+        points inside each of all ranks' balls, int64 [all centres].
 
-        `points` and `centres` are this rank's rows, `radii` are the radii of all ranks' centres.
+        `points` and `centres` are this rank's rows, the radii are those of all ranks' centres.
         """
-        start = sum(self.world.gather_counts(len(centres))[: self.world.rank])
-        own = radii[start : start + len(centres)]
-        counts = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-        for their_centres, their_radii in zip(self.ring(centres), self.ring(own), strict=True):
-            counts += manifold.balls_around(points, their_centres, their_radii, closed=closed)
-        return self.gather(counts)
+        world, counts = self.world, self.world.gather_counts(len(centres))
+        around = [torch.zeros(len(points), dtype=torch.int64, device=points.device) for _ in balls]
+        inside = [torch.zeros(sum(counts), dtype=torch.int64, device=points.device) for _ in balls]
+        for step, theirs in enumerate(self.ring(centres)):
+            source = (world.rank - step) % world.size
+            rows = slice(sum(counts[:source]), sum(counts[: source + 1]))
+            found = manifold.balls_around(points, theirs, [(radii[rows], closed) for radii, closed in balls])
+            for i, (of_points, of_balls) in enumerate(found):
+                around[i] += of_points
+                inside[i][rows] = of_balls
+        return [(self.gather(a), world.all_reduce(b)) for a, b in zip(around, inside, strict=True)]
+
+    def own(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Of values of all ranks' rows, those of this rank's `rows`."""
+        start = sum(self.world.gather_counts(len(rows))[: self.world.rank])
+        return values[start : start + len(rows)]
 
     # --- found once ------------------------------------------------------------------------------------------------
 
@@ -185,20 +198,26 @@ class Sets:
         """Of the first n generated and the first n real points, n the smaller of the two numbers, each point's distance
         to the nearest other of the n: [n], [n]."""
         n = min(self.n["generated"], self.n_real)
+        if n == self.n_real:
+            return self.within_first_generated(n), self.within_real[:, 0]
+        mine = self.first(self.real, n)
+        return self.within_first_generated(n), self.nearest(mine, mine, 1, exclude_self=True)[0][:, 0]
 
-        def near(x: Tensor) -> Tensor:
-            mine = self.first(x, n)
-            return self.nearest(mine, mine, 1, exclude_self=True)[0][:, 0]
-
-        return (
-            self.within_generated[:, 0] if n == self.n["generated"] else near(self.generated),
-            self.within_real[:, 0] if n == self.n_real else near(self.real),
-        )
+    def within_first_generated(self, n: int) -> Tensor:
+        """Each of the first n generated points' distance to the nearest other of them: [n]."""
+        if n == self.n["generated"]:
+            return self.within_generated[:, 0]
+        if n not in self._within_first:
+            mine = self.first(self.generated, n)
+            self._within_first[n] = self.nearest(mine, mine, 1, exclude_self=True)[0][:, 0]
+        return self._within_first[n]
 
     @_FoundOnce
-    def to_generated(self) -> Tensor:
-        """Each real point's distance to the nearest generated point: [R]."""
-        return self.nearest(self.real, self.generated, 1)[0][:, 0]
+    def in_real_balls(self) -> list[tuple[Tensor, Tensor]]:
+        """Generated points and balls of real points: the closed K_MANIFOLD balls, then the open K_DENSITY balls. For
+        each kind the number of balls around each generated point [M], and of generated points in each ball [R]."""
+        closed = self.within_real[:, min(K_MANIFOLD, self.within_real.shape[1]) - 1]
+        return self.balls(self.generated, self.real, [(closed, True), (self.within_real[:, -1], False)])
 
     @_FoundOnce
     def reference_to_training(self) -> Tensor:
@@ -229,15 +248,20 @@ class Sets:
     @_FoundOnce
     def entropy(self) -> Entropy:
         """Kozachenko-Leonenko estimate of the training set, on a seeded subset of `entropy_size` points."""
-        size = self.n["training"] if self.entropy_size is None else self.entropy_size
-        return kl_entropy(self.drawn_training(size), 1, world=self.world)
+        if self.entropy_size is None or self.entropy_size >= self.n["training"]:
+            return self._entropy(self.own(self.within_training, self.training))
+        return kl_entropy(self.drawn_training(self.entropy_size), 1, world=self.world)
 
     @_FoundOnce
     def generated_entropy(self) -> Entropy | None:
         """The same estimate of as many generated points, the first ones; None if there are fewer."""
-        if self.n["generated"] < self.entropy.n:
+        n = self.entropy.n
+        if self.n["generated"] < n:
             return None
-        return kl_entropy(self.first(self.generated, self.entropy.n), 1, world=self.world)
+        return self._entropy(self.own(self.within_first_generated(n), self.first(self.generated, n)))
+
+    def _entropy(self, radii: Tensor) -> Entropy:
+        return entropy_of(radii.cpu().numpy(), self.dimensions, 1, world=self.world)
 
     def first(self, x: Tensor, n: int) -> Tensor:
         """This rank's rows of the first n of all ranks' rows."""

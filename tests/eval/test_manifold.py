@@ -6,7 +6,7 @@ import torch
 from sklearn.neighbors import NearestNeighbors
 
 from entroloop.eval.measures import manifold
-from entroloop.eval.measures.manifold import balls_around, coverage, density, share_inside
+from entroloop.eval.measures.manifold import density, share_inside
 
 prdc = pytest.importorskip("prdc")
 
@@ -20,14 +20,40 @@ def radii(x, k):
     return torch.from_numpy(distances[:, k])
 
 
+def balls_around(points, centres, radii, *, closed):
+    return manifold.balls_around(points, centres, [(radii, closed)])[0][0]
+
+
 def ours(real, fake, k):
-    to_fake = NearestNeighbors(n_neighbors=1).fit(fake.double().numpy()).kneighbors(real.double().numpy())[0][:, 0]
+    balls = [(radii(real, k), True), (radii(real, k), False)]
+    (closed, _), (opened, filled) = manifold.balls_around(fake, real, balls)
     return {
-        "precision": share_inside(balls_around(fake, real, radii(real, k), closed=True)),
+        "precision": share_inside(closed),
         "recall": share_inside(balls_around(real, fake, radii(fake, k), closed=True)),
-        "density": density(balls_around(fake, real, radii(real, k), closed=False), k),
-        "coverage": coverage(torch.from_numpy(to_fake), radii(real, k)),
+        "density": density(opened, k),
+        "coverage": share_inside(filled),
     }
+
+
+def slow(points, centres, radius, closed):
+    """The definition, pair by pair."""
+    distance = (points.double()[:, None] - centres.double()).square().sum(2).sqrt()
+    return distance <= radius * (1 + 1e-9) if closed else distance < radius * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0, 1e8], ids=lambda spread: f"an outlier at {spread:g}")
+@pytest.mark.parametrize("d", [1, 16, 300])
+def test_counts_of_points_and_balls_are_those_of_the_definition(monkeypatch, d, spread):
+    monkeypatch.setattr(manifold, "_BLOCK", 32)
+    real, fake = cloud(70, d), cloud(50, d, seed=1)
+    fake[:10] = real[:10]  # copies, and points on the surface of balls
+    real[20:30] = real[10:20]
+    fake[40] *= spread
+    balls = [(radii(real, 3), True), (radii(real, 5), False), (torch.zeros(70, dtype=torch.float64), True)]
+    for (radius, closed), (of_points, of_balls) in zip(balls, manifold.balls_around(fake, real, balls), strict=True):
+        inside = slow(fake, real, radius, closed)
+        assert of_points.tolist() == inside.sum(1).tolist()
+        assert of_balls.tolist() == inside.sum(0).tolist()
 
 
 @pytest.mark.parametrize("k", [1, 3, 5])
