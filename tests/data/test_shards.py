@@ -245,3 +245,44 @@ def test_vectors_make_a_set_of_vectors(tmp_path: Path):
     dataset = Dataset(tmp_path)
     assert (dataset.shape, dataset.labels, dataset.num_classes) == ((2,), None, 0)
     assert np.array_equal(dataset.all(), VECTORS)
+
+
+def saved(array, **options):
+    out = io.BytesIO()
+    np.lib.format.write_array(out, array, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        saved(np.arange(5, dtype=np.float32)),
+        saved(np.arange(5, dtype=">f4")),
+        saved(np.arange(12, dtype=np.uint8).reshape(3, 2, 2)),
+        saved(np.asfortranarray(np.arange(6.0).reshape(2, 3))),
+        saved(np.arange(5.0), version=(2, 0)),
+        saved(np.float32(3)),
+        saved(np.zeros(0)),
+        saved(np.arange(5.0)) + b"more",
+    ],
+)
+def test_arrays_are_decoded_as_numpy_does(payload):
+    ours, theirs = shards.decode("0.npy", payload), np.load(io.BytesIO(payload))
+    assert (ours.dtype, ours.shape, ours.tobytes()) == (theirs.dtype, theirs.shape, theirs.tobytes())
+    assert ours.flags.writeable
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(saved(np.arange(5.0))[:n] for n in (0, 3, 7, 9, 60, 100, 140)),
+        saved(np.arange(5.0)).replace(b"descr", b"dexcr"),
+        saved(np.arange(5.0)).replace(b"(5,)", b"(9,)"),
+        saved(np.array([{}], dtype=object)),
+    ],
+)
+def test_damaged_arrays_are_refused_as_numpy_does(payload):
+    with pytest.raises((ValueError, EOFError)):
+        np.load(io.BytesIO(payload), allow_pickle=False)
+    with pytest.raises((ValueError, EOFError)):
+        shards.decode("0.npy", payload)
