@@ -255,8 +255,8 @@ def _kth(result: Tensor, k: int) -> Tensor:
     """At least the k-th smallest entry of each row. Where k is small, the k-th smallest of the minima of groups of
     columns, because kthvalue takes long; few rows have two of their k smallest entries in one group."""
     each = result.shape[1] // _GROUPS
-    if k > 1 and each > 1 and _GROUPS >= 4 * k:
-        result = result[:, : each * _GROUPS].unflatten(1, (each, _GROUPS)).amin(1)
+    if k > 1 and each > 1 and 4 * k <= _GROUPS:
+        result = result[:, : each * _GROUPS].reshape(len(result), each, _GROUPS).amin(1)
     return result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
 
 
