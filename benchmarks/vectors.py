@@ -3,8 +3,7 @@
     python benchmarks/vectors.py [--rounds 5] [--points 2048] [--features 16] [--arms 4] [--out vectors.json]
 
 Every row compares two ways in one process, alternating round after round; a ratio is the median over rounds. The
-points are a Gaussian mixture. `MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296` before the command
-shows the cost of memory that is given back to the system.
+points are a Gaussian mixture.
 """
 
 from __future__ import annotations
