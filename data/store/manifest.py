@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, reading, reason
@@ -141,7 +141,7 @@ def read(folder: Path) -> Manifest:
             if raw.pop("digest", None) != files.digest(raw):
                 raise UserError(f"{path}: damaged manifest (content changed since it was sealed)")
         return Manifest.model_validate(raw)
-    except (ValidationError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:  # not UTF-8, not JSON, another structure, or a number that JSON does not have
         raise UserError(f"{path}: damaged manifest ({reason(error)})") from error
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damaging import damaged
 from test_images import CASES, FORMATS
 from test_images import sample as picture_of
 from test_images import saved as encoded
@@ -51,17 +52,6 @@ def whole(folder: Path) -> dict[str, bytes]:
     out = io.BytesIO()
     pq.write_table(pa.table({"image": [picture(), picture(4)], "label": [0, 1]}), out)
     return {**found, "a.parquet": out.getvalue()}
-
-
-def damaged(raw: bytes, draw: random.Random) -> bytes:
-    out = bytearray(raw)
-    for _ in range(draw.choice([1, 1, 2, 5, 20])):
-        at = draw.randrange(len(out) + 1)
-        new = draw.choice(
-            [b"\xff" * 4, b"\x7f\xff\xff\xff", b"\0\0\0\1", bytes(4), draw.randbytes(1), draw.randbytes(99)]
-        )
-        out[at : at + draw.choice([0, len(new), len(new), 100, len(out)])] = new
-    return bytes(out)
 
 
 @pytest.mark.filterwarnings("ignore")
