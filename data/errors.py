@@ -57,7 +57,10 @@ def with_peers(exchange: str) -> Iterator[None]:
         ) from error
 
 
-_MEMORY = re.compile("out of memory|can.?t allocate memory|cannot allocate|not enough memory|bad_alloc", re.IGNORECASE)
+_MEMORY = re.compile(
+    "out of memory|can.?t allocate memory|cannot allocate|not enough memory|bad_alloc|could not create a primitive",
+    re.IGNORECASE,
+)
 _THREADS = re.compile("can't start new thread|thread.*resource temporarily unavailable", re.IGNORECASE)
 
 

@@ -71,7 +71,8 @@ def run(
     world.on_main(lambda: check_space(config, real, next(itertools.filterfalse(sealed, order), None)))
     layout = world.on_main(lambda: _opened(config))
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
-    with _state(layout, world, config.generations, attempt.state), logged(layout.log, main=world.is_main):
+    ahead = not all(map(sealed, order))  # a finished run is left alone
+    with _state(layout, world, config.generations, attempt.state), logged(layout.log, main=world.is_main and ahead):
         world.on_main(lambda: retention.apply(config, layout))
         if world.is_main and all(map(sealed, order)):
             log.info("%s: already finished", layout.run)

@@ -300,7 +300,7 @@ def test_watch_writes_again_when_a_run_goes_on(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert len(looks) == 2
     assert 'http-equiv="refresh" content="7"' in looks[0]
-    assert "run (1 of 2 generations)" in looks[0]
+    assert "run: 1 of 2 generations" in looks[0]
     assert "Not finished" not in (tmp_path / "r.html").read_text()
 
 
@@ -324,7 +324,7 @@ def test_watch_waits_for_a_sweeps_runs_one_after_another(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert f"waiting for the first run in {sweep}" in done.output
     assert len(looks) == 9 + 3
-    assert "random-0 (1 of 2 generations; failed)" in (tmp_path / "r.html").read_text()
+    assert "random-0: 1 of 2 generations; failed" in (tmp_path / "r.html").read_text()
 
 
 def test_report_refuses_a_folder_as_file(tmp_path):

@@ -10,7 +10,7 @@ import forked
 import numpy as np
 import pytest
 from loops import TINY, sealed_bytes, tiny_file
-from places import small_disk
+from places import become_nobody, small_disk
 
 from entroloop.launcher import __main__ as program
 
@@ -22,7 +22,7 @@ def limited(limit, value, arguments):
     if limit == resource.RLIMIT_AS:
         value += int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     if limit == resource.RLIMIT_NPROC:
-        os.setuid(65534)  # root has no such limit
+        become_nobody()  # root has no such limit
     if limit is not None:
         resource.setrlimit(limit, (value, value))
     program.main(arguments)
