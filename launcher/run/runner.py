@@ -164,6 +164,7 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
             if not _is_sealed_now(layout.of(step)):
                 claim(layout, step, context.recipes[step])
                 stack.enter_context(held)
+                stack.enter_context(peers.before_end(lambda line: held.release()))
                 stack.enter_context(files.fenced(held.check))
             if _is_sealed_now(layout.of(step)):
                 check_sealed(context.config, layout, step)
@@ -176,7 +177,6 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
             _say(world, step, "sealed by another process", time.monotonic() - start)
             return
         stack.enter_context(_attached(context, held))
-        stack.enter_context(peers.before_end(lambda line: held.release() if world.is_main else None))
         try:
             said = perform(context, step, part)
         except Exception as error:
