@@ -124,7 +124,11 @@ def read_config(layout: Layout) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{layout.run}: not a run (no {CONFIG}): give a folder that `entroloop run` made")
     with reading(str(path), DAMAGED):
-        saved = yaml12.read(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
+    try:
+        saved = yaml12.read(text, CONFIG)
+    except UserError as error:
+        raise UserError(f"{path}: {DAMAGED} ({error})") from error
     if not isinstance(saved, dict) or not isinstance(saved.get("generations"), int):
         raise UserError(f"{path}: {DAMAGED}")
     if saved.get("format") != FORMAT:
