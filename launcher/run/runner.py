@@ -74,7 +74,7 @@ def run(
     ahead = not all(map(sealed, order))  # a finished run is left alone
     with _state(layout, world, config.generations, attempt.state), logged(layout.log, main=world.is_main and ahead):
         world.on_main(lambda: retention.apply(config, layout))
-        if world.is_main and all(map(sealed, order)):
+        if world.is_main and not ahead:
             log.info("%s: already finished", layout.run)
         # Rank 0 decides, because directory caches of shared file systems differ between nodes for a while.
         while (step := world.on_main(lambda: next_step(sealed, config.generations))) is not None:

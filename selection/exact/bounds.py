@@ -91,17 +91,13 @@ def lowest_both(
     ignore_self  with `same`, a row does not count for itself
     ->           of each left row in each tile of right rows [tiles, n]; of each right row in each tile of left rows
     """
-    form, tiles, n, width = (
-        left.sketch.certificate.format,
-        right.tiles(),
-        len(left.sketch),
-        tile_columns(left.rows.device),
-    )
-    rowwise = torch.full((len(tiles), n), form.infinite, dtype=form.compared, device=left.rows.device)
+    form, device = left.sketch.certificate.format, left.rows.device
+    tiles, n, width = right.tiles(), len(left.sketch), tile_columns(device)
+    rowwise = torch.full((len(tiles), n), form.infinite, dtype=form.compared, device=device)
     columnwise = rowwise
     if not same:
         columnwise = rowwise.new_full((-(-n // width), len(right)), form.infinite)
-    step = max(1, tile_rows(left.rows.device) // width) * width
+    step = max(1, tile_rows(device) // width) * width
     for t, tile in enumerate(tiles):
         columns = slice(t * width, t * width + len(tile))
         for top in range(columns.start if same else 0, n, step):
