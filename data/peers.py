@@ -2,7 +2,8 @@
 
 Each rank beats in the store of the process group from a thread of its own. Rank 0 watches all ranks, the others watch
 rank 0. A rank that is slow goes on beating and is waited for; one that hangs (stopped, swapped out, on a machine that
-is gone) falls silent. The ranks that watch it say so at intervals, and end after a limit, each with one line.
+is gone) falls silent. The ranks that watch it say so at intervals, and end after a limit, each with one line. Where the
+silent process was one of the same machine and has ended, they end at once.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ from collections.abc import Callable, Iterator
 
 from torch._C._distributed_c10d import Store
 
+from entroloop.data import owners
 from entroloop.data.errors import Failed
 
 BEAT = 1.0  # seconds between heartbeats
+ENDED = 3  # beats of silence after which a rank of this machine is looked for
 SAY = 30.0  # seconds of silence after which a rank is named, and again after each such time
-LEFT = "left"
+LEFT = "left - at its end"  # in the place of a beat: count, owner and place of a process
 
 log = logging.getLogger(__name__)
 _hooks: list[Callable[[str], None]] = []
@@ -50,7 +53,8 @@ def stop() -> None:
 def wait_for_all() -> None:
     """Waits until every rank has called this function as often as this one; without `watch` it returns at once.
 
-    It polls, so that signals reach this process. Raises Failed when the store is gone with the process that kept it.
+    It polls, so that signals reach this process. Raises Failed when a rank has left the group without coming here, and
+    when the store is gone with the process that kept it.
     """
     if _peers is not None:
         _peers.meet()
@@ -86,12 +90,18 @@ class _Peers:
     def meet(self) -> None:
         self._met += 1
         pause = 0.0005
+        arrived = self._arrived(1)
+        while arrived < self._met * self.size:
+            time.sleep(pause)
+            pause = min(1.5 * pause, 0.2)
+            left = [r for r in self.watched if self._seen.get(r) == LEFT]
+            arrived = self._arrived(0)
+            if left and arrived < self._met * self.size:
+                raise Failed(f"rank {left[0]} has ended: its log says why; run the same command again")
+
+    def _arrived(self, more: int) -> int:
         try:
-            arrived = self.store.add("met", 1)
-            while arrived < self._met * self.size:
-                time.sleep(pause)
-                pause = min(1.5 * pause, 0.2)
-                arrived = self.store.add("met", 0)
+            return int(self.store.add("met", more))
         except RuntimeError as error:
             raise Failed(
                 "the process that keeps the ranks together has ended (rank 0, or torchrun): the logs of the other "
@@ -111,9 +121,10 @@ class _Peers:
 
     def _beat(self) -> None:
         """Tells the store that this rank lives, and asks it for the beats of the watched ranks."""
+        me = owners.me()
         try:
             for count in itertools.count():
-                self._own.set(f"beat/{self.rank}", f"{count} process {os.getpid()} on {socket.gethostname()}")
+                self._own.set(f"beat/{self.rank}", f"{count} {me} process {os.getpid()} on {socket.gethostname()}")
                 keys = [r for r in self.watched if r in self._seen or self._own.check([f"beat/{r}"])]
                 values = self._own.multi_get([f"beat/{r}" for r in keys]) if keys else []
                 self._seen |= {r: value.decode() for r, value in zip(keys, values, strict=True)}
@@ -132,8 +143,11 @@ class _Peers:
                 silent[r] = 0.0 if seen.get(r) != before.get(r) or seen.get(r) == LEFT else silent[r] + BEAT
             before = seen
             worst = max(self.watched, key=lambda r: silent[r])
-            who = f"rank {worst} ({seen.get(worst, ' of unknown place').partition(' ')[2]})"
-            if silent[worst] >= self.limit:
+            _, owner, place = seen.get(worst, "0 - of unknown place").split(" ", 2)
+            who = f"rank {worst} ({place})"
+            if silent[worst] >= ENDED * BEAT and owners.is_dead(owner):
+                self._end(f"{who} has ended: its log says why; run the same command again")
+            elif silent[worst] >= self.limit:
                 self._end(
                     f"rank {self.rank} waited for {who}, which has not answered for {self.limit:g} s: it is stopped or "
                     "hangs: end it and run the same command again, or set ENTROLOOP_PEER_SECONDS to wait longer"

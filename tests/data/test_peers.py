@@ -111,6 +111,35 @@ def test_a_rank_that_hangs_is_named_and_ends_the_other(stopped, waits):
     assert "Traceback" not in said
 
 
+def one_is_killed(world, killed, waits):
+    world.barrier()
+    time.sleep(0.5)
+    if world.rank == killed:
+        os.kill(os.getpid(), signal.SIGKILL)
+    waits(world)
+
+
+@pytest.mark.parametrize("waits", [in_a_barrier, at_its_own_work])
+def test_a_killed_rank_of_this_machine_ends_the_other_at_once(waits):
+    ranks = started(60, 600, one_is_killed, 1, waits)
+    said = ranks[0].communicate(20)[0]
+    assert ranks[0].returncode == 1
+    assert re.match(rf"entroloop: rank 1 \(process {ranks[1].pid} on \S+\) has ended", said), said
+
+
+def one_leaves_and_one_waits(world):
+    world.barrier()
+    if world.rank == 0:
+        with pytest.raises(Failed, match="rank 1 has ended"):
+            world.barrier()
+
+
+def test_a_rank_that_leaves_is_not_waited_for():
+    ranks = started(60, 600, one_leaves_and_one_waits)
+    assert [rank.communicate(20)[0] for rank in ranks] == ["", ""]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+
+
 def one_comes_late(world):
     time.sleep(4 * world.rank)
     with pytest.raises(Failed, match=r"another rank (did not come to|ended during) a reduction"):
