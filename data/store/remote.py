@@ -96,10 +96,11 @@ class Remote:
                 continue
             with file:
                 try:
-                    make_room(self.cache, self.limit - size)
-                    self._download(name, file, sha256, size)
-                    if _is_still(temporary, file):
-                        temporary.replace(path)
+                    if not path.exists():  # another process may have finished it since the look above
+                        make_room(self.cache, self.limit - size)
+                        self._download(name, file, sha256, size)
+                        if _is_still(temporary, file):
+                            temporary.replace(path)
                 finally:
                     if _is_still(temporary, file):
                         temporary.unlink(missing_ok=True)

@@ -177,12 +177,28 @@ def test_a_file_evicted_before_it_is_opened_is_fetched_again(server, tmp_path, m
 
 
 def test_many_readers_fetch_a_file_once(server, tmp_path):
-    datasets = [remote_set(server, tmp_path / "cache") for _ in range(5)]
+    datasets = [remote_set(server, tmp_path / "cache", timeout=10) for _ in range(5)]
     server.faults["shard-000002.tar"] = ["slow"]
     with futures.ThreadPoolExecutor(5) as pool:
         paths = set(pool.map(lambda d: d.path("shard-000002.tar"), datasets))
     assert len(paths) == 1
     assert server.requests["shard-000002.tar"] == 1
+
+
+def test_a_file_that_another_finishes_meanwhile_is_not_fetched_again(server, tmp_path, monkeypatch):
+    one, other = (remote_set(server, tmp_path / "cache") for _ in range(2))
+    opens = Path.open
+
+    def later(path, *args, **kwargs):
+        if path.name.startswith(".tmp-"):
+            monkeypatch.setattr(Path, "open", opens)
+            other.path("shard-000002.tar")
+        return opens(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", later)
+    assert one.path("shard-000002.tar").is_file()
+    assert server.requests["shard-000002.tar"] == 1
+    assert not list((tmp_path / "cache").glob(".tmp-*"))
 
 
 def test_a_download_left_by_a_killed_process_is_taken_over(server, tmp_path):
