@@ -28,9 +28,9 @@ from typing import cast
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch.utils.flop_counter import FlopCounterMode
 
+from entroloop.data.errors import UserError
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
@@ -203,10 +203,13 @@ def against_row(options: argparse.Namespace, folder: Path, world: World, name: s
     changes = {"compile": name == "compile"}
     trainers = [Trainer(job_of(options, folder / name, 10**6, **c), data, world) for c in ({}, changes)]
     if name == "xformers":
-        theirs, ours = (cast(ImageNetwork, t.engine.network) for t in trainers)
-        if not options.attention or ours.use_best_attention(world.device) != "xformers":
-            return {"what": "images/s, xformers / SDPA: needs CUDA, xformers and --attention", "ratio": None}
-        theirs.unet.set_attn_processor(AttnProcessor2_0())
+        network = cast(ImageNetwork, trainers[1].engine.network)
+        try:
+            if not options.attention:
+                raise UserError("needs --attention")
+            network.use_attention("xformers", world.device)
+        except UserError as error:
+            return {"what": f"images/s, xformers / SDPA: {error}", "ratio": None}
     batches = [t.data.batches(seed=0, seen=0, until=10**9, batch=options.batch, rank=0, size=1) for t in trainers]
 
     def steps(i: int) -> float:

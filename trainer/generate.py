@@ -33,6 +33,7 @@ from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
 from entroloop.trainer.network import DenoiserNetwork, check_precision
+from entroloop.trainer.network_config import Attention
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model, noise_levels
 from entroloop.trainer.sampler import FreshNoise, clipped, draw, guided
 
@@ -71,7 +72,8 @@ def sample_labels(
 class Generator:
     """Draws any samples of a plan from one set of exported weights.
 
-    guide  folder of the guide's sealed weights, if the configuration uses a guide for this generation
+    guide      folder of the guide's sealed weights, if the configuration uses a guide for this generation
+    attention  the code that computes attention (`network.attention_backend`)
 
     Raises UserError when the configuration does not fit the weights, the guide or the device.
     """
@@ -84,10 +86,12 @@ class Generator:
         device: torch.device,
         histogram: NDArray[np.int64] | None = None,
         guide: Path | None = None,
+        attention: Attention = "sdpa",
     ) -> None:
         check_precision("sample", config.precision, device)
         about: dict[str, Any] = manifest.read(weights).about
         self.config, self.plan, self.device, self.histogram = config, plan, device, histogram
+        self.attention: Attention = attention
         self.shape = tuple(about["shape"])
         self.num_classes = int(about["num_classes"])
         self.scale = Scale(**about["scale"])
@@ -102,7 +106,7 @@ class Generator:
 
     def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
         network = network.to(self.device).requires_grad_(False)
-        network.use_best_attention(self.device)
+        network.use_attention(self.attention, self.device)
         if self.config.compile:
             # Compile once per batch size. At the second size torch would switch to a shape-generic graph, and which
             # size comes second differs between ranks.
@@ -161,6 +165,7 @@ def generate(
     whole: Part | None = None,
     histogram: NDArray[np.int64] | None = None,
     guide: Path | None = None,
+    attention: Attention = "sdpa",
     title: str = "sample",
     show: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -186,7 +191,7 @@ def generate(
     mine = [i for i in part.of(len(plan.shards)) if not is_done(folder, i)]
     if not mine and not others():
         return 0
-    loaded = functools.cache(lambda: Generator(weights, config, plan, device, histogram, guide))
+    loaded = functools.cache(lambda: Generator(weights, config, plan, device, histogram, guide, attention))
     slowest = 0.0  # seconds that the slowest shard took on this rank
 
     def samples_of(number: int) -> tuple[NDArray[Any], NDArray[np.int64] | None]:

@@ -6,9 +6,7 @@ and return a tensor like x. The label `num_classes` means "no class" (classifier
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import logging
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -22,13 +20,11 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import said
 from entroloop.data.store import manifest
 from entroloop.trainer.catalogue import NETWORKS
-from entroloop.trainer.network_config import NetworkConfig, Precision
+from entroloop.trainer.network_config import Attention, NetworkConfig, Precision
 from entroloop.trainer.network_size import FREQUENCIES, HEAD, check_unet, fitted
 
 if TYPE_CHECKING:
     from diffusers import UNet2DModel
-
-log = logging.getLogger(__name__)
 
 
 class DenoiserNetwork(nn.Module):
@@ -56,8 +52,11 @@ class DenoiserNetwork(nn.Module):
     def load(cls, folder: Path) -> Self:
         """The network that `save` wrote."""
 
-    def use_best_attention(self, device: torch.device) -> str:
-        """Switches to the fastest attention that runs on `device`. Returns its name, or `none` without attention."""
+    def use_attention(self, backend: Attention, device: torch.device) -> str:
+        """Computes attention by that code from now on. Returns the code's name, or `none` if there is no choice.
+
+        Raises UserError as `check_attention` does.
+        """
         return "none"
 
 
@@ -93,15 +92,11 @@ class ImageNetwork(DenoiserNetwork):
 
         return cls(UNet2DModel.from_pretrained(folder / "unet", local_files_only=True))
 
-    def use_best_attention(self, device: torch.device) -> str:
-        """Uses xformers if it is installed and runs, else torch's own attention."""
-        if device.type == "cuda" and importlib.util.find_spec("xformers") is not None:
-            try:
-                self.unet.enable_xformers_memory_efficient_attention()
-                return "xformers"
-            except (ModuleNotFoundError, ValueError, RuntimeError, NotImplementedError) as error:
-                log.warning("xformers does not run here, torch's attention is used: %s", reason(error))
-        return "SDPA"
+    def use_attention(self, backend: Attention, device: torch.device) -> str:
+        check_attention(backend, device)
+        if backend == "xformers":
+            self.unet.enable_xformers_memory_efficient_attention()
+        return backend
 
 
 class VectorNetwork(DenoiserNetwork):
@@ -247,6 +242,26 @@ def check_precision(section: str, precision: Precision, device: torch.device) ->
         raise UserError(f"{section}.precision=fp16: a CPU computes no network in fp16; use no or bf16")
     if precision == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"{section}.precision=bf16: this GPU has no bf16; use fp16 or no")
+
+
+def check_attention(backend: Attention, device: torch.device) -> None:
+    """Raises UserError, naming the key, when xformers is asked for and does not compute attention on the device."""
+    if backend != "xformers":
+        return
+    key = "network.attention_backend=xformers"
+    try:
+        from xformers.ops import memory_efficient_attention
+    except ImportError as error:
+        raise UserError(
+            f"{key}: xformers is not installed ({reason(error)}): pip install 'entroloop[cuda]', or set sdpa"
+        ) from error
+    if device.type != "cuda":
+        raise UserError(f"{key}: xformers computes on GPUs only, and this process on {device.type}: set sdpa")
+    try:
+        q = torch.zeros(1, 2, 1, HEAD, device=device)  # [batch, places, heads, features]
+        memory_efficient_attention(q, q, q)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{key}: xformers does not run on this GPU ({reason(error)}): set sdpa") from error
 
 
 def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UNet2DModel:

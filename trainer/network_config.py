@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from entroloop.data.config import Named, Section
+from entroloop.data.config import HOW, Named, Section
 from entroloop.data.registry import check_options
 from entroloop.trainer.catalogue import NETWORKS
 
 AUTO = "auto"
 
 Precision = Literal["no", "fp16", "bf16"]  # of the network's calls
+Attention = Literal["sdpa", "xformers"]
 
 
 class NetworkConfig(Section):
@@ -30,6 +31,8 @@ class NetworkConfig(Section):
     """UNet: levels with self-attention; 0 is the full resolution."""
     middle_attention: bool = True
     """UNet: self-attention at the lowest resolution."""
+    attention_backend: Annotated[Attention, HOW] = "sdpa"
+    """UNet: the code that computes attention. `sdpa` is torch's own; `xformers` needs that library and a GPU."""
     norm_groups: int = Field(8, ge=1)
     """UNet: groups of every group normalization; must divide the channels of every level."""
     fold: tuple[int, int, int] | None = None

@@ -93,7 +93,7 @@ class Trainer:
             checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
         if config.channels_last and network.images:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        attention = network.use_best_attention(world.device)
+        attention = network.use_attention(job.network.attention_backend, world.device)
         self.engine = make_engine(config, network.train(), world)
         say_once(
             f"training with {self.engine.kind} on {counted(world.size, 'process')} of {world.device.type}, "

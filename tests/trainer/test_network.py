@@ -1,5 +1,8 @@
 """Networks: shapes, refusals, and the export that diffusers and the loader read."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -54,9 +57,36 @@ def test_vectors_are_folded_into_the_images_that_the_unet_sees():
         network.build(config, (3, 8, 8), 0, seed=1)
 
 
-def test_on_a_cpu_attention_is_torchs():
-    net = network.build(SMALL, (1, 8, 8), 0, seed=1)
-    assert net.use_best_attention(torch.device("cpu")) == "SDPA"
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def test_attention_is_torchs_unless_another_is_asked_for():
+    images, vectors = (network.build(SMALL, shape, 0, seed=1) for shape in ((1, 8, 8), (3,)))
+    assert (images.use_attention("sdpa", CPU), vectors.use_attention("sdpa", CPU)) == ("sdpa", "none")
+
+
+def does_not_run(*_):
+    raise NotImplementedError("No operator found")
+
+
+@pytest.mark.parametrize(
+    ("module", "device", "said"),
+    [
+        (None, GPU, r"is not installed .*pip install 'entroloop\[cuda\]', or set sdpa$"),
+        (SimpleNamespace(memory_efficient_attention=does_not_run), CPU, "on GPUs only, and this process on cpu: set"),
+        (
+            SimpleNamespace(memory_efficient_attention=does_not_run),
+            GPU,
+            r"on this GPU \(No operator found\): set sdpa$",
+        ),
+    ],
+)
+def test_xformers_is_refused_where_it_does_not_run(module, device, said, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xformers", module)
+    monkeypatch.setitem(sys.modules, "xformers.ops", module)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))  # this machine may have no GPU
+    with pytest.raises(UserError, match=f"^network.attention_backend=xformers: xformers .*{said}"):
+        network.build(SMALL, (1, 8, 8), 0, seed=1).use_attention("xformers", device)
 
 
 class Line(torch.nn.Module):

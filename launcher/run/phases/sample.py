@@ -84,9 +84,10 @@ def _forecast(config: Config, generation: int) -> str:
 
 
 def _fits(config: Config, world: World) -> None:
-    from entroloop.trainer.network import check_precision
+    from entroloop.trainer.network import check_attention, check_precision
 
     check_precision("sample", config.sample.precision, world.device)
+    check_attention(config.network.attention_backend, world.device)
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
@@ -102,9 +103,9 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
     _say_who_idles(world, len(all_of_it.of(len(plan.shards))))
     drawn = generate(
         weights, folder, sample, plan, all_of_it.split(world.rank, world.size), world.device,
-        whole=all_of_it, histogram=label_histogram(context, step), guide=guide, title=str(step),
-        show=world.is_main, should_stop=context.should_stop, on_progress=context.on_progress,
-        on_shard=_encode_early(context, step),
+        whole=all_of_it, histogram=label_histogram(context, step), guide=guide,
+        attention=config.network.attention_backend, title=str(step), show=world.is_main,
+        should_stop=context.should_stop, on_progress=context.on_progress, on_shard=_encode_early(context, step),
     )  # fmt: skip
     world.barrier()
     context.facts["nfe"] = sample.nfe * sum(world.gather_counts(drawn))

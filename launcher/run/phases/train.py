@@ -54,8 +54,10 @@ def _forecast(config: Config, generation: int) -> str:
 
 def _fits(config: Config, world: World) -> None:
     from entroloop.trainer.engines.launch import check_launch
+    from entroloop.trainer.network import check_attention
 
     check_launch(config.train, world)
+    check_attention(config.network.attention_backend, world.device)
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
