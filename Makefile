@@ -29,7 +29,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)
-	$(RUN) entroloop.launcher sweep configs/digits.yaml
+	$(RUN) entroloop.launcher demo
 	@echo "open runs/digits/report.html in a browser"
 
 test: $(STAMP)

@@ -1,9 +1,6 @@
-"""A tour of entroloop from Python, in cells for Jupyter, VS Code or Spyder. It takes some seconds on a CPU.
+"""A tour of entroloop from Python, in cells for Jupyter, VS Code or Spyder. It takes some seconds on a CPU."""
 
-Run it in the folder that has `configs/`.
-"""
-
-# %% A configuration: a YAML file, and changes to it
+# %% A configuration: a packaged one (or a YAML file), and changes to it
 import numpy as np
 
 import entroloop
@@ -23,7 +20,7 @@ small = {
     "selection.encoder": "pixel",
     "evaluation.encoders": ["pixel"],
 }
-config = entroloop.Config.load("configs/digits.yaml", small)
+config = entroloop.Config.load("digits", small)
 
 # %% The loop: train, sample, select, repeat. A second call continues what a first one left, or does nothing
 run = entroloop.run(config)

@@ -62,8 +62,8 @@ def _options(
 
 # In the order in which `--help` lists them. Each is `NAME_command` of a file of `commands`.
 COMMANDS = (
-    "run", "sweep", "fork", "status", "list", "config", "import", "verify", "seal", "latents", "encode", "select",
-    "take", "entropy", "measure", "report", "sample", "doctor",
+    "run", "sweep", "demo", "fork", "status", "list", "config", "import", "verify", "seal", "latents", "encode",
+    "select", "take", "entropy", "measure", "report", "sample", "doctor",
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from entroloop.launcher import explain
 from entroloop.launcher.effects import check_effects
 from entroloop.launcher.fork_config import ForkedFrom
 from entroloop.launcher.keep_config import KeepConfig
+from entroloop.launcher.packaged import configuration
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.selection.options import check_fit
 from entroloop.selection.pool import LoopConfig, choice, settled
@@ -85,7 +86,7 @@ class Config(Section):
 
     @classmethod
     def load(cls, path: str | Path, overrides: Sequence[str] | Mapping[str, Any] = ()) -> Config:
-        """Reads a YAML file and changes keys.
+        """Reads a YAML file, or the packaged configuration of this name where there is no such file, and changes keys.
 
         overrides  `section.key=value` texts, as on the command line, or values by dotted key
 
@@ -247,10 +248,9 @@ def saved_with(run: Path) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"{path}: no such configuration file")
+    """The sections of a configuration: of the file, or of the packaged configuration of this name."""
     with reading(str(path), "not YAML"):
-        text = path.read_text(encoding="utf-8")
+        text = configuration(path).read_text(encoding="utf-8")
     raw = yaml12.read(text, str(path))
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a configuration is a mapping of sections, for example `train: {{kimg: 96}}`")

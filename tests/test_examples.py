@@ -60,7 +60,6 @@ def test_files(folder):
 
 
 def test_tour(folder):
-    Path("configs").symlink_to(DOCS.parent / "configs")
     exec(compile((DOCS / "tour.py").read_text(), "tour.py", "exec"), {"__name__": "__main__"})
     assert Path("runs/tour/generation_0001/metrics/metrics.jsonl").exists()
 

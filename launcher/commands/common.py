@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entroloop.data.errors import UserError
+from entroloop.launcher.packaged import names
 from entroloop.selection.catalogue import DISTANCES
 
 COLORS = ("auto", "grey", "rgb")
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
     from entroloop.data.store.manifest import Manifest
     from entroloop.data.world import World
 
-ConfigFile = Annotated[Path, typer.Argument(help="YAML configuration.", show_default=False)]
+ConfigFile = Annotated[
+    Path,
+    typer.Argument(help=f"A YAML file, or a packaged configuration: {', '.join(names())}.", show_default=False),
+]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", callback=lambda on: _quieter(on), help="Print only warnings and errors.")
