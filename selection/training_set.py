@@ -8,19 +8,20 @@ generations. N chosen images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.seeds import bounds
+from entroloop.data.errors import Interrupted
+from entroloop.data.seeds import Part, bounds
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import write_index
 from entroloop.data.store.manifest import Manifest
-from entroloop.data.store.shards import REAL, Provenance, Samples, seal_dataset, write_shard
+from entroloop.data.store.shards import REAL, Provenance, Samples, is_done, seal_dataset, write_shard
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,6 @@ class Candidates:
         return Candidates(dataset, np.arange(len(dataset), dtype=np.int64))
 
 
-def take(sources: Sequence[Candidates], ids: NDArray[np.int64]) -> Samples:
-    """The samples of the candidates `ids`, int64 [N], in that order: [N, ...]."""
-    edges = np.concatenate([[0], np.cumsum([len(s.rows) for s in sources])])
-    owner = np.searchsorted(edges, ids, side="right") - 1
-    first = sources[0].dataset
-    out: Samples = np.empty((len(ids), *first.shape), dtype=first.manifest.about["dtype"])
-    for number in np.unique(owner):
-        here = np.flatnonzero(owner == number)
-        out[here] = sources[number].dataset.take(sources[number].rows[ids[here] - edges[number]])
-    return out
-
-
 def write_selected(
     sources: Sequence[Candidates],
     ids: NDArray[np.int64],
@@ -72,16 +61,37 @@ def write_selected(
 ) -> Manifest:
     """Writes the chosen candidates, in ascending order of id, as a sealed training set.
 
-    Labels are kept if every source has labels. Raises UserError when the disk is full.
+    Labels are kept if every source has labels. A shard that exists already is left as it is. Raises UserError when the
+    disk is full.
+    """
+    write_shards(sources, ids, folder, shard_size, Part())
+    return seal_dataset(folder, about=about, made_from=made_from)
+
+
+def write_shards(
+    sources: Sequence[Candidates],
+    ids: NDArray[np.int64],
+    folder: Path,
+    shard_size: int,
+    part: Part,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Writes the missing shards of a part of a training set, with the bytes of `write_selected`, which seals the set.
+
+    Raises UserError when the disk is full, and Interrupted between shards when `should_stop` returns True.
     """
     ids = np.sort(ids)
-    provenance, labels = _columns(sources, ids)
-    for number, (start, stop) in enumerate(bounds(0, len(ids), shard_size)):
-        some = None if labels is None else labels[start:stop]
-        write_shard(
-            folder, number, take(sources, ids[start:stop]), some, provenance.take(slice(start, stop)), first_key=start
-        )
-    return seal_dataset(folder, about=about, made_from=made_from)
+    shards = bounds(0, len(ids), shard_size)
+    for number in part.of(len(shards)):
+        if is_done(folder, number):
+            continue
+        if should_stop():
+            raise Interrupted(f"stopped before shard {number} of the training set; finished shards are kept")
+        start, stop = shards[number]
+        chosen = _chosen(sources, ids[start:stop])
+        samples: Samples = np.concatenate([some.dataset.take(some.rows) for some in chosen if len(some.rows)])
+        provenance, labels = _columns(chosen)
+        write_shard(folder, number, samples, labels, provenance, first_key=start)
 
 
 def write_as_shards(dataset: Dataset, folder: Path) -> Manifest:
@@ -115,7 +125,7 @@ def index_selected(
         own = [_number(one, sets) for one in source.dataset.sets]
         origins = source.dataset.origins(source.rows)
         found.append(np.stack([np.array(own)[origins[:, 0]], origins[:, 1]], axis=1))
-    provenance, labels = _columns(sources, ids)
+    provenance, labels = _columns(_chosen(sources, ids))
     return write_index(
         folder, sets, np.concatenate(found)[ids], provenance, labels, run=run, shard_size=shard_size, about=about,
         made_from=made_from,
@@ -131,8 +141,20 @@ def _number(one: Dataset, sets: list[Dataset]) -> int:
     return len(sets) - 1
 
 
-def _columns(sources: Sequence[Candidates], ids: NDArray[np.int64]) -> tuple[Provenance, NDArray[np.int64] | None]:
-    provenance = Provenance.concatenate([s.provenance for s in sources]).take(ids)
-    each = [s.labels for s in sources]
-    labels = None if any(x is None for x in each) else np.concatenate([x for x in each if x is not None])[ids]
-    return provenance, labels
+def _chosen(sources: Sequence[Candidates], ids: NDArray[np.int64]) -> list[Candidates]:
+    """What each source has of the candidates `ids`, int64 [N], ascending. Some sources may have none of them."""
+    edges = np.concatenate([[0], np.cumsum([len(source.rows) for source in sources])])
+    cuts = np.searchsorted(ids, edges)
+    return [
+        replace(source, rows=source.rows[ids[start:stop] - first])
+        for source, first, start, stop in zip(sources, edges[:-1], cuts[:-1], cuts[1:], strict=True)
+    ]
+
+
+def _columns(chosen: Sequence[Candidates]) -> tuple[Provenance, NDArray[np.int64] | None]:
+    """Provenance and labels of all these candidates. Labels are None if a source has none."""
+    labels = [some.labels for some in chosen]
+    known = [x for x in labels if x is not None]
+    return Provenance.concatenate([some.provenance for some in chosen]), (
+        np.concatenate(known) if len(known) == len(labels) else None
+    )

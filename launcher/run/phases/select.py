@@ -68,8 +68,16 @@ def _forecast(config: Config, generation: int) -> str:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
+    from entroloop.data.seeds import Part
+    from entroloop.selection.training_set import write_shards
+
     said, sources, ids = _chosen(context, step)
-    context.world.on_main(lambda: _write(context, step, sources, ids))
+    data, world, folder = context.config.data, context.world, context.layout.of(step)
+    if data.selected == "shards":
+        part = Part(world.rank, world.size)
+        world.agree(lambda: write_shards(sources, ids, folder, data.shard_size, part, context.should_stop))
+    # Rank 0 writes again the shards of other ranks that its view of a shared folder does not show yet.
+    world.on_main(lambda: _write(context, step, sources, ids))
     return said
 
 
