@@ -175,5 +175,8 @@ def title(measure: str, encoder: str = "") -> str:
 
 
 def space(encoder: str, vectors: bool) -> str:
-    """The word before "features" or "space" in texts: the encoder's name, but `vector` for vectors as they are."""
+    """The word for a feature space in texts: the encoder's name, but `vector` for vectors as they are."""
     return "vector" if vectors and encoder == "pixel" else encoder
+
+
+RAW = ("pixel", space("pixel", True))  # the words for the samples as they are

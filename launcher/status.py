@@ -15,8 +15,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.progress import told
 from entroloop.data.runfolder import CONFIG, Layout, Step, read_config
 from entroloop.data.store.shards import REAL
-from entroloop.eval.catalogue import HEADLINE
-from entroloop.eval.report.runs import read_run, run_folders
+from entroloop.eval.catalogue import HEADLINE, space
+from entroloop.eval.report.runs import Run, read_run, run_folders
 from entroloop.launcher.run import lease
 from entroloop.launcher.run.phases import PHASES
 from entroloop.launcher.run.recipes import is_sealed, steps
@@ -62,7 +62,8 @@ def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
 def _inspect_run(folder: Path, leases: Leases) -> dict[str, Any]:
     state = _state(folder, leases)
     last = _last_line(Layout(folder), state["generations"])
-    return {**state, "last": last, "spread_gap": _spread_gaps(folder), "bytes": used(folder)}
+    run = read_run(folder)
+    return {**state, "last": last, "spread_gap": _spread_gaps(run), "vectors": run.vectors, "bytes": used(folder)}
 
 
 def _state(folder: Path, leases: Leases) -> dict[str, Any]:
@@ -102,10 +103,10 @@ def _state(folder: Path, leases: Leases) -> dict[str, Any]:
     return {"run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found}
 
 
-def _spread_gaps(folder: Path) -> dict[str, dict[int, float | None]]:
+def _spread_gaps(run: Run) -> dict[str, dict[int, float | None]]:
     """The spread gap of every measured generation, by encoder; None where it is undefined."""
     found: dict[str, dict[int, float | None]] = {}
-    for row in read_run(folder).rows:
+    for row in run.rows:
         for encoder in row.measures:
             found.setdefault(encoder, {})[row.generation or 0] = row.value(encoder, "spread_gap")
     return found
@@ -179,7 +180,7 @@ def table(found: dict[str, Any]) -> str:
     lines += [f"real data   {_cell(p)}" for p in found["phases"] if p["generation"] == REAL and p["state"] != "sealed"]
     names = [phase.name for phase in PHASES if not phase.once]
     gaps = found["spread_gap"]
-    heads = [f"spread gap ({encoder})" for encoder in gaps]
+    heads = [f"spread gap ({space(encoder, found['vectors'])})" for encoder in gaps]
     lines.append("generation  " + "  ".join([*(f"{name:<9}" for name in names), *heads]))
     for g in range(found["generations"]):
         cells = [f"{_cell(by_step[g, name]):<9}" for name in names]
@@ -209,27 +210,37 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     for path in paths:
         run: dict[str, Any] = {"run": str(path.relative_to(folder)) if path != folder else path.name}
         try:
-            state, rows = _state(path, leases), read_run(path).rows
+            state, kept = _state(path, leases), read_run(path)
         except UserError as error:
-            found.append({**run, "status": "damaged", "reason": str(error), "next": None, "row": None})
+            about = {"status": "damaged", "reason": str(error), "next": None, "row": None, "shown": None}
+            found.append({**run, **about, "vectors": False})
             continue
         ahead = next((p for p in state["phases"] if p["state"] != "sealed"), None)
         step = None if ahead is None else str(Step(ahead["generation"], ahead["phase"]))
-        last = rows[-1].as_dict() if rows else None
-        found.append({**run, "status": state["status"], "reason": state["reason"], "next": step, "row": last})
+        last = kept.rows[-1].as_dict() if kept.rows else None
+        about = {"status": state["status"], "reason": state["reason"], "next": step, "row": last}
+        found.append({**run, **about, "shown": _shown(kept), "vectors": kept.vectors})
     if not found:
         raise UserError(f"{folder}: holds no run (no {CONFIG} up to two levels below)")
     return found
 
 
+def _shown(run: Run) -> str | None:
+    """The encoder in whose features the run selects, if they were measured, else the first one measured."""
+    names = list(run.rows[-1].measures) if run.rows else []
+    selecting = run.config.get("selection.encoder")
+    return selecting if selecting in names else next(iter(names), None)
+
+
 def list_table(runs: list[dict[str, Any]]) -> str:
-    """The result of `listed` as a table for people: one line per run, with its measures in one encoder's features."""
+    """The result of `listed` as a table for people: one line per run, with its measures in one encoder's features:
+    those in which it selects, if they were measured."""
     lines = [["run", "state", "next", "measured", "encoder", *HEADLINE]]
     for run in runs:
         row = run["row"] or {"generation": "", "measures": {}}
-        measured: dict[str, dict[str, float | None]] = row["measures"]
-        encoder, measures = next(iter(measured.items()), ("", {}))
-        values = [measures.get(name) for name in HEADLINE]
+        encoder = run["shown"] or ""
+        values = [row["measures"].get(encoder, {}).get(name) for name in HEADLINE]
+        encoder = space(encoder, run["vectors"])
         shown = ["" if value is None else f"{value:.4g}" for value in values]
         lines.append([run["run"], run["status"], run["next"] or "", str(row["generation"]), encoder, *shown])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -14,7 +14,7 @@ from typing import Any
 from entroloop.eval.report import statistics, tables
 from entroloop.eval.report.arms import arms
 from entroloop.eval.report.headline import headline
-from entroloop.eval.report.runs import Run
+from entroloop.eval.report.runs import Run, for_people
 
 
 def as_records(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -67,6 +67,11 @@ def as_csv(runs: Sequence[Run]) -> str:
     return out.getvalue()
 
 
+def _headline(runs: Sequence[Run]) -> list[str]:
+    names = tables.encoders(runs)
+    return headline(arms(runs), tables.score_encoder(names), tables.distance_encoder(runs, names))
+
+
 def as_json(runs: Sequence[Run]) -> str:
     """The headline, correlations, and every row of every run with its context and the label of its arm."""
     names, groups, labels = tables.encoders(runs), arms(runs), _labels(runs)
@@ -76,9 +81,7 @@ def as_json(runs: Sequence[Run]) -> str:
         if len(statistics.entropy_sizes(runs)) < 2
     }
     summary = {
-        "headline": headline(groups, tables.score_encoder(names), tables.distance_encoder(runs, names))
-        if names
-        else [],
+        "headline": _headline(list(map(for_people, runs))) if names else [],
         "correlation": {name: vars(one) if one else None for name, one in found.items()},
         "runs": [
             {

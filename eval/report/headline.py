@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from entroloop.eval.catalogue import space
 from entroloop.eval.report import statistics, verdicts
 from entroloop.eval.report.arms import Arm, Comparable, baseline_arm, comparable
 from entroloop.eval.report.runs import REAL_ONLY, Run
@@ -77,13 +78,9 @@ def selecting_encoders(runs: Sequence[Run]) -> dict[str, list[str]]:
     """Encoder -> strategies that selected in its features; random selection and the control use no encoder."""
     out: dict[str, list[str]] = {}
     for run in runs:
-        encoder = run.config.get("selection.encoder")
-        if (
-            encoder
-            and run.strategy not in ("random", REAL_ONLY)
-            and run.strategy not in out.setdefault(str(encoder), [])
-        ):
-            out[str(encoder)].append(run.strategy)
+        encoder = space(str(run.config.get("selection.encoder") or ""), run.vectors)
+        if encoder and run.strategy not in ("random", REAL_ONLY) and run.strategy not in out.setdefault(encoder, []):
+            out[encoder].append(run.strategy)
     return out
 
 

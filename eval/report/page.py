@@ -25,10 +25,10 @@ from matplotlib.figure import Figure
 from entroloop.data import files
 from entroloop.data.errors import UserError, unusable
 from entroloop.data.store.shards import REAL
-from entroloop.eval.catalogue import HEADLINE, SHOWN, space, title
+from entroloop.eval.catalogue import HEADLINE, SHOWN, title
 from entroloop.eval.report import export, headline, pictures, plots, points, progress, statistics, tables, verdicts
 from entroloop.eval.report.arms import Arm, arms, comparable
-from entroloop.eval.report.runs import Run, read_runs
+from entroloop.eval.report.runs import Run, for_people, read_runs
 
 _SAFE = " !'()*+,-./:;=?@[]^_{|}~$"  # need no escape in a data URI, nor in HTML between double quotes
 FORMATS = ("html", "csv", "json", "png")
@@ -59,12 +59,13 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
     """
     runs = read_runs(folders)
     make_room(out, form)
+    shown = list(map(for_people, runs))
     if form == "png":
-        for picture in figures(runs):
+        for picture in figures(shown):
             files.put(out / f"{picture.name}.png", plots.png(picture.figure))
         return runs
     text = {
-        "html": lambda: html(runs, refresh=refresh),
+        "html": lambda: html(shown, refresh=refresh),
         "csv": lambda: export.as_csv(runs),
         "json": lambda: export.as_json(runs),
     }
@@ -276,10 +277,9 @@ def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
 
 
 def for_vectors(page: str) -> str:
-    """The page for runs on vectors: "image" and "pixel features" become "vector" in text and alternative texts."""
+    """The page for runs on vectors: "image" becomes "vector" in text and alternative texts."""
 
     def say(text: str) -> str:
-        text = re.sub(r"\bpixel(?= features\b)", space("pixel", True), text)
         text = re.sub(r"\b(a)n image\b", r"\1 vector", text, flags=re.IGNORECASE)
         return re.sub(r"\bimage(s?)\b", r"vector\1", re.sub(r"\bImage(s?)\b", r"Vector\1", text))
 

@@ -16,9 +16,10 @@ from typing import Any
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
 from entroloop.data.errors import UserError, reason
-from entroloop.data.runfolder import CONFIG, Layout, read_config
+from entroloop.data.runfolder import CONFIG, Layout, Step, read_config
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
+from entroloop.eval.catalogue import space
 from entroloop.eval.measures.row import Row
 
 REAL_ONLY = "real-only"
@@ -51,6 +52,7 @@ class Run:
     stats: tuple[dict[str, Any], ...]  # phases with their seconds; each with its "generation"
     failed: str = ""  # the reason in state.json if the last attempt failed
     sealed: int | None = None  # finished generations, also those that were not to be measured; None: those with a row
+    vectors: bool = False  # whether the samples are vectors
 
     @property
     def seed(self) -> int:
@@ -160,7 +162,25 @@ def read_run(folder: Path) -> Run:
     name = str(config.get("name") or folder.name)
     failed = _failure(layout.state)
     sealed = sum(1 for _ in folder.glob(f"generation_*/metrics/{manifest.MANIFEST}"))
-    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed, sealed)
+    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed, sealed, _of_vectors(layout))
+
+
+def _of_vectors(layout: Layout) -> bool:
+    first = layout.of(Step(0, "select"))
+    return manifest.is_sealed(first) and len(manifest.read(first).about.get("shape", ())) == 1
+
+
+def for_people(run: Run) -> Run:
+    """The same run; if its samples are vectors, its rows call the feature space of the samples `vector`."""
+
+    def said(row: Row) -> Row:
+        measures = {space(name, run.vectors): values for name, values in row.measures.items()}
+        encoders = {space(name, run.vectors): values for name, values in row.context.encoders.items()}
+        context = row.context.model_copy(update={"encoders": encoders})
+        return row.model_copy(update={"measures": measures, "context": context})
+
+    baseline = None if run.baseline is None else said(run.baseline)
+    return replace(run, rows=tuple(map(said, run.rows)), baseline=baseline) if run.vectors else run
 
 
 def _failure(path: Path) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from entroloop.eval.catalogue import SHOWN, title
+from entroloop.eval.catalogue import RAW, SHOWN, title
 from entroloop.eval.measures.row import Row
 from entroloop.eval.report import plots, progress, statistics, verdicts
 from entroloop.eval.report.arms import Arm, baseline_arm, comparable, differences
@@ -54,15 +54,15 @@ def encoders(runs: Sequence[Run]) -> list[str]:
 
 
 def score_encoder(names: Sequence[str]) -> str:
-    """The encoder whose nearest-neighbour scores are shown: pixels if measured, else the first."""
-    return "pixel" if "pixel" in names else names[0]
+    """The encoder whose nearest-neighbour scores are shown: the samples as they are if measured, else the first."""
+    return next((name for name in names if name in RAW), names[0])
 
 
 def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
     """The encoder in whose features distributions are compared: the first one that no run selected with and that is not
-    raw pixels. Without such an encoder, not having selected matters more than not being raw pixels."""
+    the samples as they are. Without such an encoder, not having selected matters more than not being that."""
     selecting = selecting_encoders(runs)
-    return min(names, key=lambda name: (name in selecting, name == "pixel"))
+    return min(names, key=lambda name: (name in selecting, name in RAW))
 
 
 def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:

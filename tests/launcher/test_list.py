@@ -1,10 +1,13 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from loops import command, tiny
 
 from entroloop.data.errors import UserError
+from entroloop.eval.measures.row import Row
+from entroloop.eval.report.runs import Run
 from entroloop.launcher import status
 from entroloop.launcher.config import dump
 
@@ -36,6 +39,15 @@ def test_runs_with_their_state_next_step_and_last_row(finished, tmp_path):
     assert status.listed(tmp_path / "sweep" / "whole")[0]["run"] == "whole"
     with pytest.raises(UserError, match="holds no run"):
         status.listed(tmp_path / "sweep" / "whole" / "real")
+
+
+def test_the_encoder_that_selects_is_shown():
+    row = {"generation": 0, "measures": {name: {"frechet_distance": i} for i, name in enumerate("abc")}}
+    for selecting, shown in (("b", "b"), ("not measured", "a")):
+        run = Run(Path("r"), "r", {"selection.encoder": selecting}, (Row(provenance={}, **row),), None, ())
+        assert status._shown(run) == shown
+    listed = {"run": "r", "status": "finished", "reason": "", "next": None, "row": row, "shown": "b", "vectors": False}
+    assert status.list_table([listed]).splitlines()[1].split() == ["r", "finished", "0", "b", "1"]
 
 
 def test_a_finished_run_says_so(finished):

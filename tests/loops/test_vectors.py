@@ -1,6 +1,7 @@
 """Vectors go through the same loop: a real table of measurements, and the points of the plane in the report."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from entroloop.eval.report import page as report
 from entroloop.eval.report import points
 from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
+from entroloop.launcher import status
 from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
@@ -71,7 +73,24 @@ def test_the_report_projects_the_table_and_speaks_of_vectors(wine, tmp_path):
     assert "generated images" not in text
     assert "training vector" in text
     assert "vector features" in text
-    assert "pixel features" not in text
+    lines = [line for line in text.splitlines() if re.search(r"\bpixel\b", line)]
+    assert [re.sub(r"</?d[dt]>", " ", line).split()[0] for line in lines] == [
+        "selection.encoder",
+        "evaluation.encoders",
+    ]
+    report.write([wine.run], tmp_path / "report.json", "json")
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert any("in vector features" in words for words in found["headline"])
+    assert "pixel" not in " ".join(found["headline"])
+    assert set(found["runs"][0]["rows"][0]["measures"]) == {"pixel"}
+
+
+def test_status_and_list_speak_of_vectors(wine):
+    state, listed = status.inspect(wine.run), status.listed(wine.run)
+    assert set(state["spread_gap"]) == {"pixel"}  # the key of a row
+    assert "spread gap (vector)" in status.table(state)
+    assert (listed[0]["shown"], listed[0]["vectors"]) == ("pixel", True)
+    assert status.list_table(listed).splitlines()[1].split()[3] == "vector"
 
 
 def test_two_features_are_drawn_as_they_are(tmp_path):
