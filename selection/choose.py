@@ -46,6 +46,7 @@ def select(
     labels: Any = None,
     generations: Any = None,
     reference: Any = None,
+    reference_labels: Any = None,
     trim: float = 0.0,
     trim_k: int = 1,
     per_class: bool = False,
@@ -57,6 +58,8 @@ def select(
     features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
     labels, generations  [n_r] integers, one per row, if the strategy or `per_class` needs them
     reference            [., D] this rank's rows of real data, for strategies that match it or need it
+    reference_labels     [.] integers, the classes of these rows: with `per_class` each class is matched to its own rows
+                         of the reference, if there are at least 2
     strategy             a name of STRATEGIES in `catalogue.py`, of an entry point, or `module:attribute`
     metric               euclidean, cosine (distances 1 - cos) or whitened. Thresholds and radii are in units of the
                          metric; under cosine they are |u - v| of rows scaled to length 1
@@ -103,7 +106,11 @@ def select(
     if trim != 0:
         kept = _trimmed(shard, trim, trim_k)
         problem = _subset(problem, kept)
-    chosen = _per_class(problem, function, options) if per_class else function(problem, **options)
+    if per_class:
+        known = None if real is None else _integers(reference_labels, "reference_labels", real)
+        chosen = _per_class(problem, known, function, options)
+    else:
+        chosen = function(problem, **options)
     if kept is not None:
         chosen = replace(chosen, ids=kept.numpy()[chosen.ids], info={**chosen.info, "trimmed": shard.total - len(kept)})
     return chosen
@@ -127,14 +134,18 @@ def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
 
 def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
     """The same problem on some of the rows. `ids` are their global ids, ascending; they are renumbered 0, 1, 2, ..."""
-    shard = problem.shard
-    _, local = shard.owned(ids)
-    bounds = torch.tensor(shard.counts).cumsum(0)
-    counts = torch.bincount(torch.bucketize(ids, bounds, right=True), minlength=len(bounds))
-    part = Shard(shard.rows[local.to(shard.rows.device)], tuple(counts.tolist()), shard.world)
+    part = _part(problem.shard, ids)
     labels, generations = (None if x is None else x[ids] for x in (problem.labels, problem.generations))
     size = problem.size if size is None else size
     return Problem(part, size, problem.seed, labels, generations, problem.reference, problem.on_progress)
+
+
+def _part(shard: Shard, ids: Tensor) -> Shard:
+    """Some of the rows of all ranks, by their global ids, ascending."""
+    _, local = shard.owned(ids)
+    bounds = torch.tensor(shard.counts).cumsum(0)
+    counts = torch.bincount(torch.bucketize(ids, bounds, right=True), minlength=len(bounds))
+    return Shard(shard.rows[local.to(shard.rows.device)], tuple(counts.tolist()), shard.world)
 
 
 def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
@@ -145,15 +156,21 @@ def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
     return order[: shard.total - int(trim * shard.total)].sort().values
 
 
-def _per_class(problem: Problem, function: Strategy, options: dict[str, Any]) -> Selection:
+def _per_class(problem: Problem, known: Tensor | None, function: Strategy, options: dict[str, Any]) -> Selection:
+    """known: int64 classes of the reference's rows on all ranks. A class with fewer than 2 of them has them all."""
     if problem.labels is None:
         raise UserError("per_class: needs labels, one integer a row")
-    members = [(problem.labels == label).nonzero()[:, 0] for label in torch.unique(problem.labels)]
+    classes = torch.unique(problem.labels)
+    members = [(problem.labels == label).nonzero()[:, 0] for label in classes]
     shares = quotas([len(m) for m in members], problem.size)
     turns: list[tuple[int, int, int]] = []
     for c, (ids, share) in enumerate(zip(members, shares, strict=True)):
         if share:
-            chosen = function(_subset(problem, ids, share), **options)
+            part = _subset(problem, ids, share)
+            real = torch.empty(0) if known is None else (known == classes[c]).nonzero()[:, 0]
+            if problem.reference is not None and len(real) >= 2:
+                part = replace(part, reference=_part(problem.reference, real))
+            chosen = function(part, **options)
             turns += [(turn, c, int(i)) for turn, i in enumerate(ids.numpy()[chosen.ids])]
     ids = torch.tensor([i for _, _, i in sorted(turns)], dtype=torch.int64)
     return Selection(ids.numpy(), order_radii(problem.shard, ids).cpu().numpy(), {"classes": len(members)})

@@ -36,6 +36,10 @@ def select_command(
     metric: MetricName = "euclidean",
     option: Annotated[list[str] | None, typer.Option(help="A strategy option, key=value; may be repeated.")] = None,
     reference: Annotated[Path | None, typer.Option(help="Real features, for matching strategies.")] = None,
+    reference_labels: Annotated[
+        Path | None,
+        typer.Option(help="Classes of the reference, .npy, for --per-class: each matches its own."),
+    ] = None,
     labels: Annotated[Path | None, typer.Option(help="Classes: one integer per row, .npy.")] = None,
     generations: Annotated[Path | None, typer.Option(help="Generations: one integer per row, .npy.")] = None,
     per_class: Annotated[bool, typer.Option("--per-class", help="Choose within each class of the labels.")] = False,
@@ -66,6 +70,8 @@ def select_command(
     if out.suffix != ".npy":
         raise UserError(f"--out: must end in .npy, is {out}")
     files.check_place(out)
+    if reference_labels is not None and reference is None:
+        raise UserError("--reference-labels: give --reference, whose classes these are")
     world = world_from_environment()
     keys = keys_of([features, *([reference] if reference else [])], key or [])
     with opened(features, keys[0]) as rows:
@@ -84,6 +90,8 @@ def select_command(
                     )
                 extra["reference"] = usable(real, world)
                 sets["reference"] = real.about()
+                if reference_labels is not None:
+                    extra["reference_labels"] = read_integers(reference_labels, len(real))[world.share(len(real))]
         given = {name: f"--{name.replace('_', '-')}" for name in ("size", "seed", "trim", "trim_k", "per_class")}
         given |= {"features": rows.where, "queries": rows.where, "reference": str(reference)}
         with naming(**given), Progress("select", size, "row", show=world.is_main) as progress:

@@ -237,6 +237,12 @@ def test_errors_of_the_calculation_name_the_file_or_option(tmp_path):
         "zero.npy: row 17 is zero and": lambda: select_command(tmp_path / "zero.npy", 3, out, metric="cosine"),
         "--size: must be": lambda: select_command(tmp_path / "x.npy", 10**6, out),
         "--per-class: needs labels": lambda: select_command(tmp_path / "x.npy", 3, out, per_class=True),
+        "--reference-labels: give --reference": lambda: select_command(
+            tmp_path / "x.npy", 3, out, reference_labels=tmp_path / "x.npy"
+        ),
+        "x.npy: must hold 300 integers": lambda: select_command(
+            tmp_path / "x.npy", 3, out, reference=tmp_path / "x.npy", reference_labels=tmp_path / "x.npy"
+        ),
         "--trim: must be": lambda: select_command(tmp_path / "x.npy", len(X), out, trim=0.5),
         "zero.npy: row 17 is zero and has": lambda: select_command(
             tmp_path / "x.npy", 3, out, "covariance-matching", metric="cosine", reference=tmp_path / "zero.npy"

@@ -61,6 +61,7 @@ def _on_rank(world, parts, labels, name, extra):
         world=world,
         labels=labels[world.rank],
         reference=parts[world.rank],
+        reference_labels=labels[world.rank],
         **extra,
     )
 
@@ -82,7 +83,7 @@ def _on_rank(world, parts, labels, name, extra):
 )
 def test_ids_do_not_depend_on_the_number_of_ranks(name, extra, size):
     x, labels = X[:200] + np.float32(1), LABELS[:200]
-    whole = select(x, 60, name, seed=1, labels=labels, reference=x, **extra)
+    whole = select(x, 60, name, seed=1, labels=labels, reference=x, reference_labels=labels, **extra)
     for result in on_threads(size, _on_rank, split(x, size), split(labels, size), name, extra):
         np.testing.assert_array_equal(result.ids, whole.ids)
         np.testing.assert_array_equal(result.radii, whole.radii)
@@ -110,6 +111,17 @@ def test_per_class_runs_the_strategy_within_each_class():
         rows = np.flatnonzero(label == LABELS)
         expected, _ = slow_greedy(X[rows], 5, int(np.flatnonzero(rows == ids[0])[0]))
         np.testing.assert_array_equal(ids, rows[expected])
+
+
+@pytest.mark.parametrize("name", ["herding", "voronoi", "entropy-matching", "covariance-matching"])
+def test_per_class_matches_each_class_to_its_own_reference(name):
+    real, known = DIGITS.data[500:800].astype(np.float32), DIGITS.target[500:800].copy()
+    known[np.flatnonzero(known == 0)[1:]] = -1  # a single row of class 0: then the whole reference
+    chosen = select(X, 60, name, labels=LABELS, reference=real, reference_labels=known, per_class=True)
+    for label in (0, 3):
+        rows = np.flatnonzero(label == LABELS)
+        alone = select(X[rows], 6, name, reference=real if label == 0 else real[known == label])
+        np.testing.assert_array_equal([i for i in chosen.ids if LABELS[i] == label], rows[alone.ids])
 
 
 def test_trim_drops_the_points_without_near_neighbours():
@@ -153,6 +165,12 @@ def first_rows(problem, *, after=0):
         (5, "greedy", {"start": 500}, "start: must be an id below the number of rows, 500, is 500"),
         (5, "greedy", {"trim": 0.995}, "trim: must be a share that leaves at least 5 of 500 rows, is 0.995"),
         (5, "greedy", {"per_class": True}, "per_class: needs labels"),
+        (
+            5,
+            "herding",
+            {"per_class": True, "labels": LABELS, "reference": X[:9], "reference_labels": LABELS[:8]},
+            "reference_labels: must be 9 integers, one per row",
+        ),
         (5, "greedy", {"labels": [1, 2]}, "labels: must be 500 integers"),
         (5, "greedy", {"seed": -1}, "seed: must be an integer of at least 0"),
         (5, "random", {"stratified": True}, "random: stratified needs generations"),

@@ -154,15 +154,16 @@ def _choose(
     if loop.balanced:
         options["per_class"] = True
     real = context.features(REAL, selection.encoder)
-    real = real[context.split.trusted if context.config.data.trusted else context.split.training]
-    real = real[world.share(len(real))]
+    trusted = context.split.trusted if context.config.data.trusted else context.split.training
+    trusted = trusted[world.share(len(trusted))]
+    known = None if context.real.labels is None else context.real.labels[trusted]
     layout, encoder = context.layout, selection.encoder
     candidates = f"{layout.generation(generation)}: features of the candidates by {encoder}"
     with naming(features=candidates, reference=f"{layout.of(PREPARE)}: features by {encoder}"):
         chosen = select(
             features[rows], size, selection.strategy,
             seed=derive_seed(context.config.seed, generation, "select"), world=world, metric=selection.metric,
-            labels=labels, generations=generations, reference=real, **options,
+            labels=labels, generations=generations, reference=real[trusted], reference_labels=known, **options,
         )  # fmt: skip
     ids: NDArray[np.int64] = np.asarray(chosen.ids)
     finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
