@@ -26,6 +26,7 @@ from entroloop.launcher.run.facts import processor, version
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import LONGER, Format, shortest_format
 from entroloop.selection.exact.sketch import Frame, InexactProductError, Sketch, product
+from entroloop.selection.neighbours import nearest
 from entroloop.slurm import client
 
 PACKAGES = (
@@ -33,6 +34,8 @@ PACKAGES = (
     "xformers", "faiss-cpu", "faiss-gpu", "numpy", "pydantic", "typer", "pillow", "pyarrow", "pandas", "fsspec",
 )  # fmt: skip
 WRITTEN = 64  # MiB
+ROWS, FEATURES, PRODUCT = 8192, 384, 1024  # of the trial of speed; rows of its product
+GREEDY = 0.6  # pairs that greedy compares, as a share of N M, in units of the time of a pair of `nearest`
 WRONG = "WRONG: "  # how a trial that failed begins
 
 Facts = dict[str, str]
@@ -53,6 +56,7 @@ def examine(folder: Path) -> dict[str, Facts]:
         "weights": _weights,
         "SLURM": _slurm,
         "exactness": _exactness,
+        "selection": _speed,
         f"folder {folder.absolute()}": lambda: _folder(folder),
     }
     return {title: _tried(section) for title, section in sections.items()}
@@ -143,7 +147,7 @@ def _slurm() -> Iterator[tuple[str, str]]:
         try:
             yield "version", client.call(["sbatch", "--version"], patience=10).strip()
         except UserError as error:
-            yield "version", str(error)[:120]
+            yield "controller", f"not found ({str(error)[:120]})"
 
 
 def _exactness() -> Iterator[tuple[str, str]]:
@@ -178,6 +182,29 @@ def _checked(rows: torch.Tensor, form: Format) -> str:
     except InexactProductError as error:
         return f"{WRONG}{error}"
     return f"{n * n:,} products within their certificates"
+
+
+def _speed() -> Iterator[tuple[str, str]]:
+    """The speed of selection on the CPU by half a second of real work, and the times to be expected from it."""
+    draw = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn((256, FEATURES), generator=draw)
+    clusters = centres[torch.randint(256, (ROWS,), generator=draw)] + torch.randn((ROWS, FEATURES), generator=draw)
+    pixels = torch.randint(0, 256, (PRODUCT, FEATURES), generator=draw, dtype=torch.uint8)
+    for what, rows in (("features", clusters[:PRODUCT]), ("pixels", pixels)):
+        frame, form = Frame.of(rows), shortest_format(rows)
+        sketch = Sketch.of(rows, frame, form)
+        right = sketch.turned()
+        seconds = min(_seconds(lambda: product(sketch.left, right, PRODUCT, frame, form)) for _ in range(3))  # noqa: B023
+        yield f"products of {what}", f"{form.name}, {2 * PRODUCT**2 * sketch.left.shape[1] / seconds / 1e9:.0f} GFLOP/s"
+    pairs = ROWS**2 / 2 / _seconds(lambda: nearest(clusters, clusters, exclude_self=True, backend="torch"))
+    yield "nearest", f"{pairs / 1e6:.0f} million pairs/s; about {1e10 / 2 / pairs:.2g} s for 100,000 x {FEATURES}"
+    yield "greedy", f"about {GREEDY * 65536 * 32768 / pairs:.2g} s for 65,536 -> 32,768 x {FEATURES}"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _folder(folder: Path) -> Iterator[tuple[str, str]]:

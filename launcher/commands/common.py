@@ -100,7 +100,8 @@ def set_line(dest: Path, sealed: Manifest) -> str:
     about = sealed.about
     shape = " x ".join(str(n) for n in about["shape"])
     classes = f", {about['num_classes']} classes" if about.get("num_classes") and about["labelled"] else ""
-    return f"{dest}: {sealed.count:,} {sealed.kind} of {shape}{classes} in {count(len(about['shards']), 'shard')}"
+    samples = count(sealed.count, sealed.kind.removesuffix("s"))
+    return f"{dest}: {samples} of {shape}{classes} in {count(len(about['shards']), 'shard')}"
 
 
 def count(n: int, what: str) -> str:

@@ -1,7 +1,9 @@
 import json
+import re
 
 import pytest
 import torch
+from present import present
 from typer.testing import CliRunner
 
 from entroloop.data.features import weights
@@ -34,6 +36,20 @@ def test_what_a_bug_report_needs(tmp_path, monkeypatch):
     assert sum(not line.startswith(" ") for line in lines) == len(found)
 
 
+def test_expected_times_follow_from_the_measured_speed():
+    found = dict(doctor._speed())
+    assert list(found) == ["products of features", "products of pixels", "nearest", "greedy"]
+    for what, dtype in (("features", torch.float32), ("pixels", torch.uint8)):
+        form, speed = found[f"products of {what}"].split(", ")
+        assert form == formats.shortest_format(torch.zeros((1, 384), dtype=dtype)).name
+        assert float(speed.removesuffix(" GFLOP/s")) > 1
+    said = re.fullmatch(r"(\d+) million pairs/s; about (\S+) s for 100,000 x 384", found["nearest"])
+    pairs, seconds = present(said).groups()
+    assert float(seconds) == pytest.approx(5000 / float(pairs), rel=0.1)
+    greedy = float(present(re.fullmatch(r"about (\S+) s for 65,536 -> 32,768 x 384", found["greedy"]))[1])
+    assert greedy == pytest.approx(0.6 * 65536 * 32768 / 5e9 * float(seconds), rel=0.1)
+
+
 @pytest.mark.parametrize("form", [formats.BF16, formats.F32, formats.F64], ids=lambda form: form.name)
 def test_a_product_that_is_less_exact_than_its_format_is_found(form, monkeypatch):
     rows = torch.randn((64, 32), generator=torch.Generator().manual_seed(0))
@@ -60,3 +76,16 @@ def test_a_broken_part_is_reported_and_the_rest_is_examined(tmp_path, monkeypatc
     assert found["exactness"]
     ended = CliRunner().invoke(app, ["doctor", str(tmp_path / "none")])
     assert "none: no such folder" in str(ended.exception)
+
+
+def test_an_error_of_sbatch_is_not_its_version(tmp_path, monkeypatch):
+    sbatch = tmp_path / "sbatch"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for said, expected in (
+        ("echo slurm 23.11.4", {"version": "slurm 23.11.4"}),
+        ("echo 'sbatch: error: no server' >&2; exit 1", {"controller": "not found (sbatch: no server)"}),
+    ):
+        sbatch.write_text(f"#!/bin/sh\n{said}\n")
+        sbatch.chmod(0o755)
+        found = dict(doctor._slurm())
+        assert {key: found[key] for key in ("version", "controller") if key in found} == expected

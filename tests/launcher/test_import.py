@@ -52,7 +52,7 @@ def test_import_says_what_it_passes_over_and_seals_the_counts_of_what_is_visible
     (tmp_path / "src").mkdir()
     for name in ("a.png", ".DS_Store", "notes.txt", "more.txt"):
         Image.new("L", (4, 4)).save(tmp_path / "src" / name, "PNG")
-    line = f"{tmp_path / 'd'}: 1 images of 1 x 4 x 4 in 1 shard, "
+    line = f"{tmp_path / 'd'}: 1 image of 1 x 4 x 4 in 1 shard, "
     told = "3 others ignored (2 of another kind, as more.txt; 1 hidden, as .DS_Store)"
     assert run("import", tmp_path / "src", tmp_path / "d").output.strip() == line + told
     assert manifest.read(tmp_path / "d").about["import"]["ignored"] == {"of another kind": 2}
