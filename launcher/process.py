@@ -150,12 +150,15 @@ def _port(environment: Mapping[str, str]) -> int:
 
 
 def world_from_environment(
-    environment: MutableMapping[str, str] = os.environ, *, should_stop: Callable[[], bool] = lambda: False
+    environment: MutableMapping[str, str] = os.environ,
+    *,
+    device: torch.device | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> World:
     """The World this process was started in. Joins the process group where there is more than one rank.
 
     Writes the process's place into the environment as torchrun does, for accelerate and DeepSpeed. LOCAL_RANK is then
-    the number of the device: 0 where the process sees only one device.
+    the number of the device: 0 where the process sees only one device. With `device`, this rank computes there instead.
 
     Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300); one that hangs later ends those that wait for it after
     ENTROLOOP_PEER_SECONDS (300). Raises UserError when the variables contradict each
@@ -163,7 +166,7 @@ def world_from_environment(
     """
     seconds, silence = (_seconds(environment, f"ENTROLOOP_{name}_SECONDS") for name in ("JOIN", "PEER"))
     mine = place(environment)
-    device = _device(mine)
+    device = _device(mine) if device is None else device
     if mine.size == 1:
         return join(0, 1, mine.local_rank, device=device)
     store = meet(

@@ -14,8 +14,8 @@ from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 
 DOCS = Path(__file__).parent.parent / "docs"
-# The examples speak of millions of images, and of an encoder whose weights tests do not have.
-SMALLER = {"1000000": "20", "dinov2-small": "test_examples:mean"}
+# The examples speak of millions of images, of hundreds of draws, and of an encoder whose weights tests do not have.
+SMALLER = {"1000000": "20", "200": "4", "dinov2-small": "test_examples:mean"}
 
 
 class _Mean:
@@ -57,6 +57,13 @@ def test_files(folder):
     for block in blocks("files.md", "python"):
         exec(compile(block, "files.md", "exec"), {})
     assert len(Dataset(Path("chosen-in-python"))) == 20
+
+
+def test_measures(folder):
+    rows = np.random.default_rng(0).normal(size=(4, 60, 5)).astype(np.float32)
+    for name, x in zip(("ours", "theirs", "training", "heldout"), rows, strict=True):
+        np.save(f"{name}.npy", x)
+    run_commands("measures.md")
 
 
 def test_tour(folder):

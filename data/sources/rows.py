@@ -170,17 +170,21 @@ class Rows:
         if self.parts[0].dtype == np.uint8:
             return None
         limit = _limit(self.parts[0].dtype)
+        for first, block in self.blocks(rows):
+            if not (-limit <= block.min().item() and block.max().item() <= limit):
+                bad = int(np.argmin(((block >= -limit) & (block <= limit)).all(1)))
+                return f"{self.where}: row {first + bad} holds {_unusable(block[bad])}"
+        return None
+
+    def blocks(self, rows: slice = slice(None), size: int = _BLOCK_BYTES) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The rows of a slice as stored, about `size` bytes at a time, each block with the number of its first row."""
+        start, stop, _ = rows.indices(len(self))
         first = 0
         for part in self.parts:
-            start, stop, _ = rows.indices(len(self))
-            step = max(1, _BLOCK_BYTES // (part.itemsize * part.shape[1]))
+            step = max(1, size // max(1, part[:1].nbytes))
             for at in range(max(start - first, 0), min(stop - first, len(part)), step):
-                block = part[at : min(at + step, stop - first)]
-                if not (-limit <= block.min().item() and block.max().item() <= limit):
-                    bad = int(np.argmin(((block >= -limit) & (block <= limit)).all(1)))
-                    return f"{self.where}: row {first + at + bad} holds {_unusable(block[bad])}"
+                yield first + at, part[at : min(at + step, stop - first)]
             first += len(part)
-        return None
 
     def check(self) -> None:
         """Raises UserError, naming the first row that holds an unusable value, when there is one. See `problem`."""

@@ -113,13 +113,9 @@ def vendi_score(sets: Sets) -> float:
 
 
 def kernel_distance(sets: Sets) -> float:
-    x, y = sets.generated, sets.real
-    xx = math.fsum(diversity.polynomial_kernel_sum(x, other) for other in sets.ring(x))
-    yy = math.fsum(diversity.polynomial_kernel_sum(y, other) for other in sets.ring(y))
-    xy = math.fsum(diversity.polynomial_kernel_sum(x, other) for other in sets.ring(y))
-    diagonals = diversity.polynomial_kernel_diagonal(x), diversity.polynomial_kernel_diagonal(y)
-    xx, yy, xy = sets.total(xx - diagonals[0], yy - diagonals[1], xy)
-    return diversity.kernel_distance(xx, yy, xy, sets.n["generated"], sets.n_real)
+    x = sets.generated
+    xx, xy = sets.total(sets.kernel_sum(x, x) - diversity.polynomial_kernel_diagonal(x), sets.kernel_sum(x, sets.real))
+    return diversity.kernel_distance(xx, sets.real_kernel_sum, xy, sets.n["generated"], sets.n_real)
 
 
 def precision(sets: Sets) -> float:
@@ -188,7 +184,7 @@ def ct_score(sets: Sets) -> float:
     axes, mean = sets.world.broadcast(frechet.principal_axes(of, PCA)), sets.world.broadcast(of.mean)
 
     def project(x: Tensor) -> Tensor:
-        return exact_product(x.double() - mean, axes).float()
+        return torch.cat([exact_product(rows.double() - mean, axes).float() for rows in torch.split(x, CT_ROWS)])
 
     everywhere = sets.gather(project(sets.training))
     centres = sets.world.broadcast(_cell_centres(everywhere, sets.seed))
@@ -204,13 +200,16 @@ def _cell_centres(points: Tensor, seed: int) -> Tensor:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # a collapsed set may hold fewer distinct points than cells
-        fitted = KMeans(n_clusters=CELLS, n_init=10, random_state=seed).fit(points.double().cpu().numpy())
+        fitted = KMeans(n_clusters=CELLS, n_init=10, random_state=seed, copy_x=False).fit(points.double().cpu().numpy())
     return torch.from_numpy(fitted.cluster_centers_).to(points.device)
 
 
 def _cells(points: Tensor, centres: Tensor) -> Tensor:
     """int64 [n], the nearest centre of each point."""
-    return torch.cdist(points.double(), centres, compute_mode="donot_use_mm_for_euclid_dist").argmin(1)
+    exact = "donot_use_mm_for_euclid_dist"
+    return torch.cat(
+        [torch.cdist(x.double(), centres, compute_mode=exact).argmin(1) for x in torch.split(points, CT_ROWS)]
+    )
 
 
 def _to_own_cell(queries: Tensor, bank: Tensor, bank_cell: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,8 @@ M generated points, N training points, R reference points (held-out real data), 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -21,15 +23,21 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.wording import counted
 from entroloop.data.world import World
-from entroloop.eval.measures import frechet, manifold
+from entroloop.eval.measures import diversity, frechet, manifold
 from entroloop.selection import Entropy, kl_entropy, nearest
 from entroloop.selection.entropy import entropy_of
+from entroloop.selection.exact.distance import first_bad_row
 
 Features = NDArray[Any] | Tensor
 T = TypeVar("T")
 
 K_MANIFOLD = 3  # precision and recall
 K_DENSITY = 5  #  density and coverage
+OF_REAL = (
+    "within_real", "within_training", "reference_to_training", "reference_to_copies", "real_moments", "real_kernel_sum",
+    "entropy",
+)  # fmt: skip  # found once, from the real sets alone
+RING_BYTES = 1 << 28  # of rows that travel between ranks at a time
 LARGEST_SEED = 2**32 - 1  # the largest that both numpy and scikit-learn accept
 
 
@@ -87,12 +95,24 @@ class Sets:
         self.n_real = self.n.get("reference", self.n["training"])
         self._within_first: dict[int, Tensor] = {}
 
+    def against(self, generated: Features) -> Sets:
+        """The same real sets beside other generated points. What is known of the real sets alone is not found again."""
+        kept = {name: value for name, value in self.__dict__.items() if name in OF_REAL}
+        other = Sets(
+            generated, self.training, self.reference, self.mirrored,
+            world=self.world, entropy_size=self.entropy_size, seed=self.seed,
+        )  # fmt: skip
+        other.__dict__.update(kept)
+        return other
+
     def _load(self, name: str, features: Features) -> Tensor:
-        x = torch.as_tensor(features)
-        if x.ndim != 2:
-            raise UserError(f"{name}: features have shape {tuple(x.shape)}; expected [points, features]")
+        if len(np.shape(features)) != 2:
+            raise UserError(f"{name}: features have shape {tuple(np.shape(features))}; expected [points, features]")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only maps; nothing here writes to them
+            x = torch.as_tensor(features)
         check_type(name, x)
-        x = x.to(device=self.world.device, dtype=torch.float32)
+        x = x.to(device=self.world.device, dtype=torch.float32)  # on the CPU, float32 that is mapped stays mapped
         check_finite(name, x)
         return x
 
@@ -109,13 +129,18 @@ class Sets:
         """All ranks' rows, in rank order."""
         return self.world.gather_rows(x.to(self.world.device))
 
-    def ring(self, x: Tensor) -> Iterator[Tensor]:
-        """Every rank's rows of `x`, one rank at a time, this rank's first."""
-        rows = self.world.gather_counts(len(x))
-        yield x
-        for step in range(1, self.world.size):
-            x = self.world.rotate(x, rows[(self.world.rank - step) % self.world.size])
-            yield x
+    def ring(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """All ranks' rows of `x` in blocks, each with the number of its first row. One rank keeps them in one block."""
+        world, counts = self.world, self.world.gather_counts(len(x))
+        starts = [sum(counts[:rank]) for rank in range(world.size)]
+        step = max(counts) if world.size == 1 else max(1, RING_BYTES // (x.element_size() * x.shape[1]))
+        for first in range(0, max(counts), max(step, 1)):
+            block = x[first : first + step]
+            yield starts[world.rank] + first, block
+            for hop in range(1, world.size):
+                source = (world.rank - hop) % world.size
+                block = world.rotate(block, min(max(counts[source] - first, 0), step))
+                yield starts[source] + first, block
 
     def total(self, *values: float) -> list[float]:
         """Sums over ranks."""
@@ -127,6 +152,10 @@ class Sets:
         distances, ids = nearest(queries, bank, k, exclude_self=exclude_self, world=self.world)
         return self.gather(torch.as_tensor(distances)), self.gather(torch.as_tensor(ids))
 
+    def kernel_sum(self, x: Tensor, y: Tensor) -> float:
+        """Sum of KID's kernel over all pairs of one of this rank's points `x` and one of all ranks' points `y`."""
+        return math.fsum(diversity.polynomial_kernel_sum(x, block) for _, block in self.ring(y))
+
     def balls(self, points: Tensor, centres: Tensor, balls: Sequence[manifold.Balls]) -> list[tuple[Tensor, Tensor]]:
         """For each kind of balls, the number of balls around each of all ranks' points, int64 [all points], and of
         points inside each of all ranks' balls, int64 [all centres].
@@ -136,9 +165,8 @@ class Sets:
         world, counts = self.world, self.world.gather_counts(len(centres))
         around = [torch.zeros(len(points), dtype=torch.int64, device=points.device) for _ in balls]
         inside = [torch.zeros(sum(counts), dtype=torch.int64, device=points.device) for _ in balls]
-        for step, theirs in enumerate(self.ring(centres)):
-            source = (world.rank - step) % world.size
-            rows = slice(sum(counts[:source]), sum(counts[: source + 1]))
+        for first, theirs in self.ring(centres):
+            rows = slice(first, first + len(theirs))
             found = manifold.balls_around(points, theirs, [(radii[rows], closed) for radii, closed in balls])
             for i, (of_points, of_balls) in enumerate(found):
                 around[i] += of_points
@@ -241,6 +269,11 @@ class Sets:
         return combined(frechet.moments(x), self.world)
 
     @_FoundOnce
+    def real_kernel_sum(self) -> float:
+        """Sum of KID's kernel over ordered pairs of different real points."""
+        return self.total(self.kernel_sum(self.real, self.real) - diversity.polynomial_kernel_diagonal(self.real))[0]
+
+    @_FoundOnce
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of the generated points' covariance, largest first."""
         return frechet.spectrum(self.generated_moments)
@@ -273,10 +306,13 @@ class Sets:
         n, training = self.n["training"], self.training
         if size >= n:
             return training
-        start = sum(self.world.gather_counts(len(training))[: self.world.rank])
-        chosen = np.sort(np.random.default_rng(self.seed).permutation(n)[:size])
-        mine = chosen[(chosen >= start) & (chosen < start + len(training))] - start
-        return training[torch.from_numpy(mine).to(training.device)]
+        return self.among(training, np.sort(np.random.default_rng(self.seed).permutation(n)[:size]))
+
+    def among(self, x: Tensor, ids: NDArray[np.int64]) -> Tensor:
+        """This rank's rows of `x` whose numbers, counted through the rows of all ranks, are among the sorted ids."""
+        start = sum(self.world.gather_counts(len(x))[: self.world.rank])
+        mine = ids[(ids >= start) & (ids < start + len(x))] - start
+        return x[torch.from_numpy(mine).to(x.device)]
 
 
 def check_type(name: str, features: Tensor) -> None:
@@ -287,7 +323,7 @@ def check_type(name: str, features: Tensor) -> None:
 
 def check_finite(name: str, features: Tensor) -> None:
     """Raises UserError, naming the set, when a value is inf or nan."""
-    if not bool(torch.isfinite(features).all()):
+    if first_bad_row(features) >= 0:
         raise UserError(f"{name}: features hold values that are not finite (inf or nan)")
 
 

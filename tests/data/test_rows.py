@@ -21,6 +21,7 @@ from entroloop.data.sources.rows import keys_of, open_rows
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 from entroloop.eval import compare
+from entroloop.eval.samples import opened_set
 from entroloop.launcher.commands.entropy import entropy_command
 from entroloop.launcher.commands.measure import measure_command
 from entroloop.launcher.commands.select import select_command
@@ -39,7 +40,9 @@ def by_import(path, tmp_path, key=None):
 
 
 def by_measure(path, tmp_path, key=None):
-    return compare.read_set(path, key=key)
+    with opened_set(path, key=key) as found:
+        found.rows.check()
+        return np.concatenate(list(found.blocks(slice(0, found.count))))
 
 
 def by_select(path, tmp_path, key=None):

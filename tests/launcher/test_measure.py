@@ -16,9 +16,10 @@ from typer.testing import CliRunner
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import load_encoder
 from entroloop.data.store.shards import REAL, Provenance
-from entroloop.eval import compare
+from entroloop.eval import compare, printed
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.sets import Sets
+from entroloop.eval.samples import opened_set
 from entroloop.launcher import __main__ as launcher
 from entroloop.launcher.commands.measure import measure_command
 from entroloop.launcher.commands.report import report_command
@@ -114,7 +115,7 @@ def test_resolution_brings_sets_of_different_sizes_together(kinds, tmp_path):
     row = compare.compare(tmp_path / "large.npy", kinds["images"], resolution=8)
     assert row["generalization_score"] == 0
     assert row["context"]["resize"].startswith("central square; block means")
-    assert "Resized to 8 pixels per side: central square" in compare.as_text(row)
+    assert "Resized to 8 pixels per side: central square" in printed.printed({"": row}, "text", several=False)
     assert compare.compare(kinds["images"], kinds["images"])["context"]["resize"] is None
     with pytest.raises(UserError, match=r"holds 8x8 images with 1 channel.*16x16 images"):
         compare.compare(tmp_path / "large.npy", kinds["images"])
@@ -174,7 +175,8 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, name, message):
 
 def test_labels_beside_unnamed_samples_are_no_second_set(tmp_path):
     np.savez(tmp_path / "labelled.npz", digits(20)[:, 0], np.arange(20))
-    assert compare.read_set(tmp_path / "labelled.npz").shape == (20, 1, 8, 8)
+    with opened_set(tmp_path / "labelled.npz") as found:
+        assert (found.count, found.shape) == (20, (1, 8, 8))
 
 
 class Broken:
@@ -213,7 +215,9 @@ def test_arrays_of_a_source_are_resized_like_images(kinds, tmp_path):
     images = digits(30)[:, 0]
     path = tmp_path / "images-idx3-ubyte"
     path.write_bytes(b"\0\0\x08\x03" + np.array(images.shape, ">u4").tobytes() + images.tobytes())
-    assert np.array_equal(compare.read_set(path, 4), compare.read_set(kinds["images"], 4))
+    with opened_set(path, 4) as one, opened_set(kinds["images"], 4) as other:
+        for a, b in zip(one.blocks(slice(3, 30)), other.blocks(slice(3, 30)), strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_a_resolution_of_vectors_is_refused(kinds):
