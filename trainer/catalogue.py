@@ -90,7 +90,7 @@ NETWORKS = Registry(
         "unet": NetworkFacts(
             f"{_NETWORKS}:ImageNetwork", "images", "unet/config.json", counted_by=f"{_SIZES}:unet_parameters"
         ),
-        "mlp": NetworkFacts(f"{_NETWORKS}:VectorNetwork", "vectors", "mlp.json", counted_by=f"{_SIZES}:mlp_parameters"),
+        "mlp": NetworkFacts(f"{_NETWORKS}:VectorNetwork", "any", "mlp.json", counted_by=f"{_SIZES}:mlp_parameters"),
     },
 )
 

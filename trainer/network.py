@@ -1,4 +1,4 @@
-"""The denoiser's network: diffusers' UNet2DModel for images, a residual MLP for plain vectors, or the user's own class.
+"""The denoiser's network: diffusers' UNet2DModel for images, a residual MLP for vectors, or the user's own class.
 
 All are called as network(x, condition, labels) with x [B, ...], a noise condition [B] and labels int64 [B] or None,
 and return a tensor like x. The label `num_classes` means "no class" (classifier-free guidance).
@@ -7,6 +7,7 @@ and return a tensor like x. The label `num_classes` means "no class" (classifier
 from __future__ import annotations
 
 import json
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -100,7 +101,10 @@ class ImageNetwork(DenoiserNetwork):
 
 
 class VectorNetwork(DenoiserNetwork):
-    """A residual MLP conditioned on the noise level by random Fourier features: [B, D] -> [B, D]."""
+    """A residual MLP conditioned on the noise level by random Fourier features: [B, D] -> [B, D].
+
+    Small images [B, C, H, W] are seen as vectors of C H W features.
+    """
 
     def __init__(self, features: int, num_classes: int, width: int, depth: int, dropout: float) -> None:
         super().__init__()
@@ -129,11 +133,11 @@ class VectorNetwork(DenoiserNetwork):
         c = self.condition(torch.cat([phase.sin(), phase.cos()], 1).to(x.dtype))
         if self.label is not None and labels is not None:
             c = c + self.label(labels)
-        h = self.enter(x)
+        h = self.enter(x.flatten(1))
         for block in self.blocks:
             h = h + block(h + c)
         out: Tensor = self.leave(h)
-        return out
+        return out.reshape(x.shape)
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> Self:
         """Moves or converts the network, as `to` and `half` do. The frequencies keep their format: in a short one,
@@ -145,7 +149,7 @@ class VectorNetwork(DenoiserNetwork):
 
     @classmethod
     def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> VectorNetwork:
-        return cls(shape[0], num_classes, config.width, config.depth, config.dropout)
+        return cls(math.prod(shape), num_classes, config.width, config.depth, config.dropout)
 
     def save(self, folder: Path) -> list[str]:
         save_file(self.state_dict(), folder / "mlp.safetensors")

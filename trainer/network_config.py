@@ -20,7 +20,8 @@ class NetworkConfig(Section):
     """The network's shape."""
 
     kind: Annotated[str, Named(NETWORKS, AUTO)] = "auto"
-    """The network: `auto` is the built-in network for the kind of samples, `unet` for images and `mlp` for vectors."""
+    """The network: `auto` is the built-in network for the kind of samples, `unet` for images and `mlp` for vectors.
+    `mlp` takes small images, too, as vectors of their pixels."""
     options: dict[str, Any] = Field({})
     """Keyword arguments of your own class."""
     channels: tuple[int, ...] = (16, 32)

@@ -7,6 +7,7 @@ C channels, H height, W width, D features.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 from entroloop.data.errors import UserError
@@ -25,7 +26,7 @@ def fitted(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[str, tuple[in
     if config.fold is not None:
         shape = _folded(config.fold, shape)
     takes = "vectors" if len(shape) == 1 else "images"
-    fitting = [name for name, facts in NETWORKS.built_in.items() if facts.samples == takes]
+    fitting = [name for name, facts in NETWORKS.built_in.items() if facts.samples in (takes, "any")]
     kind = fitting[0] if config.kind == AUTO else config.kind
     if NETWORKS.facts(kind).samples not in (takes, "any"):
         right = " or ".join(fitting)
@@ -102,8 +103,8 @@ def unet_parameters(config: NetworkConfig, shape: tuple[int, ...], num_classes: 
 
 
 def mlp_parameters(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> int:
-    """Parameters of `VectorNetwork` for samples of `shape`, (D,)."""
-    width, features = config.width, shape[0]
+    """Parameters of `VectorNetwork` for samples of `shape`, (D,) or (C, H, W)."""
+    width, features = config.width, math.prod(shape)
     condition = _linear(2 * FREQUENCIES, width) + _linear(width, width)
     labels = (num_classes + 1) * width if num_classes else 0
     block = 2 * width + 2 * _linear(width, width)

@@ -36,7 +36,6 @@ def test_weights_follow_the_seed_alone():
 @pytest.mark.parametrize(
     ("config", "shape", "line"),
     [
-        (NetworkConfig(kind="mlp"), (1, 8, 8), "network.kind=mlp"),
         (NetworkConfig(kind="unet"), (5,), "network.kind=unet"),
         (NetworkConfig(channels=(8, 8, 8, 8, 8)), (1, 8, 8), "divisible by 16, not 8"),
         (NetworkConfig(channels=(12,), norm_groups=8), (1, 8, 8), "network.norm_groups=8"),
@@ -55,6 +54,13 @@ def test_vectors_are_folded_into_the_images_that_the_unet_sees():
     torch.testing.assert_close(net(x.flatten(1), condition, None), plain(x, condition, None).flatten(1))
     with pytest.raises(UserError, match=r"network.fold=\[4, 8, 8\]: needs vectors of 256 features"):
         network.build(config, (3, 8, 8), 0, seed=1)
+
+
+def test_the_mlp_sees_images_as_vectors():
+    config = NetworkConfig(kind="mlp", width=16)
+    net, plain = network.build(config, (2, 4, 4), 0, seed=1), network.build(config, (32,), 0, seed=1)
+    x, condition = torch.randn(3, 2, 4, 4), torch.randn(3)
+    assert torch.equal(net(x, condition, None), plain(x.flatten(1), condition, None).reshape(x.shape))
 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

@@ -47,8 +47,9 @@ def test_unets_of_every_form_are_counted(seed):
 
 @pytest.mark.parametrize(("width", "depth", "features", "classes"), [(1, 1, 1, 0), (16, 3, 5, 4), (7, 2, 30, 1)])
 def test_mlps_of_every_form_are_counted(width, depth, features, classes):
-    config = NetworkConfig(width=width, depth=depth)
-    assert mlp_parameters(config, (features,), classes) == built(config, (features,), classes)
+    config = NetworkConfig(kind="mlp", width=width, depth=depth)
+    for shape in ((features,), (3, features, features)):
+        assert mlp_parameters(config, shape, classes) == built(config, shape, classes)
 
 
 def test_every_built_in_network_can_be_counted():
