@@ -134,7 +134,7 @@ def cards() -> list[str]:
 
 
 def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -> None:
-    """Runs all arms, then writes the report to `<folder>/<name>/report.html`.
+    """Runs all arms, writes the report to `<folder>/<name>/report.html` and logs the main numbers of every arm.
 
     Raises Interrupted when told to stop, after the arms have saved their work. Raises Failed, naming the logs, when
     arms failed.
@@ -246,8 +246,8 @@ def _conclude(base: Config, arms: Sequence[Arm]) -> None:
         raise Failed(f"{len(failed)} of {len(arms)} runs did not finish; their logs: {logs}")
     for arm in arms:
         retention.apply(arm.config, arm.layout)
-    from entroloop.eval.report import page  # imported here because the jobs of a sweep and their scripts need no plots
+    from entroloop.eval.report import page, tables  # imported here: jobs of a sweep and their scripts need no plots
 
     out = base.run_folder / "report.html"
-    page.write([arm.layout.run for arm in arms], out)
-    log.info("report: %s", out)
+    numbers = tables.summary(page.write([arm.layout.run for arm in arms], out))
+    log.info("%sreport: %s", f"{numbers}\n" if numbers else "", out)

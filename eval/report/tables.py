@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from entroloop.eval.catalogue import RAW, SHOWN, title
 from entroloop.eval.measures.row import Row
 from entroloop.eval.report import plots, progress, statistics, verdicts
-from entroloop.eval.report.arms import Arm, baseline_arm, comparable, differences
+from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.headline import NAMED, difference, selecting_encoders
 from entroloop.eval.report.runs import Run
 
@@ -87,6 +87,27 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
         "encoder": encoder, "generation": last, "arms": labels, "lines": lines,
         "sizes": set_sizes(rows), "base_sizes": baseline_sizes(runs),
     }  # fmt: skip
+
+
+def summary(runs: Sequence[Run]) -> str:
+    """The arms at the last generation that all have, over equal seeds, as a text table; empty before generation 1.
+
+    The columns are the Fréchet distance, that of generation 0, the recall and the share of real training samples.
+    """
+    names, even = encoders(runs), comparable(arms(runs))
+    if not names or not even.generation:
+        return ""
+    encoder, last = distance_encoder(runs, names), even.generation
+    wanted = [(last, "frechet_distance"), (0, "frechet_distance"), (last, "recall"), (last, "real_share")]
+    lines = [["arm", "Fréchet distance", "at generation 0", "recall", "share of real"]]
+    for arm in even.measured:
+        values = [arm.values(generation, encoder, measure) for generation, measure in wanted]
+        lines.append([arm.label, *map(statistics.mean_and_interval, values)])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    seeds = max(len(arm.runs) for arm in even.measured)
+    over = f"mean [95% interval] over {seeds} seeds" if seeds > 2 else f"{seeds} seed{'s' * (seeds > 1)}"
+    return "\n".join([f"generation {last}, {encoder} features, {over}:", *rows])
 
 
 def changes(groups: Sequence[Arm], encoder: str) -> list[tuple[str, str, str]]:
