@@ -72,7 +72,8 @@ class LoopConfig(Section):
     (the same pool, and the set keeps all earlier training samples) or `accumulate-subsample` (N of all samples and the
     real training samples)."""
     candidates: int = Field(2, ge=1)
-    """c: each generation samples c N candidates, so that there is something to choose from."""
+    """c: each generation samples c N candidates. The default is 1 under `accumulate-subsample`: its pool is larger
+    than N anyway, and more candidates lower the share of real samples."""
     fresh: FreshConfig = FreshConfig()
     """Real samples never used before."""
     keep_real: float = Field(0.0, ge=0, le=1)
@@ -85,6 +86,14 @@ class LoopConfig(Section):
     all_candidates: bool = False
     """Train on all candidates instead of choosing: a control for every selection. `train.kimg` fixes the number of
     images seen in both cases."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_candidates_than_needed(cls, values: Any) -> Any:
+        """Sets the default of `candidates` that fits the paradigm."""
+        if isinstance(values, dict) and values.get("paradigm") == "accumulate-subsample":
+            return {"candidates": 1, **values}
+        return values
 
     @model_validator(mode="before")
     @classmethod

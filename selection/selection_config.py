@@ -24,7 +24,7 @@ def _known_options(options: dict[str, Any], info: ValidationInfo) -> dict[str, A
 class SelectionConfig(Section):
     """How the training samples of a generation are chosen from its pool."""
 
-    strategy: Annotated[str, Named(STRATEGIES)] = "greedy"
+    strategy: Annotated[str, Named(STRATEGIES)] = "herding"
     """The strategy that chooses samples: built in, of an installed package, or your own."""
     metric: Annotated[str, Named(DISTANCES)] = "euclidean"
     """The distance of two samples in the feature space."""

@@ -63,6 +63,8 @@ def open_run(config: Config) -> Layout:
             for path in sorted(free.union(layout.all_leases())):
                 stack.enter_context(Lease(path, "saving another configuration"))
             check_sealed(config, layout)
+        if found := differences(saved.deciding(), config.deciding()):
+            log.info("%s: goes on with another configuration: %s", layout.run, "; ".join(found))
         try:
             files.put(layout.config, dump(config))
         except UserError:  # a finished run may be on a read-only disk, also at another path than when it was made

@@ -64,12 +64,12 @@ def test_bad_values_are_refused_in_one_line_that_names_the_key(tmp_path, overrid
 def test_overrides_win_over_the_file_and_the_file_over_defaults(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text("name: x\ndata: {source: digits}\ntrain: {lr: 0.5, batch: 8}\n")
-    config = configuration.load(path, ["train.lr=1e-4", "sample.steps=7", "selection.options.parts=9"])
+    config = configuration.load(path, ["train.lr=1e-4", "sample.steps=7", "selection.options.trim=0.1"])
     assert config.train.lr == 1e-4
     assert config.train.batch == 8
     assert config.sample.steps == 7
-    assert config.selection.options == {"parts": 9}
-    assert config.loop.candidates == 2
+    assert config.selection.options == {"trim": 0.1}
+    assert (config.selection.strategy, config.loop.candidates) == ("herding", 2)
 
 
 def test_precision_no_is_the_text(tmp_path):

@@ -1,6 +1,7 @@
 """A changed configuration is accepted if and only if no sealed step's recipe changes. Unsealed steps start over."""
 
 import json
+import shutil
 
 import pytest
 from loops import TINY, sealed_bytes
@@ -69,6 +70,28 @@ def test_what_decides_no_sealed_step_may_change_and_is_saved(tmp_path):
     with pytest.raises(UserError, match=r"prepare is sealed by another .*: data\.heldout is 32 there, 31 here"):
         open_run(points(tmp_path, *later, "data.heldout=31"))
     assert configuration.load(layout.config).settled() == changed.settled()
+
+
+def test_a_default_that_has_changed_since_changes_no_run(tmp_path, caplog):
+    """The run began when another strategy and number of candidates were the default, and its file names neither."""
+    caplog.set_level("INFO")
+    of = {**POINTS, "selection": {"encoder": "pixel"}, "generations": 2}
+    then, now = (
+        configuration.compose(of, [f"folder={tmp_path}", *overrides], "points")
+        for overrides in (("selection.strategy=greedy", "loop.candidates=3"), ())
+    )
+    layout = run(then, until=TRAIN)
+    shutil.copytree(layout.run, tmp_path / "copy")
+    copy = configuration.saved_with(tmp_path / "copy")
+    assert (copy.selection.strategy, copy.loop.candidates) == ("greedy", 3)
+    run(then, until=Step(1, "select"))
+    with pytest.raises(
+        UserError, match=r"loop\.candidates is 3 there, 2 here; selection\.strategy is greedy there, herd"
+    ):
+        open_run(now)
+    assert "goes on with another configuration" not in caplog.text
+    open_run(now.model_copy(update={"name": "copy"}))
+    assert "copy: goes on with another configuration: loop.candidates is 3 there, 2 here; selection.st" in caplog.text
 
 
 def test_fewer_generations_are_refused_once_a_step_beyond_them_is_sealed(tmp_path):

@@ -171,7 +171,10 @@ def test_recipes_of_runs_without_the_new_keys_are_what_they_were(tmp_path):
     [("replace", [48, 96, 96], 96), ("accumulate", [48, 144, 240], 96), ("accumulate-subsample", [48, 144, 240], 240)],
 )
 def test_all_candidates_are_the_control_without_a_choice(tmp_path, paradigm, sizes, candidates):
-    overrides = ("generations=3", "selection.strategy=random", f"loop.paradigm={paradigm}", "loop.all_candidates=true")
+    overrides = (
+        "generations=3", "selection.strategy=random", f"loop.paradigm={paradigm}", "loop.all_candidates=true",
+        "loop.candidates=2",
+    )  # fmt: skip
     layout = run(tmp_path, *overrides, until=Step(2, "select"))
     sets = [Dataset(layout.of(Step(g, "select"))) for g in range(3)]
     assert [len(one) for one in sets] == sizes
@@ -206,9 +209,8 @@ def test_real_images_are_kept_before_the_choice(tmp_path, paradigm):
     for rows in real[1:]:
         assert len(rows & real[0]) == 12, "the other 6 are fresh"
     assert real[1] != real[2]
-    assert f"30 of {192 if paradigm == 'accumulate-subsample' else 96} candidates, 12 real" in describe(
-        tiny(tmp_path / "other", *overrides, of=VECTORS)
-    )
+    # 2 N samples of one generation, or N of each of two
+    assert "30 of 96 candidates, 12 real" in describe(tiny(tmp_path / "other", *overrides, of=VECTORS))
 
 
 @pytest.mark.parametrize("paradigm", ["replace", "accumulate-subsample"])
@@ -219,6 +221,12 @@ def test_real_only_trains_on_the_real_images_again(tmp_path, paradigm, share):
     np.testing.assert_array_equal(again.provenance.index, first.provenance.index)
     np.testing.assert_array_equal(again.all(), first.all())
     assert "generation_0000/sample" not in again.manifest.made_from
+
+
+@pytest.mark.parametrize(("paradigm", "candidates"), [("replace", 2), ("accumulate", 2), ("accumulate-subsample", 1)])
+def test_candidates_are_sampled_twice_only_where_the_pool_holds_no_others(paradigm, candidates):
+    assert LoopConfig.model_validate({"paradigm": paradigm}).candidates == candidates
+    assert LoopConfig.model_validate({"paradigm": paradigm, "candidates": 3}).candidates == 3
 
 
 @pytest.mark.parametrize("other", ["loop.paradigm=accumulate", "loop.all_candidates=true"])
