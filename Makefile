@@ -11,7 +11,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-lo
 .PHONY: help demo test test-fast lint format docs bench clean
 
 help:
-	@echo "make demo        run the main job on embedded data: a few minutes, then open runs/digits/report.html"
+	@echo "make demo        run the main job on embedded data: two minutes, then open runs/digits/report.html"
 	@echo "make test        run all tests (ENTROLOOP_LONG=1 make test: the long ones as well)"
 	@echo "make test-fast   run the tests without those of whole loops, many processes or a SLURM cluster"
 	@echo "make lint        check with ruff, ruff format and mypy"
@@ -30,7 +30,6 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(RUN) entroloop.launcher demo
-	@echo "open runs/digits/report.html in a browser"
 
 test: $(STAMP)
 	sh tests/system_packages.sh

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from entroloop.data.errors import UserError
 
-DEMO = "digits"
+DEMO = "demo"
 # Beside the rooms, both in a clone and where a wheel installs them.
 _FOLDER = Path(__file__).parent.parent / "configs"
 

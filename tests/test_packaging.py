@@ -20,8 +20,9 @@ for module in pkgutil.walk_packages(entroloop.__path__, "entroloop."):
     print(module.name, importlib.import_module(module.name).__file__)
 """
 SMALL = (
-    "data.size=48", "data.heldout=64", "data.labelled=0", "data.limit=160", "network.channels=[8,8]", "train.kimg=0.2",
-    "train.batch=16", "sample.steps=3", "evaluation.samples=null", "evaluation.encoders=[pixel]", "generations=1",
+    "data.size=48", "data.heldout=64", "data.labelled=0", "data.limit=160", "network.kind=unet",
+    "network.channels=[8,8]", "train.kimg=0.2", "train.batch=16", "sample.steps=3", "evaluation.samples=null",
+    "evaluation.encoders=[pixel]", "generations=1",
 )  # fmt: skip
 
 

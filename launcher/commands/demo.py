@@ -8,7 +8,7 @@ from entroloop.launcher.packaged import DEMO, file_of
 
 
 def demo_command(overrides: Overrides = None, quiet: Quiet = False, verbose: Verbose = False) -> None:
-    """Run the demo on embedded data: a sweep of strategies and its report, in a few minutes."""
+    """Run the demo on embedded data: a loop that collapses, its rescue by selection, and a report, in two minutes."""
     path = file_of(DEMO)
     assert path is not None
     sweep_command(path, overrides)

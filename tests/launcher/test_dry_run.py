@@ -39,6 +39,7 @@ def test_a_million_generations_are_foreseen_without_counting_to_a_million(tmp_pa
     overrides = (
         f"loop.paradigm={paradigm}",
         "keep.samples=needed",
+        "loop.candidates=2",
         "sample.guide=generation_0003",
         "sample.guide_weight=2",
     )
@@ -115,6 +116,14 @@ def test_the_papers_arms(name):
         assert arm.config.selection.encoder == "dinov2-paper"
         assert arm.config.generations == 8
         assert {"pixel", "inception-paper"} < set(arm.config.evaluation.encoders)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_that_are_shipped_depend_on_no_default_of_the_selection(path):
+    raw = configuration.read_yaml(path)
+    if "loop" in raw:  # the others are accelerate's
+        assert {"paradigm", "candidates"} <= raw["loop"].keys()
+        assert {"strategy", "encoder"} <= raw["selection"].keys()
 
 
 def test_other_recipes():
