@@ -84,6 +84,7 @@ class _Peers:
         self._seen: dict[int, str] = {}
         self._lost = False
         self._over = threading.Event()
+        self._say(0)  # now, so that a rank killed in the next moment is known by its process
         for work in (self._beat, self._judge):
             threading.Thread(target=work, daemon=True).start()
 
@@ -121,10 +122,9 @@ class _Peers:
 
     def _beat(self) -> None:
         """Tells the store that this rank lives, and asks it for the beats of the watched ranks."""
-        me = owners.me()
         try:
             for count in itertools.count():
-                self._own.set(f"beat/{self.rank}", f"{count} {me} process {os.getpid()} on {socket.gethostname()}")
+                self._say(count)
                 keys = [r for r in self.watched if r in self._seen or self._own.check([f"beat/{r}"])]
                 values = self._own.multi_get([f"beat/{r}" for r in keys]) if keys else []
                 self._seen |= {r: value.decode() for r, value in zip(keys, values, strict=True)}
@@ -132,6 +132,9 @@ class _Peers:
                     break
         except RuntimeError:
             self._lost = True  # the store has ended with its process: the next exchange says so
+
+    def _say(self, count: int) -> None:
+        self._own.set(f"beat/{self.rank}", f"{count} {owners.me()} process {os.getpid()} on {socket.gethostname()}")
 
     def _judge(self) -> None:
         """Counts own beats without an answer, not seconds: while this process is stopped itself, nobody is silent."""
