@@ -95,7 +95,7 @@ def missing_parts(config: Config, folder: Path, pieces: Pieces) -> tuple[int, tu
     return count, tuple(sorted({i % count for i in missing}))
 
 
-def sweep_jobs(base: Config, arms: Sequence[sweep.Arm], file: str) -> list[Job]:
+def sweep_jobs(base: Config, arms: Sequence[sweep.SweepRun], file: str) -> list[Job]:
     """Shared work first (an array for leaders, one for leaders of leaders, …), then every arm, then the report."""
     unfinished = [arm for arm in arms if next_step(is_sealed(arm.layout), arm.config.generations) is not None]
     if not unfinished and (base.run_folder / "report.html").exists():
@@ -119,7 +119,7 @@ def _arms(key: str, command: tuple[str, ...], tasks: tuple[int, ...], count: int
     return Job(key, "arm", command, ranks=True, tasks=tasks, of=count, needs="node", scratch=True)
 
 
-def _shares_unsealed(arm: sweep.Arm, arms: Sequence[sweep.Arm]) -> bool:
+def _shares_unsealed(arm: sweep.SweepRun, arms: Sequence[sweep.SweepRun]) -> bool:
     """Whether other arms wait for a step of this arm that is not sealed."""
     from entroloop.launcher.sweep import furthest_shared
 
@@ -127,5 +127,5 @@ def _shares_unsealed(arm: sweep.Arm, arms: Sequence[sweep.Arm]) -> bool:
     return step is not None and not is_sealed(arm.layout)(step)
 
 
-def _depth(arm: sweep.Arm) -> int:
+def _depth(arm: sweep.SweepRun) -> int:
     return 0 if arm.leader is None else 1 + _depth(arm.leader)

@@ -37,7 +37,7 @@ POLL = 0.2  # seconds
 
 
 @dataclass
-class Arm:
+class SweepRun:
     """One run of the grid.
 
     leader  the arm that does the steps `shared` for this arm; None where this arm does all its steps itself
@@ -45,7 +45,7 @@ class Arm:
     """
 
     config: Config
-    leader: Arm | None = None
+    leader: SweepRun | None = None
     shared: tuple[Step, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     card: str = ""
@@ -60,7 +60,7 @@ class Arm:
         return sum(map(is_sealed(self.layout), steps(self.config.generations)))
 
 
-def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
+def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[SweepRun]]:
     """The sweep's own configuration and its arms, leaders first. Raises UserError when the grid is empty or wrong."""
     check_overrides(overrides)
     raw = read_yaml(path)
@@ -79,7 +79,7 @@ def arms_of(path: Path, overrides: Sequence[str]) -> tuple[Config, list[Arm]]:
         own = [f"{key}={json.dumps(value)}" for key, value in chosen.items()]
         place = [f"folder={json.dumps(str(Path(base.folder) / base.name))}", f"name={json.dumps(name)}"]
         config = compose(raw, [*overrides, *own, *place], str(path))
-        arms.append(Arm(fork.forked(config, *fork.parse(base.sweep.fork)) if base.sweep.fork else config))
+        arms.append(SweepRun(fork.forked(config, *fork.parse(base.sweep.fork)) if base.sweep.fork else config))
     if len({arm.config.name for arm in arms}) != len(arms):
         raise UserError(f"{path}: sweep.grid: two runs of the grid would have the same name; values must differ")
     lead(arms)
@@ -91,7 +91,7 @@ def _label(key: str, value: Any) -> str:
     return text if key in ("selection.strategy", "loop.paradigm") else f"{key.rpartition('.')[2]}{text}"
 
 
-def lead(arms: Sequence[Arm]) -> None:
+def lead(arms: Sequence[SweepRun]) -> None:
     """Gives every arm its leader: the earlier arm with which it shares the longest beginning."""
     found = [recipes(arm.config) for arm in arms]
     for i, arm in enumerate(arms):
@@ -101,13 +101,13 @@ def lead(arms: Sequence[Arm]) -> None:
                 arm.leader, arm.shared = arms[j], tuple(shared)
 
 
-def furthest_shared(arm: Arm, arms: Sequence[Arm]) -> Step | None:
+def furthest_shared(arm: SweepRun, arms: Sequence[SweepRun]) -> Step | None:
     """The last step of an arm that other arms link to; None where the arm leads no other."""
     order = list(steps(arm.config.generations))
     return max((other.shared[-1] for other in arms if other.leader is arm), key=order.index, default=None)
 
 
-def link_shared(arm: Arm) -> bool:
+def link_shared(arm: SweepRun) -> bool:
     """Links the shared steps that the leader has sealed into this arm's run; True when all of them are there."""
     if arm.leader is None:
         return True
@@ -146,7 +146,7 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
     total = sum(len(list(steps(arm.config.generations))) for arm in arms)
     log.info("sweep %s: %d runs, %d side by side", base.run_folder, len(arms), jobs)
     waiting, start = list(arms), time.monotonic()
-    running: list[Arm] = []
+    running: list[SweepRun] = []
     try:
         while waiting or running:
             if should_stop():
@@ -173,7 +173,7 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
     _conclude(base, arms)
 
 
-def while_shared(arm: Arm, arms: Sequence[Arm]) -> Config:
+def while_shared(arm: SweepRun, arms: Sequence[SweepRun]) -> Config:
     """The arm's configuration, changed to remove nothing while other arms still link to its sealed folders."""
     leads = any(other.leader is arm for other in arms)
     return (
@@ -183,7 +183,7 @@ def while_shared(arm: Arm, arms: Sequence[Arm]) -> Config:
     )
 
 
-def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
+def _start(arm: SweepRun, arms: Sequence[SweepRun]) -> bool:
     """Starts an unfinished arm if its shared steps are ready. Returns whether the shared steps are ready."""
     if not link_shared(arm):
         return False
@@ -207,14 +207,14 @@ def _start(arm: Arm, arms: Sequence[Arm]) -> bool:
     return True
 
 
-def _finished(arm: Arm, start: float) -> None:
+def _finished(arm: SweepRun, start: float) -> None:
     assert arm.process is not None
     arm.status = arm.process.returncode
     said = "done" if arm.status == 0 else f"failed with status {arm.status}, see {arm.layout.run / 'log.txt'}"
     log.info("%8.1f s  %-40s  %s", time.monotonic() - start, arm.config.name, said)
 
 
-def _stop(arm: Arm) -> None:
+def _stop(arm: SweepRun) -> None:
     assert arm.process is not None
     if arm.process.poll() is None:
         arm.process.send_signal(signal.SIGTERM)
@@ -227,7 +227,7 @@ def _stop(arm: Arm) -> None:
 _shown = 0.0
 
 
-def _show(arms: Sequence[Arm], total: int, start: float) -> None:
+def _show(arms: Sequence[SweepRun], total: int, start: float) -> None:
     """Shows on a terminal one line that is overwritten: the steps done and an estimate of the time left."""
     global _shown
     if not sys.stderr.isatty() or time.monotonic() - _shown < 1:
@@ -239,7 +239,7 @@ def _show(arms: Sequence[Arm], total: int, start: float) -> None:
     print(f"\r{done}/{total} phases, {seconds:.0f} s, about {left:.0f} s left   ", end="", file=sys.stderr)
 
 
-def _conclude(base: Config, arms: Sequence[Arm]) -> None:
+def _conclude(base: Config, arms: Sequence[SweepRun]) -> None:
     failed = [arm for arm in arms if arm.status != 0]
     if failed:
         logs = ", ".join(str(arm.layout.log) for arm in failed)

@@ -65,7 +65,7 @@ Layer = tuple[int, int, int]  # outputs, kernel height, kernel width
 Chains = dict[str, list[Layer]]
 
 
-class Block(nn.Module):
+class InceptionBlock(nn.Module):
     """Parallel chains of convolutions and a pool, concatenated along the channels.
 
     pooled  outputs of the 1x1 convolution after the pool; 0 for no such convolution
@@ -107,31 +107,31 @@ class Block(nn.Module):
         return torch.cat([*out, pooled if self.branch_pool is None else self.branch_pool(pooled)], 1)
 
 
-def _block_35(inputs: int, pooled: int, pool: Pool) -> Block:
+def _block_35(inputs: int, pooled: int, pool: Pool) -> InceptionBlock:
     chains: Chains = {
         "branch1x1": [(64, 1, 1)],
         "branch5x5": [(48, 1, 1), (64, 5, 5)],
         "branch3x3dbl": [(64, 1, 1), (96, 3, 3), (96, 3, 3)],
     }
-    return Block(inputs, chains, pool, pooled)
+    return InceptionBlock(inputs, chains, pool, pooled)
 
 
-def _block_17(c: int, pool: Pool) -> Block:
+def _block_17(c: int, pool: Pool) -> InceptionBlock:
     chains: Chains = {
         "branch1x1": [(192, 1, 1)],
         "branch7x7": [(c, 1, 1), (c, 1, 7), (192, 7, 1)],
         "branch7x7dbl": [(c, 1, 1), (c, 7, 1), (c, 1, 7), (c, 7, 1), (192, 1, 7)],
     }
-    return Block(768, chains, pool, 192)
+    return InceptionBlock(768, chains, pool, 192)
 
 
-def _block_8(inputs: int, pool: Pool) -> Block:
+def _block_8(inputs: int, pool: Pool) -> InceptionBlock:
     chains: Chains = {
         "branch1x1": [(320, 1, 1)],
         "branch3x3": [(384, 1, 1)],
         "branch3x3dbl": [(448, 1, 1), (384, 3, 3)],
     }
-    return Block(inputs, chains, pool, 192, fork=("branch3x3", "branch3x3dbl"))
+    return InceptionBlock(inputs, chains, pool, 192, fork=("branch3x3", "branch3x3dbl"))
 
 
 def network(form: Form) -> nn.Sequential:
@@ -152,12 +152,12 @@ def network(form: Form) -> nn.Sequential:
         "Mixed_5b": _block_35(192, 32, form.average),
         "Mixed_5c": _block_35(256, 64, form.average),
         "Mixed_5d": _block_35(288, 64, form.average),
-        "Mixed_6a": Block(288, to_17, _HALVE, halve=True),
+        "Mixed_6a": InceptionBlock(288, to_17, _HALVE, halve=True),
         "Mixed_6b": _block_17(128, form.average),
         "Mixed_6c": _block_17(160, form.average),
         "Mixed_6d": _block_17(160, form.average),
         "Mixed_6e": _block_17(192, form.average),
-        "Mixed_7a": Block(768, to_8, _HALVE, halve=True),
+        "Mixed_7a": InceptionBlock(768, to_8, _HALVE, halve=True),
         "Mixed_7b": _block_8(1280, form.average),
         "Mixed_7c": _block_8(2048, form.last),
         "pool_3": nn.AdaptiveAvgPool2d(1),
