@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PYTHONSAFEPATH=1 $(BIN)/python -m
-BENCHMARKS := selection data training sampling encoders
+BENCHMARKS := selection scale data training sampling encoders
 # Two files at a time in the order of tests/conftest.py, each test on one thread.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
