@@ -212,8 +212,8 @@ def listed(folder: Path) -> list[dict[str, Any]]:
         try:
             state, kept = _state(path, leases), read_run(path)
         except UserError as error:
-            about = {"status": "damaged", "reason": str(error), "next": None, "row": None, "shown": None}
-            found.append({**run, **about, "vectors": False})
+            nothing = {"next": None, "row": None, "shown": None, "vectors": False}
+            found.append({**run, "status": "damaged", "reason": str(error), **nothing})
             continue
         ahead = next((p for p in state["phases"] if p["state"] != "sealed"), None)
         step = None if ahead is None else str(Step(ahead["generation"], ahead["phase"]))
