@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,15 @@ def _inspect_run(folder: Path, leases: Leases) -> dict[str, Any]:
     last = _last_line(Layout(folder), state["generations"])
     run = read_run(folder)
     return {**state, "last": last, "spread_gap": _spread_gaps(run), "vectors": run.vectors, "bytes": used(folder)}
+
+
+def states(runs: Sequence[Path]) -> list[dict[str, Any]]:
+    """The state of each of these runs with the last numbers of its training, as plain values."""
+    leases = lease.living(path for run in runs for path in Layout(run).all_leases())
+    found = [_state(run, leases) for run in runs]
+    return [
+        {**state, "last": _last_line(Layout(run), state["generations"])} for run, state in zip(runs, found, strict=True)
+    ]
 
 
 def _state(folder: Path, leases: Leases) -> dict[str, Any]:

@@ -65,11 +65,11 @@ class Browser:
                 self.errors.append(json.dumps(found["params"])[:500])
         return found
 
-    def open(self, path: Path, width: int, height: int = 900) -> None:
-        """Opens a file in a window of this size, in CSS pixels."""
+    def open(self, page: Path | str, width: int, height: int = 900) -> None:
+        """Opens a file or an address in a window of this size, in CSS pixels."""
         self.resize(width, height)
         self._events.clear()
-        self.call("Page.navigate", url=path.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._read()
         self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")

@@ -50,6 +50,11 @@ def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
     return found if len(found.shape) == 3 else None
 
 
+def is_sampled(run: Run, generation: int) -> bool:
+    """Whether the samples of a generation are sealed."""
+    return (run.generation_folder(generation) / "samples" / MANIFEST).exists()
+
+
 def available(one: Dataset) -> int:
     """Number of samples on disk before the first removed shard; retention never removes the first shard."""
     gone = removed(one.folder)

@@ -225,7 +225,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
         _limits(axes, shown)
         axes.set_title(f"{marked(measure, encoder)} · {encoder}")
         axes.set_xlabel("generation")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
         figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
     return figure

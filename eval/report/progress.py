@@ -78,7 +78,7 @@ def radii(groups: Sequence[Arm]) -> Figure | None:
                 )  # fmt: skip
         axes.set_title("Median radius of selection")
         axes.set_xlabel("generation")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
         axes.yaxis.set_major_formatter(FuncFormatter(plain))
         figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
     return figure

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +17,7 @@ from entroloop.data.errors import UserError
 if TYPE_CHECKING:
     from entroloop.eval.report.runs import Run
 
+WATCHED, SERVED = 15.0, 2.0  # seconds between two checks
 QUIET = 60.0  # seconds without a change after which a watched sweep without unfinished runs counts as over
 
 
@@ -43,12 +46,31 @@ def report_command(
             "Ctrl-C ends the command and keeps the report.",
         ),
     ] = False,
-    interval: Annotated[float, typer.Option(min=1, help="Seconds between two checks for changes with --watch.")] = 15.0,
+    serve: Annotated[
+        bool,
+        typer.Option(
+            "--serve",
+            help="Show runs at work on a page that changes by itself, until Ctrl-C. Writes nothing.",
+        ),
+    ] = False,
+    host: Annotated[str, typer.Option(help="Address of --serve; 0.0.0.0 lets other machines see it.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of --serve; 0: any free port.")] = 8642,
+    interval: Annotated[
+        float | None,
+        typer.Option(
+            min=1, help=f"Seconds between two checks for changes: with --watch {WATCHED:g}, with --serve {SERVED:g}."
+        ),
+    ] = None,
 ) -> None:
     """Curves, samples and tables of one or many runs, as one page that opens offline."""
+    if serve:
+        if out or watch or form is not ReportFormat.html:
+            raise UserError("--serve: writes no file: leave --out, --format and --watch out")
+        _serve(runs, host, port, interval or SERVED)
+        return
     target = out or Path("report" if form is ReportFormat.png else f"report.{form}")
     if watch:
-        _watch(runs, target, form, interval)
+        _watch(runs, target, form, interval or WATCHED)
     else:
         _write(runs, target, form)
 
@@ -63,7 +85,41 @@ def _write(runs: list[Path], target: Path, form: str, refresh: int | None = None
     return found
 
 
+def _serve(runs: list[Path], host: str, port: int, interval: float) -> None:
+    """Serves the live page until Ctrl-C. Raises UserError for a folder that cannot appear and for a port in use."""
+    from entroloop.eval.report.live import Live
+    from entroloop.eval.report.serve import Server
+    from entroloop.launcher.status import states
+
+    _check_can_appear(runs)
+    with Server(Live(runs, states, interval), host, port) as server, contextlib.suppress(KeyboardInterrupt):
+        typer.echo(f"{server.url} shows {', '.join(map(str, runs))}; Ctrl-C ends this")
+        server.serve_forever()
+
+
+def _check_can_appear(runs: list[Path]) -> None:
+    """Raises UserError for a folder that is not there and that no run can make."""
+    for folder in runs:
+        if folder.is_file():
+            raise UserError(f"{folder}: is a file; give the folder of a run or sweep")
+        if not folder.parent.is_dir():
+            raise UserError(f"{folder}: not there, and {folder.parent} is no folder to wait for it in; check the name")
+
+
 def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
+    """Writes the report at every change. However this ends, SIGTERM included, no browser goes on reloading the page."""
+    from entroloop.eval.report import page
+
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        _write_changes(runs, target, form, interval)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        if form == ReportFormat.html:
+            page.stop_reloading(target)
+
+
+def _write_changes(runs: list[Path], target: Path, form: str, interval: float) -> None:
     """Writes the report at every change.
 
     Ends at once when every folder is a finished run. Otherwise ends when all runs are finished or failed and nothing
@@ -73,11 +129,7 @@ def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
     from entroloop.eval.report import page
     from entroloop.eval.report.runs import is_run, run_folders
 
-    for folder in runs:
-        if folder.is_file():
-            raise UserError(f"{folder}: is a file; give the folder of a run or sweep")
-        if not folder.parent.is_dir():
-            raise UserError(f"{folder}: not there, and {folder.parent} is no folder to wait for it in; check the name")
+    _check_can_appear(runs)
     page.make_room(target, form)
     seen: object = None
     beats: object = None
@@ -104,7 +156,6 @@ def _watch(runs: list[Path], target: Path, form: str, interval: float) -> None:
         time.sleep(interval)
         quiet += interval
         silent += interval
-    page.write(runs, target, form)  # once more, without the page reloading itself
 
 
 def _heartbeats(runs: list[Run]) -> list[object]:
