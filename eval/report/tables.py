@@ -13,7 +13,7 @@ from entroloop.eval.measures.row import Row
 from entroloop.eval.report import plots, progress, statistics, verdicts
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.headline import NAMED, difference, selecting_encoders
-from entroloop.eval.report.runs import Run
+from entroloop.eval.report.runs import Run, for_people
 
 # What `context` calls the fields of a row's Context and EncoderContext.
 _WORDS = {
@@ -94,6 +94,7 @@ def summary(runs: Sequence[Run]) -> str:
 
     The columns are the Fréchet distance, that of generation 0, the recall and the share of real training samples.
     """
+    runs = list(map(for_people, runs))
     names, even = encoders(runs), comparable(arms(runs))
     if not names or not even.generation:
         return ""

@@ -1,5 +1,7 @@
 """The table that ends a sweep has the numbers of the rows."""
 
+from dataclasses import replace
+
 from report_runs import make_sweep
 
 from entroloop.eval.report import tables
@@ -16,6 +18,12 @@ def test_the_summary_has_a_line_per_arm_with_its_numbers(tmp_path):
         wanted = [(1, "frechet_distance"), (0, "frechet_distance"), (1, "recall"), (1, "real_share")]
         found = [sum(arm.values(g, "pixel", m)) / 2 for g, m in wanted]
         assert line.split() == [arm.label, *map(tables.statistics.number, found)]
+
+
+def test_the_summary_of_vectors_names_their_space(tmp_path):
+    runs = read_runs([make_sweep(tmp_path, ("random",), seeds=(0,), generations=2, n=40)])
+    assert ", pixel features, " in tables.summary(runs)
+    assert ", vector features, " in tables.summary([replace(run, vectors=True) for run in runs])
 
 
 def test_there_is_no_summary_before_generation_1(tmp_path):
