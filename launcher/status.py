@@ -218,6 +218,7 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     leases = lease.living(path for run in paths for path in Layout(run).all_leases())
     for path in paths:
         run: dict[str, Any] = {"run": str(path.relative_to(folder)) if path != folder else path.name}
+        about: dict[str, Any]
         try:
             state, kept = _state(path, leases), read_run(path)
         except UserError as error:
