@@ -43,8 +43,9 @@ def test_runs_with_their_state_next_step_and_last_row(finished, tmp_path):
 
 def test_the_encoder_that_selects_is_shown():
     row = {"generation": 0, "measures": {name: {"frechet_distance": i} for i, name in enumerate("abc")}}
+    rows = (Row.model_validate({"provenance": {}, **row}),)
     for selecting, shown in (("b", "b"), ("not measured", "a")):
-        run = Run(Path("r"), "r", {"selection.encoder": selecting}, (Row(provenance={}, **row),), None, ())
+        run = Run(Path("r"), "r", {"selection.encoder": selecting}, rows, None, ())
         assert status._shown(run) == shown
     listed = {"run": "r", "status": "finished", "reason": "", "next": None, "row": row, "shown": "b", "vectors": False}
     assert status.list_table([listed]).splitlines()[1].split() == ["r", "finished", "0", "b", "1"]
