@@ -68,7 +68,10 @@ def _write(file: IO[bytes], state: Mapping[str, Any]) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU. Raises UserError, naming the file, when its content is not what was written."""
+    """Opens a checkpoint on the CPU. Raises UserError, naming the file, when its content is not what was written.
+
+    The file is read once, for its SHA-256. The tensors are memory maps of the file, which is in the page cache by then.
+    """
     sha256, left = hashlib.sha256(), path.stat().st_size - _DIGITS
     with path.open("rb") as file:
         while left > 0 and (block := file.read(min(left, 1 << 20))):
@@ -77,7 +80,7 @@ def read(path: Path) -> dict[str, Any]:
         if file.read() != sha256.hexdigest().encode():
             raise UserError(f"{path}: damaged checkpoint (SHA-256 differs)")
     # torch's own check is not enough: one wrong bit in the directory of its archive yields tensors of unset memory.
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return state
 
 

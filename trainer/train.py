@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entroloop.data.devices import ReadLater, ahead, pinned
+from entroloop.data.devices import ReadLater, ahead, pinned, queued
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
@@ -36,12 +36,12 @@ from entroloop.trainer.diffusion import Noise, Scale, training_loss
 from entroloop.trainer.engines.make import make_engine
 from entroloop.trainer.network import DenoiserNetwork, build
 from entroloop.trainer.network_config import NetworkConfig
+from entroloop.trainer.saver import Saver
 from entroloop.trainer.stats import Window
 from entroloop.trainer.train_config import TrainConfig, learning_rate
 
 log = logging.getLogger(__name__)
 Drawn = tuple[Tensor, Tensor]  # the random numbers of a batch, from `training_noise`
-ASK_EVERY = 8  # steps between asking the other ranks whether one of them was told to stop
 
 
 @functools.cache
@@ -90,7 +90,10 @@ class Trainer:
         network = self._fresh_network()
         state = _newest_checkpoint(job.checkpoints, world)
         if state is not None:
-            checkpoint.restore(network, state["engine"]["weights"], job.checkpoints)
+            world.on_main(lambda: checkpoint.restore(network, state["engine"]["weights"], job.checkpoints))
+            with torch.no_grad():
+                for parameter in network.parameters():
+                    parameter.copy_(world.broadcast(parameter.detach()))
         if config.channels_last and network.images:
             network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         attention = network.use_attention(job.network.attention_backend, world.device)
@@ -102,6 +105,7 @@ class Trainer:
         self.rules = {"": config.ema, **config.more_emas}
         self.averages = {name: [m.detach().clone() for m in self.engine.masters] for name in self.rules}
         self.seen = 0
+        self.saver = Saver(job.checkpoints, config, world)
         self._unchecked: list[tuple[ReadLater, Tensor, Tensor, Batch, int]] = []
         if state is not None:
             self._resume(state)
@@ -116,7 +120,7 @@ class Trainer:
     def _resume(self, state: dict[str, Any]) -> None:
         self.engine.load(state["engine"])
         for name, average in self.averages.items():
-            self.engine.scatter(state["averages"][name], average)
+            self.engine.scatter(state["averages"].get(name, {}), average)
         self.seen = state["seen"]
         before, now = state["world"], {"engine": self.engine.kind, "size": self.world.size}
         saved = f"; saved by {before['engine']} on {before['size']} ranks, so the last bits may differ"
@@ -127,15 +131,19 @@ class Trainer:
         )  # fmt: skip
 
     def save(self) -> None:
-        """Writes a checkpoint of whole tensors. Every rank calls it. Raises Failed as `step` does."""
+        """Starts to write a checkpoint of whole tensors, once the one before is written. Every rank calls it.
+
+        Raises Failed as `step` does, and the errors of writing the one before.
+        """
         self._check_all_but(0)
+        self.saver.settle()
         state = {
             "engine": self.engine.state(),
             "averages": {name: self.engine.gather(average) for name, average in self.averages.items()},
             "seen": self.seen,
             "world": {"engine": self.engine.kind, "size": self.world.size},
         }
-        self.world.on_main(lambda: checkpoint.save(self.job.checkpoints, self.seen, state, self.job.config.keep))
+        self.saver.start(self.seen, state, queued(self.world.device))
 
     def prepared(self, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Drawn | None]]:
         """The batches, with their random numbers where these are made early: for a GPU, a thread makes both for the
@@ -237,6 +245,7 @@ class Trainer:
             whole = self.engine.gather(average)
             if self.world.is_main:
                 found[name] = self._fresh_network()
+                queued(self.world.device)()
                 found[name].load_state_dict(whole, strict=False)  # the average has no buffers
         self.world.on_main(
             lambda: checkpoint.export(
@@ -265,12 +274,14 @@ def train(
     """
     trainer = Trainer(job, data, world)
     config = job.config
-    every = max(1, round(config.checkpoint_kimg * 1000 / config.batch))
     window = Window(job.stats, config, world)
     batches = data.batches(
         seed=job.seed, seen=trainer.seen, until=config.images, batch=config.batch, rank=world.rank, size=world.size
     )
-    with Progress(job.title, config.images, "img", done=trainer.seen, show=world.is_main) as progress:
+    with (
+        trainer.saver as saver,
+        Progress(job.title, config.images, "img", done=trainer.seen, show=world.is_main) as progress,
+    ):
         on_progress(progress)
         asked = time.monotonic()
         for batch, drawn in trainer.prepared(batches):
@@ -281,39 +292,33 @@ def train(
                 progress.tell(loss=line["loss"], gradient_norm=line["gradient_norm"])
                 on_stats(line)
             progress.advance(config.batch)
-            steps = trainer.seen // config.batch
-            stop = _stops(world, should_stop, steps)
-            if (stop or steps % every == 0) and trainer.seen < config.images:
+            stop, due = saver.due(trainer.seen // config.batch, should_stop)
+            if (stop or due) and trainer.seen < config.images:
                 trainer.save()
                 if stop:
+                    saver.settle()
                     raise Interrupted(f"training saved at {trainer.seen / 1000:.1f} of {config.images / 1000:.1f} kimg")
             asked = time.monotonic()
+        saver.settle()
     trainer.export()
     trainer.engine.close()
     return trainer.engine.kind
 
 
 def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
-    """The newest checkpoint that rank 0 finds, on every rank. Another rank's view of a shared folder may lag behind."""
+    """The newest checkpoint, None if there is none. Rank 0 alone reads it; the others get it without its tensors."""
     state: dict[str, Any] = {}
 
-    def newest() -> int | None:
-        state.update(checkpoint.newest(folder) or {})
-        return state.get("seen")
+    def newest() -> dict[str, Any] | None:
+        found = checkpoint.newest(folder)
+        if found is None:
+            return None
+        state.update(found)
+        small = {name: found["engine"][name] for name in ("steps", "loss_scale")}
+        return {**found, "engine": small, "averages": {}}
 
-    seen = world.on_main(newest)
-    if seen is None:
-        return None
-    return state if world.is_main else checkpoint.read(checkpoint.path_of(folder, seen))
-
-
-def _stops(world: World, should_stop: Callable[[], bool], steps: int) -> bool:
-    """Whether any rank was told to stop. All ranks get the same answer at the same step."""
-    if world.size == 1:
-        return should_stop()
-    if steps % ASK_EVERY:
-        return False
-    return world.any(should_stop())
+    others = world.on_main(newest)
+    return state or others
 
 
 def not_finite(loss: Tensor, sigma: Tensor, batch: Batch) -> str:

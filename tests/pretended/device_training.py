@@ -13,6 +13,7 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard
 from entroloop.data.streams.resident import Resident
 from entroloop.data.world import World
+from entroloop.trainer import checkpoint
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.network import load
 from entroloop.trainer.network_config import NetworkConfig
@@ -106,3 +107,18 @@ def test_a_gradient_that_is_not_finite_stops_training_one_step_later(sets, tmp_p
     with pytest.raises(Failed, match="in step 1"):
         trainer.save()
     assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def test_a_checkpoint_is_copied_into_pinned_memory_and_the_thread_that_writes_it_waits(sets, tmp_path):
+    trainer, batches = begun(tmp_path, "unet", sets["unet"])
+    trainer.step(*next(batches))
+    with pretended.watch() as seen:
+        trainer.save()
+        trainer.saver.settle()
+    waits = sorted(name.partition(" at ")[0] for name in seen.syncs.elements())
+    assert waits == ["_local_scalar_dense", "an event", "an event"], (
+        seen.syncs
+    )  # Adam's step count, the norm, the copies
+    state = checkpoint.read(checkpoint.path_of(tmp_path / "checkpoints", BATCH))
+    for value, average in zip(state["averages"][""].values(), trainer.averages[""], strict=True):
+        assert torch.equal(value, average.cpu())

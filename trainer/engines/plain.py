@@ -12,6 +12,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
+from entroloop.data.devices import host_copy
 from entroloop.data.errors import UserError
 from entroloop.data.wording import counted
 from entroloop.data.world import World
@@ -29,6 +30,7 @@ class Engine:
         self.config, self.world, self.network = config, world, network
         self.micro, self.passes = micro_batches(config, world.size)
         self.names = [name for name, _ in network.named_parameters()]
+        self.shapes = {name: p.shape for name, p in network.named_parameters()}
         self.parameters = list(network.parameters())  # once: walking the modules takes as long as updating an average
         self.accelerator = self._accelerator()
         if self.accelerator.num_processes != world.size:
@@ -103,18 +105,28 @@ class Engine:
             group["lr"] = rate
 
     def gather(self, local: Sequence[Tensor]) -> Named:
-        """Assembles tensors like `masters` into whole tensors on the CPU, by parameter name. Every rank calls it."""
-        return {name: x.detach().to("cpu", copy=True) for name, x in zip(self.names, local, strict=True)}
+        """Assembles tensors like `masters` into whole tensors by parameter name. Every rank calls it.
+
+        Only rank 0 gets and keeps them: copies as `devices.host_copy` makes them. The other ranks get {}.
+        """
+        return dict(zip(self.names, map(host_copy, local), strict=True)) if self.world.is_main else {}
 
     def scatter(self, whole: Mapping[str, Tensor], local: Sequence[Tensor]) -> None:
-        """Copies whole tensors into tensors like `masters`. Every rank calls it with the same values."""
+        """Copies rank 0's whole tensors into tensors like `masters`. Every rank calls it."""
         for name, x in zip(self.names, local, strict=True):
-            x.copy_(whole[name])
+            x.copy_(self._sent(whole, name))
+
+    def _sent(self, whole: Mapping[str, Tensor], name: str) -> Tensor:
+        """Rank 0's whole tensor of one parameter, on the device of every rank."""
+        device = self.world.device
+        return self.world.broadcast(
+            whole[name].to(device) if self.world.is_main else torch.empty(self.shapes[name], device=device)
+        )
 
     # -- the state that a checkpoint holds -------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        """Weights, Adam's moments and step count, and fp16's loss scale. Every rank calls it."""
+        """Weights, Adam's moments and step count, and fp16's loss scale. Every rank calls it; see `gather`."""
         optimizer, keys = self.adam
         held = [optimizer.state[key] for key in keys]
         return {
@@ -126,8 +138,11 @@ class Engine:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Restores a state. The network's own weights must be loaded before the engine is made."""
-        self.scatter(state["weights"], self.masters)
+        """Restores a state, of which only rank 0 needs the tensors. Every rank calls it.
+
+        The network's own weights must be loaded before the engine is made.
+        """
+        self._load_weights(state.get("weights", {}))
         optimizer, keys = self.adam
         for key, master in zip(keys, self.masters, strict=True):
             step = torch.tensor(state["steps"], dtype=torch.float32, device=master.device if self.fused else "cpu")
@@ -137,8 +152,11 @@ class Engine:
                 "exp_avg_sq": torch.zeros_like(master),
             }
         for moment in ("exp_avg", "exp_avg_sq"):
-            self.scatter(state[moment], [optimizer.state[key][moment] for key in keys])
+            self.scatter(state.get(moment, {}), [optimizer.state[key][moment] for key in keys])
         self._set_loss_scale(state["loss_scale"])
+
+    def _load_weights(self, whole: Named) -> None:
+        """The masters are the network's own weights, which are loaded already."""
 
     def _loss_scale(self) -> Any:
         scaler = self.accelerator.scaler

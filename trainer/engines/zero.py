@@ -20,6 +20,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch import Tensor, nn
 from torch.utils.cpp_extension import get_default_build_root
 
+from entroloop.data.devices import host_copy
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.trainer.engines.launch import deepspeed_file
@@ -154,7 +155,9 @@ class ZeroEngine(Engine):
         self._put(local)
         whole = {}
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            whole[name] = safe_get_full_fp32_param(parameter).detach().to("cpu", copy=True)
+            full = safe_get_full_fp32_param(parameter)
+            if self.world.is_main:
+                whole[name] = host_copy(full)
         self._put(kept)
         return whole
 
@@ -163,7 +166,7 @@ class ZeroEngine(Engine):
 
         kept = [m.detach().clone() for m in self.masters]
         for name, parameter in zip(self.names, self.parameters, strict=True):
-            value = whole[name].to(self.world.device)
+            value = self._sent(whole, name)
             if self.stage == 3:
                 safe_set_local_fp32_param(parameter, self._share(value))
             else:
@@ -189,6 +192,9 @@ class ZeroEngine(Engine):
             for master, value in zip(self.masters, values, strict=True):
                 if master is not value:
                     master.data.copy_(value)
+
+    def _load_weights(self, whole: Named) -> None:
+        self.scatter(whole, self.masters)  # with half precision, the network's own weights are rounded
 
     def _loss_scale(self) -> Any:
         return float(self.model.optimizer.loss_scale) if self.config.precision == "fp16" else None
