@@ -197,8 +197,13 @@ def _speed() -> Iterator[tuple[str, str]]:
         seconds = min(_seconds(lambda: product(sketch.left, right, PRODUCT, frame, form)) for _ in range(3))  # noqa: B023
         yield f"products of {what}", f"{form.name}, {2 * PRODUCT**2 * sketch.left.shape[1] / seconds / 1e9:.0f} GFLOP/s"
     pairs = ROWS**2 / 2 / _seconds(lambda: nearest(clusters, clusters, exclude_self=True, backend="torch"))
-    yield "nearest", f"{pairs / 1e6:.0f} million pairs/s; about {1e10 / 2 / pairs:.2g} s for 100,000 x {FEATURES}"
-    yield "greedy", f"about {GREEDY * 65536 * 32768 / pairs:.2g} s for 65,536 -> 32,768 x {FEATURES}"
+    yield "nearest", f"{pairs / 1e6:.0f} million pairs/s; about {_short(1e10 / 2 / pairs)} s for 100,000 x {FEATURES}"
+    yield "greedy", f"about {_short(GREEDY * 65536 * 32768 / pairs)} s for 65,536 -> 32,768 x {FEATURES}"
+
+
+def _short(number: float) -> str:
+    """Two digits: 370, 11, 0.93."""
+    return f"{float(f'{number:.2g}'):g}"
 
 
 def _seconds(work: Callable[[], object]) -> float:

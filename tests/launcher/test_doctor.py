@@ -48,6 +48,7 @@ def test_expected_times_follow_from_the_measured_speed():
     assert float(seconds) == pytest.approx(5000 / float(pairs), rel=0.1)
     greedy = float(present(re.fullmatch(r"about (\S+) s for 65,536 -> 32,768 x 384", found["greedy"]))[1])
     assert greedy == pytest.approx(0.6 * 65536 * 32768 / 5e9 * float(seconds), rel=0.1)
+    assert [doctor._short(x) for x in (368.2, 10.96, 0.9251)] == ["370", "11", "0.93"]
 
 
 @pytest.mark.parametrize("form", [formats.BF16, formats.F32, formats.F64], ids=lambda form: form.name)
