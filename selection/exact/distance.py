@@ -24,7 +24,7 @@ from entroloop.data.errors import UserError
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8)
 _CHECK_ELEMENTS = 1 << 24  # elements per step of the NaN check: 64 MiB of float32
-_CHUNK_ELEMENTS = 1 << 16  # elements computed at a time: 512 KiB of float64, which stays in a core's cache
+_CHUNK_ELEMENTS = 1 << 18  # elements computed at a time: 2 MiB of float64, which stays in a processor's cache
 _GPU_CHUNK_ELEMENTS = 1 << 28  # most on a GPU, where every chunk costs launches: 2 GiB of float64
 
 

@@ -20,10 +20,9 @@ from entroloop.selection.exact.bounds import SWEEP_ROWS, Query, contenders
 from entroloop.selection.exact.distance import distances_to
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch
+from entroloop.selection.exact.sketch import Columns, Frame, Sketch
 
 CHOSEN = -1.0  # the bound of a chosen row: below every distance
-_KEEP = 0.7  # share of the gathered active rows that must still be active for the gathered copy to be kept
 
 
 class Frontier:
@@ -44,13 +43,12 @@ class Frontier:
         room = Sketch.empty(self.form.padded(capacity) + 128, rows, self.form)
         self._right, self._certificate = room.left.zero_(), room.certificate
         self.active = torch.empty(0, dtype=torch.int64, device=rows.device)
-        self._gathered: tuple[Tensor, Sketch] | None = None
 
-    def side(self, ids: Tensor, rows: Tensor | None) -> Side:
-        """The points with these global ids, and their sketch. With several ranks `rows` holds the points, [B, D]."""
+    def points(self, ids: Tensor, rows: Tensor | None) -> Sketch:
+        """The points with these global ids. With several ranks `rows` holds the points, [B, D]."""
         if rows is None or self._rows is None:
-            return Side(self.shard.rows, self.sketch[ids], ids)
-        return Side(rows, Sketch.of(rows, self.frame, self.form))
+            return self.sketch.take(ids)
+        return Sketch.of(rows, self.frame, self.form)
 
     def choices(self, first: int, last: int) -> Columns:
         """The choices numbered first … last - 1, as right rows."""
@@ -64,25 +62,24 @@ class Frontier:
         """Makes the first choice: computes the distance of every row to it."""
         ids = torch.tensor([pick], device=self.bound.device)
         row = self.shard.take(ids)
-        self._remember(ids, self.side(ids, row))
+        self._remember(ids, self.points(ids, row))
         self.bound = distances_to(self.shard.rows, row[0])
         self.seen += 1
         self._mark(ids)
 
-    def admit(self, ids: Tensor, side: Side, level: float) -> None:
+    def admit(self, ids: Tensor, points: Sketch, level: float) -> None:
         """Adds choices and updates the active rows. Rows that are chosen, or fall below `level`, stop being active.
 
         The last choices update nothing, because no choice follows.
         """
         first = self.count
-        self._remember(ids, side)
+        self._remember(ids, points)
         if self.count == len(self.chosen):
             return
         self._mark(ids)
         self.keep_active(level)
         if len(self.active):
-            side = self._active_side()
-            self._apply(side, first, self.count, level)
+            self._apply(self.active, first, level)
             self.keep_active(level)
 
     def fill(self, order: Tensor) -> None:
@@ -99,7 +96,6 @@ class Frontier:
     def activate(self, rows: Tensor) -> None:
         """Replaces the active rows by these local rows, which must be up to date."""
         self.active = rows
-        self._gathered = None
 
     def refresh(self, rows: Tensor, level: float) -> Tensor:
         """Brings local rows up to date. Returns the rows whose bound is still at least `level`, in the order given.
@@ -111,46 +107,32 @@ class Frontier:
             return rows
         order = torch.argsort(self.seen[rows], stable=True)
         for part in torch.split(rows[order], SWEEP_ROWS):
-            self._apply(self._gather(part), int(self.seen[part[0]]), self.count, level, True)
+            self._apply(part, int(self.seen[part[0]]), level)
         return rows[self.bound[rows] >= level]
 
-    def _gather(self, rows: Tensor) -> Side:
-        sketch = self.sketch
-        left = self.frame.scratch("gathered", len(rows), sketch.left.shape[1], sketch.left)
-        torch.index_select(sketch.left, 0, rows, out=left)
-        return Side(self.shard.rows, Sketch(left, sketch.certificate[rows]), rows)
-
-    def _apply(self, left: Side, first: int, last: int, level: float, sorted_by_seen: bool = False) -> None:
-        """Lowers the bounds of the left rows by choices first … last - 1; bounds of at least `level` are exact."""
-        index = left.index
-        assert index is not None
+    def _apply(self, rows: Tensor, first: int, level: float) -> None:
+        """Lowers the bounds of local rows, in ascending order of `seen`, by the choices from `first` on. Bounds of at
+        least `level` are exact."""
+        last = self.count
         if first >= last:
             return
-        right, bound, seen = self.choices(first, last), self.bound[index], self.seen[index]
-        upper, resume = torch.full_like(bound, torch.inf), torch.full_like(index, last - first)
-        start = (seen - first).clamp(min=0)
-        query = Query(bound, 1, level, upper, resume, start if sorted_by_seen else None)
-        for i, _, distance in contenders(left, right, query, self.frame):
-            self.bound.scatter_reduce_(0, index[i], distance, "amin")
-        self.bound.scatter_reduce_(0, index, upper, "amin")
-        current = seen >= first  # the others were dropped earlier and still lack the choices in between
-        self.seen[index[current]] = first + resume[current]
+        bound, start = self.bound[rows], self.seen[rows] - first
+        upper, resume = torch.full_like(bound, torch.inf), torch.full_like(rows, last - first)
+        query = Query(bound, 1, level, upper, resume, start)
+        for i, _, distance in contenders(self.sketch.take(rows), self.choices(first, last), query, self.frame):
+            self.bound.scatter_reduce_(0, rows[i], distance, "amin")
+        self.bound.scatter_reduce_(0, rows, upper, "amin")
+        self.seen[rows] = first + resume
 
-    def _active_side(self) -> Side:
-        """The active rows with a gathered copy of their sketch. The copy may still hold rows dropped since."""
-        if self._gathered is None or len(self.active) < _KEEP * len(self._gathered[0]):
-            self._gathered = self.active, self.sketch[self.active]
-        index, sketch = self._gathered
-        return Side(self.shard.rows, sketch, index)
-
-    def _remember(self, ids: Tensor, side: Side) -> None:
+    def _remember(self, ids: Tensor, points: Sketch) -> None:
         part = slice(self.count, self.count + len(ids))
         self.chosen[part] = ids
         if self._rows is not None:
-            self._rows[part] = side.rows
-        side.sketch.turned(self._right[part])
-        self._certificate.square[part] = side.sketch.certificate.square
-        self._certificate.rho[part] = side.sketch.certificate.rho
+            self._rows[part] = points.rows if points.index is None else points.rows[points.index]
+        points.turned(self._right[part])
+        certificate = points.bounds(torch.arange(len(ids), device=ids.device))
+        self._certificate.square[part] = certificate.square
+        self._certificate.rho[part] = certificate.rho
         self.count += len(ids)
 
     def _mark(self, ids: Tensor) -> None:

@@ -78,24 +78,24 @@ class FaissIndex:
         if block.device.type == "cuda":
             device = block.device.index or 0
             self.index = faiss.index_cpu_to_gpu(_gpu_resources(device), device, self.index)
-        self.index.add(self._centred(sketch, block.shape[1]))
+        self.index.add(self._centred(sketch.left, block.shape[1]))
 
     @staticmethod
-    def _centred(sketch: Sketch, d: int) -> Any:
+    def _centred(left: Tensor, d: int) -> Any:
         # [-2 z, ...] -> z. The bounds of a sketch also hold for faiss's own products of z, with twice the steps.
-        return (sketch.left[:, :d] * -0.5).contiguous().cpu().numpy()
+        return (left[:, :d] * -0.5).contiguous().cpu().numpy()
 
     def of(self, queries: Tensor) -> Search:
         left = Sketch.of(queries, self.frame, F32)
 
         def search(numbers: Tensor, c: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            asked = left[numbers]
-            square, found = self.index.search(self._centred(asked, queries.shape[1]), c)
+            bounds = left.certificate[numbers]
+            square, found = self.index.search(self._centred(left.left[numbers], queries.shape[1]), c)
             last = torch.from_numpy(square[:, -1].copy()).to(queries.device).double()
 
             def beyond(distance: Tensor) -> Tensor:
-                cut = asked.certificate.cut(self.worst, distance, self.frame.scale).double()
-                return last > cut + 2 * asked.certificate.error(self.worst)
+                cut = bounds.cut(self.worst, distance, self.frame.scale).double()
+                return last > cut + 2 * bounds.error(self.worst)
 
             return torch.from_numpy(found).to(queries.device), beyond
 

@@ -21,7 +21,7 @@ from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contender
 from entroloop.selection.exact.formats import Format
 from entroloop.selection.exact.indices import Index, merge_candidates
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Columns, Frame, Side, Sketch
+from entroloop.selection.exact.sketch import Columns, Frame, Sketch
 from entroloop.selection.exact.spaces import Metric
 
 Lists = tuple[Tensor, Tensor]  # distances float64 [n, k], ids int64 [n, k]
@@ -42,12 +42,12 @@ class Parts:
         self.step = max(SWEEP_ROWS, min(_PART_ROWS, _PART_ELEMENTS // width))
         self.starts = range(0, n, self.step)
         self._keep = n * form.columns(width, queries.rows.device) * form.dtype.itemsize <= _BLOCK_BYTES[1] // 2
-        self._sides: dict[int, Side] = {}
+        self._sides: dict[int, Sketch] = {}
 
     def rows(self, start: int) -> Tensor:
         return self.fitted.rows(self.queries.rows[start : start + self.step])
 
-    def side(self, start: int) -> Side:
+    def side(self, start: int) -> Sketch:
         """The rows and their sketch, kept for the next block if all sketches are small."""
         if start in self._sides:
             return self._sides[start]
@@ -56,8 +56,8 @@ class Parts:
             self._sides[start] = side
         return side
 
-    def _sketched(self, rows: Tensor) -> Side:
-        return Side(rows, Sketch.of(rows, self.frame, self.form))
+    def _sketched(self, rows: Tensor) -> Sketch:
+        return Sketch.of(rows, self.frame, self.form)
 
     def lists(self, start: int) -> Lists:
         """Views of the part's lists."""
@@ -112,12 +112,13 @@ class Parts:
             columns = Columns.of(self.side(a))
             for b in self.starts[a // self.step :]:
                 side = self.side(b)
-                lowest, other = lowest_both(side, columns, self.frame, a == b, self.exclude_self)
+                ignore = self._ignored(b, self.queries.offset + b) if a == b else None
+                lowest, other = lowest_both(side, columns, self.frame, a == b, ignore)
                 self._search_part(b, side, a, columns, lowest)
                 if a != b:
                     self._search_part(a, self.side(a), b, Columns.of(side), other)
 
-    def _search_part(self, start: int, side: Side, block: int, columns: Columns, lowest: Tensor) -> None:
+    def _search_part(self, start: int, side: Sketch, block: int, columns: Columns, lowest: Tensor) -> None:
         first = self.queries.offset + block
         _search(side, columns, first, self.lists(start), self._ignored(start, first), self.frame, lowest=lowest)
 
@@ -141,7 +142,7 @@ class Parts:
         columns, first = Columns.of(other), sum(shard.counts[:source]) + start + skipped
         for top in range(0, mine, self.step):
             count = min(mine - top, self.step)
-            side = self.side(top).part(slice(0, count))
+            side = self.side(top).take(slice(0, count))
             lowest, opposite = lowest_both(side, columns, self.frame)
             distances, ids = self.lists(top)
             _search(side, columns, first, (distances[:count], ids[:count]), None, self.frame, lowest=lowest)
@@ -195,7 +196,7 @@ def _block_rows(bank: Shard, kept: int = 0) -> int:
 
 
 def _search(
-    side: Side,
+    side: Sketch,
     columns: Columns,
     first: int,
     lists: Lists,

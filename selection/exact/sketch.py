@@ -140,10 +140,13 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Sketch:
-    """Rounded rows: `left` [n, K] = [-2 z, zeros, ones, |z|^2 in parts], and the certificate of products with them."""
+    """Rows and their rounded copies, as left factors of products. With an `index`, row i is number index[i] of all
+    tensors."""
 
-    left: Tensor
+    rows: Tensor  # canonical, [., D]
+    left: Tensor  # [., K] = [-2 z, zeros, ones, |z|^2 in parts]
     certificate: Certificate
+    index: Tensor | None = None
 
     @classmethod
     def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
@@ -151,7 +154,7 @@ class Sketch:
         columns = form.columns(like.shape[1], like.device)
         square = torch.empty(n, dtype=torch.float64, device=like.device)
         left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
-        return cls(left, Certificate(square, square.clone(), form, columns))
+        return cls(like, left, Certificate(square, square.clone(), form, columns))
 
     @classmethod
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
@@ -164,7 +167,7 @@ class Sketch:
         if form is BF16 and rows.dtype != torch.float64:
             work, slack = torch.float32, 2.0**-22
         centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so its rounding cancels
-        step = chunk_rows(rows.device, d, 2)
+        step = chunk_rows(rows.device, d)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             y = (rows[part].to(work) - centre) * frame.scale
@@ -189,7 +192,7 @@ class Sketch:
     def _exact(cls, rows: Tensor) -> Sketch:
         """int8: [x - 128, zeros, |x - 128|^2 in the last four bytes]."""
         out = cls.empty(len(rows), rows, INT8)
-        d, step = rows.shape[1], chunk_rows(rows.device, rows.shape[1], 2)
+        d, step = rows.shape[1], chunk_rows(rows.device, rows.shape[1])
         out.left[:, d:] = 0
         norms = out.left.view(torch.int32)[:, -1]
         for start in range(0, len(rows), step):
@@ -202,22 +205,54 @@ class Sketch:
         return out
 
     def __len__(self) -> int:
-        return len(self.left)
+        return len(self.left if self.index is None else self.index)
 
-    def __getitem__(self, index: Tensor | slice) -> Sketch:
-        return Sketch(self.left[index], self.certificate[index])
+    def numbers(self, i: Tensor) -> Tensor:
+        """The positions of the rows i in the tensors."""
+        return i if self.index is None else self.index[i]
+
+    def take(self, i: Tensor | slice) -> Sketch:
+        """The rows numbered `i`, without a copy."""
+        if isinstance(i, Tensor):
+            return Sketch(self.rows, self.left, self.certificate, self.numbers(i))
+        if self.index is None:
+            return Sketch(self.rows[i], self.left[i], self.certificate[i])
+        return Sketch(self.rows, self.left, self.certificate, self.index[i])
+
+    def bounds(self, i: Tensor) -> Certificate:
+        """The certificate of the rows i."""
+        return self.certificate[self.numbers(i)]
+
+    def factor(self, i: Tensor | slice, frame: Frame) -> Tensor:
+        """The left factor of the rows i. May be scratch memory, where rows of zeros follow for matrix units."""
+        if isinstance(i, slice):
+            if self.index is None:
+                return self.left[i]
+            numbers = self.index[i]
+        else:
+            numbers = self.numbers(i)
+        n, padded = len(numbers), self.certificate.format.padded(len(numbers))
+        out = frame.scratch("factor", padded, self.left.shape[1], self.left)
+        torch.index_select(self.left, 0, numbers, out=out[:n])
+        out[n:] = 0  # a nan left there would spread to other rows of the product
+        return out
+
+    def again(self, frame: Frame, form: Format, i: Tensor) -> Sketch:
+        """The rows numbered `i` in another format."""
+        return Sketch.of(self.rows.index_select(0, self.numbers(i)), frame, form)
 
     def turned(self, out: Tensor | None = None) -> Tensor:
         """The same rows as a right factor [>= n, K] = [z, |z|^2 in parts, ones], padded with rows at the end."""
         form = self.certificate.format
-        n, d = len(self.left), self.left.shape[1] - 2 * form.parts
-        right = self.left.new_zeros((form.padded(n), self.left.shape[1])) if out is None else out
+        left = self.left if self.index is None else self.left.index_select(0, self.index)
+        n, d = len(left), left.shape[1] - 2 * form.parts
+        right = left.new_zeros((form.padded(n), left.shape[1])) if out is None else out
         if form is INT8:
-            right[:n] = self.left
+            right[:n] = left
             return right
-        torch.mul(self.left[:, :d], -0.5, out=right[:n, :d])
-        right[:n, d : d + form.parts] = self.left[:, d + form.parts :]
-        right[:n, d + form.parts :] = self.left[:, d : d + form.parts]
+        torch.mul(left[:, :d], -0.5, out=right[:n, :d])
+        right[:n, d : d + form.parts] = left[:, d + form.parts :]
+        right[:n, d + form.parts :] = left[:, d : d + form.parts]
         return right
 
 
@@ -243,36 +278,8 @@ def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> 
 
 
 @dataclass(frozen=True)
-class Side:
-    """Left rows. `rows` are canonical, [n, D]. With an `index`, row i is rows[index[i]]."""
-
-    rows: Tensor
-    sketch: Sketch
-    index: Tensor | None = None
-
-    def numbers(self, i: Tensor) -> Tensor:
-        """The positions of the rows i in `rows`."""
-        return i if self.index is None else self.index[i]
-
-    def part(self, part: slice) -> Side:
-        if self.index is None:
-            return Side(self.rows[part], self.sketch[part])
-        return Side(self.rows, self.sketch[part], self.index[part])
-
-    def take(self, i: Tensor) -> Side:
-        """The rows numbered `i`."""
-        rows = self.rows if self.index is not None else self.rows[i]
-        return Side(rows, self.sketch[i], None if self.index is None else self.index[i])
-
-    def again(self, frame: Frame, form: Format, i: Tensor) -> Side:
-        """The rows numbered `i` in another format."""
-        rows = self.rows.index_select(0, self.numbers(i))
-        return Side(rows, Sketch.of(rows, frame, form))
-
-
-@dataclass(frozen=True)
 class Columns:
-    """Right rows: canonical `rows` (as in Side), and `right` [>= n, K] from `Sketch.turned`."""
+    """Right rows: canonical `rows` and `index` as in Sketch, and `right` [>= n, K] from `Sketch.turned`."""
 
     rows: Tensor
     right: Tensor
@@ -280,8 +287,9 @@ class Columns:
     index: Tensor | None = None
 
     @classmethod
-    def of(cls, side: Side) -> Columns:
-        return cls(side.rows, side.sketch.turned(), side.sketch.certificate, side.index)
+    def of(cls, left: Sketch) -> Columns:
+        certificate = left.certificate if left.index is None else left.certificate[left.index]
+        return cls(left.rows, left.turned(), certificate, left.index)
 
     def __len__(self) -> int:
         return len(self.certificate.square)
@@ -304,4 +312,4 @@ class Columns:
 
     def again(self, frame: Frame, form: Format) -> Columns:
         rows = self.rows if self.index is None else self.rows.index_select(0, self.index)
-        return Columns.of(Side(rows, Sketch.of(rows, frame, form)))
+        return Columns.of(Sketch.of(rows, frame, form))

@@ -13,6 +13,7 @@ Shapes: N rows of all ranks, D features, B rows of a block.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 
 import numpy as np
@@ -28,7 +29,9 @@ from entroloop.selection.rules.problem import Problem, Selection
 
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
-_ACTIVE = 8192  # rows kept up to date at a time, over all ranks
+_ACTIVE = 4096  # rows kept up to date at a time; twice as many over several ranks or on a GPU
+_SPARE = 2  # times the rows still to be picked that are kept up to date or put into a block at most
+_FEW = 2048  # rows of which more than needed cost less than a further round
 _PAIRS = 4096  # distances inside a block below which it is never too large
 _GPU_BLOCK = LARGEST_BLOCK  # rows of the first block on a GPU
 _GPU_PAIRS = 1 << 23  # on a GPU, where a block costs hundreds of launches whatever its size
@@ -56,23 +59,26 @@ def greedy(
     most_active = np.zeros(shard.world.size, np.int64)  # rows of each rank that may still be active
     ends = np.cumsum(shard.counts)
     while frontier.count < size:
-        ids, bound, rows, edge = _propose(frontier, block_size, most_active)
+        useful = min(_ACTIVE, max(_FEW, _SPARE * (size - frontier.count)))
+        if shard.world.size > 1 or on_gpu:
+            useful = 2 * _ACTIVE  # more than may be needed, because each round costs exchanges or launches
+        ids, bound, rows, edge = _propose(frontier, min(block_size, useful), most_active)
         if len(ids) == 0:
-            level = _wake(frontier, most_active)
+            level = _wake(frontier, most_active, useful)
             if level == 0:
                 # Only duplicates of picks are left, all at distance 0; they are chosen by ascending id.
                 radii[frontier.count :] = 0.0
                 frontier.fill(torch.arange(shard.total))
             continue
-        side = frontier.side(ids, rows)
-        block = Block(side, float(bound.max()), frontier.frame, shard.world)
+        points = frontier.points(ids, rows)
+        block = Block(points, bound, frontier.frame, shard.world)
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
         on_progress(len(picks))
         order = torch.tensor(picks, device=ids.device)
         owners = np.searchsorted(ends, ids[order].cpu().numpy(), "right")
         most_active -= np.bincount(owners, minlength=len(most_active))
-        frontier.admit(ids[order], side.take(order), level)
+        frontier.admit(ids[order], points.take(order), level)
         if block.pairs > max(few, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, block_size // 2)
         elif block.pairs < max(few // 2, _PAIRS_A_PICK // 2 * len(picks)):
@@ -91,15 +97,25 @@ def _pick(
     """Runs sequential greedy while the block's maximum is above all rows outside. Changes `bound` and `radii`."""
     picks: list[int] = []
     limit, limit_id = max(edge[0], level), edge[1] if edge[0] >= level else np.iinfo(np.int64).max
-    while len(picks) < len(radii):
-        pick = int(bound.argmax())
-        radius = bound[pick]
+    now = bound.tolist()
+    heap = [(-radius, row) for row, radius in enumerate(now)]
+    heapq.heapify(heap)
+    while heap and len(picks) < len(radii):
+        radius, pick = -heap[0][0], heap[0][1]
+        if radius != now[pick]:  # an entry from before its bound was lowered
+            heapq.heappop(heap)
+            continue
         if radius < limit or (radius == limit and ids[pick] > limit_id):
             break
+        heapq.heappop(heap)
         radii[len(picks)] = radius
         picks.append(pick)
-        block.lower(bound, pick)
-        bound[pick] = CHOSEN
+        now[pick] = CHOSEN
+        for row, distance in block.near(pick):
+            if distance < now[row]:
+                now[row] = distance
+                heapq.heappush(heap, (-distance, row))
+    bound[:] = now
     return picks
 
 
@@ -144,14 +160,15 @@ def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
-def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
+def _wake(frontier: Frontier, most_active: NDArray[np.int64], wanted: int) -> float:
     """Brings the rows with the largest bounds up to date and activates them. Returns the level: rows below it sleep.
 
     most_active  [world size], written: number of active rows of each rank
+    wanted       about the number of rows of all ranks to bring up to date
     The level is 0 if no remaining row has a positive distance to the picks.
     """
     world, bound = frontier.shard.world, frontier.bound
-    top = torch.topk(bound, min(_ACTIVE, len(bound))).values
+    top = torch.topk(bound, min(wanted, len(bound))).values
     if world.size == 1:
         level = float(top[-1])
         highest = float(top[0])
@@ -161,9 +178,9 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64]) -> float:
             marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
         marks, order = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True)
         # Each mark represents an equal share of the rows that its rank looked at.
-        rows = torch.tensor(frontier.shard.counts, dtype=torch.float64, device=bound.device).clamp(max=_ACTIVE)
+        rows = torch.tensor(frontier.shard.counts, dtype=torch.float64, device=bound.device).clamp(max=wanted)
         woken = (rows / _QUANTILES).repeat_interleave(_QUANTILES)[order].cumsum(0)
-        level = float(marks[min(int((woken < _ACTIVE).sum()), len(marks) - 1)])
+        level = float(marks[min(int((woken < wanted).sum()), len(marks) - 1)])
         highest = float(marks[0])
     if highest <= 0:
         return 0.0

@@ -23,7 +23,7 @@ from torch import Tensor
 from entroloop.selection.exact.blocks import earlier_distances
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Frame, Side, Sketch
+from entroloop.selection.exact.sketch import Frame, Sketch
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ def order_radii(shard: Shard, ids: Tensor) -> Tensor:
     """The distance of each of these rows to the nearest row before it. int64 [M] -> float64 [M], inf first."""
     rows = shard.take(ids.to(shard.rows.device))
     frame = Frame.of(rows)
-    side = Side(rows, Sketch.of(rows, frame, shortest_format(rows)))
-    return earlier_distances(side, torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device), frame)
+    points = Sketch.of(rows, frame, shortest_format(rows))
+    level = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
+    return earlier_distances(points, level, frame)
 
 
 def quotas(counts: Sequence[int], size: int) -> list[int]:

@@ -25,7 +25,7 @@ from entroloop.selection.exact.blocks import conflicts, earlier_distances
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.frontier import Frontier
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import InexactProductError, Side
+from entroloop.selection.exact.sketch import InexactProductError, Sketch
 from entroloop.selection.rules.problem import Problem, Selection
 
 BLOCK = 512
@@ -102,23 +102,23 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
             return
         ids, bound = ids[turn], bound[turn]
         rows = None if rows is None else rows[turn]
-        side = frontier.side(ids, rows)
-        accepted, rejected, by = _resolve(conflicts(side, threshold, frontier.frame), size - frontier.count)
+        points = frontier.points(ids, rows)
+        accepted, rejected, by = _resolve(conflicts(points, threshold, frontier.frame), size - frontier.count)
         accepted = accepted.to(ids.device)
-        chosen = side.take(accepted)
+        chosen = points.take(accepted)
         distance = earlier_distances(chosen, bound[accepted], frontier.frame)
-        _check(side, rejected.to(ids.device), by.to(ids.device), distance, threshold)
+        _check(points, rejected.to(ids.device), by.to(ids.device), distance, threshold)
         radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
         frontier.admit(ids[accepted], chosen, level)
 
 
-def _check(side: Side, rejected: Tensor, by: Tensor, accepted: Tensor, threshold: float) -> None:
+def _check(points: Sketch, rejected: Tensor, by: Tensor, accepted: Tensor, threshold: float) -> None:
     """Raises InexactProductError unless canonical distances confirm every decision in a block.
 
     rejected, by  rejected rows, and for each the accepted row that excludes it
     accepted      distance of each accepted row to the rows accepted before
     """
-    near = pair_distances(side.rows, side.numbers(rejected), side.rows, side.numbers(by))
+    near = pair_distances(points.rows, points.numbers(rejected), points.rows, points.numbers(by))
     if bool((accepted <= threshold).any()) or bool((near > threshold).any()):
         raise InexactProductError("a threshold filter's products contradict the distances of its rows")
 
