@@ -41,6 +41,7 @@ def by_import(path, tmp_path, key=None):
 
 def by_measure(path, tmp_path, key=None):
     with opened_set(path, key=key) as found:
+        assert found.rows is not None
         found.rows.check()
         return np.concatenate(list(found.blocks(slice(0, found.count))))
 

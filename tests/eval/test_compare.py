@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from typing import Any
 
 import forked
 import loops
@@ -42,7 +43,7 @@ def _check_same(row, other):
 
 
 def test_any_number_of_ranks_gives_the_same_rows(four):
-    options = {"flip": True, "resamples": 1, "bootstrap": 2, "entropy_size": 30}
+    options: dict[str, Any] = {"flip": True, "resamples": 1, "bootstrap": 2, "entropy_size": 30}
     alone = compare_sets(four[:2], *four[2:], **options)
     for size in (2, 3):
         for rows in on_threads(size, _on_rank, four, options):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from report_runs import make_sweep
 
-from entroloop.eval.report import tables
+from entroloop.eval.report import statistics, tables
 from entroloop.eval.report.arms import arms, comparable
 from entroloop.eval.report.runs import read_runs
 
@@ -17,7 +17,7 @@ def test_the_summary_has_a_line_per_arm_with_its_numbers(tmp_path):
     for arm, line in zip(comparable(arms(runs)).measured, lines, strict=True):
         wanted = [(1, "frechet_distance"), (0, "frechet_distance"), (1, "recall"), (1, "real_share")]
         found = [sum(arm.values(g, "pixel", m)) / 2 for g, m in wanted]
-        assert line.split() == [arm.label, *map(tables.statistics.number, found)]
+        assert line.split() == [arm.label, *map(statistics.number, found)]
 
 
 def test_the_summary_of_vectors_names_their_space(tmp_path):

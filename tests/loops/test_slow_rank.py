@@ -8,6 +8,7 @@ import datetime
 import functools
 import socket
 import time
+from typing import Any
 
 import forked
 import pytest
@@ -47,7 +48,7 @@ def slow_rank_0(arguments):
         setattr(world.World, method, call)
 
     def made(rank, *given, **options):
-        generate.Generator.samples = slowed(rank, generate.Generator.samples, "samples")
+        setattr(generate.Generator, "samples", slowed(rank, generate.Generator.samples, "samples"))  # noqa: B010
         return world.join(rank, *given, **options, timeout=datetime.timedelta(seconds=LIMIT))
 
     for method in ("on_main", "agree"):
@@ -78,10 +79,10 @@ def test_every_phase_waits_for_a_slow_rank_0_longer_than_an_exchange_may_take(tm
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    place: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     command = ["run", config, "--scratch", tmp_path / "scratch"]
     ranks = [
-        forked.Forked(slow_rank_0, command, merged=True, **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        forked.Forked(slow_rank_0, command, merged=True, **{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)
     ]
     said = [rank.communicate(600)[0] for rank in ranks]

@@ -1,5 +1,7 @@
 """`measure --device cuda` on the pretended device: the CPU's numbers, from distances that the device computed."""
 
+from typing import Any
+
 import numpy as np
 import pretended
 import pytest
@@ -14,7 +16,7 @@ def test_measure(tmp_path):
     paths = [tmp_path / f"{name}.npy" for name in "abtr"]
     for number, path in enumerate(paths):
         np.save(path, digits()[100 * number : 100 * number + 60])
-    options = {"flip": True, "bootstrap": 2}
+    options: dict[str, Any] = {"flip": True, "bootstrap": 2}
     on_cpu = compare_sets(paths[:2], *paths[2:], device="cpu", **options)
     with pretended.watch() as seen:
         on_gpu = compare_sets(paths[:2], *paths[2:], device="cuda", **options)

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,8 +55,13 @@ def test_training_goes_on_while_a_checkpoint_is_written_as_it_was(folder, tmp_pa
         assert one == other, name
 
 
+def _slow_write(*given):
+    time.sleep(0.3)
+    WRITE(*given)
+
+
 def test_a_stop_waits_for_its_checkpoint(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "save", lambda *given: (time.sleep(0.3), WRITE(*given)))
+    monkeypatch.setattr(checkpoint, "save", _slow_write)
     looks = iter([False] * 6 + [True])
     with pytest.raises(Interrupted):
         loop.train(job(tmp_path), Resident(Dataset(folder)), World(), should_stop=lambda: next(looks))
@@ -64,7 +70,7 @@ def test_a_stop_waits_for_its_checkpoint(folder, tmp_path, monkeypatch):
 
 def _full_disk(world, folder, target):
     """What training raised, and at how many images seen, when the second checkpoint could not be written."""
-    written = []
+    written: list[Any] = []
 
     def refused(path, seen, *given):
         if len(written) == 1:
