@@ -135,6 +135,13 @@ class DataConfig(Section):
     """Leave out, count and report samples that cannot be read, instead of stopping. `mode: auto` then streams;
     `mode: resident` still stops. Only under this key may the training samples of a run differ from its recipe."""
 
+    @field_validator("trusted")
+    @classmethod
+    def _a_reference_has_a_distribution(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("a reference needs at least 2 samples, or 0 for none of its own")
+        return value
+
     @property
     def located(self) -> str:
         """The source, with ~ and variables replaced. Raises UserError as `expanded` does."""

@@ -25,6 +25,10 @@ BAD = [
     ),
     ("train.batch=321", "train.batch=321: more than the 320 images that a generation sees"),
     ("generations=0", "generations=0: must be at least 1"),
+    (
+        "data.trusted=1",
+        "data.trusted=1: a reference needs at least 2 samples, or 0 for none of its own",
+    ),
     ("loop.paradigm=replaced", "loop.paradigm=replaced: must be one of replace, accumulate, accumulate-subsample"),
     ("selection.strategy=gredy", "did you mean greedy?"),
     ("selection.options.strat=3", "option of strategy greedy 'strat' does not exist: did you mean start?"),
