@@ -27,7 +27,8 @@ SHORT = (
 LABELS = ("train.labels=true", "evaluation.encoders=[pixel,classifier]")
 RUNS = {
     "subsample": (
-        "loop.paradigm=accumulate-subsample", "loop.fresh.share=0.25", "selection.encoder=classifier",
+        "loop.paradigm=accumulate-subsample", "loop.candidates=2", "loop.fresh.share=0.25",
+        "selection.encoder=classifier",
         "train.flip=true",
         "train.warm_start=true", "sample.guide=previous", "sample.guide_weight=1.5", "sample.labels=training", *LABELS,
     ),
