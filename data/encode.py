@@ -28,6 +28,7 @@ from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert
 from entroloop.data.sources.base import Source
 from entroloop.data.sources.begun import Begun, source_digest
+from entroloop.data.sources.containers import keep
 from entroloop.data.sources.convert import SampleForm
 from entroloop.data.sources.recognise import open_samples
 from entroloop.data.sources.sealed import SealedSource
@@ -79,14 +80,14 @@ def encode(
         if ENCODERS.facts(name).fitted and classifier is None:
             raise UserError(f"--encoder {name}: is fitted to a run's labelled data: give --classifier RUN/real/{name}")
     settings = Settings(resolution=resolution, split=split, color=color, key=key, labels=False)
-    opened = open_samples(str(source), settings)
+    begun = Begun(folder, "encode")
+    opened = open_samples(str(source), settings, begun.kept)
     identity: dict[str, Any] = {
         "kind": opened.kind,
         "settings": {name: getattr(settings, name) for name in READING},
         "source_count": len(opened.names),
         "source": source_digest(opened),
     }
-    begun = Begun(folder, "encode")
 
     def look() -> SampleForm:
         begun.check(str(source), identity)
@@ -101,6 +102,8 @@ def encode(
     facts = {**identity, "form": form.facts()}
     pieces = _pieces(opened, form)
     if world.on_main(lambda: begun.begin(str(source), identity, facts)):
+        if part is not None and world.is_main and not begun.kept.exists():
+            keep(opened, begun.kept)
         mine = (part or Part()).split(world.rank, world.size)
         show = progress and world.is_main
         world.agree(lambda: _write(opened, form, pieces, loaded, folder, mine, show, stop))

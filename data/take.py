@@ -3,8 +3,8 @@
     SOURCE + ids  ->  Taking  ->  DEST
 
 Shards and folders hold the samples in ascending order of their rows in the source, whatever the order of the ids. An
-.npz file and a list of keys follow the order of the ids. Memory holds one shard of samples at a time, and the names of
-the source.
+.npz file and a list of keys follow the order of the ids. Memory holds one shard of samples at a time, and the packed
+names of the source.
 
 N samples of the source, M chosen ones, C channels, H height, W width, D features.
 """
@@ -33,6 +33,7 @@ from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert
 from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.begun import Begun, check_outside, source_digest
+from entroloop.data.sources.containers import keep
 from entroloop.data.sources.convert import SampleForm, ShardTask
 from entroloop.data.sources.importer import check_shards, classes_of, fill
 from entroloop.data.sources.recognise import open_samples
@@ -95,9 +96,10 @@ class Taking:
             if getattr(settings, name):
                 raise UserError(f"--{name}: ids are rows of the whole source: leave it out")
         self.name, self.dest, self.form, self.settings, self.part = source, dest, form, settings, part
-        self.source = open_samples(source, settings)
+        begun = Begun(dest, "take")
+        self.source = open_samples(source, settings, begun.kept if form in ("shards", "folder") else None)
         if form in ("shards", "folder") and not (dest / EDM).exists():
-            Begun(dest, "take").check(source, self._reading)
+            begun.check(source, self._reading)
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -142,6 +144,10 @@ class Taking:
         workers = workers if isinstance(self.source, ImageSource) else 1
         return find_form(self.source, rows, self.settings, workers, progress=progress)
 
+    def _keep(self, begun: Begun) -> None:
+        if self.part is not None and not begun.kept.exists():
+            keep(self.source, begun.kept)
+
     # --- shards ---------------------------------------------------------------------------------------------------
 
     def _shards(self, rows: NDArray[np.int64], workers: int, progress: bool, stop: Callable[[], bool]) -> None:
@@ -152,6 +158,7 @@ class Taking:
             layout = SampleForm.of(there["layout"]) if there else self._layout(rows, workers, progress)
             pieces = bounds(0, len(rows), self.settings.shard_size or default_shard_size(layout))
             if begun.begin(self.name, identity, {"layout": layout.facts()}):
+                self._keep(begun)
                 tasks = [ShardTask(i, first, rows[first:last], keep=True) for i, (first, last) in enumerate(pieces)]
                 part = self.part or Part()
                 fill(
@@ -192,6 +199,7 @@ class Taking:
             if layout is not None and len(layout.shape) != 3:
                 raise UserError(f"--as folder: {self.name} holds vectors: take them as shards or npz")
         begun.begin(self.name, identity, {"layout": layout and layout.facts()})
+        self._keep(begun)
         pieces = bounds(0, len(rows), PER_FOLDER)
         mine = list((self.part or Part()).of(len(pieces)))
         with Progress("take", sum(pieces[i][1] - pieces[i][0] for i in mine), "img", show=progress) as bar:

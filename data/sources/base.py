@@ -198,17 +198,23 @@ def by_folders(names: Sequence[str]) -> tuple[NDArray[np.int64] | None, tuple[st
     Labels are None if there are no sub-folders, or if they are numbered ones that only keep folders small (FFHQ: 12345
     in 12000/). Files beside class folders have the label MISSING.
     """
-    paths = [tuple(part for part in name.split("/") if part not in ("", ".", "..")) for name in names]
-    folders = {path[:-1] for path in paths}
+    folders = {folder: _parts(folder) for folder in {name.rpartition("/")[0] for name in names}}
+    paths = set(folders.values())
     depth = 0  # number of leading folders that all names have in common
-    while len({path[: depth + 1] for path in folders}) == 1 and all(len(path) > depth for path in folders):
+    while len({path[: depth + 1] for path in paths}) == 1 and all(len(path) > depth for path in paths):
         depth += 1
-    tops = [path[depth] if len(path) > depth + 1 else "" for path in paths]
-    classes = tuple(sorted({top for top in tops if top}))
-    if len(classes) < 2 or all(_numbered(top, path[-1]) for top, path in zip(tops, paths, strict=True)):
+    tops = {folder: path[depth] if len(path) > depth else "" for folder, path in folders.items()}
+    classes = tuple(sorted({top for top in tops.values() if top}))
+    split = (name.rpartition("/") for name in names)
+    if len(classes) < 2 or all(_numbered(tops[folder], file) for folder, _, file in split):
         return None, ()
     number = {name: i for i, name in enumerate(classes)}
-    return np.array([number.get(top, MISSING) for top in tops], dtype=np.int64), classes
+    labels = (number.get(tops[name.rpartition("/")[0]], MISSING) for name in names)
+    return np.fromiter(labels, np.int64, len(names)), classes
+
+
+def _parts(folder: str) -> tuple[str, ...]:
+    return tuple(part for part in folder.split("/") if part not in ("", ".", ".."))
 
 
 def _numbered(folder: str, file: str) -> bool:

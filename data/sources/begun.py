@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from entroloop.data.sources.base import Source
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store import manifest
 
+PIECE = 4096  # names that are in memory at a time
 WORKS = {"import": "an import", "encode": "features", "take": "chosen samples"}
 SINGLE = ("settings", "source")  # settings are compared one by one, and the source's digest has no meaning for people
 
@@ -36,6 +39,11 @@ class Begun:
     @property
     def path(self) -> Path:
         return self.dest / f"{self.work}.json"
+
+    @property
+    def kept(self) -> Path:
+        """Where a part of the work writes the list of images in tars, for the other parts."""
+        return self.dest / f"{self.work}.tars.npz"
 
     def facts(self) -> dict[str, Any] | None:
         """The facts of the work in the folder, finished or not; None if none has begun.
@@ -95,12 +103,13 @@ class Begun:
         return True
 
     def forget(self) -> None:
-        """Removes the facts, which only unfinished work needs.
+        """Removes the facts and the list, which only unfinished work needs.
 
-        Does not touch the disk if the file is already gone, because finished work may be on a read-only disk.
+        Does not touch the disk if they are already gone, because finished work may be on a read-only disk.
         """
-        if self.path.exists():
-            self.path.unlink(missing_ok=True)
+        for path in (self.path, self.kept):
+            if path.exists():
+                path.unlink(missing_ok=True)
 
 
 def check_outside(source: str, dest: Path) -> None:
@@ -111,9 +120,34 @@ def check_outside(source: str, dest: Path) -> None:
 
 
 def names_digest(source: Source) -> str:
-    """Identifies the names, labels and classes of a source. It does not cover the samples themselves."""
-    labels = None if source.labels is None else source.labels.tolist()
-    return files.digest({"names": list(source.names), "labels": labels, "classes": list(source.classes)})
+    """Identifies the names, labels and classes of a source. It does not cover the samples themselves.
+
+    The digest of `{"names": …, "labels": …, "classes": …}` by `files.digest`, without the JSON of all names at once.
+    """
+    labels, sha = source.labels, hashlib.sha256(b"{\n")
+    _add(sha, "classes", source.classes)
+    sha.update(b",\n")
+    if labels is None:
+        sha.update(b'  "labels": null')
+    else:
+        pieces = (labels[at : at + PIECE].tolist() for at in range(0, len(labels), PIECE))
+        _add(sha, "labels", itertools.chain.from_iterable(pieces))
+    sha.update(b",\n")
+    _add(sha, "names", source.names)
+    sha.update(b"\n}\n")
+    return sha.hexdigest()
+
+
+def _add(sha: hashlib._Hash, key: str, values: Iterable[Any]) -> None:
+    """Adds a key and its list, as `files.json_bytes` writes them."""
+    sha.update(f'  "{key}": ['.encode())
+    left, comma = iter(values), ""
+    while some := list(itertools.islice(left, PIECE)):
+        sha.update(
+            (comma + "\n    " + json.dumps(some, ensure_ascii=False, separators=(",\n    ", ":"))[1:-1]).encode()
+        )
+        comma = ","
+    sha.update(b"\n  ]" if comma else b"]")
 
 
 def source_digest(source: Source) -> str:

@@ -10,21 +10,27 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
+import json
 import os
 import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from entroloop.data import files
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources import listing
 from entroloop.data.sources.base import (
     MISSING,
     SPLIT_FOLDERS,
     ImageSource,
+    Source,
     by_folders,
     edm_labels,
     is_image,
@@ -33,7 +39,8 @@ from entroloop.data.sources.base import (
     whole_number,
 )
 from entroloop.data.sources.given import Given
-from entroloop.data.sources.listing import Listing
+from entroloop.data.sources.listing import Entry, Listing
+from entroloop.data.sources.names import Ignored, Packed, Prefixed
 
 EDM = "dataset.json"
 
@@ -91,7 +98,7 @@ def zip_images(path: Path, split: str | None) -> ImageSource:
 def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayload | ZipPayload]) -> ImageSource:
     pictures = found.find(is_image)
     names = split_folders(found.where, split, pictures)
-    samples = payload(found.where, [entry.place for entry in found.take(names)])
+    samples = payload(found.where, Packed(entry.place for entry in found.take(names)))
     labels, classes = by_folders(names)
     if EDM in found.entries:
         place = found.take([EDM])[0].place
@@ -100,7 +107,7 @@ def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayl
         if edm is not None:
             labels, classes = edm, ()
     ignored = found.ignored({*names, EDM}, pictures)
-    return ImageSource(kind, found.where, names, samples, labels, classes, ignored)
+    return ImageSource(kind, found.where, Packed(names), samples, labels, classes, Ignored(ignored.items()))
 
 
 # --- tar ----------------------------------------------------------------------------------------------------------
@@ -117,11 +124,11 @@ def is_tar(name: str, head: bytes = b"") -> bool:
 def tars(given: Given) -> ImageSource | None:
     """Images in a tar, or in all tars of a folder."""
     if given.is_folder:
-        return of_files(given, is_tar, tar_images)
+        return of_files(given, is_tar, functools.partial(tar_images, kept=given.kept))
     if not is_tar(given.path.name, given.head):
         return None
     given.no_splits()
-    return tar_images([(given.path.name, given.path)], given.path)
+    return tar_images([(given.path.name, given.path)], given.path, given.kept)
 
 
 @functools.lru_cache(maxsize=8)
@@ -134,13 +141,13 @@ class TarPayload:
     """Reads samples from tars. `places` has, for each sample, the number of its tar, its first byte and its size."""
 
     paths: Sequence[str]
-    places: Sequence[tuple[int, int, int]]
+    places: NDArray[np.int64]  # [N, 3]
 
     def __post_init__(self) -> None:
         self.stamps = [listing.stamp(path) for path in self.paths]
 
     def __call__(self, row: int, limit: int | None = None) -> bytes:
-        tar, first, size = self.places[row]
+        tar, first, size = self.places[row].tolist()
         size = size if limit is None else min(limit, size)
         payload = os.pread(_opened(self.paths[tar], self.stamps[tar]).fileno(), size, first)
         if len(payload) != size:
@@ -148,36 +155,85 @@ class TarPayload:
         return payload
 
 
-def tar_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSource:
+def tar_images(tars: Sequence[tuple[str, Path]], where: Path, kept: Path | None = None) -> ImageSource:
     """Images in tars, given as (name, path), in the order of the tars and of the images in them.
 
     As in WebDataset, members whose names are equal up to the first dot are one sample. A sample has one image and at
     most one `.cls`. If no tar holds a `.cls`, the sub-folders are the classes.
+
+    kept  where `keep` may have written the list of these images
     """
-    paths = [str(path) for _, path in files]
-    names, plain = list[str](), list[str]()
-    places, labels = list[tuple[int, int, int]](), list[int]()
-    ignored = dict[str, str]()
+    prefixes = [f"{tar}/" if len(tars) > 1 else "" for tar, _ in tars]
+    if kept is not None and (known := _kept(kept, [str(path) for _, path in tars], prefixes, where)) is not None:
+        return known
+    members, ignored = Packed(), Ignored()
+    places, labels = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     labelled = False
-    for number, (tar, path) in enumerate(files):
+    for number, ((_, path), prefix) in enumerate(zip(tars, prefixes, strict=True)):
         found = listing.of_tar(path)
-        prefix = f"{tar}/" if len(files) > 1 else ""
         images = _by_key(found, is_image, "images")
         numbers = _by_key(found, _is_number, "labels")
         if lone := numbers.keys() - images.keys():
             raise UserError(f"{path}: {min(numbers[key] for key in lone)} is a label without an image")
-        read = TarPayload([str(path)], [(0, *entry.place) for entry in found.take(numbers.values())])
+        read = TarPayload([str(path)], _places(found.take(numbers.values()), 0))
         label_of = {key: whole_number(read(row), f"{path}: {name}") for row, (key, name) in enumerate(numbers.items())}
-        names += [prefix + name for name in images.values()]
-        plain += images.values()
-        places += [(number, *entry.place) for entry in found.take(images.values())]
-        labels += [label_of.get(key, MISSING) for key in images]
+        members.extend(images.values())
+        places.append(_places(found.take(images.values()), number))
+        labels.append(np.array([label_of.get(key, MISSING) for key in images], np.int64))
         labelled |= bool(numbers)
         parts = {*images.values(), *numbers.values()}
-        ignored |= {prefix + name: reason for name, reason in found.ignored(parts).items()}
-    by_cls = np.array(labels, dtype=np.int64), tuple[str, ...]()
-    given, classes = by_cls if labelled else by_folders(plain)
-    return ImageSource("tar", str(where), names, TarPayload(paths, places), given, classes, ignored)
+        ignored.extend((prefix + name, reason) for name, reason in found.ignored(parts).items())
+    payload = TarPayload([str(path) for _, path in tars], np.concatenate(places))
+    given, classes = (np.concatenate(labels), tuple[str, ...]()) if labelled else by_folders(members)
+    names = Prefixed(prefixes, payload.places[:, 0], members)
+    return ImageSource("tar", str(where), names, payload, given, classes, ignored)
+
+
+def keep(source: Source, path: Path) -> None:
+    """Writes the list of images in tars to a file, for other processes that open the same source; no other source's."""
+    if not isinstance(source, ImageSource) or not isinstance(source.payload, TarPayload):
+        return
+    names, ignored = source.names, source.ignored
+    assert isinstance(names, Prefixed)
+    assert isinstance(ignored, Ignored)
+    facts = {"tars": _stamps(source.payload.paths), "classes": source.classes, "prefixes": names.prefixes}
+    arrays: dict[str, Any] = {
+        "facts": np.frombuffer(files.json_bytes({**facts, "reasons": ignored.reasons}), np.uint8),
+        "places": source.payload.places,
+        "codes": np.frombuffer(ignored.codes, np.int32),
+        **dict(zip(("text", "ends"), names.ends.arrays(), strict=True)),
+        **dict(zip(("ignored_text", "ignored_ends"), ignored.names.arrays(), strict=True)),
+        **({} if source.labels is None else {"labels": source.labels}),
+    }
+    files.replace(path, lambda file: np.savez(file, **arrays))
+
+
+def _kept(path: Path, tars: Sequence[str], prefixes: Sequence[str], where: Path) -> ImageSource | None:
+    """The source whose list `keep` wrote; None if there is no list, it is damaged, or it is a list of other tars."""
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            facts = json.loads(found["facts"].tobytes())
+            if (facts["tars"], facts["prefixes"]) != (_stamps(tars), list(prefixes)):
+                return None
+            members, others = (Packed.of(found[f"{of}text"], found[f"{of}ends"]) for of in ("", "ignored_"))
+            ignored = Ignored.of(others, facts["reasons"], found["codes"])
+            places, labels = found["places"], found.get("labels")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    names = Prefixed(prefixes, places[:, 0], members)
+    return ImageSource("tar", str(where), names, TarPayload(tars, places), labels, tuple(facts["classes"]), ignored)
+
+
+def _stamps(paths: Sequence[str]) -> list[list[Any]]:
+    """Name, size and time of change of each file. They are the same on every machine that sees the file."""
+    return [
+        [os.path.basename(path), status.st_size, status.st_mtime_ns] for path in paths for status in [os.stat(path)]
+    ]
+
+
+def _places(entries: Sequence[Entry], tar: int) -> NDArray[np.int64]:
+    """The number of the tar, first byte and size of each entry: int64 [n, 3]."""
+    return np.array([(tar, *entry.place) for entry in entries], np.int64).reshape(-1, 3)
 
 
 def _is_number(name: str) -> bool:
@@ -213,7 +269,9 @@ def of_files(
         return None
     names = split_files(files, str(given.path), given.split)
     source = read([(name, given.found.path(name)) for name in names], given.path)
-    source.ignored = {**given.found.ignored(set(names), files), **source.ignored}
+    others = given.found.ignored(set(names), files)
+    inside = ((name, reason) for name, reason in source.ignored.items() if name not in others)
+    source.ignored = Ignored(itertools.chain(others.items(), inside))
     return source
 
 

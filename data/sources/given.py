@@ -22,12 +22,14 @@ class Given:
     split   the split to read; None for the usual one
     key     name of the array to read, if there may be several
     labels  False ignores labels in an archive of arrays
+    kept    where `containers.keep` may have written the list of images in tars
     """
 
     path: Path
     split: str | None = None
     key: str | None = None
     labels: bool = True
+    kept: Path | None = None
 
     def no_splits(self) -> None:
         """Raises UserError when the user asks for a split. A format without splits calls this."""

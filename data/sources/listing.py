@@ -109,7 +109,9 @@ def told(ignored: Mapping[str, str]) -> str:
     """Counts by reason, each with an example: "3 others ignored (2 of another kind, as a.txt; 1 hidden, as .b)"."""
     if not ignored:
         return ""
-    first = {reason: name for name, reason in reversed(list(ignored.items()))}
+    first = dict[str, str]()
+    for name, why in ignored.items():
+        first.setdefault(why, name)
     reasons = "; ".join(f"{n:,} {why}, as {first[why]}" for why, n in Counter(ignored.values()).most_common())
     return f"{len(ignored):,} other{'s' if len(ignored) > 1 else ''} ignored ({reasons})"
 

@@ -23,28 +23,32 @@ from entroloop.data.store import remote
 REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "naming")
 
 
-def open_source(text: str, split: str | None = None, *, key: str | None = None, labels: bool = True) -> Source:
+def open_source(
+    text: str, split: str | None = None, *, key: str | None = None, labels: bool = True, kept: Path | None = None
+) -> Source:
     """Opens a source: a file or folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
 
     key     name of the array to read, if a file or feature folder holds several (see `rows`)
     labels  False ignores labels in an archive of arrays
+    kept    where `containers.keep` may have written the list of images in tars
 
     Raises UserError when the source does not exist, is empty, damaged or of no known kind, or has no such split or key.
     """
-    source = _open(text, split, key, labels)
+    source = _open(text, split, key, labels, kept)
     of_rows = isinstance(source, ArraySource) and isinstance(source.array, Rows)
     if key is not None and not of_rows and not text.startswith(hub.PREFIX):
         raise UserError(f"--key {key}: {text} has no arrays with names")
     return source
 
 
-def open_samples(text: str, settings: Settings) -> Source:
+def open_samples(text: str, settings: Settings, kept: Path | None = None) -> Source:
     """Opens a source by the settings of an import, and checks its labels if the settings keep them.
 
     Raises UserError as `open_source` does, when the source is empty, and when a label is missing or out of range.
     """
     own_split = settings.heldout and settings.split in (None, "train", "test")
-    opened = open_source(text, None if own_split else settings.split, key=settings.key, labels=settings.labels)
+    split = None if own_split else settings.split
+    opened = open_source(text, split, key=settings.key, labels=settings.labels, kept=kept)
     if not len(opened.names):
         raise UserError(f"{text}: holds no samples")
     if settings.labels and opened.labels is not None and (opened.labels == MISSING).any():
@@ -62,7 +66,7 @@ def open_samples(text: str, settings: Settings) -> Source:
     return opened
 
 
-def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source:
+def _open(text: str, split: str | None, key: str | None, labels: bool, kept: Path | None) -> Source:
     if text in SOURCES.built_in:
         no_splits(text, split)
         found: Source = SOURCES.load(text)()
@@ -75,7 +79,7 @@ def _open(text: str, split: str | None, key: str | None, labels: bool) -> Source
     path = Path(text).expanduser()
     try:
         if path.is_dir() or path.is_file():
-            return _recognised(Given(path, split, key, labels))
+            return _recognised(Given(path, split, key, labels, kept))
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({reason(error)})") from error
     if is_own(text) or text in SOURCES.names:

@@ -1,0 +1,142 @@
+"""Names of samples in little memory: the text of all names in one buffer, instead of one Python string per name.
+
+    names  ->  Packed  ->  one name at a time
+
+N names.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class _Names(Sequence[str]):
+    """A Sequence that makes each name when it is asked for."""
+
+    def _one(self, row: int) -> str:
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[str]: ...
+    def __getitem__(self, row: int | slice) -> str | list[str]:
+        rows = range(len(self))[row]  # raises IndexError
+        return self._one(rows) if isinstance(rows, int) else [self._one(i) for i in rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._one, range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(map(str.__eq__, self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Packed(_Names):
+    """Names that take 8 bytes each beside their UTF-8. More can be added."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.text, self.ends = bytearray(), array("q", [0])
+        self.extend(names)
+
+    def extend(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.text += name.encode("utf-8", "surrogatepass")
+            self.ends.append(len(self.text))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def _one(self, row: int) -> str:
+        return self.text[self.ends[row] : self.ends[row + 1]].decode("utf-8", "surrogatepass")
+
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The text, uint8, and the end of each name, int64 [N + 1], beginning with 0."""
+        return np.frombuffer(self.text, np.uint8), np.frombuffer(self.ends, np.int64)
+
+    @staticmethod
+    def of(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> Packed:
+        """From `arrays`. Raises ValueError when they do not fit together."""
+        if ends.ndim != 1 or not len(ends) or ends[0] != 0 or ends[-1] != len(text) or (np.diff(ends) < 0).any():
+            raise ValueError("no packed names")
+        out = Packed()
+        out.text, out.ends = bytearray(text.tobytes()), array("q", ends.astype(np.int64).tobytes())
+        return out
+
+
+@dataclass(eq=False)
+class Prefixed(_Names):
+    """Names that begin with one of a few prefixes: `prefixes[which[row]] + ends[row]`; which is [N], integers."""
+
+    prefixes: Sequence[str]
+    which: NDArray[Any]
+    ends: Packed
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def _one(self, row: int) -> str:
+        return self.prefixes[int(self.which[row])] + self.ends[row]
+
+
+class _Items(ItemsView[str, str]):
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        mapping: Ignored = self._mapping  # type: ignore[attr-defined]
+        return zip(mapping.names, mapping.values(), strict=True)
+
+
+class _Values(ValuesView[str]):
+    def __iter__(self) -> Iterator[str]:
+        mapping: Ignored = self._mapping  # type: ignore[attr-defined]
+        return map(mapping.reasons.__getitem__, mapping.codes)
+
+
+class Ignored(Mapping[str, str]):
+    """Name -> reason, in 12 bytes beside the name. To look one name up takes time like N."""
+
+    def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
+        self.names, self.reasons, self.codes = Packed(), list[str](), array("i")
+        self.extend(items)
+
+    def extend(self, items: Iterable[tuple[str, str]]) -> None:
+        known = {reason: code for code, reason in enumerate(self.reasons)}
+        for name, reason in items:
+            if reason not in known:
+                known[reason] = len(known)
+                self.reasons.append(reason)
+            self.names.extend((name,))
+            self.codes.append(known[reason])
+
+    @staticmethod
+    def of(names: Packed, reasons: Sequence[str], codes: NDArray[np.int32]) -> Ignored:
+        """From its parts. Raises ValueError when they do not fit together."""
+        if codes.shape != (len(names),) or (len(codes) and not 0 <= codes.min() <= codes.max() < len(reasons)):
+            raise ValueError("no reasons of names")
+        out = Ignored()
+        out.names, out.reasons, out.codes = names, list(reasons), array("i", codes.astype(np.int32).tobytes())
+        return out
+
+    def __getitem__(self, name: str) -> str:
+        for other, reason in self.items():
+            if other == name:
+                return reason
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def items(self) -> ItemsView[str, str]:
+        return _Items(self)
+
+    def values(self) -> ValuesView[str]:
+        return _Values(self)
