@@ -66,6 +66,7 @@ def test_two_ranks_on_the_pretended_device(library, tmp_path):
     first, second = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2))
     for name in ("greedy", "threshold-decay"):
         assert first[name] == second[name] == select(rows, 45, name).ids.tolist()
+    assert first["bound"] == second["bound"] == "cuda:0"
     assert first["sum"] == second["sum"] == [2, 2]
     assert first["any"]
     assert second["any"]

@@ -9,13 +9,17 @@ import pretended  # noqa: F401  # before torch
 import torch
 import torch.distributed as dist
 
-from entroloop.data.world import current
+from entroloop.data.world import join, leave
 from entroloop.selection import nearest, select
 
 
 def main(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", f"file://{folder}/store", world_size=2, rank=rank)
-    world = current(torch.device("cuda", 0))
+    # `join` asks for NCCL and binds the group to the device; all but the name of the backend goes to torch
+    begin = dist.init_process_group
+    gloo = lambda backend, *given, **more: begin("gloo", *given, **more)  # noqa: E731
+    setattr(dist, "init_process_group", gloo)  # noqa: B010 - a function
+    world = join(rank, 2, device=torch.device("cuda", 0), init_method=f"file://{folder}/store")
+    assert dist.group.WORLD is not None
     rows = np.load(folder / "rows.npy")
     mine = rows[world.share(len(rows))]
     distances, ids = nearest(mine, mine, 2, exclude_self=True, world=world)
@@ -26,9 +30,10 @@ def main(rank: int, folder: Path) -> None:
         },
         "sum": world.all_reduce(torch.ones(2, device=world.device)).tolist(),
         "any": world.any(rank == 1),
+        "bound": str(dist.group.WORLD.bound_device_id),
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
