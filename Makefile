@@ -6,18 +6,24 @@ STAMP := $(VENV)/.installed
 RUN := PYTHONSAFEPATH=1 $(BIN)/python -m
 BENCHMARKS := selection scale data training sampling encoders
 # Two files at a time in the order of tests/conftest.py, each test on one thread.
+# Of `make gpu`: cuda, or pretended where there is no GPU; full, or tiny, whose figures mean nothing.
+DEVICE := cuda
+SCALE := full
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help demo test test-fast lint format docs bench clean
+.PHONY: help demo test test-fast gpu-test lint format docs bench gpu clean
 
 help:
 	@echo "make demo        run the main job on embedded data: two minutes, then open runs/digits/report.html"
 	@echo "make test        run all tests (ENTROLOOP_LONG=1 make test: the long ones as well)"
 	@echo "make test-fast   run the tests without those of whole loops, many processes or a SLURM cluster"
+	@echo "make gpu-test    run the tests that need a CUDA device, and say where there is none"
 	@echo "make lint        check with ruff, ruff format and mypy"
 	@echo "make format      fix what ruff can fix"
 	@echo "make docs        write docs/modules.md and docs/configuration.md again"
 	@echo "make bench       run the benchmarks"
+	@echo "make gpu         check and measure one GPU in 8 minutes: runs/gpu/results.jsonl"
+	@echo "                 (DEVICE=pretended SCALE=tiny: try the script without a GPU)"
 	@echo "make clean       remove .venv, builds and caches"
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
@@ -38,6 +44,9 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST) -m 'not slow'
 
+gpu-test: $(STAMP)
+	ENTROLOOP_LONG=1 $(BIN)/python -m pytest -m gpu $(wildcard tests/pretended/device_*.py)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,6 +62,9 @@ docs: $(STAMP)
 
 bench: $(STAMP)
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py || exit 1; done
+
+gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu.py --device $(DEVICE) --scale $(SCALE)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -33,6 +33,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="takes long: set ENTROLOOP_LONG=1, as CI does"))
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture
+def watch() -> Any:
+    """`pretended.watch`, which counts syncs and launches. A real device has no such counts."""
+    if "pretended" not in sys.modules:
+        pytest.skip("counts on the pretended device only")
+    return sys.modules["pretended"].watch
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quick_disk() -> None:
     """No test cuts the power: nothing waits until the disk has what was written."""

@@ -1,10 +1,10 @@
-"""Sampling and encoders on the pretended device: every sampler and encoder, against the CPU."""
+"""Sampling and encoders on a CUDA device, pretended or real: every sampler and encoder, against the CPU."""
 
+import sys
 import threading
 from typing import Any
 
 import numpy as np
-import pretended
 import pytest
 import torch
 from exported import MLP, export
@@ -19,6 +19,9 @@ from entroloop.trainer.catalogue import SAMPLERS
 from entroloop.trainer.generate import Generator, SamplePlan
 from entroloop.trainer.sample_config import SampleConfig
 
+pytestmark = pytest.mark.gpu
+PRETENDED = "pretended" in sys.modules
+LEVELS = 0 if PRETENDED else 1  # by which images may differ: a real device adds in another order
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PLAN = SamplePlan(0, 0, 4, 4)
 
@@ -51,17 +54,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_samplers(case, networks):
     name, config = CASES[case]
     on_cpu, on_gpu = (drawn(networks / name, {"steps": 4, **config}, device) for device in (CPU, GPU))
-    np.testing.assert_allclose(on_gpu.astype(float), on_cpu.astype(float), atol=1e-5 if name == "vectors" else 0)
+    np.testing.assert_allclose(on_gpu.astype(float), on_cpu.astype(float), atol=1e-4 if name == "vectors" else LEVELS)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_loop_over_noise_levels_never_waits_for_the_device(case, networks):
+def test_the_loop_over_noise_levels_never_waits_for_the_device(case, networks, watch):
     name, config = CASES[case]
     counts = []
     for steps in (3, 5):
         found = Generator(networks / name, SampleConfig(batch=4, steps=steps, **config), PLAN, GPU)
         found.samples(0, 4)
-        with pretended.watch() as seen:
+        with watch() as seen:
             found.samples(0, 4)
         counts.append(seen.syncs.total())
     assert counts[0] == counts[1] <= 3, seen.syncs
@@ -75,7 +78,7 @@ def test_precisions(precision, networks):
 def test_autoguidance(networks):
     config = {"steps": 3, "guide": "previous", "guide_weight": 1.5}
     on_cpu, on_gpu = (drawn(networks / "edm", config, device, networks / "guide") for device in (CPU, GPU))
-    np.testing.assert_array_equal(on_gpu, on_cpu)
+    np.testing.assert_allclose(on_gpu.astype(float), on_cpu.astype(float), atol=LEVELS)
 
 
 SHAPE = (3, 12, 12)
@@ -132,10 +135,11 @@ def test_encoders(name, fitted, tmp_path, monkeypatch):
         if hasattr(encoder, "_batch"):
             encoder._batch = 2
     on_cpu, on_gpu = (encoder(IMAGES[:3]) for encoder in made)
-    np.testing.assert_allclose(on_gpu, on_cpu, rtol=1e-5, atol=1e-5)
+    off = 1e-5 if PRETENDED else 1e-3
+    np.testing.assert_allclose(on_gpu, on_cpu, rtol=off, atol=off * np.abs(on_cpu).max())
 
 
-def test_blocks_are_prepared_by_another_thread_and_copied_without_waiting():
+def test_blocks_are_prepared_by_another_thread_and_copied_without_waiting(watch):
     makers = set()
 
     def prepare(block):
@@ -143,7 +147,7 @@ def test_blocks_are_prepared_by_another_thread_and_copied_without_waiting():
         return block + 1
 
     rows = np.arange(7, dtype=np.float32)[:, None]
-    with pretended.watch() as seen:
+    with watch() as seen:
         found = in_batches(rows, lambda x: 2 * x.to(GPU, non_blocking=True), 1, 2, GPU, prepare)
     np.testing.assert_array_equal(found, 2 * (rows + 1))
     assert threading.current_thread() not in makers

@@ -1,9 +1,8 @@
-"""Training on the pretended device: every objective, network and precision, resumed and exported."""
+"""Training on a CUDA device, pretended or real: every objective, network and precision, resumed and exported."""
 
 import json
 
 import numpy as np
-import pretended
 import pytest
 import torch
 from accelerate.state import PartialState
@@ -20,6 +19,7 @@ from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig
 
+pytestmark = pytest.mark.gpu
 CPU, GPU = World(), World(device=torch.device("cuda", 0))
 SHAPES = {"unet": (3, 8, 8), "mlp": (6,)}
 BATCH = 8
@@ -73,7 +73,7 @@ def test_training(objective, network, precision, sets, tmp_path):
         train(job(tmp_path / "cpu", network, **changes), sets[network], CPU)
         PartialState._reset_state()
         for name in ("loss", "gradient_norm"):
-            assert stats(tmp_path)[name] == pytest.approx(stats(tmp_path / "cpu")[name], rel=1e-4)
+            assert stats(tmp_path)[name] == pytest.approx(stats(tmp_path / "cpu")[name], rel=1e-3)
 
 
 def begun(folder, network, data, **changes):
@@ -85,10 +85,10 @@ def begun(folder, network, data, **changes):
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
 @pytest.mark.parametrize("network", SHAPES)
 @pytest.mark.parametrize("objective", OBJECTIVES.built_in)
-def test_a_step_waits_for_the_device_at_most_once(objective, network, precision, sets, tmp_path):
+def test_a_step_waits_for_the_device_at_most_once(objective, network, precision, sets, tmp_path, watch):
     trainer, batches = begun(tmp_path, network, sets[network], objective=objective, precision=precision, micro_batch=4)
     trainer.step(*next(batches))
-    with pretended.watch() as seen:
+    with watch() as seen:
         trainer.step(*next(batches))
     assert seen.launches.total() > 100
     assert seen.syncs.total() <= 1, seen.syncs
@@ -109,10 +109,10 @@ def test_a_gradient_that_is_not_finite_stops_training_one_step_later(sets, tmp_p
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_a_checkpoint_is_copied_into_pinned_memory_and_the_thread_that_writes_it_waits(sets, tmp_path):
+def test_a_checkpoint_is_copied_into_pinned_memory_and_the_thread_that_writes_it_waits(sets, tmp_path, watch):
     trainer, batches = begun(tmp_path, "unet", sets["unet"])
     trainer.step(*next(batches))
-    with pretended.watch() as seen:
+    with watch() as seen:
         trainer.save()
         trainer.saver.settle()
     waits = sorted(name.partition(" at ")[0] for name in seen.syncs.elements())

@@ -234,6 +234,14 @@ class Event:
             seen.syncs[f"an event at {line}"] += 1
 
 
+@contextlib.contextmanager
+def thread() -> Iterator[None]:
+    """The device in another thread than the one that imported this module."""
+    torch._C._set_only_lift_cpu_tensors(True)
+    with Mode():
+        yield
+
+
 def _pin(x: torch.Tensor, device: Any = None) -> torch.Tensor:
     out = x.clone()
     _pinned.add(out.untyped_storage().data_ptr())
@@ -254,6 +262,7 @@ def install() -> None:
         "set_device": None, "synchronize": None, "empty_cache": None, "get_device_capability": (9, 0),
         "get_device_name": "pretended", "mem_get_info": (free, free), "max_memory_allocated": 0,
         "memory_reserved": 0, "memory_allocated": 0, "is_bf16_supported": True,
+        "reset_peak_memory_stats": None,
     }  # fmt: skip
     for name, value in replaced.items():
         setattr(torch.cuda, name, lambda *_, value=value, **__: value)

@@ -1,16 +1,14 @@
 """Training, sampling, encoders, selection and measures on a pretended CUDA device, in processes of their own."""
 
-import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import compiled
 import numpy as np
 import pytest
-import torch
 
 from entroloop.selection import nearest, select
 
@@ -20,32 +18,18 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def library(once):
     """The device's library, compiled once per session."""
-    compiler = shutil.which("g++")
-    if compiler is None:
+    if shutil.which("g++") is None:
         pytest.skip("no compiler: g++ makes the pretended CUDA device")
-    base = Path(torch.__file__).parent
-    source = HERE / "guard.cpp"
-    version = hashlib.sha256(source.read_bytes() + (base / "version.py").read_bytes()).hexdigest()[:12]
-
-    def make(folder):
-        links = [f"-L{base}/lib", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{base}/lib"]
-        options = ["-std=c++20", "-shared", "-fPIC", f"-I{base}/include"]
-        subprocess.run([compiler, *options, source, "-o", folder / "guard.so", *links], check=True)
-
-    return once(f"pretended-{version}", make) / "guard.so"
-
-
-def environment(library):
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    return {**kept, "PYTHONPATH": path, "ENTROLOOP_PRETENDED": str(library), "OMP_NUM_THREADS": "1"}
+    return once(f"pretended-{compiled.version()}", compiled.library) / "guard.so"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.stem for path in HERE.glob("device_*.py")))
 def test_on_the_pretended_device(name, library):
     command = [sys.executable, "-m", "pytest", "-p", "pretended", "-q", "-p", "no:cacheprovider", f"{HERE}/{name}.py"]
-    done = subprocess.run(command, env=environment(library), capture_output=True, text=True, cwd=HERE, timeout=600)
+    done = subprocess.run(
+        command, env=compiled.environment(library), capture_output=True, text=True, cwd=HERE, timeout=600
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
@@ -56,7 +40,7 @@ def test_two_ranks_on_the_pretended_device(library, tmp_path):
     command = [sys.executable, f"{HERE}/two_ranks.py"]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path)], env=environment(library), stderr=subprocess.PIPE, text=True
+            [*command, str(rank), str(tmp_path)], env=compiled.environment(library), stderr=subprocess.PIPE, text=True
         )
         for rank in range(2)
     ]

@@ -300,11 +300,3 @@ def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path):
     found = np.load(tmp_path / "out.npz")
     np.testing.assert_array_equal(found["ids"][:, 0], np.arange(64))
     assert (found["distances"] == 0).all()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", CASES)
-def test_the_same_on_a_gpu(name):
-    x = torch.from_numpy(CASES[name]).cuda()
-    _check(nearest(x, x, 3, exclude_self=True, backend="torch"), slow(CASES[name], CASES[name], 3, True))
