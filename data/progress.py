@@ -19,6 +19,7 @@ from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
 EVERY = 30.0  # seconds between log lines
+BARS = True  # whether terminals show bars
 
 
 class Progress:
@@ -37,7 +38,7 @@ class Progress:
         self._show, self._said = show, self._start
         self.facts: dict[str, float] = {}
         self._bar: Bar | None = None
-        if show and sys.stderr.isatty():
+        if show and BARS and sys.stderr.isatty():
             from rich.console import Console
 
             columns = (

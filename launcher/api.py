@@ -171,6 +171,16 @@ def sample(
     Sample i depends on the seed, the generation and i alone. Raises UserError when the generation is not trained, or
     when n or the seed is negative.
     """
+    pieces = list(drawn(run, n, seed, generation=generation, device=device, show=show))
+    labels = [own for _, own in pieces if own is not None]
+    return Drawn(np.concatenate([own for own, _ in pieces]), np.concatenate(labels) if labels else None)
+
+
+def drawn(
+    run: Run, n: int, seed: int, *, generation: int | None = None, device: torch.device | str | None = None,
+    show: bool = False,
+) -> Iterator[Drawn]:  # fmt: skip
+    """The samples that `sample` returns, one batch at a time. Raises UserError as `sample` does."""
     trained = run.trained
     if generation is None and not trained:
         raise UserError(f"{run.folder}: no generation is trained yet")
@@ -188,13 +198,10 @@ def sample(
     with _threads(run.config.threads), precision.full_precision():
         weights, histogram = layout.of(Step(chosen, "train")), label_histogram(context, step)
         drawing = Generator(weights, settings, plan, context.world.device, histogram, guide)
-        pieces = []
         with Progress("sample", n, "img", show=show) as progress:
             for first, last in (b for shard in plan.shards for b in bounds(*shard, settings.batch)):
-                pieces.append(drawing.samples(first, last))
+                yield Drawn(*drawing.samples(first, last))
                 progress.advance(last - first)
-    labels = [own for _, own in pieces if own is not None]
-    return Drawn(np.concatenate([own for own, _ in pieces]), np.concatenate(labels) if labels else None)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """Files of new samples: a grid, a folder of images, or arrays.
 
-samples, labels  ->  write  ->  x.png | FOLDER/000000.png … | x.npz with `samples` and `labels`
+batches of samples and labels  ->  write  ->  x.png | FOLDER/000000.png … | x.npz with `samples` and `labels`
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import math
 import os
 import shutil
 import uuid
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,23 +38,43 @@ def check_out(out: Path, shape: tuple[int, ...]) -> None:
         raise UserError(f"--out {out}: exists and is no empty folder: choose another name")
 
 
-def write(drawn: Drawn, out: Path) -> None:
-    """Writes the samples in the form that the ending of `out` names. `out` is then whole or absent."""
+def write(drawn: Iterator[Drawn], count: int, out: Path) -> None:
+    """Writes the samples in the form that the ending of `out` names. `out` is then whole or absent.
+
+    drawn  `count` samples in batches; a folder and arrays are written batch by batch, a grid is in memory as a whole
+    """
     kind = out.suffix.lower()
     if kind == ".png":
-        files.put(out, png.encode(grid(drawn.samples)[None])[0])
+        files.put(out, png.encode(grid(np.concatenate([batch.samples for batch in drawn]))[None])[0])
         return
     if kind == ".npz":
-        labels = {} if drawn.labels is None else {"labels": drawn.labels}
-        files.replace(out, lambda file: np.savez(file, samples=drawn.samples, **labels))  # type: ignore[arg-type]
+        files.replace(out, lambda file: _arrays(file, drawn, count))
         return
     part = out.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}-{out.name}")
     try:
-        for number, image in enumerate(png.encode(drawn.samples)):
+        images = (image for batch in drawn for image in png.encode(batch.samples))
+        for number, image in enumerate(images):
             files.put(part / f"{number:06d}.png", image)
         os.rename(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _arrays(file: IO[bytes], drawn: Iterator[Drawn], count: int) -> None:
+    """An .npz file with `samples` and, if there are labels, `labels`."""
+    labels = []
+    with zipfile.ZipFile(file, "w") as archive:
+        with archive.open("samples.npy", "w", force_zip64=True) as member:
+            for number, (samples, own) in enumerate(drawn):
+                if number == 0:
+                    descr = np.lib.format.dtype_to_descr(samples.dtype)
+                    header = {"descr": descr, "fortran_order": False, "shape": (count, *samples.shape[1:])}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(np.ascontiguousarray(samples).data)
+                labels += [] if own is None else [own]
+        if labels:
+            with archive.open("labels.npy", "w") as member:
+                np.lib.format.write_array(member, np.concatenate(labels), allow_pickle=False)
 
 
 def grid(images: NDArray[np.uint8], gap: int = 2) -> NDArray[np.uint8]:

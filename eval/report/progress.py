@@ -24,10 +24,11 @@ POINTS = 100  # of one loss curve
 def loss_curves(run: Run) -> dict[int, tuple[list[float], list[float]]]:
     """Generation -> thousands of images trained on, and mean loss there; at most POINTS of each.
 
-    Where a resumed training repeated steps, its later lines count.
+    Where a resumed training repeated steps, its later lines count. A fork also has the curves of the run that it was
+    forked from, if that run is still in its place.
     """
     found: dict[int, dict[float, float]] = {}
-    for line in run.stats:
+    for line in (*run.earlier, *run.stats):
         kimg, loss = line.get("kimg"), line.get("loss")
         if line["phase"] == "train" and kimg is not None and loss is not None and math.isfinite(loss):
             found.setdefault(int(line["generation"][-4:]), {})[kimg] = loss
@@ -87,7 +88,7 @@ def radii(groups: Sequence[Arm]) -> Figure | None:
 def _radii(arm: Arm) -> dict[int, float]:
     found: dict[int, list[float]] = {}
     for run in arm.runs:
-        for line in run.stats:
+        for line in (*run.earlier, *run.stats):
             if (radius := line.get("radius_median")) is not None:
                 found.setdefault(int(line["generation"][-4:]), []).append(radius)
     return {generation: float(np.mean(values)) for generation, values in sorted(found.items())}

@@ -53,6 +53,7 @@ class Run:
     failed: str = ""  # the reason in state.json if the last attempt failed
     sealed: int | None = None  # finished generations, also those that were not to be measured; None: those with a row
     vectors: bool = False  # whether the samples are vectors
+    earlier: tuple[dict[str, Any], ...] = ()  # of a fork: `stats` of the generations of the run it was forked from
 
     @property
     def seed(self) -> int:
@@ -162,7 +163,23 @@ def read_run(folder: Path) -> Run:
     name = str(config.get("name") or folder.name)
     failed = _failure(layout.state)
     sealed = sum(1 for _ in folder.glob(f"generation_*/metrics/{manifest.MANIFEST}"))
-    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed, sealed, _of_vectors(layout))
+    earlier = tuple(_earlier(config, layout))
+    of_vectors = _of_vectors(layout)
+    return Run(folder, name, flat(config), tuple(rows), baseline, tuple(stats), failed, sealed, of_vectors, earlier)
+
+
+def _earlier(config: Mapping[str, Any], own: Layout) -> Iterator[dict[str, Any]]:
+    """The lines of stats.jsonl of the generations that a fork has from another run, while that run is in its place."""
+    about = config.get("forked_from") or {}
+    if about.get("generation") is None:
+        return
+    yield from _earlier(about.get("config") or {}, own)
+    source = Layout(Path(about["run"]))
+    for generation in range(about["generation"] + 1):
+        both = [layout.of(Step(generation, "train")) for layout in (own, source)]
+        if all(map(manifest.is_sealed, both)) and len({manifest.read(folder).digest for folder in both}) == 1:
+            path = source.stats(generation)
+            yield from ({**line, "generation": path.parent.name} for line in _json_lines(path))
 
 
 def _of_vectors(layout: Layout) -> bool:

@@ -31,7 +31,8 @@ ConfigFile = Annotated[
 ]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value …", show_default=False)]
 Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", callback=lambda on: _quieter(on), help="Print only warnings and errors.")
+    bool,
+    typer.Option("--quiet", "-q", callback=lambda on: _quieter(on), help="Print only results, warnings and errors."),
 ]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", callback=lambda on: _louder(on), help="Print progress every 5 seconds.")
@@ -81,6 +82,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else 
 
 def _quieter(on: bool) -> bool:
     """Applies to the terminal only. A run's log file keeps all lines."""
+    if on:
+        from entroloop.data import progress
+
+        progress.BARS = False
     for handler in logging.getLogger().handlers if on else ():
         handler.setLevel(logging.WARNING)
     return on

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from entroloop.data.catalogue import ENCODERS
-from entroloop.launcher.commands.common import Color, Part, Resolution, Source, SourceKey, Split, count
+from entroloop.launcher.commands.common import (
+    Color,
+    Part,
+    Quiet,
+    Resolution,
+    Source,
+    SourceKey,
+    Split,
+    Verbose,
+    count,
+)
 
 
 def encode_command(
@@ -25,6 +35,8 @@ def encode_command(
         Path | None, typer.Option(help="RUN/real/classifier, for the encoder classifier.", show_default=False)
     ] = None,
     part: Part = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Compute the features of any source. The same command resumes a stopped one."""
     from entroloop.data.encode import encode

@@ -11,12 +11,14 @@ from entroloop.launcher.commands.common import (
     Color,
     Encoding,
     Filter,
+    Quiet,
     Resolution,
     SourceKey,
     Split,
+    Verbose,
     Workers,
     set_line,
-)  # fmt: skip
+)
 
 
 def import_command(
@@ -50,6 +52,8 @@ def import_command(
         str | None,
         typer.Option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts."),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Import images or vectors into sealed shards. The same command resumes a stopped import."""
     from entroloop.data.seeds import parse_part

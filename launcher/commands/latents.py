@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from entroloop.launcher.commands.common import Quiet, Verbose
+
 
 def latents_command(
     source: Annotated[Path, typer.Argument(help="Sealed images; with --decode, sealed latents.", show_default=False)],
@@ -16,6 +18,8 @@ def latents_command(
     part: Annotated[
         str | None, typer.Option(help="i::n makes only the shards i, i + n, …; run once more without --part to seal.")
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Encode images by a frozen autoencoder, or decode latents. The same command resumes a stopped conversion."""
     from entroloop.data.seeds import parse_part

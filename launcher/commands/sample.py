@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from entroloop.data.errors import UserError
+from entroloop.launcher.commands.common import Quiet, Verbose
 
 
 def sample_command(
@@ -34,6 +35,8 @@ def sample_command(
     out: Annotated[
         Path | None, typer.Option(help="With --count: a .png for a grid, a .npz for arrays, or a new folder of images.")
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make the missing sample shards of a run, without a process group, or draw new samples (--count)."""
     from entroloop.data.runfolder import Layout, Step
@@ -79,5 +82,5 @@ def _draw(folder: Path, generation: int | None, count: int, seed: int | None, ou
     run = api.load_run(folder)
     check_out(out, run.real().shape)
     seed = run.config.seed + 1 if seed is None else seed
-    write(api.sample(run, count, seed, generation=generation, show=True), out)
+    write(api.drawn(run, count, seed, generation=generation, show=True), count, out)
     print(f"{out}: {count} new samples, seed {seed}")

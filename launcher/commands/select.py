@@ -15,7 +15,7 @@ import typer
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, naming
-from entroloop.launcher.commands.common import WHICH, As, Features, Json, MetricName, count, usable
+from entroloop.launcher.commands.common import WHICH, As, Features, Json, MetricName, Quiet, Verbose, count, usable
 from entroloop.selection.catalogue import STRATEGIES
 
 if TYPE_CHECKING:
@@ -56,6 +56,8 @@ def select_command(
     ] = None,
     form: As = "shards",
     as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Choose the most informative rows of any set of vectors."""
     from entroloop.data.progress import Progress

@@ -13,13 +13,15 @@ from entroloop.launcher.commands.common import (
     Encoding,
     Filter,
     Part,
+    Quiet,
     Resolution,
     Source,
     SourceKey,
     Split,
+    Verbose,
     Workers,
     count,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from entroloop.data.take import Form
@@ -40,6 +42,8 @@ def take_command(
     filter: Filter = "auto",
     workers: Workers = None,
     part: Part = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Write chosen rows of any source. The same command resumes a stopped one."""
     from entroloop.data.seeds import parse_part

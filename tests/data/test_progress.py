@@ -48,3 +48,10 @@ def test_a_process_that_shows_nothing_logs_nothing(clock, caplog):
 )
 def test_a_state_is_told(state, text):
     assert told(state) == text
+
+
+def test_a_quiet_command_shows_no_bar(monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    for bars in (True, False):
+        monkeypatch.setattr("entroloop.data.progress.BARS", bars)
+        assert (Progress("x", 10, "img")._bar is not None) == bars

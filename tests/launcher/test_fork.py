@@ -11,6 +11,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.world import World
+from entroloop.eval.report.progress import loss_curves
+from entroloop.eval.report.runs import read_run
 from entroloop.launcher import config as configuration
 from entroloop.launcher import sweep
 from entroloop.launcher.run import runner
@@ -164,6 +166,19 @@ def test_what_depends_on_the_other_run_is_refused(tmp_path, before, after, line)
         fork(layout, tmp_path, 1, *after)
     if after:
         fork(layout, tmp_path, 1, *before)
+
+
+def test_the_report_shows_the_loss_of_shared_generations_while_the_other_run_is_there(source, tmp_path):
+    shutil.copytree(source.run, tmp_path / "tiny")
+    other = Layout(tmp_path / "tiny")
+    _, first = fork(other, tmp_path, 1)
+    second = open_run(forked(base(tmp_path, "name=second"), first.run, 0))
+    curves = loss_curves(read_run(other.run))
+    assert set(curves) == {0, 1, 2}
+    for layout, last in ((first, 1), (second, 0)):
+        assert loss_curves(read_run(layout.run)) == {g: curves[g] for g in range(last + 1)}
+    shutil.rmtree(other.run)
+    assert loss_curves(read_run(first.run)) == {}
 
 
 def test_a_generation_that_is_not_sealed_cannot_be_forked(source, tmp_path):

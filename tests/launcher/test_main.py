@@ -99,6 +99,12 @@ def test_every_command_ends_quietly_when_its_reader_has_left(finished_vectors, t
     assert ended.returncode == 141
 
 
+@pytest.mark.parametrize("name", ["run", "sweep", "import", "latents", "encode", "select", "take", "sample", "measure"])
+def test_long_commands_can_be_quiet_or_verbose(name):
+    shown = CliRunner().invoke(command_line.app, [name, "--help"]).output
+    assert all(option in shown for option in ("--quiet", "--verbose", "-q", "-v"))
+
+
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 @pytest.mark.parametrize("words", [(), ("run",), ("slurm",), ("slurm", "script")])
 def test_help_is_short_or_long(words, flag):

@@ -1,5 +1,7 @@
 """`entroloop sample RUN --count`: new samples as a grid, a folder or arrays, and a run that stays as it is."""
 
+import weakref
+
 import numpy as np
 import pytest
 from loops import VECTORS, command, tiny
@@ -8,7 +10,8 @@ from PIL import Image
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
-from entroloop.launcher.new_samples import grid
+from entroloop.launcher.api import Drawn
+from entroloop.launcher.new_samples import grid, write
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.fork import forked
 from entroloop.launcher.run.resume import open_run
@@ -40,6 +43,24 @@ def test_each_form_holds_the_same_new_samples_and_the_run_stays_as_it_is(finishe
     for given in ("folder", "x.npz"):
         imported = command("import", tmp_path / given, tmp_path / f"set-{given}")
         assert imported.returncode == 0, imported.stderr
+
+
+@pytest.mark.parametrize("name", ["folder", "x.npz"])
+def test_files_are_written_batch_by_batch(tmp_path, name):
+    def batches():
+        alive = []
+        for number in range(4):
+            samples = np.full((2, 1, 4, 4), number, np.uint8)
+            alive.append(weakref.ref(samples))
+            assert sum(one() is not None for one in alive) <= 2
+            yield Drawn(samples, None)
+            del samples
+
+    write(batches(), 8, tmp_path / name)
+    if name == "folder":
+        assert len(list((tmp_path / name).iterdir())) == 8
+    else:
+        assert np.load(tmp_path / name)["samples"][:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 def test_the_default_seed_is_not_the_run_s_own(finished, tmp_path):
