@@ -24,6 +24,16 @@ def test_a_name_is_the_configuration_of_that_file(path):
     assert path.stem not in Config.model_fields  # `entroloop config NAME` would be ambiguous
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_configuration_for_one_gpu_is_compiled_and_one_that_runs_on_a_cpu_is_not(path):
+    config = load(path)
+    if config.train.precision == "no":
+        assert not config.train.compile
+    elif config.slurm.nodes * config.slurm.gpus_per_node == 1:
+        assert config.train.compile
+        assert config.train.precision == "fp16"  # refused on a CPU
+
+
 def test_an_existing_file_wins_and_a_folder_does_not(tmp_path):
     Path("mixture").mkdir()
     assert load(Path("mixture")).name == "mixture"
