@@ -32,7 +32,7 @@ from entroloop.data.store.shards import Provenance, is_done, write_shard
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
-from entroloop.trainer.network import DenoiserNetwork, check_precision
+from entroloop.trainer.network import DenoiserNetwork, casts_kept, check_precision
 from entroloop.trainer.network_config import Attention
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model, noise_levels
 from entroloop.trainer.sampler import FreshNoise, clipped, draw, guided
@@ -105,7 +105,7 @@ class Generator:
             self.denoise = clipped(self.denoise)
 
     def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
-        network = network.to(self.device).requires_grad_(False)
+        network = network.to(self.device).requires_grad_(self.config.precision != "no")  # for `casts_kept`
         network.use_attention(self.attention, self.device)
         if self.config.compile:
             # Compile once per batch size. At the second size torch would switch to a shape-generic graph, and which
@@ -123,7 +123,8 @@ class Generator:
             labels = sample_labels(self.plan, start, stop, self.num_classes, self.histogram)
         given = None if labels is None else self._on_device(pinned(torch.from_numpy(labels), self.device))
         first = self.config.temperature * noise(-1)
-        x = draw(self.config.sampler, self._call, first, self.sigmas, given, noise, self.config.churn)
+        with casts_kept(self.device):
+            x = draw(self.config.sampler, self._call, first, self.sigmas, given, noise, self.config.churn)
         return self.scale.from_model(x).cpu().numpy(), labels
 
     def _noise(self, start: int, stop: int) -> FreshNoise:

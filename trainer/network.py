@@ -248,6 +248,15 @@ def check_precision(section: str, precision: Precision, device: torch.device) ->
         raise UserError(f"{section}.precision=bf16: this GPU has no bf16; use fp16 or no")
 
 
+def casts_kept(device: torch.device) -> torch.autocast:
+    """While open, autocast casts a float32 weight that requires a gradient once, not in every call of a network.
+
+    autocast forgets its casts when the outermost block ends. This block is one in which autocast is off. The weights
+    must not change while it is open.
+    """
+    return torch.autocast(device.type, enabled=False)
+
+
 def check_attention(backend: Attention, device: torch.device) -> None:
     """Raises UserError, naming the key, when xformers is asked for and does not compute attention on the device."""
     if backend != "xformers":

@@ -34,7 +34,7 @@ from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
 from entroloop.trainer.engines.make import make_engine
-from entroloop.trainer.network import DenoiserNetwork, build
+from entroloop.trainer.network import DenoiserNetwork, build, casts_kept
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.saver import Saver
 from entroloop.trainer.stats import Window
@@ -170,12 +170,13 @@ class Trainer:
         config, engine = self.job.config, self.engine
         engine.set_rate(learning_rate(config, self.seen))
         losses, sigmas = [], []
-        for i in range(engine.passes):
-            with engine.one_pass(last=i == engine.passes - 1):
-                loss, sigma = self._loss(batch, drawn, i * engine.micro, engine.micro)
-                engine.backward(loss.mean())
-            losses.append(loss.detach())
-            sigmas.append(sigma)
+        with casts_kept(self.world.device):
+            for i in range(engine.passes):
+                with engine.one_pass(last=i == engine.passes - 1):
+                    loss, sigma = self._loss(batch, drawn, i * engine.micro, engine.micro)
+                    engine.backward(loss.mean())
+                losses.append(loss.detach())
+                sigmas.append(sigma)
         norm = engine.finish_step()
         loss, sigma = torch.cat(losses), torch.cat(sigmas)
         self.seen += config.batch

@@ -94,6 +94,26 @@ def test_a_step_waits_for_the_device_at_most_once(objective, network, precision,
     assert seen.syncs.total() <= 1, seen.syncs
 
 
+def half_weights(network):
+    """Number of tensors that autocast casts to half precision: those of products and convolutions."""
+    layers = (m for m in network.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d))
+    return sum(1 for layer in layers for _ in layer.parameters(recurse=False))
+
+
+@pytest.mark.parametrize("network", SHAPES)
+def test_weights_are_cast_to_half_precision_once_per_step(network, sets, tmp_path, watch):
+    """Twice as many passes have twice as many casts, without those of the weights."""
+    casts = []
+    for micro in (BATCH, BATCH // 2):
+        trainer, batches = begun(tmp_path, network, sets[network], precision="bf16", micro_batch=micro)
+        trainer.step(*next(batches))
+        with watch() as seen:
+            trainer.step(*next(batches))
+        casts.append(seen.launches["_to_copy"])
+    weights = half_weights(trainer.engine.network)
+    assert 2 * casts[0] - casts[1] == weights > 10
+
+
 def test_a_gradient_that_is_not_finite_stops_training_one_step_later(sets, tmp_path):
     trainer, batches = begun(tmp_path, "mlp", sets["mlp"])
     (good, drawn), (bad, also_drawn) = next(batches), next(batches)

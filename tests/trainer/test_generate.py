@@ -1,5 +1,6 @@
 """Sampling: an image depends on its number alone; each shard is made once, by any process."""
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from entroloop.data.world import World
 from entroloop.trainer import diffusion
 from entroloop.trainer import generate as generating
 from entroloop.trainer.generate import Generator, SamplePlan, generate, sample_labels
+from entroloop.trainer.network import casts_kept
 from entroloop.trainer.sample_config import SampleConfig
 
 PLAN = SamplePlan(run_seed=5, generation=2, count=50, shard_size=16)
@@ -153,6 +155,15 @@ def test_bf16_calls_the_network_in_bf16_and_keeps_the_state(edm):
     difference = np.abs(low.astype(int) - full.astype(int))
     assert difference.max() > 0  # bf16 has 8 bits; of random weights, more than a trained network's
     assert difference.mean() < 4
+
+
+def test_casts_that_are_kept_change_no_byte_of_the_samples(edm, monkeypatch):
+    config = SampleConfig(steps=3, precision="bf16", guide="previous", guide_weight=1.5)
+    found = []
+    for keeps in (casts_kept, lambda device: contextlib.nullcontext()):
+        monkeypatch.setattr(generating, "casts_kept", keeps)
+        found.append(Generator(edm, config, PLAN, torch.device("cpu"), guide=edm).samples(0, 8)[0])
+    np.testing.assert_array_equal(found[0], found[1])
 
 
 def test_a_precision_the_device_lacks_is_refused(edm, monkeypatch):

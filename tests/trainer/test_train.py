@@ -23,7 +23,7 @@ from entroloop.data.world import World
 from entroloop.launcher.run import runner
 from entroloop.trainer import checkpoint
 from entroloop.trainer import train as training
-from entroloop.trainer.network import load
+from entroloop.trainer.network import casts_kept, load
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.train import Trainer, TrainJob, train
 from entroloop.trainer.train_config import TrainConfig, learning_rate
@@ -230,6 +230,18 @@ def test_ways_of_computing_change_losses_by_rounding_only(data, tmp_path, change
         found.append(torch.tensor([json.loads(line)["loss"] for line in lines]))
     assert len(found[0]) == 25
     torch.testing.assert_close(found[1], found[0], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_casts_that_are_kept_change_no_byte_of_the_weights(precision, data, tmp_path, monkeypatch):
+    found = []
+    for keeps in (casts_kept, lambda device: contextlib.nullcontext()):
+        monkeypatch.setattr(training, "casts_kept", keeps)
+        trainer = Trainer(job(tmp_path, precision=precision, micro_batch=2), data, World())
+        for batch in data.batches(seed=1, seen=0, until=24, batch=8):
+            trainer.step(batch)
+        found.append([m.clone() for m in trainer.engine.masters])
+    assert all(map(torch.equal, *found))
 
 
 def seen_by_newest(folder):
