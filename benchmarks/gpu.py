@@ -153,6 +153,8 @@ def main() -> int:
     sys.path.append(str(HERE.parent / "tests" / "pretended"))
     import compiled
 
+    if reason := compiled.missing():
+        sys.exit(reason)
     return run_all(options, compiled.environment(compiled.library(options.out)))
 
 

@@ -2,11 +2,11 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 
+import compiled
 import gpu
 import pytest
 
@@ -32,8 +32,8 @@ def test_sections_fit_into_eight_minutes():
 @pytest.mark.long
 @pytest.mark.timeout(7200)
 def test_every_section_ends_well_on_the_pretended_device(tmp_path):
-    if shutil.which("g++") is None:
-        pytest.skip("no compiler: g++ makes the pretended CUDA device")
+    if reason := compiled.missing():
+        pytest.skip(reason)
     command = [sys.executable, gpu.__file__, "--device", "pretended", "--scale", "tiny", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     logs = "".join(path.read_text()[-1000:] for path in tmp_path.glob("*.log"))

@@ -1,7 +1,6 @@
 """Training, sampling, encoders, selection and measures on a pretended CUDA device, in processes of their own."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,8 @@ HERE = Path(__file__).parent
 @pytest.fixture(scope="module")
 def library(once):
     """The device's library, compiled once per session."""
-    if shutil.which("g++") is None:
-        pytest.skip("no compiler: g++ makes the pretended CUDA device")
+    if reason := compiled.missing():
+        pytest.skip(reason)
     return once(f"pretended-{compiled.version()}", compiled.library) / "guard.so"
 
 
