@@ -122,7 +122,8 @@ class _Sweep:
     def __init__(self, left: Sketch, right: Columns, query: Query, frame: Frame, known: Tensor | None) -> None:
         self.left, self.right, self.query, self.frame, self.known = left, right, query, frame, known
         self.tiles, self.width = right.tiles(), tile_columns(left.rows.device)
-        self.worst = [tile.certificate.worst() for tile in self.tiles]
+        worst = torch.cat([tile.certificate.worst().values for tile in self.tiles])
+        self.worst = Certificate(worst, left.certificate.format)  # of each tile
         self.level = query.level.clone()
         self.given = torch.zeros(len(left), dtype=torch.bool, device=self.level.device)  # rows that have given pairs
         self.waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # left rows, right rows, products
@@ -155,13 +156,8 @@ class _Sweep:
 
     def _relevant(self, known: Tensor) -> Tensor:
         """Lowers the level by the smallest products. -> which tiles can hold a pair of each row, bool [tiles, n]"""
-        k, bounds = self.query.k, self.left.bounds(torch.arange(len(self.left), device=self.level.device))
-        others = Certificate(
-            torch.stack([w.square for w in self.worst]),
-            torch.stack([w.rho for w in self.worst]),
-            bounds.format,
-            bounds.columns,
-        )  # [tiles, 1]
+        k, bounds = self.query.k, self.left.bounds(slice(None))
+        others = Certificate(self.worst.values[:, None], self.worst.format)
         if k is not None and k <= len(known):
             reach = bounds.reach(others, known, self.frame.scale)
             self.level = torch.minimum(self.level, reach.kthvalue(k, dim=0).values if k > 1 else reach.amin(0))
@@ -169,7 +165,7 @@ class _Sweep:
 
     def _compare(self, t: int, rows: Tensor) -> Iterator[Pairs]:
         """Compares left rows with a tile. Yields the pairs if they are so many that a longer format is tried."""
-        tile, others, start, scale = self.tiles[t], self.worst[t], t * self.width, self.frame.scale
+        tile, others, start, scale = self.tiles[t], self.worst[t : t + 1], t * self.width, self.frame.scale
         k, bounds, level = self.query.k, self.left.bounds(rows), self.level[rows]
         form = bounds.format
         result = product(self.left.factor(rows, self.frame), tile.right, len(tile), self.frame, form)[: len(rows)]
@@ -244,13 +240,7 @@ class _Sweep:
         nearest = torch.full(self.known.shape, torch.inf, dtype=torch.float64, device=distance.device)
         nearest.view(-1).scatter_reduce_(0, t * len(self.left) + i, distance, "amin")
         t, i = (torch.isfinite(nearest) & (nearest <= self.level)).nonzero().unbind(1)
-        worst = Certificate(
-            torch.cat([w.square for w in self.worst])[t],
-            torch.cat([w.rho for w in self.worst])[t],
-            self.left.certificate.format,
-            self.left.certificate.columns,
-        )
-        self.left.bounds(i).check(worst, self.known[t, i], nearest[t, i], self.frame.scale)
+        self.left.bounds(i).check(self.worst[t], self.known[t, i], nearest[t, i], self.frame.scale)
 
 
 def _hide(result: Tensor, column: Tensor, infinite: float) -> None:

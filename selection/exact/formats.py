@@ -28,8 +28,10 @@ class Format:
 
     @property
     def infinite(self) -> float:
-        """The value of an absent product: larger than every product."""
-        return torch.inf if self.compared.is_floating_point else torch.iinfo(self.compared).max
+        """The value of an absent product: larger than every product. For bfloat16 the bits of infinity."""
+        if self.compared.is_floating_point:
+            return torch.inf
+        return 0x7F80 if self.dtype is torch.bfloat16 else torch.iinfo(self.compared).max
 
     def columns(self, d: int, device: torch.device) -> int:
         """Columns of a sketch of rows with `d` features. The last 4 columns of an int8 sketch hold its squared norm.

@@ -130,9 +130,7 @@ class Frontier:
         if self._rows is not None:
             self._rows[part] = points.rows if points.index is None else points.rows[points.index]
         points.turned(self._right[part])
-        certificate = points.bounds(torch.arange(len(ids), device=ids.device))
-        self._certificate.square[part] = certificate.square
-        self._certificate.rho[part] = certificate.rho
+        self._certificate.values[part] = points.bounds(slice(None)).values
         self.count += len(ids)
 
     def _mark(self, ids: Tensor) -> None:

@@ -78,41 +78,51 @@ class Frame:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Bounds the error of products with rounded rows, in units of the frame. Tensors are float64 [n]."""
+    """Bounds the error of products with rounded rows, in units of the frame."""
 
-    square: Tensor  # |z|^2
-    rho: Tensor  # at least |y - z|
+    values: Tensor  # float64 [n, 2]: the row's share of the error of a product, and at least |y - z|
     format: Format
-    columns: int  # K
 
     def __getitem__(self, index: Tensor | slice) -> Certificate:
-        return Certificate(self.square[index], self.rho[index], self.format, self.columns)
+        return Certificate(self.values[index], self.format)
 
     def worst(self) -> Certificate:
         """The largest values over all rows, [1]."""
-        return Certificate(self.square.max()[None], self.rho.max()[None], self.format, self.columns)
+        return Certificate(self.values.amax(0, keepdim=True), self.format)
+
+    def _with(self, right: Certificate) -> tuple[Tensor, Tensor]:
+        """Bounds of the accumulated error of a product and of the rounding of its rows; `right` broadcasts."""
+        error, rho = (self.values + right.values).unbind(-1)
+        return error, rho
 
     def error(self, right: Certificate) -> Tensor:
         """A bound of the accumulated error of a product; `right` broadcasts."""
-        return 2 * (self.columns + 4) * self.format.unit * (self.square + right.square) + 2.0**-100
+        return self._with(right)[0]
 
     def cut(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
         """The largest product that a pair no further apart than `level` can have."""
-        reach = level.clamp(min=0) * scale + self.rho + right.rho
-        return self._comparable((reach.square() + self.error(right)) * (1 + 1.01 * self.format.out))
+        error, rho = self._with(right)
+        reach = level.clamp(min=0) * scale + rho
+        rounding = 2.0**-50 if self.format in (F64, INT8) else 2.0**-22
+        return self._comparable((reach.square() + error) * ((1 + 1.01 * self.format.out) * (1 + rounding)))
 
     def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
         """A product below this proves that its pair is no further apart than `level`."""
-        reach = (level * scale - self.rho - right.rho).clamp(min=0)
-        square = (reach.square() - self.error(right)) * (1 - 1.01 * self.format.out) * (1 - 2.0**-20)
-        return self._comparable(torch.where(square > 0, square, -torch.inf))
+        error, rho = self._with(right)
+        reach = (level * scale - rho).clamp(min=0)
+        square = (reach.square() - error) * ((1 - 1.01 * self.format.out) * (1 - 2.0**-20))
+        short = self._comparable(square)
+        lowest = torch.iinfo(short.dtype).min if not short.is_floating_point() else -torch.inf
+        return short.masked_fill(square <= 0, lowest)
 
     def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
         """The largest distance that a pair with this product can have."""
+        error, rho = self._with(right)
         wide = product.view(torch.bfloat16).double() if self.format is BF16 else product.double()
-        wide = wide.masked_fill(product == self.format.infinite, torch.inf)
-        square = wide.clamp(min=0) * (1 + 1.01 * self.format.out) + self.error(right)
-        return (square.sqrt() + self.rho + right.rho) * ((1 + 2.0**-40) / scale)
+        if self.format is INT8:
+            wide = wide.masked_fill(product == self.format.infinite, torch.inf)
+        square = wide.clamp(min=0) * (1 + 1.01 * self.format.out) + error
+        return (square.sqrt() + rho) * ((1 + 2.0**-40) / scale)
 
     def check(self, right: Certificate, product: Tensor, distance: Tensor, scale: float) -> None:
         """Raises InexactProductError unless each product [P] agrees with the canonical distance [P] of its pair."""
@@ -126,16 +136,15 @@ class Certificate:
             )
 
     def _comparable(self, cut: Tensor) -> Tensor:
+        """As products are compared; bounds allow for the rounding to float32."""
         if self.format is F64:
             return cut
-        if self.format is INT8:  # products are integers, and the root of a level may have been rounded down
-            return (cut * (1 + 2.0**-50)).floor().clamp(-1, self.format.infinite - 1).int()
-        cut = (cut * (1 + 2.0**-22)).float()  # not rounded below the float64 value
-        # no bfloat16 value is between the truncated cut and the cut itself
+        if self.format is INT8:  # products are integers
+            return cut.floor().clamp(-1, self.format.infinite - 1).int()
         if self.format is not BF16:
-            return cut
-        short = (cut.view(torch.int32) >> 16).to(torch.int16)
-        return torch.where(cut < 0, torch.iinfo(torch.int16).min, short)
+            return cut.float()
+        # The upper half of a float32: no bfloat16 value is between it and the cut itself.
+        return cut.float().view(torch.int16)[..., 1::2]
 
 
 @dataclass(frozen=True)
@@ -152,9 +161,8 @@ class Sketch:
     def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
         """A sketch with room for n rows like `like` [., D], not filled."""
         columns = form.columns(like.shape[1], like.device)
-        square = torch.empty(n, dtype=torch.float64, device=like.device)
         left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
-        return cls(like, left, Certificate(square, square.clone(), form, columns))
+        return cls(like, left, Certificate(torch.empty((n, 2), dtype=torch.float64, device=like.device), form))
 
     @classmethod
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
@@ -168,6 +176,7 @@ class Sketch:
             work, slack = torch.float32, 2.0**-22
         centre = frame.centre.to(rows.device, work)  # rounded alike for all rows, so its rounding cancels
         step = chunk_rows(rows.device, d)
+        square = torch.empty(len(rows), dtype=torch.float64, device=rows.device)
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             y = (rows[part].to(work) - centre) * frame.scale
@@ -177,12 +186,14 @@ class Sketch:
             torch.mul(z, -2, out=out.left[part, :d])  # exact
             y -= wide  # y and wide are one tensor if nothing is rounded
             lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
-            out.certificate.square[part] = norms.square()
-            out.certificate.rho[part] = lost * (1 + slack) + slack * (norms + 2.0**-60)
+            square[part] = norms.square()
+            out.certificate.values[part, 1] = lost * (1 + slack) + slack * (norms + 2.0**-60)
         ones = out.left.shape[1] - 2 * form.parts
         out.left[:, d:ones] = 0
         out.left[:, ones : ones + form.parts] = 1
-        rest = out.certificate.square.clone()
+        error = 2 * (out.left.shape[1] + 4) * form.unit
+        torch.add(square.new_tensor(2.0**-101), square, alpha=error, out=out.certificate.values[:, 0])
+        rest = square
         for p in range(ones + form.parts, ones + 2 * form.parts):
             out.left[:, p] = rest.to(form.dtype)
             rest -= out.left[:, p].double()
@@ -200,8 +211,7 @@ class Sketch:
             z = rows[part].short() - 128
             out.left[part, :d] = z
             norms[part] = z.int().square_().sum(1)
-        out.certificate.square[:] = norms
-        out.certificate.rho[:] = 0
+        out.certificate.values[:] = 0
         return out
 
     def __len__(self) -> int:
@@ -219,9 +229,9 @@ class Sketch:
             return Sketch(self.rows[i], self.left[i], self.certificate[i])
         return Sketch(self.rows, self.left, self.certificate, self.index[i])
 
-    def bounds(self, i: Tensor) -> Certificate:
+    def bounds(self, i: Tensor | slice) -> Certificate:
         """The certificate of the rows i."""
-        return self.certificate[self.numbers(i)]
+        return self.certificate[i if self.index is None else self.index[i]]
 
     def factor(self, i: Tensor | slice, frame: Frame) -> Tensor:
         """The left factor of the rows i. May be scratch memory, where rows of zeros follow for matrix units."""
@@ -292,7 +302,7 @@ class Columns:
         return cls(left.rows, left.turned(), certificate, left.index)
 
     def __len__(self) -> int:
-        return len(self.certificate.square)
+        return len(self.certificate.values)
 
     def numbers(self, j: Tensor) -> Tensor:
         return j if self.index is None else self.index[j]
