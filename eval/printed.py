@@ -15,7 +15,10 @@ from entroloop.eval.catalogue import space, title
 from entroloop.eval.report.statistics import number
 
 HASH = 16  # digits shown of a hash
-_LATEX = str.maketrans({c: f"\\{c}" for c in "%&#_${}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}"})
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "%&#_${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 
 Row = Mapping[str, Any]
 

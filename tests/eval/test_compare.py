@@ -17,7 +17,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import load_encoder
 from entroloop.eval.compare import compare, compare_sets
 from entroloop.eval.measures.sets import Sets
-from entroloop.eval.printed import measures_of
+from entroloop.eval.printed import measures_of, printed
 from entroloop.eval.samples import features_of, opened_set
 
 
@@ -86,6 +86,7 @@ def test_every_form_holds_the_same_numbers(four):
     assert latex[0] == r"\begin{tabular}{lrr}"
     assert r"Authenticity (\%) & " in "\n".join(latex)
     assert {line.count("&") for line in latex if line.endswith("\\\\")} == {2}
+    assert r"measure & a\textasciicircum{}b.npy \\" in printed({"a^b.npy": rows["a.npy"]}, "latex", several=True)
 
 
 @pytest.mark.parametrize(
