@@ -64,7 +64,7 @@ def open_run(config: Config) -> Layout:
                 stack.enter_context(Lease(path, "saving another configuration"))
             check_sealed(config, layout)
         if found := differences(saved.deciding(), config.deciding()):
-            log.info("%s: goes on with another configuration: %s", layout.run, "; ".join(found))
+            log.warning("%s: goes on with another configuration: %s", layout.run, "; ".join(found))
         try:
             files.put(layout.config, dump(config))
         except UserError:  # a finished run may be on a read-only disk, also at another path than when it was made

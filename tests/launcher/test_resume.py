@@ -74,7 +74,7 @@ def test_what_decides_no_sealed_step_may_change_and_is_saved(tmp_path):
 
 def test_a_default_that_has_changed_since_changes_no_run(tmp_path, caplog):
     """The run began when another strategy and number of candidates were the default, and its file names neither."""
-    caplog.set_level("INFO")
+    caplog.set_level("WARNING")  # -q shows it too
     of = {**POINTS, "selection": {"encoder": "pixel"}, "generations": 2}
     then, now = (
         configuration.compose(of, [f"folder={tmp_path}", *overrides], "points")
