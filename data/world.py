@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import datetime
 import gc
+import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ from torch._C._distributed_c10d import Store
 from entroloop.data import peers
 from entroloop.data.errors import with_peers
 from entroloop.data.precision import keep_full_precision
+
+PADDING = 1 << 20  # bytes of padding that a gathering of uneven rows may receive; above, the ranks send in turn
 
 T = TypeVar("T")
 
@@ -92,6 +95,9 @@ class World:
         if rows is None:
             rows = self.gather_counts(len(x))
         most = max(rows)
+        if sends_in_turn(x, rows):
+            own = [x.contiguous() if r == self.rank else x.new_empty((n, *x.shape[1:])) for r, n in enumerate(rows)]
+            return torch.cat([self.broadcast(part, r) if len(part) else part for r, part in enumerate(own)])
         padded = x.new_zeros((most, *x.shape[1:]), device=self.device)
         padded[: len(x)] = x
         parts = [torch.empty_like(padded) for _ in rows]
@@ -186,6 +192,11 @@ class World:
     def _count(self, *received: Tensor) -> None:
         self.traffic.exchanges += 1
         self.traffic.bytes += sum(x.numel() * x.element_size() for x in received)
+
+
+def sends_in_turn(x: Tensor, rows: Sequence[int]) -> bool:
+    """Whether rows like those of `x` are gathered rank by rank, because padding to the most would be too much."""
+    return (max(rows) * len(rows) - sum(rows)) * math.prod(x.shape[1:]) * x.element_size() > PADDING
 
 
 def _tried(function: Callable[[], Any]) -> tuple[Any, Exception | None]:

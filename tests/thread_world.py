@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from entroloop.data.world import World
+from entroloop.data.world import World, sends_in_turn
 
 SECONDS = 120  # that a rank waits for the others
 
@@ -75,7 +75,11 @@ class ThreadWorld(World):
             rows = self.gather_counts(len(x))
         assert len(x) == rows[self.rank]
         parts = self._exchange("gather_rows", x.clone(), tuple(rows), x.shape[1:], x.dtype)
-        self._count(*[x.new_empty((max(rows), *x.shape[1:]))] * self.size)  # as padded
+        if sends_in_turn(x, rows):
+            for part in filter(len, parts):
+                self._count(part)
+        else:
+            self._count(*[x.new_empty((max(rows), *x.shape[1:]))] * self.size)  # as padded
         return torch.cat(parts)
 
     def gather_counts(self, n: int) -> list[int]:

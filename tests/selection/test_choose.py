@@ -183,7 +183,7 @@ def test_bad_input_is_named(size, name, options, message):
 
 
 def test_configuration_names_what_is_wrong():
-    assert SelectionConfig().strategy == "greedy"
+    assert SelectionConfig().strategy == "herding"
     with pytest.raises(ValidationError, match="did you mean adaptive-threshold"):
         SelectionConfig(strategy="adaptive")
     with pytest.raises(ValidationError, match="did you mean cosine"):

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from forked import Forked
 from ranks import on_ranks
 from slow_references import split
+from thread_world import on_threads
 
 from entroloop.data import world
 from entroloop.data.errors import Failed, UserError
@@ -56,6 +57,21 @@ def test_proposals_of_all_ranks_arrive_in_one_exchange(size):
         np.testing.assert_array_equal(rows, x[expected])
         assert edges == [(rank + 0.25, 7.0, 9.0) for rank in range(size)]
         assert exchanges == 1
+
+
+def _uneven(world, counts):
+    rows = torch.arange(sum(counts) * 1024.0).view(-1, 1024).split(counts)
+    before = world.traffic.exchanges, world.traffic.bytes
+    found = world.gather_rows(rows[world.rank], counts)
+    return found.numpy(), world.traffic.exchanges - before[0], world.traffic.bytes - before[1]
+
+
+@pytest.mark.parametrize("run", [on_ranks, on_threads])
+@pytest.mark.parametrize(("counts", "exchanges", "received"), [([2, 0, 9], 1, 27), ([2, 0, 900], 2, 902)])
+def test_rows_of_uneven_ranks_are_padded_only_while_that_is_cheap(run, counts, exchanges, received):
+    for rows, calls, traffic in run(3, _uneven, counts):
+        np.testing.assert_array_equal(rows, np.arange(sum(counts) * 1024.0).reshape(-1, 1024))
+        assert (calls, traffic) == (exchanges, received * 4096)
 
 
 class OfALibrary(Exception):  # noqa: N818
