@@ -21,6 +21,7 @@ from entroloop.launcher.run.phases import BY_NAME, PHASES
 from entroloop.launcher.run.phases.sample import is_guided
 from entroloop.launcher.run.ready import check_ready
 from entroloop.launcher.run.recipes import is_sealed, next_step, steps
+from entroloop.launcher.run.resume import check_folder
 from entroloop.trainer.train_config import micro_batches
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def dry_run(config: Config) -> None:
 
     What the configuration gets wrong is refused before the forecast, and what this machine lacks after it.
     """
+    check_folder(config, Layout(config.run_folder))
     ahead = {step.phase for step in _ahead(config)}
     real, absent = _opened(config)
     print(_described(config, real))

@@ -39,19 +39,13 @@ def open_run(config: Config) -> Layout:
     change.
     """
     layout = Layout(config.run_folder)
+    check_folder(config, layout)
     if not layout.config.exists():
-        if layout.run.is_file():
-            raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
-        if layout.run.is_dir() and any(not path.name.startswith(".") for path in layout.run.iterdir()):
-            raise UserError(
-                f"{layout.run}: holds other files and is not a run (no {layout.config.name}): choose another name= or "
-                "folder="
-            )
         if config.forked_from.generation is None:
             files.create(layout.config, lambda file: file.write(dump(config)))
         else:
             fork.begin(config, layout)
-    check_sealed(config, layout)
+        check_sealed(config, layout)
     saved = read_saved(layout)
     if saved.settled() == config.settled():
         return layout
@@ -76,6 +70,20 @@ def open_run(config: Config) -> Layout:
 def read_saved(layout: Layout) -> Config:
     """The configuration saved with a run. Raises UserError where there is none or its format differs."""
     return validated(read_config(layout), f"{layout.config}: not a configuration of this version")
+
+
+def check_folder(config: Config, layout: Layout) -> None:
+    """Raises UserError where the run cannot begin in its folder, or not go on there with this configuration."""
+    if layout.config.exists():
+        check_sealed(config, layout)
+        return
+    if layout.run.is_file():
+        raise UserError(f"{layout.run}: is a file, not a run folder: choose another name= or folder=")
+    here = list(layout.run.iterdir()) if layout.run.is_dir() else []
+    if any(not path.name.startswith(".") for path in here):
+        sweep = any((path / layout.config.name).is_file() for path in here)
+        what = "a sweep, not a single run" if sweep else f"not a run (no {layout.config.name}), and holds other files"
+        raise UserError(f"{layout.run}: is {what}: choose another name= or folder=")
 
 
 def check_sealed(config: Config, layout: Layout, only: Step | None = None) -> None:

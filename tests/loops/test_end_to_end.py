@@ -18,6 +18,7 @@ from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
+from entroloop.launcher.preview.dry_run import dry_run
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
 
@@ -70,17 +71,25 @@ def test_a_finished_run_is_left_alone(finished):
     assert after == before
 
 
-def test_another_configuration_is_refused_with_the_difference(finished):
+@pytest.mark.parametrize("run", [run, dry_run])
+def test_another_configuration_is_refused_with_the_difference(finished, run):
     with pytest.raises(UserError, match=r"train\.lr is 0\.001 there, 0\.002 here"):
         run(tiny(finished.run.parent, "train.lr=0.002"))
     with pytest.raises(UserError, match="generations is 2 there, 1 here"):
         run(tiny(finished.run.parent, "generations=1"))
 
 
-def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path):
+@pytest.mark.parametrize("run", [run, dry_run])
+def test_a_sweep_is_not_taken_for_a_run(finished, run):
+    with pytest.raises(UserError, match="is a sweep, not a single run: choose another name= or folder="):
+        run(tiny(finished.run.parent.parent, f"name={finished.run.parent.name}"))
+
+
+@pytest.mark.parametrize("run", [run, dry_run])
+def test_a_folder_of_other_things_is_not_taken_for_a_run(tmp_path, run):
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "thesis.tex").touch()
-    with pytest.raises(UserError, match="holds other files and is not a run"):
+    with pytest.raises(UserError, match=r"not a run .no config\.yaml., and holds other files"):
         run(tiny(tmp_path))
     assert [p.name for p in (tmp_path / "tiny").iterdir()] == ["thesis.tex"]
 
