@@ -140,6 +140,7 @@ def _call(
     arguments: Any,
 ) -> None:
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and hand that on
     gc.freeze()  # what the server has imported stays
     os.environ.clear()
     os.environ.update(environment)
