@@ -49,7 +49,7 @@ def model(name: str, n: int, d: int, ranks: int) -> tuple[float, float]:
     wakes = 1 if n <= ACTIVE else 3 + (n - ACTIVE) / 1100
     blocks = 2 * wakes + 12
     room = 1.35 * (m + stay) + blocks * ranks  # rows, padded to the fullest rank
-    near = ranks * min(2 * m, 12_000)  # distances inside large blocks: as much room per rank as the fullest needs
+    near = min(ranks, 16) * min(2 * m, 12_000)  # distances inside large blocks, of which few ranks have any
     return 5 + blocks + 3.2 * wakes, room * row + near * 24
 
 
