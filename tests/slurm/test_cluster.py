@@ -226,7 +226,15 @@ def test_a_job_whose_node_is_lost_starts_again_from_its_checkpoint(tmp_path):
     submit(path)
     node = until(lambda: training(run), run)["host"]
     slurm("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")  # it comes back when it registers
-    until(lambda: "resumed at" in logs(run), run)
+
+    def resumed():
+        # SLURM drains a node on which the job starts again before its killed processes are gone ("duplicate jobid").
+        if "DRAIN" in slurm("scontrol", "show", "node", node):
+            slurm("scontrol", "update", f"nodename={node}", "state=resume")
+            slurm("scontrol", "update", f"jobid={submissions(run)[0]['id']}", "starttime=now")
+        return "resumed at" in logs(run)
+
+    until(resumed, run)
     finish(run)
     assert "requeued: stopped" not in logs(run)
     assert sealed_bytes(run) == local(*CHECKPOINTS, "generations=1")
