@@ -170,7 +170,7 @@ class Rows:
         if self.parts[0].dtype == np.uint8:
             return None
         limit = _limit(self.parts[0].dtype)
-        for first, block in self.blocks(rows):
+        for first, block in self.blocks(rows, _BLOCK_BYTES):
             if not (-limit <= block.min().item() and block.max().item() <= limit):
                 bad = int(np.argmin(((block >= -limit) & (block <= limit)).all(1)))
                 return f"{self.where}: row {first + bad} holds {_unusable(block[bad])}"
