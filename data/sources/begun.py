@@ -103,13 +103,14 @@ class Begun:
         return True
 
     def forget(self) -> None:
-        """Removes the facts and the list, which only unfinished work needs.
+        """Removes the facts and the list, which only unfinished work needs, and what a kill just after the seal left.
 
         Does not touch the disk if they are already gone, because finished work may be on a read-only disk.
         """
         for path in (self.path, self.kept):
             if path.exists():
                 path.unlink(missing_ok=True)
+        files.sweep_temporaries(self.dest, f"-{manifest.MANIFEST}")  # of an attempt killed just after it sealed
 
 
 def check_outside(source: str, dest: Path) -> None:
