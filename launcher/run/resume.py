@@ -39,13 +39,13 @@ def open_run(config: Config) -> Layout:
     change.
     """
     layout = Layout(config.run_folder)
-    check_folder(config, layout)
     if not layout.config.exists():
+        check_folder(config, layout)
         if config.forked_from.generation is None:
             files.create(layout.config, lambda file: file.write(dump(config)))
         else:
             fork.begin(config, layout)
-        check_sealed(config, layout)
+    check_sealed(config, layout)
     saved = read_saved(layout)
     if saved.settled() == config.settled():
         return layout
