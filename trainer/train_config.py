@@ -66,8 +66,8 @@ class TrainConfig(Section):
     """Folder of a UNet that diffusers saved, or of a pipeline with one; generation 0 starts from its weights. The
     section `network` must describe the same network."""
     checkpoint_kimg: Annotated[float | None, HOW] = Field(None, gt=0)
-    """Largest number of images, in thousands, between two checkpoints, which otherwise are five minutes apart; null: no
-    limit."""
+    """Largest number of images, in thousands, between two checkpoints, which otherwise are about five minutes apart;
+    null: no limit."""
     keep: Annotated[int, HOW] = Field(2, ge=1)
     """Number of checkpoints that are kept while a generation is trained."""
     log_kimg: Annotated[float, HOW] = Field(2.0, gt=0)

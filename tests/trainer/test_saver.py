@@ -143,32 +143,99 @@ def test_a_checkpoint_is_read_once(tmp_path):
     assert torch.equal(found["weights"], torch.arange(3e6))
 
 
-def _due(world, config, apart, told):
-    """(stop, due) after each of 24 steps, with the times and signals of this rank alone; and the exchanges."""
-    this = Saver(Path("unused"), config, world)
-    this._last -= apart
-    return [this.due(step, lambda: told) for step in range(1, 25)], world.traffic.exchanges
-
-
-def test_ranks_agree_in_the_exchange_about_stopping():
-    """One rank's clock, or signal, counts for all."""
+def _stops(world, told):
+    """Whether each of 24 steps is the last, with the signals of this rank alone; and the exchanges."""
     config = TrainConfig(batch=10, kimg=1, checkpoint_kimg=0.05)
-    for apart, told in [(0, False), (saver.APART, False), (0, True)]:
-        mine = [(config, 0, False), (config, apart, told)]
-        (first, exchanges), (second, _) = on_threads(2, _due, per_rank=mine)
-        assert first == second
+    this = Saver(Path("unused"), config, world)
+    return [this.due(step, lambda: told)[0] for step in range(1, 25)], world.traffic.exchanges
+
+
+def test_a_signal_of_one_rank_counts_for_all_at_the_next_exchange():
+    for told in (False, True):
+        (first, exchanges), (second, _) = on_threads(2, _stops, per_rank=[(False,), (told,)])
+        assert first == second == [told and step % 8 == 0 for step in range(1, 25)]
         assert exchanges == 3
-        for step, (stop, due) in enumerate(first, 1):
-            assert stop == (told and step % 8 == 0)
-            assert due == (step % 5 == 0 or (apart > 0 and step % 8 == 0))
 
 
-def test_without_a_bound_checkpoints_are_minutes_apart(folder, tmp_path, monkeypatch):
-    looks = iter(range(100))
+class Clock:
+    """A clock per thread."""
+
+    def __init__(self) -> None:
+        self._own = threading.local()
+
+    def set(self, now):
+        self._own.now = now
+
+    def monotonic(self):
+        return self._own.now
+
+
+def _checkpoints(world, clock, now, seconds, first=0, kimg=None):
+    """The steps after which a checkpoint came, and the exchanges.
+
+    now      this rank's clock at the start
+    seconds  that each step takes on this rank
+    first    steps done before
+    """
+    clock.set(now)
+    this = Saver(Path("unused"), TrainConfig(batch=10, kimg=1, checkpoint_kimg=kimg), world, 10 * first)
+    found = []
+    for step, taken in enumerate(seconds, first + 1):
+        now += taken
+        clock.set(now)
+        if this.due(step, lambda: False)[1]:
+            this.start(10 * step, {}, lambda: None)
+            found.append(step)
+    return found, world.traffic.exchanges
+
+
+FAST, SLOW = 0.5, 1.0  # seconds per step
+CASES = {
+    "the slower rank decides": ([FAST] * 1000, [SLOW] * 1000, {}, [300, 600, 900]),
+    "from the step at which it resumed": ([FAST] * 1000, [SLOW] * 1000, {"first": 77}, [377, 677, 977]),
+    "the first steps do not count": ([100.0, *[FAST] * 1000], [30.0, *[SLOW] * 1000], {}, [300, 600, 900]),
+    "at most checkpoint_kimg": ([FAST] * 500, [SLOW] * 500, {"kimg": 2}, [200, 400]),
+    "a speed that changes little changes nothing": ([FAST] * 1000, [SLOW] * 500 + [1.6] * 500, {}, [300, 600, 900]),
+    "nor does a pause": ([FAST] * 1000, [SLOW] * 500 + [3600.0] + [SLOW] * 499, {}, [300, 600, 900]),
+    "slow steps": ([FAST] * 30, [60.0] * 30, {}, [8, 16, 21, 26]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ranks_whose_clocks_differ_choose_the_same_steps_in_the_exchange_about_stopping(case, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(saver, "time", clock)
+    monkeypatch.setattr(checkpoint, "save", lambda *_: None)
+    first, second, options, expected = CASES[case]
+    done, kimg = options.get("first", 0), options.get("kimg")
+    mine = [(clock, 1e6, first, done, kimg), (clock, 5.0, second, done, kimg)]
+    (one, exchanges), (other, _) = on_threads(2, _checkpoints, per_rank=mine)
+    assert one == other == expected
+    assert exchanges == (done + len(first)) // 8 - done // 8
+
+
+@pytest.mark.parametrize("after", [0.1, 4.0])
+def test_a_speed_that_changes_much_changes_the_steps(after, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(saver, "time", clock)
+    monkeypatch.setattr(checkpoint, "save", lambda *_: None)
+    found, _ = _checkpoints(World(), clock, 0.0, [SLOW] * 700 + [after] * 12_000)
+    assert found[:2] == [300, 600]
+    assert saver.APART / 2 <= after * (found[-1] - found[-2]) <= 2 * saver.APART
+
+
+def test_without_a_bound_checkpoints_are_minutes_apart_and_change_no_weight(folder, tmp_path, monkeypatch):
+    def trained(name):
+        loop.train(job(tmp_path / name, checkpoint_kimg=None, keep=100), Resident(Dataset(folder)), World())
+        return (tmp_path / name / "weights/unet/diffusion_pytorch_model.safetensors").read_bytes()
+
+    fast = trained("fast")
+    looks = iter(range(200))
 
     def late():
-        return 40.0 * next(looks)  # seconds; asked at the beginning, at every step, and at every checkpoint
+        return 40.0 * next(looks)  # seconds; asked at the beginning and after every step
 
     monkeypatch.setattr(saver, "time", type("Clock", (), {"monotonic": staticmethod(late)}))
-    loop.train(job(tmp_path, checkpoint_kimg=None, keep=100), Resident(Dataset(folder)), World())
-    assert names(tmp_path) == [f"images-{8 * step:012d}.pt" for step in (8, 16, 24, 32, 40, 48)]
+    assert trained("slow") == fast
+    assert names(tmp_path / "fast") == []
+    assert names(tmp_path / "slow") == [f"images-{8 * step:012d}.pt" for step in (8, 16, 24, 32, 40, 48)]
