@@ -1,12 +1,16 @@
-"""Plain words: pydantic's errors without pydantic's terms, and numbers of things."""
+"""Plain words: pydantic's errors without pydantic's terms, numbers of things, and lines that are said once."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from entroloop.data.registry import hint
+
+log = logging.getLogger(__name__)
 
 # By the beginning of the type of pydantic's error: the first that fits. `{…}` is a value of the error's context.
 _MUST = {
@@ -32,6 +36,12 @@ _MUST = {
 def counted(number: int, noun: str) -> str:
     """A number of things: `1 process`, `2 processes`, `2 more jobs`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Logs a line once per process."""
+    log.info(text)
 
 
 def fault(error: Mapping[str, Any]) -> str:

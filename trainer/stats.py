@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ EDGES = (0.05, 0.2, 0.8, 3.0)  # edges of the sigma buckets in which the loss is
 
 
 class Window:
-    """Collects the steps of one window. At its end rank 0 writes their means: losses of all ranks, times of rank 0."""
+    """Collects the steps of one window. At its end rank 0 writes their means: losses of all ranks, times of rank 0.
 
-    def __init__(self, path: Path, config: TrainConfig, world: World) -> None:
-        self.path, self.config, self.world = path, config, world
+    tell  rank 0 calls it with each line written. It may take long: the other ranks wait outside torch
+    """
+
+    def __init__(self, path: Path, config: TrainConfig, world: World, tell: Callable[[dict[str, Any]], None]) -> None:
+        self.path, self.config, self.world, self.tell = path, config, world, tell
         self.every = max(1, round(config.log_kimg * 1000 / config.batch))
         self._reset()
 
@@ -33,28 +37,26 @@ class Window:
         self.waited = 0.0
         self.start = time.monotonic()
 
-    def add(self, loss: Tensor, sigma: Tensor, norm: Tensor, seen: int, waited: float) -> dict[str, Any] | None:
+    def add(self, loss: Tensor, sigma: Tensor, norm: Tensor, seen: int, waited: float) -> None:
         """Adds a step: its loss and sigma [b], its gradient's norm, images seen at its end, seconds waited for data.
 
-        Every rank calls it at every step. Returns the line written at the end of a window on rank 0, else None.
+        Every rank calls it at every step.
         """
         self.losses.append(loss)
         self.sigmas.append(sigma)
         self.norms.append(norm)
         self.waited += waited
         if len(self.losses) < self.every:
-            return None
+            return
         loss, sigma = (self.world.gather_rows(torch.cat(values)).cpu() for values in (self.losses, self.sigmas))
-        line: dict[str, Any] | None = None
 
         def write() -> None:
-            nonlocal line
             line = self._line(loss, sigma, seen)
             files.add_line(self.path, line)
+            self.tell(line)
 
         self.world.on_main(write)
         self._reset()
-        return line
 
     def _line(self, loss: Tensor, sigma: Tensor, seen: int) -> dict[str, Any]:
         seconds = time.monotonic() - self.start

@@ -9,9 +9,7 @@ It can also be resumed at any other world size and by any other engine.
 
 from __future__ import annotations
 
-import functools
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -21,19 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from entroloop.data.devices import ReadLater, ahead, pinned, queued
-from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.devices import ahead, pinned, queued
+from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import derive_seed
 from entroloop.data.streams.noise import training_noise
 from entroloop.data.streams.stream import Batch, TrainingStream
-from entroloop.data.wording import counted
+from entroloop.data.wording import counted, say_once
 from entroloop.data.world import World
 from entroloop.trainer import checkpoint, ema
 from entroloop.trainer.diffusion import Noise, Scale, training_loss
 from entroloop.trainer.engines.make import make_engine
+from entroloop.trainer.finite import Norms
 from entroloop.trainer.network import DenoiserNetwork, build, casts_kept
 from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.saver import Saver
@@ -42,12 +41,6 @@ from entroloop.trainer.train_config import TrainConfig, learning_rate
 
 log = logging.getLogger(__name__)
 Drawn = tuple[Tensor, Tensor]  # the random numbers of a batch, from `training_noise`
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    """Logs a line once per process."""
-    log.info(text)
 
 
 @dataclass
@@ -105,10 +98,10 @@ class Trainer:
         self.rules = {"": config.ema, **config.more_emas}
         self.averages = {name: [m.detach().clone() for m in self.engine.masters] for name in self.rules}
         self.seen = 0
-        self.saver = Saver(job.checkpoints, config, world)
-        self._unchecked: list[tuple[ReadLater, Tensor, Tensor, Batch, int]] = []
+        self.norms = Norms(self.engine, world)
         if state is not None:
             self._resume(state)
+        self.saver = Saver(job.checkpoints, config, world, self.seen)
 
     def _fresh_network(self) -> DenoiserNetwork:
         """The network that training starts from. Checkpoints hold no buffers; they come from the seed or `warm`."""
@@ -135,7 +128,7 @@ class Trainer:
 
         Raises Failed as `step` does, and the errors of writing the one before.
         """
-        self._check_all_but(0)
+        self.norms.check()
         self.saver.settle()
         state = {
             "engine": self.engine.state(),
@@ -180,37 +173,12 @@ class Trainer:
         norm = engine.finish_step()
         loss, sigma = torch.cat(losses), torch.cat(sigmas)
         self.seen += config.batch
-        self._unchecked.append((ReadLater(norm), loss, sigma, batch, self.seen))
-        if self._check_all_but(1 if engine.reads_later else 0):
+        self.norms.add(norm, loss, sigma, batch, self.seen)
+        if self.norms.check(but=1 if engine.reads_later else 0):
             masters = engine.masters
             for name, rule in self.rules.items():
                 ema.update(self.averages[name], masters, ema.decay(rule, self.seen, config.batch))
         return loss, sigma, norm
-
-    def _check_all_but(self, last: int) -> bool:
-        """Checks the norms of all steps but the last ones. Returns whether the last of these steps changed the weights.
-
-        Raises Failed as `step` does.
-        """
-        moved = True
-        while len(self._unchecked) > last:
-            read, loss, sigma, batch, seen = self._unchecked.pop(0)
-            norm = float(read)
-            moved = self.engine.moved(norm)
-            if not (moved and math.isfinite(norm)):  # the same on every rank: one non-finite loss ruins the gradient
-                self._check_finite(loss, sigma, batch, seen)
-        return moved
-
-    def _check_finite(self, loss: Tensor, sigma: Tensor, batch: Batch, seen: int) -> None:
-        """Raises Failed, naming the samples whose loss is not finite, unless only fp16's gradient overflowed."""
-        found = [text for text in self.world.gather_objects(not_finite(loss, sigma, batch)) if text]
-        if not found and self.job.config.precision == "fp16":
-            return
-        raise Failed(
-            f"the {'loss' if found else 'gradient'} is not finite in step {seen // self.job.config.batch}, which "
-            f"ends at {seen / 1000:.3f} kimg{': ' if found else ''}{'; '.join(found[:3])}; the last checkpoint is "
-            "kept: lower train.lr or set train.precision=no, and start again under another name="
-        )
 
     def _loss(self, batch: Batch, drawn: Drawn | None, start: int, count: int) -> tuple[Tensor, Tensor]:
         """(loss [count], sigma [count]) of samples start … start + count - 1 of a batch."""
@@ -240,20 +208,21 @@ class Trainer:
 
     def export(self) -> None:
         """Seals the averaged weights. Every rank calls it. Raises Failed as `step` does."""
-        self._check_all_but(0)
-        found = {}
-        for name, average in self.averages.items():
-            whole = self.engine.gather(average)
-            if self.world.is_main:
-                found[name] = self._fresh_network()
-                queued(self.world.device)()
-                found[name].load_state_dict(whole, strict=False)  # the average has no buffers
-        self.world.on_main(
-            lambda: checkpoint.export(
+        self.norms.check()
+        whole = {name: self.engine.gather(average) for name, average in self.averages.items()}
+        copied = queued(self.world.device)
+
+        def write() -> None:
+            copied()
+            found = {name: self._fresh_network() for name in whole}
+            for name, network in found.items():
+                network.load_state_dict(whole[name], strict=False)  # the average has no buffers
+            checkpoint.export(
                 self.job.weights, found, objective=self.job.config.objective, scale=self.scale,
                 num_classes=self.num_classes, shape=self.shape, images_seen=self.seen, made_from=self.job.made_from,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+
+        self.world.on_main(write)
 
 
 @full_precision()
@@ -275,7 +244,6 @@ def train(
     """
     trainer = Trainer(job, data, world)
     config = job.config
-    window = Window(job.stats, config, world)
     batches = data.batches(
         seed=job.seed, seen=trainer.seen, until=config.images, batch=config.batch, rank=world.rank, size=world.size
     )
@@ -284,14 +252,17 @@ def train(
         Progress(job.title, config.images, "img", done=trainer.seen, show=world.is_main) as progress,
     ):
         on_progress(progress)
+
+        def tell(line: dict[str, Any]) -> None:
+            progress.tell(loss=line["loss"], gradient_norm=line["gradient_norm"])
+            on_stats(line)
+
+        window = Window(job.stats, config, world, tell)
         asked = time.monotonic()
         for batch, drawn in trainer.prepared(batches):
             waited = time.monotonic() - asked
             loss, sigma, norm = trainer.step(batch, drawn)
-            line = window.add(loss, sigma, norm, trainer.seen, waited)
-            if line is not None:
-                progress.tell(loss=line["loss"], gradient_norm=line["gradient_norm"])
-                on_stats(line)
+            window.add(loss, sigma, norm, trainer.seen, waited)
             progress.advance(config.batch)
             stop, due = saver.due(trainer.seen // config.batch, should_stop)
             if (stop or due) and trainer.seen < config.images:
@@ -320,13 +291,3 @@ def _newest_checkpoint(folder: Path, world: World) -> dict[str, Any] | None:
 
     others = world.on_main(newest)
     return state or others
-
-
-def not_finite(loss: Tensor, sigma: Tensor, batch: Batch) -> str:
-    """Names noise levels and training images of this rank's samples with a non-finite loss [b]; empty without any."""
-    bad = (~torch.isfinite(loss)).nonzero().flatten().cpu()
-    if not len(bad):
-        return ""
-    levels = sigma.cpu()[bad]
-    images = batch.ids[bad.numpy()][:8].tolist()
-    return f"sigma {levels.min():.3g} to {levels.max():.3g}, training images {images}"

@@ -154,6 +154,7 @@ class _Whitening:
         if np.trace(covariance) <= 0:  # the sums are exact, so every rank raises
             raise UserError("metric whitened: all bank rows are equal, so that no direction has a scale")
         matrix = torch.from_numpy(_inverse_root(covariance, n)) if world.is_main else torch.empty(d, d).double()
+        world.barrier()  # which has no limit of time
         matrix = world.broadcast(matrix.contiguous().to(rows.device))
         # integers of 36 bits; one power of two per column as scale
         self.scale = power_of_two(torch.frexp(matrix.abs().amax(0)).exponent - 2 * _BITS)

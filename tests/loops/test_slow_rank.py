@@ -24,6 +24,28 @@ from entroloop.trainer import generate
 LIMIT, SLOW = 5.0, 6.5  # seconds
 
 
+TRACKER = """
+import time
+
+
+def slow(call):
+    print(f"slow: tracker, {call}", flush=True)
+    time.sleep(6.5)
+
+
+def tracker(name, project, folder, options):
+    slow("start")
+    calls = []
+
+    def log(numbers, images):
+        if not calls:
+            slow("log")
+        calls.append(images)
+
+    return log, lambda: slow("finish")
+"""
+
+
 def slow_rank_0(arguments):
     """For a forked process: `entroloop …`, where rank 0 is slow, once each, in all that it does while others wait."""
     seen = set()
@@ -62,11 +84,17 @@ SITES = {
     "encoding": "launcher.run.phases.encode.encode_part",
     "sealing of features": "launcher.run.phases.encode.encode_set",
     "writing and sealing of the training set": "launcher.run.phases.select._work",
+    "statistics of training": "trainer.stats.Window.add",
+    "the start of a tracker": "tracker, start",
+    "a line for a tracker": "tracker, log",
+    "a checkpoint": "trainer.saver.Saver.settle",
+    "the export of weights": "trainer.train.Trainer.export",
     "staging": "launcher.run.phases.train._staged",
     "sampling": "samples",
     "sealing of samples": "launcher.run.phases.sample._work",
     "a row of measures": "launcher.run.phases.evaluate.evaluate",
     "retention": "launcher.run.runner.run",
+    "the end of a tracker": "tracker, finish",
 }
 
 
@@ -76,11 +104,12 @@ def test_every_phase_waits_for_a_slow_rank_0_longer_than_an_exchange_may_take(tm
         tmp_path, "data.labelled=16", "selection.encoder=classifier", "train.kimg=0.16", "keep.samples=needed",
         "keep.features=needed", "keep.checkpoints=none",
     )  # fmt: skip
+    (tmp_path / "slow_tracker.py").write_text(TRACKER)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = ["run", config, "--scratch", tmp_path / "scratch"]
+    command = ["run", config, "tracking.trackers=[slow_tracker:tracker]", "--scratch", tmp_path / "scratch"]
     ranks = [
         forked.Forked(slow_rank_0, command, merged=True, **{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)

@@ -13,7 +13,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import is_done, read_shard, shard_name
-from entroloop.data.wording import counted
+from entroloop.data.wording import counted, say_once
 from entroloop.launcher.run.phase import Phase, Pieces
 
 if TYPE_CHECKING:
@@ -151,8 +151,6 @@ def label_histogram(context: Context, step: Step) -> NDArray[np.int64] | None:
 
 def _say_who_idles(world: World, shards: int) -> None:
     """Logs once that there are fewer shards than ranks."""
-    from entroloop.trainer.train import say_once
-
     idle = world.size - shards
     if idle > 0 and world.is_main:
         say_once(f"sampling: {counted(shards, 'shard')} for {world.size} ranks, {idle} idle: lower sample.shard_size")
