@@ -37,6 +37,7 @@ from entroloop.launcher.run.phases.sample import label_histogram, settings_of
 from entroloop.launcher.run.recipes import is_sealed, next_step, real_folder
 from entroloop.trainer import network
 from entroloop.trainer.generate import Generator, SamplePlan
+from entroloop.trainer.network_config import Attention
 
 if TYPE_CHECKING:
     import pandas
@@ -168,6 +169,7 @@ def sample(
     device      None: CUDA if there is any, else the CPU
     show        show a bar on a terminal
 
+    A GPU computes attention as `network.attention_backend` of the run says, the CPU by `sdpa`.
     Sample i depends on the seed, the generation and i alone. Raises UserError when the generation is not trained, or
     when n or the seed is negative.
     """
@@ -193,11 +195,13 @@ def drawn(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     step, layout = Step(chosen, "sample"), Layout(run.folder)
     context = Context(run.config.at(chosen), layout, World(device=torch.device(device)))
+    asked = run.config.network.attention_backend  # also in a fork: it decides no sample
+    attention: Attention = asked if context.world.device.type == "cuda" else "sdpa"
     settings, guide = settings_of(context, step)
     plan = SamplePlan(seed, chosen, n, settings.shard_size)
     with _threads(run.config.threads), precision.full_precision():
         weights, histogram = layout.of(Step(chosen, "train")), label_histogram(context, step)
-        drawing = Generator(weights, settings, plan, context.world.device, histogram, guide)
+        drawing = Generator(weights, settings, plan, context.world.device, histogram, guide, attention)
         with Progress("sample", n, "img", show=show) as progress:
             for first, last in (b for shard in plan.shards for b in bounds(*shard, settings.batch)):
                 yield Drawn(*drawing.samples(first, last))

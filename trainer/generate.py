@@ -29,6 +29,7 @@ from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds, derive_seed, generator
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import Provenance, is_done, write_shard
+from entroloop.data.wording import say_once
 from entroloop.trainer.catalogue import OBJECTIVES
 from entroloop.trainer.diffusion import Denoiser, Scale
 from entroloop.trainer.guidance import denoiser_of
@@ -106,7 +107,8 @@ class Generator:
 
     def _prepare(self, network: DenoiserNetwork) -> DenoiserNetwork:
         network = network.to(self.device).requires_grad_(self.config.precision != "no")  # for `casts_kept`
-        network.use_attention(self.attention, self.device)
+        attention = network.use_attention(self.attention, self.device)
+        say_once(f"sampling on {self.device.type}, precision {self.config.precision}, attention {attention}")
         if self.config.compile:
             # Compile once per batch size. At the second size torch would switch to a shape-generic graph, and which
             # size comes second differs between ranks.

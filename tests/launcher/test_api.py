@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ from loops import TINY, tiny, tiny_file
 
 import entroloop
 from entroloop.data.errors import Interrupted, UserError
+from entroloop.launcher import api
 from entroloop.launcher.config import Config
 
 
@@ -92,6 +94,22 @@ def test_samples_are_those_of_the_run_at_its_seed_and_new_ones_at_another(run, f
     for n, seed, generation in ((0, 0, 0), (3, -1, 0), (3, 0, 2)):
         with pytest.raises(UserError):
             entroloop.sample(run, n, seed, generation=generation)
+
+
+@pytest.mark.parametrize(("device", "attention"), [("cuda", "xformers"), ("cpu", "sdpa")])
+def test_new_samples_are_drawn_with_the_attention_of_the_run_where_it_runs(run, monkeypatch, device, attention):
+    asked = []
+
+    def made(*given):
+        asked.append(given[-1])
+        raise UserError("far enough")
+
+    monkeypatch.setattr(api, "Generator", made)
+    network = run.config.network.model_copy(update={"attention_backend": "xformers"})
+    other = dataclasses.replace(run, config=run.config.model_copy(update={"network": network}))
+    with pytest.raises(UserError, match="far enough"):
+        entroloop.sample(other, 1, seed=1, device=device)
+    assert asked == [attention]
 
 
 def test_the_package_is_imported_in_a_tenth_of_a_second():

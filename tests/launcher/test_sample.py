@@ -81,6 +81,7 @@ def test_the_command_line_in_an_array(run, expected, monkeypatch, option):
     done = command("sample", run, "--generation", 0, option, "0::2", SLURM_ARRAY_TASK_ID="0", SLURM_NTASKS="1")
     assert done.returncode == 0, done.stderr
     assert "96 images, 5 NFE, part 0::2" in done.stdout
+    assert "sampling on cpu, precision no, attention sdpa" in done.stdout
     numbers = {name[6:12] for name in samples_of(run)}
     assert numbers == {"000000", "000002", "000004"}
     sample(monkeypatch, run)
