@@ -227,5 +227,5 @@ class StopFlag:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def __bool__(self) -> bool:
+    def __call__(self) -> bool:
         return self.signal is not None

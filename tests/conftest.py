@@ -90,7 +90,7 @@ def forked_arms(monkeypatch: pytest.MonkeyPatch) -> None:
         return forked.entroloop(*command[3:], merged=True, output=Path(stdout.name), **env)
 
     monkeypatch.setattr(sweep, "subprocess", SimpleNamespace(**{**vars(subprocess), "Popen": start}))
-    monkeypatch.setattr(process, "StopFlag", bool)  # this process keeps its signal handlers
+    monkeypatch.setattr(process, "StopFlag", lambda: bool)  # this process keeps its signal handlers
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,17 @@ def one_of(names: Iterable[str]) -> dict[str, Any]:
     return {"metavar": "|".join(known), "autocompletion": lambda: known}
 
 
+def part_option(*names: str, help: str) -> Any:
+    """The option `--part i::n`, read as a Part."""
+    return typer.Option(*names or ("--part",), help=help, parser=_part, metavar="i::n")
+
+
+def _part(text: str) -> Any:
+    from entroloop.data.seeds import parse_part
+
+    return parse_part(text)
+
+
 def _at_least_one(workers: int | None) -> int | None:
     if workers is not None and workers < 1:
         raise UserError(f"--workers {workers}: must be at least 1")
@@ -71,7 +82,7 @@ SourceKey = Annotated[
 ]
 Workers = Annotated[int | None, typer.Option(help="Number of processes; default one per core.", callback=_at_least_one)]
 Part = Annotated[
-    str | None, typer.Option(help="i::n makes only the pieces i, i + n, …; run once more without --part to complete.")
+    Any, part_option(help="i::n makes only the pieces i, i + n, …; run once more without --part to complete.")
 ]
 As = Annotated[
     str, typer.Option("--as", help="shards are sealed; folder has image files; npz has one array.", **one_of(FORMS))

@@ -40,22 +40,20 @@ def encode_command(
 ) -> None:
     """Compute the features of any source. The same command resumes a stopped one."""
     from entroloop.data.encode import encode
-    from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.launcher.process import StopFlag, world_from_environment
 
-    share = None if part is None else parse_part(part)
     stop = StopFlag()
-    world = world_from_environment(should_stop=lambda: bool(stop))
+    world = world_from_environment(should_stop=stop)
     finished = manifest.is_sealed(out)
     sealed = encode(
         source, out, encoder, resolution=resolution, split=split, color=color, key=key, classifier=classifier,
-        part=share, world=world, progress=True, stop=lambda: bool(stop),
+        part=part, world=world, progress=True, stop=stop,
     )  # fmt: skip
     if not world.is_main:
         return
     if sealed is None:
-        typer.echo(f"{out}: part {share} done; when all are, run the command without --part")
+        typer.echo(f"{out}: part {part} done; when all are, run the command without --part")
         return
     widths = ", ".join(f"{name} [{facts['dim']}]" for name, facts in sealed.about["encoders"].items())
     again = ", already encoded" if finished else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from entroloop.launcher.commands.common import (
     Split,
     Verbose,
     Workers,
+    part_option,
     set_line,
 )
 
@@ -49,14 +50,12 @@ def import_command(
     ] = None,
     workers: Workers = None,
     part: Annotated[
-        str | None,
-        typer.Option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts."),
+        Any, part_option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts.")
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Import images or vectors into sealed shards. The same command resumes a stopped import."""
-    from entroloop.data.seeds import parse_part
     from entroloop.data.sources import importer
     from entroloop.data.sources.listing import told
     from entroloop.data.sources.settings import Settings
@@ -66,16 +65,13 @@ def import_command(
     settings = Settings(
         resolution, limit, split, heldout, split_seed, color, labels, encoding, shard_size, filter, key, pca, pca_rows
     )
-    share = None if part is None else parse_part(part)
     stop = StopFlag()
-    if share is not None:
-        ignored = importer.import_part(
-            source, dest, settings, share, workers=workers, progress=True, stop=lambda: bool(stop)
-        )
+    if part is not None:
+        ignored = importer.import_part(source, dest, settings, part, workers=workers, progress=True, stop=stop)
         note = f" ({told(ignored)})" if ignored else ""
-        typer.echo(f"{dest}: part {share} done{note}; when all are: entroloop seal {dest}")
+        typer.echo(f"{dest}: part {part} done{note}; when all are: entroloop seal {dest}")
         return
     finished = manifest.is_sealed(dest)
-    ignored = importer.import_part(source, dest, settings, workers=workers, progress=True, stop=lambda: bool(stop))
+    ignored = importer.import_part(source, dest, settings, workers=workers, progress=True, stop=stop)
     parts = [set_line(dest, importer.seal_import(dest)), told(ignored), "already imported" if finished else ""]
     typer.echo(", ".join(part for part in parts if part))

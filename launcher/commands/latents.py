@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from entroloop.launcher.commands.common import Quiet, Verbose
+from entroloop.launcher.commands.common import Quiet, Verbose, part_option
 
 
 def latents_command(
@@ -16,24 +16,22 @@ def latents_command(
     vae: Annotated[Path, typer.Option(help="Folder of a diffusers AutoencoderKL.", show_default=False)],
     decode: Annotated[bool, typer.Option("--decode", help="Decode latents into images.")] = False,
     part: Annotated[
-        str | None, typer.Option(help="i::n makes only the shards i, i + n, …; run once more without --part to seal.")
+        Any, part_option(help="i::n makes only the shards i, i + n, …; run once more without --part to seal.")
     ] = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Encode images by a frozen autoencoder, or decode latents. The same command resumes a stopped conversion."""
-    from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.launcher.process import StopFlag, world_from_environment
     from entroloop.trainer.latents import Autoencoder, convert
 
-    share = None if part is None else parse_part(part)
     stop = StopFlag()
-    world = world_from_environment(should_stop=lambda: bool(stop))
+    world = world_from_environment(should_stop=stop)
     autoencoder = Autoencoder(vae, world.device)
-    convert(source, dest, autoencoder, back=decode, part=share, should_stop=lambda: bool(stop))
-    if share is None:
+    convert(source, dest, autoencoder, back=decode, part=part, should_stop=stop)
+    if part is None:
         sealed = manifest.read(dest)
         typer.echo(f"{dest}: {sealed.count:,} {sealed.kind} of {' x '.join(map(str, sealed.about['shape']))}")
     else:
-        typer.echo(f"{dest}: part {share} done")
+        typer.echo(f"{dest}: part {part} done")

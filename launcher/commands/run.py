@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from entroloop.data.errors import UserError
-from entroloop.launcher.commands.common import PHASES, ConfigFile, Overrides, Quiet, Verbose, one_of
+from entroloop.launcher.commands.common import PHASES, ConfigFile, Overrides, Quiet, Verbose, one_of, part_option
 
 if TYPE_CHECKING:
     from entroloop.data.runfolder import Step
@@ -22,7 +22,7 @@ def run_command(
     generation: Annotated[int | None, typer.Option(help="With --phase: the generation of the phase.")] = None,
     phase: Annotated[str | None, typer.Option(help="Run only this phase.", **one_of(PHASES))] = None,
     part: Annotated[
-        str | None, typer.Option(help="i::n does only the shards i, i + n, … of a phase that allows parts.")
+        Any, part_option(help="i::n does only the shards i, i + n, … of a phase that allows parts.")
     ] = None,
     state: Annotated[Path | None, typer.Option(help="Also write the state.json of this attempt to this file.")] = None,
     wait: Annotated[float, typer.Option(help="With --phase: seconds to wait for the seals that the phase needs.")] = 0,
@@ -40,7 +40,6 @@ def run_command(
 
         forecast(settings)
         return
-    from entroloop.data.seeds import parse_part
     from entroloop.launcher.process import StopFlag, world_from_environment
     from entroloop.launcher.run import runner
 
@@ -48,14 +47,13 @@ def run_command(
     if part is not None and single is None:
         raise UserError("--part: goes with --phase, and --generation where the phase has one")
     stop, attempt = StopFlag(), runner.Attempt(state, wait, scratch, overlap)
-    world = world_from_environment(should_stop=lambda: bool(stop))
+    world = world_from_environment(should_stop=stop)
     if not world.is_main:
         logging.getLogger("entroloop").setLevel(logging.WARNING)
     if single is None:
-        runner.run(settings, world, lambda: bool(stop), attempt=attempt)
+        runner.run(settings, world, stop, attempt=attempt)
     else:
-        share = parse_part(part) if part else None
-        runner.run_single(settings, world, lambda: bool(stop), single, share, attempt)
+        runner.run_single(settings, world, stop, single, part, attempt)
 
 
 def _step(generation: int | None, phase: str | None) -> Step | None:

@@ -10,12 +10,12 @@ same command without a part then finds every shard and seals the phase.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from entroloop.data.errors import UserError
-from entroloop.launcher.commands.common import Quiet, Verbose
+from entroloop.launcher.commands.common import Quiet, Verbose, part_option
 
 
 def sample_command(
@@ -25,7 +25,7 @@ def sample_command(
         typer.Option(help="Default: the first that is not sampled; with --count the last that is trained."),
     ] = None,
     part: Annotated[
-        str | None, typer.Option("--part", "--shard", help="i::n makes only the shards i, i + n, … and seals nothing.")
+        Any, part_option("--part", "--shard", help="i::n makes only the shards i, i + n, … and seals nothing.")
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Draw so many new samples; the run stays as it is.")] = None,
     seed: Annotated[
@@ -40,7 +40,6 @@ def sample_command(
 ) -> None:
     """Make the missing sample shards of a run, without a process group, or draw new samples (--count)."""
     from entroloop.data.runfolder import Layout, Step
-    from entroloop.data.seeds import parse_part
     from entroloop.data.store import manifest
     from entroloop.data.world import join
     from entroloop.launcher.config import saved_with
@@ -59,7 +58,6 @@ def sample_command(
             "sample", "give each a part (--part i::n), or use entroloop run CONFIG --generation g --phase sample"
         )
     config, layout = saved_with(run), Layout(run)
-    mine = parse_part(part) if part is not None else None
     if generation is None:
         left = (g for g in range(config.generations) if not manifest.is_sealed(layout.of(Step(g, "sample"))))
         generation = next(left, None)
@@ -69,8 +67,7 @@ def sample_command(
     step = Step(generation, "sample")
     if 0 <= generation < config.generations and not manifest.is_sealed(layout.of(Step(generation, "train"))):
         raise UserError(f"{run}: generation {generation} is not trained yet: run entroloop run {run}/config.yaml first")
-    stop = StopFlag()
-    runner.run_single(config, join(0, 1), lambda: bool(stop), step, mine)
+    runner.run_single(config, join(0, 1), StopFlag(), step, part)
 
 
 def _draw(folder: Path, generation: int | None, count: int, seed: int | None, out: Path) -> None:

@@ -75,12 +75,12 @@ def arm_command(
 
     _, arms = sweep.arms_of(config, [])
     arm, stop = arms[index], StopFlag()
-    world = world_from_environment(should_stop=lambda: bool(stop))
+    world = world_from_environment(should_stop=stop)
     world.on_main(lambda: sweep.link_shared(arm))  # this arm makes the steps that the leader lacks, with the same bytes
     until = sweep.furthest_shared(arm, arms) if shared else None
     attempt = runner.Attempt(state, scratch=scratch, overlap=arm.config.slurm.overlap)
     settings = sweep.while_shared(arm, arms)
-    runner.run(settings, world, lambda: bool(stop), until=until, attempt=attempt)
+    runner.run(settings, world, stop, until=until, attempt=attempt)
 
 
 @app.command("conclude", hidden=True)

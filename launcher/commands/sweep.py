@@ -26,5 +26,4 @@ def sweep_command(
     from entroloop.launcher.process import StopFlag, check_alone
 
     check_alone("sweep", "it starts its runs itself: start it once, or use entroloop sweep --slurm")
-    stop = StopFlag()
-    sweep.run(config, overrides or [], lambda: bool(stop))
+    sweep.run(config, overrides or [], StopFlag())

@@ -46,7 +46,6 @@ def take_command(
     verbose: Verbose = False,
 ) -> None:
     """Write chosen rows of any source. The same command resumes a stopped one."""
-    from entroloop.data.seeds import parse_part
     from entroloop.data.sources.settings import Settings
     from entroloop.data.take import take
     from entroloop.launcher.process import StopFlag
@@ -55,13 +54,11 @@ def take_command(
         resolution=resolution, split=split, color=color, labels=labels, encoding=encoding, shard_size=shard_size,
         filter=filter, key=key,
     )  # fmt: skip
-    share = None if part is None else parse_part(part)
-    stop = StopFlag()
     chosen = take(
-        source, ids, dest, cast("Form", form), settings=settings, part=share, workers=workers, progress=True,
-        stop=lambda: bool(stop),
+        source, ids, dest, cast("Form", form), settings=settings, part=part, workers=workers, progress=True,
+        stop=StopFlag(),
     )  # fmt: skip
-    if share is None:
+    if part is None:
         typer.echo(f"{dest}: {count(chosen, 'sample')} of {source} as {form}")
     else:
-        typer.echo(f"{dest}: part {share} done; when all are, run the command without --part")
+        typer.echo(f"{dest}: part {part} done; when all are, run the command without --part")

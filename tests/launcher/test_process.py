@@ -229,7 +229,7 @@ def test_a_signal_ends_the_wait(port, number, rank):
         stop = process.StopFlag()
         threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
         with pytest.raises(Interrupted, match=rf"stopped while rank {rank} waited for rank {1 - rank}"):
-            world_from_environment({**environment, "MASTER_PORT": str(port)}, should_stop=lambda: bool(stop))
+            world_from_environment({**environment, "MASTER_PORT": str(port)}, should_stop=stop)
     finally:
         for n, handler in kept.items():
             signal.signal(n, handler)

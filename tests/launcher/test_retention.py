@@ -156,7 +156,7 @@ def arms(tmp_path, monkeypatch):
     path = tiny_file(tmp_path, *LITTLE, *KEEP, "generations=2", "name=grid", of=VECTORS)
     with path.open("a") as file:
         file.write("sweep: {jobs: 1, grid: {selection.strategy: [random, greedy]}}\n")
-    monkeypatch.setattr(process, "StopFlag", lambda: False)
+    monkeypatch.setattr(process, "StopFlag", lambda: bool)
     runs = tmp_path / "runs" / "grid"
 
     def task(index, shared=False):

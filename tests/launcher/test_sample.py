@@ -15,7 +15,7 @@ from ranks import on_ranks
 
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
-from entroloop.data.seeds import derive_seed
+from entroloop.data.seeds import derive_seed, parse_part
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
@@ -57,10 +57,10 @@ def samples_of(run):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def sample(monkeypatch, *arguments):
+def sample(monkeypatch, run, generation=None, part=None):
     """The command in this process, which keeps its signal handlers."""
-    monkeypatch.setattr(process, "StopFlag", bool)
-    sampling.sample_command(*arguments)
+    monkeypatch.setattr(process, "StopFlag", lambda: bool)
+    sampling.sample_command(run, generation, part and parse_part(part))
 
 
 def test_parts_make_their_shards_and_the_whole_seals(run, expected, monkeypatch):
