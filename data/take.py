@@ -17,11 +17,10 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -235,21 +234,20 @@ class Taking:
 
     def _sub_folder(self, number: int, first: int, rows: NDArray[np.int64], layout: SampleForm | None) -> None:
         payloads = self._payloads(rows, layout)
-        temporary = self.dest / f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}-{number:05d}"
+        folder = self.dest / f"{number:05d}"
         try:
-            temporary.mkdir()
-            for name, payload in zip(self._file_names(first, rows, layout), payloads, strict=True):
-                with (temporary / name).open("xb") as file:
-                    file.write(payload)
-                    file.flush()
-                    os.fsync(file.fileno())
-            if not (self.dest / f"{number:05d}").exists():
-                temporary.rename(self.dest / f"{number:05d}")
+            with files.temporary(folder) as own:
+                own.mkdir()
+                for name, payload in zip(self._file_names(first, rows, layout), payloads, strict=True):
+                    with (own / name).open("xb") as file:
+                        file.write(payload)
+                        file.flush()
+                        os.fsync(file.fileno())
+                if not folder.exists():
+                    own.rename(folder)
             files.sync_folder(self.dest)
         except OSError as error:
             raise unusable(error, self.dest) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _payloads(self, rows: NDArray[np.int64], layout: SampleForm | None) -> list[bytes]:
         if layout is not None:
@@ -269,34 +267,33 @@ class Taking:
         layout = self._layout(ids[order], 1, progress)
         channels, *sides = layout.shape
         shape = (len(ids), *sides, channels) if sides else (len(ids), channels)
-        self.dest.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.dest.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}-{self.dest.name}.npy")
+        labels = self.source.labels[ids] if self.source.labels is not None and layout.labelled else None
         try:
-            array = np.lib.format.open_memmap(temporary, "w+", np.uint8 if sides else np.float32, shape)
-            with Progress("take", len(ids), "img" if sides else "row", show=progress) as bar:
-                for first, last in bounds(0, len(ids), default_shard_size(layout)):
-                    if stop():
-                        raise Interrupted(f"{self.dest}: stopped before it was complete; nothing is kept")
-                    places = order[first:last]
-                    samples = convert.read_samples(self.source, ids[places], layout)
-                    array[places] = samples.transpose(0, 2, 3, 1) if sides else samples
-                    bar.advance(last - first)
-            array.flush()
-            labels = None if self.source.labels is None or not layout.labelled else self.source.labels[ids]
-
-            def write(file: Any) -> None:
-                with zipfile.ZipFile(file, "w") as archive:
-                    with temporary.open("rb") as mapped, archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                        shutil.copyfileobj(mapped, member, 1 << 20)
-                    if labels is not None:
-                        with archive.open("labels.npy", "w") as member:
-                            np.lib.format.write_array(member, labels, allow_pickle=False)
-
-            files.replace(self.dest, write)
+            self.dest.parent.mkdir(parents=True, exist_ok=True)
+            with files.temporary(self.dest) as own:
+                array = np.lib.format.open_memmap(own, "w+", np.uint8 if sides else np.float32, shape)
+                with Progress("take", len(ids), "img" if sides else "row", show=progress) as bar:
+                    for first, last in bounds(0, len(ids), default_shard_size(layout)):
+                        if stop():
+                            raise Interrupted(f"{self.dest}: stopped before it was complete; nothing is kept")
+                        places = order[first:last]
+                        samples = convert.read_samples(self.source, ids[places], layout)
+                        array[places] = samples.transpose(0, 2, 3, 1) if sides else samples
+                        bar.advance(last - first)
+                array.flush()
+                files.replace(self.dest, lambda file: _write_archive(file, own, labels))
         except OSError as error:
             raise unusable(error, self.dest) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+
+
+def _write_archive(file: IO[bytes], array: Path, labels: NDArray[np.int64] | None) -> None:
+    """An .npz file of `arr_0`, which is the `.npy` file `array`, and `labels`."""
+    with zipfile.ZipFile(file, "w") as archive:
+        with array.open("rb") as mapped, archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            shutil.copyfileobj(mapped, member, 1 << 20)
+        if labels is not None:
+            with archive.open("labels.npy", "w") as member:
+                np.lib.format.write_array(member, labels, allow_pickle=False)
 
 
 def check_ids(ids: str | Path | ArrayLike, count: int) -> NDArray[np.int64]:

@@ -35,7 +35,7 @@ _MUST = {
 
 def counted(number: int, noun: str) -> str:
     """A number of things: `1 process`, `2 processes`, `2 more jobs`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+    return f"{number:,} {noun}{'' if number == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 @functools.cache

@@ -12,7 +12,6 @@ import os
 import platform
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -215,24 +214,21 @@ def _seconds(work: Callable[[], object]) -> float:
 def _folder(folder: Path) -> Iterator[tuple[str, str]]:
     usage = shutil.disk_usage(folder)
     yield "free", f"{usage.free / 2**30:.1f} of {usage.total / 2**30:.1f} GiB"
-    trial = folder / f"{files.TEMPORARY}doctor-{uuid.uuid4().hex[:12]}"
-    linked = trial.with_name(f"{trial.name}-link")
     piece = os.urandom(2**20)
-    try:
-        start = time.perf_counter()
-        with trial.open("xb") as file:
-            for _ in range(WRITTEN):
-                file.write(piece)
-            file.flush()
-            os.fsync(file.fileno())
-        yield "written", f"{WRITTEN / (time.perf_counter() - start):.0f} MiB/s ({WRITTEN} MiB, then fsync)"
+    with files.temporary(folder / "doctor") as trial, files.temporary(folder / "doctor-link") as linked:
+        try:
+            start = time.perf_counter()
+            with trial.open("xb") as file:
+                for _ in range(WRITTEN):
+                    file.write(piece)
+                file.flush()
+                os.fsync(file.fileno())
+            yield "written", f"{WRITTEN / (time.perf_counter() - start):.0f} MiB/s ({WRITTEN} MiB, then fsync)"
+        except OSError as error:
+            yield "written", f"{WRONG}{unusable(error, folder)}"
+            return
         try:
             os.link(trial, linked)
             yield "hard links", "yes"
         except OSError as error:
             yield "hard links", f"no ({error.strerror}): files are renamed instead"
-    except OSError as error:
-        yield "written", f"{WRONG}{unusable(error, folder)}"
-    finally:
-        trial.unlink(missing_ok=True)
-        linked.unlink(missing_ok=True)

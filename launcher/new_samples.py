@@ -6,9 +6,6 @@ batches of samples and labels  ->  write  ->  x.png | FOLDER/000000.png … | x.
 from __future__ import annotations
 
 import math
-import os
-import shutil
-import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,14 +47,11 @@ def write(drawn: Iterator[Drawn], count: int, out: Path) -> None:
     if kind == ".npz":
         files.replace(out, lambda file: _arrays(file, drawn, count))
         return
-    part = out.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}-{out.name}")
-    try:
+    with files.temporary(out) as part:
         images = (image for batch in drawn for image in png.encode(batch.samples))
         for number, image in enumerate(images):
             files.put(part / f"{number:06d}.png", image)
-        os.rename(part, out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        part.rename(out)
 
 
 def _arrays(file: IO[bytes], drawn: Iterator[Drawn], count: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from entroloop.data.errors import UserError
+from entroloop.data.wording import counted
 from entroloop.launcher.packaged import names
 from entroloop.selection.catalogue import DISTANCES
 
@@ -116,13 +117,8 @@ def set_line(dest: Path, sealed: Manifest) -> str:
     about = sealed.about
     shape = " x ".join(str(n) for n in about["shape"])
     classes = f", {about['num_classes']} classes" if about.get("num_classes") and about["labelled"] else ""
-    samples = count(sealed.count, sealed.kind.removesuffix("s"))
-    return f"{dest}: {samples} of {shape}{classes} in {count(len(about['shards']), 'shard')}"
-
-
-def count(n: int, what: str) -> str:
-    """`1 shard`, `2 shards`."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
+    samples = counted(sealed.count, sealed.kind.removesuffix("s"))
+    return f"{dest}: {samples} of {shape}{classes} in {counted(len(about['shards']), 'shard')}"
 
 
 def usable(rows: Rows, world: World) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from entroloop.data.catalogue import ENCODERS
+from entroloop.data.wording import counted
 from entroloop.launcher.commands.common import (
     Color,
     Part,
@@ -17,7 +18,6 @@ from entroloop.launcher.commands.common import (
     SourceKey,
     Split,
     Verbose,
-    count,
 )
 
 
@@ -57,4 +57,4 @@ def encode_command(
         return
     widths = ", ".join(f"{name} [{facts['dim']}]" for name, facts in sealed.about["encoders"].items())
     again = ", already encoded" if finished else ""
-    typer.echo(f"{out}: {count(sealed.count, 'row')} of {widths}{again}")
+    typer.echo(f"{out}: {counted(sealed.count, 'row')} of {widths}{again}")

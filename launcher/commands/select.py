@@ -15,7 +15,8 @@ import typer
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, naming
-from entroloop.launcher.commands.common import WHICH, As, Features, Json, MetricName, Quiet, Verbose, count, usable
+from entroloop.data.wording import counted
+from entroloop.launcher.commands.common import WHICH, As, Features, Json, MetricName, Quiet, Verbose, usable
 from entroloop.selection.catalogue import STRATEGIES
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def select_command(
     if taking is not None:  # on rank 0; the others do not wait, since writing may take longer than an exchange may
         taking.take(chosen.ids, workers=None, progress=True)
     if world.is_main:
-        written = f"; {write}: the same {count(size, 'sample')} as {form}" if write else ""
+        written = f"; {write}: the same {counted(size, 'sample')} as {form}" if write else ""
         typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}{written}")
 
 

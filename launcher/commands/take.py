@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from entroloop.data.wording import counted
 from entroloop.launcher.commands.common import (
     As,
     Color,
@@ -20,7 +21,6 @@ from entroloop.launcher.commands.common import (
     Split,
     Verbose,
     Workers,
-    count,
 )
 
 if TYPE_CHECKING:
@@ -59,6 +59,6 @@ def take_command(
         stop=StopFlag(),
     )  # fmt: skip
     if part is None:
-        typer.echo(f"{dest}: {count(chosen, 'sample')} of {source} as {form}")
+        typer.echo(f"{dest}: {counted(chosen, 'sample')} of {source} as {form}")
     else:
         typer.echo(f"{dest}: part {part} done; when all are, run the command without --part")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from entroloop.launcher.commands.common import count
+from entroloop.data.wording import counted
 
 
 def verify_command(
@@ -82,7 +82,7 @@ def verify_command(
             typer.echo(line, err=True)
         told = [f"{damaged} damaged or missing"] * bool(damaged) + [f"{len(unreadable)} unreadable"] * bool(unreadable)
         typer.echo(
-            f"{folder}: {count(len(there.sealed), 'sealed folder')}, {count(files, 'file')}, {size:,} bytes: "
+            f"{folder}: {counted(len(there.sealed), 'sealed folder')}, {counted(files, 'file')}, {size:,} bytes: "
             + (", ".join(told) or "all intact")
             + (f", {len(gone)} removed by retention" if gone else "")
         )

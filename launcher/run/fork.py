@@ -8,9 +8,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,17 +104,15 @@ def begin(config: Config, layout: Layout) -> None:
     about = config.forked_from
     assert about.generation is not None
     source = Layout(Path(about.run))
-    part = Layout(layout.run.with_name(f"{files.TEMPORARY}{uuid.uuid4().hex[:12]}-{layout.run.name}"))
-    try:
+    with files.temporary(layout.run) as folder:
+        part = Layout(folder)
         for step in steps(about.generation + 1):
             if not manifest.is_sealed(source.of(step)):
                 raise UserError(f"{source.of(step)}: not sealed, and {layout.run} is to be forked from it")
             link(source, part, step)
         files.put(part.config, dump(config))
         check(config, part)
-        os.rename(part.run, layout.run)
-    finally:
-        shutil.rmtree(part.run, ignore_errors=True)
+        folder.rename(layout.run)
 
 
 def check(config: Config, layout: Layout) -> None:
