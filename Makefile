@@ -5,11 +5,11 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PYTHONSAFEPATH=1 $(BIN)/python -m
 BENCHMARKS := selection scale data training sampling encoders
-# Two files at a time in the order of tests/conftest.py, each test on one thread.
+# Two files at a time in the order of tests/conftest.py, each test on one thread; modules are compiled once.
 # Of `make gpu`: cuda, or pretended where there is no GPU; full, or tiny, whose figures mean nothing.
 DEVICE := cuda
 SCALE := full
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast gpu-test lint format docs bench gpu clean
 

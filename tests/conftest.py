@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import getpass
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,6 +57,18 @@ def _heard_interrupts() -> None:
     """A suite that was started in the background hears SIGINT as well: a shell's background jobs ignore it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_files(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What this process and its children leave behind goes when pytest removes its own folders.
+
+    The path stays as it is where it would be too long for sockets. The compiler's cache outlives the session.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}")
+    folder = tmp_path_factory.mktemp("t", numbered=False)
+    if len(str(folder)) < 64:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)

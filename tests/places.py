@@ -24,6 +24,7 @@ def become_nobody() -> None:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
+        os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"  # pytest's folders are closed to other users
 
 
 def _command(arguments: list[str]) -> None:
@@ -41,7 +42,7 @@ def as_nobody(*arguments: object, **environment: Any) -> subprocess.CompletedPro
 @contextmanager
 def open_folder() -> Iterator[Path]:
     """An empty folder that every user can reach. pytest closes its own folders to other users, again and again."""
-    with tempfile.TemporaryDirectory(prefix="open-") as name:
+    with tempfile.TemporaryDirectory(prefix="open-", dir="/tmp") as name:
         folder = Path(name)
         folder.chmod(0o755)
         try:

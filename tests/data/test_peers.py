@@ -39,7 +39,7 @@ def started(limit, silence, work, *args):
 
 def one_is_slow(world, slow):
     def work():
-        time.sleep(2.5 if world.rank == slow else 0)
+        time.sleep(1.2 if world.rank == slow else 0)
         return world.rank
 
     world.barrier()
@@ -54,18 +54,18 @@ def one_is_slow(world, slow):
 
 @pytest.mark.parametrize("slow", [0, 1])
 def test_a_slow_rank_is_waited_for_longer_than_torch_would(slow):
-    ranks = started(2, 60, one_is_slow, slow)
+    ranks = started(1, 60, one_is_slow, slow)
     assert [rank.communicate(60)[0].strip() for rank in ranks] == ["done"] * 2
     assert [rank.returncode for rank in ranks] == [0, 0]
 
 
 def one_leaves_early(world):
     world.barrier()
-    time.sleep(4 if world.rank == 0 else 0)
+    time.sleep(2 if world.rank == 0 else 0)
 
 
 def test_a_rank_that_has_finished_is_not_missed():
-    ranks = started(60, 2, one_leaves_early)
+    ranks = started(60, 1, one_leaves_early)
     assert [rank.communicate(60)[0] for rank in ranks] == ["", ""]
     assert [rank.returncode for rank in ranks] == [0, 0]
 
@@ -76,7 +76,7 @@ def one_stops(world, stopped, waits):
 
     with peers.before_end(hook):
         world.barrier()
-        time.sleep(0.5)
+        time.sleep(0.25)
         if world.rank == stopped:
             os.kill(os.getpid(), signal.SIGSTOP)
         waits(world)
@@ -97,7 +97,7 @@ def at_its_own_work(world):
 @pytest.mark.parametrize("waits", [in_a_barrier, in_an_exchange, at_its_own_work])
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_rank_that_hangs_is_named_and_ends_the_other(stopped, waits):
-    ranks = started(60, 3, one_stops, stopped, waits)
+    ranks = started(60, 1, one_stops, stopped, waits)
     other = ranks[1 - stopped]
     said = other.communicate(30)[0]
     ranks[stopped].kill()
@@ -113,7 +113,7 @@ def test_a_rank_that_hangs_is_named_and_ends_the_other(stopped, waits):
 
 def one_is_killed(world, killed, waits):
     world.barrier()
-    time.sleep(0.5)
+    time.sleep(0.25)
     if world.rank == killed:
         os.kill(os.getpid(), signal.SIGKILL)
     waits(world)
@@ -141,14 +141,14 @@ def test_a_rank_that_leaves_is_not_waited_for():
 
 
 def one_comes_late(world):
-    time.sleep(4 * world.rank)
+    time.sleep(2 * world.rank)
     with pytest.raises(Failed, match=r"another rank (did not come to|ended during) a reduction"):
         world.all_reduce(torch.ones(3))
     os._exit(0)
 
 
 def test_a_rank_that_lives_and_does_not_come_is_one_line():
-    ranks = started(2, 60, one_comes_late)
+    ranks = started(1, 60, one_comes_late)
     said = [rank.communicate(60)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert not any("Traceback" in text for text in said)
@@ -156,7 +156,7 @@ def test_a_rank_that_lives_and_does_not_come_is_one_line():
 
 def test_a_run_whose_rank_hangs_is_failed_and_keeps_no_lease(tmp_path):
     config = tiny_file(tmp_path, "generations=1", "train.kimg=1000", of=VECTORS)
-    ranks = forked.ranks(2, "run", config, merged=True, ENTROLOOP_PEER_SECONDS="3")
+    ranks = forked.ranks(2, "run", config, merged=True, ENTROLOOP_PEER_SECONDS="2")
     layout = Layout(tmp_path / "runs" / "tiny")
     end = time.monotonic() + 60
     while not layout.leases(Step(0, "train")) and time.monotonic() < end:

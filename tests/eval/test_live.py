@@ -38,7 +38,7 @@ def serve():
     def start(live, host="127.0.0.1"):
         server = Server(live, host, 0)
         servers.append(server)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
         def ask(path, method="GET", **headers):
             connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)

@@ -3,14 +3,13 @@
 import os
 import resource
 import subprocess
-import tempfile
 from pathlib import Path
 
 import forked
 import numpy as np
 import pytest
 from loops import TINY, sealed_bytes, tiny_file
-from places import become_nobody, small_disk
+from places import become_nobody, open_folder, small_disk
 
 from entroloop.launcher import __main__ as program
 
@@ -112,8 +111,7 @@ def test_memory_that_ends_at_any_point(tmp_path, rows, kind):
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes a user without processes, which only root may")
 @pytest.mark.parametrize("kind", ["run", "import"])
 def test_threads_that_end_at_any_point(rows, kind):
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with open_folder() as folder:
         folder.chmod(0o777)
         arguments, failed = arguments_of(kind, folder, rows), 0
         for count in range(1, 40):
