@@ -27,6 +27,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import Interrupted, UserError, reading, unusable
+from entroloop.data.ids import check_ids
 from entroloop.data.progress import Progress
 from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert
@@ -36,7 +37,6 @@ from entroloop.data.sources.containers import keep
 from entroloop.data.sources.convert import SampleForm, ShardTask
 from entroloop.data.sources.importer import check_shards, classes_of, fill
 from entroloop.data.sources.recognise import open_samples
-from entroloop.data.sources.rows import DAMAGED
 from entroloop.data.sources.settings import Settings, default_shard_size, find_form, num_classes
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import encode_pngs, seal_dataset
@@ -294,37 +294,3 @@ def _write_archive(file: IO[bytes], array: Path, labels: NDArray[np.int64] | Non
         if labels is not None:
             with archive.open("labels.npy", "w") as member:
                 np.lib.format.write_array(member, labels, allow_pickle=False)
-
-
-def check_ids(ids: str | Path | ArrayLike, count: int) -> NDArray[np.int64]:
-    """The ids as int64 [M], in their own order.
-
-    ids    integers [M], or the path of a `.npy` file that holds them
-    count  number of samples in the source
-
-    Raises UserError when there are none, and when one is no integer, repeated, negative or beyond the source.
-    """
-    where = str(ids) if isinstance(ids, str | Path) else "ids"
-    if isinstance(ids, str | Path):
-        if not Path(ids).is_file():
-            raise UserError(f"{where}: no such file")
-        with reading(where, DAMAGED):
-            array = np.load(ids, allow_pickle=False)
-    else:
-        array = np.asarray(ids)
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{where}: holds several arrays: give the ids as one .npy file")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise UserError(f"{where}: holds {array.dtype} of shape {list(array.shape)}, ids are integers [M]")
-    if not len(array):
-        raise UserError(f"{where}: holds no ids")
-    wrong = np.flatnonzero((array < 0) | (array >= count))
-    if len(wrong):
-        raise UserError(f"{where}: id {array[wrong[0]]} at position {wrong[0]}: the source has rows 0 … {count - 1}")
-    found = array.astype(np.int64)
-    order = np.argsort(found, kind="stable")
-    twice = np.flatnonzero(np.diff(found[order]) == 0)
-    if len(twice):
-        first = order[twice + 1].min()
-        raise UserError(f"{where}: id {found[first]} is repeated at position {first}: give each id once")
-    return found

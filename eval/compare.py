@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from entroloop.data.errors import UserError
 from entroloop.data.features.encoder import Encoder, load_encoder, resize_of, weights_of
 from entroloop.data.progress import Progress
-from entroloop.data.sources.rows import keys_of
+from entroloop.data.sources.row_files import keys_of
 from entroloop.data.world import World
 from entroloop.eval.measures import intervals
 from entroloop.eval.measures.generation import row_of

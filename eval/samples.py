@@ -27,7 +27,8 @@ from entroloop.data.runfolder import CONFIG
 from entroloop.data.seeds import bounds
 from entroloop.data.sources.convert import SampleForm, fit, read_samples
 from entroloop.data.sources.recognise import open_source
-from entroloop.data.sources.rows import Rows, is_rows, opened
+from entroloop.data.sources.row_files import is_rows, opened
+from entroloop.data.sources.rows import Rows
 from entroloop.data.sources.settings import Settings, default_shard_size, find_form
 from entroloop.data.store.index import Indexed, open_set
 from entroloop.data.store.manifest import MANIFEST
@@ -69,7 +70,7 @@ def opened_set(
     """A set of samples as a context. Raises UserError at its end if an array file has changed since its beginning.
 
     resolution  images are first cropped and resized to this many pixels per side, as `import` does; None: unchanged
-    key         name of the array to read from a file or feature folder with several (see `entroloop.data.sources.rows`)
+    key         name of the array to read from a file or feature folder with several (see `data.sources.row_files`)
     world       every rank opens the same set; rank 0 alone reads the headers of all images where that is necessary
 
     Raises UserError naming the path when the path is missing, damaged, a run's folder or neither images nor vectors,

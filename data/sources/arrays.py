@@ -16,7 +16,7 @@ import numpy as np
 from entroloop.data.sources.base import ArraySource
 from entroloop.data.sources.given import Given
 from entroloop.data.sources.listing import OTHER_KIND, spelled
-from entroloop.data.sources.rows import is_rows, open_rows
+from entroloop.data.sources.row_files import is_rows, open_rows
 
 # --- built-in sets ------------------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
-from entroloop.data.sources import listing
+from entroloop.data.sources import archives, listing
 from entroloop.data.sources.base import ArraySource, pick_split
 from entroloop.data.sources.containers import is_tar
 from entroloop.data.sources.given import Given
@@ -67,7 +67,7 @@ def _tar_names(path: Path) -> list[str]:
     """The first 20 names in a tar; a CIFAR archive has fewer."""
     names: list[str] = []
     with reading(str(path), "damaged or truncated archive"), path.open("rb") as file:
-        compressed = file.read(6).startswith(tuple(listing.COMPRESSED))
+        compressed = file.read(6).startswith(tuple(archives.COMPRESSED))
     with (
         reading(str(path), "damaged or truncated archive") if compressed else contextlib.suppress(Exception),
         tarfile.open(path) as archive,
@@ -124,7 +124,7 @@ def _opened(path: Path) -> tuple[Listing, Callable[[Entry], bytes]]:
         raw = path.read_bytes()
         unpack = next((unpack for magic, unpack in UNPACK.items() if raw.startswith(magic)), bytes)
         raw = unpack(raw)
-    return listing.of_tar(path, io.BytesIO(raw)), lambda entry: raw[entry.place[0] : sum(entry.place)]
+    return archives.of_tar(path, io.BytesIO(raw)), lambda entry: raw[entry.place[0] : sum(entry.place)]
 
 
 def _by_base(found: Listing, wanted: set[str]) -> dict[str, str]:

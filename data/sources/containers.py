@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, reading
-from entroloop.data.sources import listing
+from entroloop.data.sources import archives, listing
 from entroloop.data.sources.base import (
     MISSING,
     SPLIT_FOLDERS,
@@ -89,7 +89,7 @@ def image_folder(found: Listing, split: str | None) -> ImageSource:
 
 def zip_images(path: Path, split: str | None) -> ImageSource:
     """Images in a zip archive, read without unpacking it to disk. Labels are found as in `image_folder`."""
-    found = listing.of_zip(path)
+    found = archives.of_zip(path)
     if not found.find(is_image):
         raise UserError(f"{path}: holds no images")
     return _images("zip archive", found, split, ZipPayload)
@@ -170,7 +170,7 @@ def tar_images(tars: Sequence[tuple[str, Path]], where: Path, kept: Path | None 
     places, labels = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     labelled = False
     for number, ((_, path), prefix) in enumerate(zip(tars, prefixes, strict=True)):
-        found = listing.of_tar(path)
+        found = archives.of_tar(path)
         images = _by_key(found, is_image, "images")
         numbers = _by_key(found, _is_number, "labels")
         if lone := numbers.keys() - images.keys():

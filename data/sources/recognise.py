@@ -28,7 +28,7 @@ def open_source(
 ) -> Source:
     """Opens a source: a file or folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
 
-    key     name of the array to read, if a file or feature folder holds several (see `rows`)
+    key     name of the array to read, if a file or feature folder holds several (see `row_files`)
     labels  False ignores labels in an archive of arrays
     kept    where `containers.keep` may have written the list of images in tars
 

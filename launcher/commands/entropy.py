@@ -19,7 +19,7 @@ def entropy_command(
 ) -> None:
     """Kozachenko-Leonenko entropy of a set of vectors, in nats. Compare values at equal n only."""
     from entroloop.data.errors import naming
-    from entroloop.data.sources.rows import opened
+    from entroloop.data.sources.row_files import opened
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import kl_entropy
 

@@ -62,7 +62,7 @@ def select_command(
 ) -> None:
     """Choose the most informative rows of any set of vectors."""
     from entroloop.data.progress import Progress
-    from entroloop.data.sources.rows import keys_of, opened, read_integers
+    from entroloop.data.sources.row_files import keys_of, opened, read_integers
     from entroloop.eval.measures.row import flat
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import select

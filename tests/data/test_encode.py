@@ -10,7 +10,7 @@ from entroloop.data import encode as module
 from entroloop.data.encode import encode
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
-from entroloop.data.sources.rows import open_rows
+from entroloop.data.sources.row_files import open_rows
 from entroloop.data.store import manifest
 from entroloop.data.store.blocks import load_features
 from entroloop.data.store.dataset import Dataset

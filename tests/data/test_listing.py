@@ -329,8 +329,8 @@ def test_names_are_the_same_in_every_locale(tmp_path: Path):
         Path(os.fsdecode(bytes(tmp_path / "src") + b"/" + name)).write_bytes(picture())
     subprocess.run(["tar", "-C", "src", "-cf", "a.tar", "."], check=True, cwd=tmp_path)
     code = (
-        "import sys\nfrom pathlib import Path\nfrom entroloop.data.sources import listing\n"
-        "folder, tar = listing.of_folder(Path('src')), listing.of_tar(Path('a.tar'))\n"
+        "import sys\nfrom pathlib import Path\nfrom entroloop.data.sources import archives, listing\n"
+        "folder, tar = listing.of_folder(Path('src')), archives.of_tar(Path('a.tar'))\n"
         "files = [folder.path(name).read_bytes() for name in folder.entries]\n"
         "print(ascii([sorted(folder.entries), sorted(name[2:] for name in tar.entries), len(files)]))"
     )

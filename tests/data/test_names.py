@@ -10,7 +10,7 @@ import pytest
 from entroloop.data import files
 from entroloop.data.encode import encode
 from entroloop.data.seeds import Part
-from entroloop.data.sources import listing
+from entroloop.data.sources import archives, listing
 from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.begun import names_digest
 from entroloop.data.sources.containers import keep
@@ -57,13 +57,13 @@ def test_the_digest_of_names_is_that_of_their_json(tmp_path, kind):
 
 def _listed(monkeypatch):
     """The tars that are listed from now on."""
-    found, of_tar = [], listing.of_tar
+    found, of_tar = [], archives.of_tar
 
     def noted(path):
         found.append(path.name)
         return of_tar(path)
 
-    monkeypatch.setattr(listing, "of_tar", noted)
+    monkeypatch.setattr(archives, "of_tar", noted)
     return found
 
 

@@ -17,7 +17,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.features.blocks import encode_shards, seal_features
 from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
-from entroloop.data.sources.rows import keys_of, open_rows
+from entroloop.data.sources.row_files import keys_of, open_rows
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 from entroloop.eval import compare

@@ -11,7 +11,7 @@ from entroloop.data import take as module
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.seeds import Part
 from entroloop.data.sources.recognise import open_source
-from entroloop.data.sources.rows import open_rows
+from entroloop.data.sources.row_files import open_rows
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store import manifest
 from entroloop.data.store.dataset import Dataset

@@ -15,7 +15,7 @@ from entroloop.data.features.blocks import encode_shards, seal_features
 from entroloop.data.features.encoder import load_encoder
 from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
-from entroloop.data.sources.rows import opened
+from entroloop.data.sources.row_files import opened
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import write_index
