@@ -24,7 +24,8 @@ from entroloop.data.features import dinov2, inception, weights
 from entroloop.launcher.run.facts import processor, version
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import LONGER, Format, shortest_format
-from entroloop.selection.exact.sketch import Frame, InexactProductError, Sketch, product
+from entroloop.selection.exact.intervals import InexactProductError, check
+from entroloop.selection.exact.sketch import Frame, Sketch, product
 from entroloop.selection.neighbours import nearest
 from entroloop.slurm import client
 
@@ -169,15 +170,14 @@ def _exactness() -> Iterator[tuple[str, str]]:
 
 def _checked(rows: torch.Tensor, form: Format) -> str:
     """Multiplies all pairs of rows, and checks that every product agrees with the distance of its pair."""
-    frame = Frame.of(rows)
-    sketch = Sketch.of(rows, frame, form)
+    sketch = Sketch.of(rows, Frame.of(rows), form)
     n = len(rows)
-    products = product(sketch.left, sketch.turned(), n, frame, form).reshape(-1)
+    products = product(sketch, sketch.turn()).reshape(-1)
     i, j = torch.meshgrid(*[torch.arange(n, device=rows.device)] * 2, indexing="ij")
     i, j = i.reshape(-1), j.reshape(-1)
     distances = pair_distances(rows, i, rows, j)
     try:
-        sketch.certificate[i].check(sketch.certificate[j], products, distances, frame.scale)
+        check(form, sketch.errors[i] + sketch.errors[j], products, distances, sketch.frame.scale)
     except InexactProductError as error:
         return f"{WRONG}{error}"
     return f"{n * n:,} products within their certificates"
@@ -190,11 +190,11 @@ def _speed() -> Iterator[tuple[str, str]]:
     clusters = centres[torch.randint(256, (ROWS,), generator=draw)] + torch.randn((ROWS, FEATURES), generator=draw)
     pixels = torch.randint(0, 256, (PRODUCT, FEATURES), generator=draw, dtype=torch.uint8)
     for what, rows in (("features", clusters[:PRODUCT]), ("pixels", pixels)):
-        frame, form = Frame.of(rows), shortest_format(rows)
-        sketch = Sketch.of(rows, frame, form)
-        right = sketch.turned()
-        seconds = min(_seconds(lambda: product(sketch.left, right, PRODUCT, frame, form)) for _ in range(3))  # noqa: B023
-        yield f"products of {what}", f"{form.name}, {2 * PRODUCT**2 * sketch.left.shape[1] / seconds / 1e9:.0f} GFLOP/s"
+        sketch = Sketch.of(rows, Frame.of(rows), shortest_format(rows))
+        right = sketch.turn()
+        seconds = min(_seconds(lambda: product(sketch, right)) for _ in range(3))  # noqa: B023
+        rate = 2 * PRODUCT**2 * sketch.factor.shape[1] / seconds / 1e9
+        yield f"products of {what}", f"{sketch.form.name}, {rate:.0f} GFLOP/s"
     pairs = ROWS**2 / 2 / _seconds(lambda: nearest(clusters, clusters, exclude_self=True, backend="torch"))
     yield "nearest", f"{pairs / 1e6:.0f} million pairs/s; about {_short(1e10 / 2 / pairs)} s for 100,000 x {FEATURES}"
     yield "greedy", f"about {_short(GREEDY * 65536 * 32768 / pairs)} s for 65,536 -> 32,768 x {FEATURES}"

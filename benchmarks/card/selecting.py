@@ -78,11 +78,11 @@ def _error(device: torch.device, form: Format, width: int, n: int, m: int) -> fl
     x, y = made(n), made(m)
     frame = Frame.of(x)
     left, right = (Sketch.of(rows, frame, form) for rows in (x, y))
-    found = product(left.left, right.turned(), m, frame, form)
+    found = product(left, right.turn())
     wide = found.contiguous().view(torch.bfloat16).double() if form is BF16 else found.double()
-    z, w = (s.left[:, :width].double() * (1 if form is INT8 else -0.5) for s in (left, right))
+    z, w = (s.factor[:, :width].double() * (1 if form is INT8 else -0.5) for s in (left, right))
     exact = z.square().sum(1)[:, None] + w.square().sum(1) - 2 * z @ w.T
-    error = left.certificate[torch.arange(n, device=device)[:, None]].error(right.certificate)
+    error = left.errors[:, None, 0] + right.errors[:, 0]
     bound = error + 1.01 * form.out * (exact.abs() + error)
     off = (wide - exact).abs()
     return float(torch.where(off > 0, off / bound, 0).max())  # the bound of an exact format is 0

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.world import World
-from entroloop.selection.exact.bounds import Pairs, Query, at_most, contenders
+from entroloop.selection.exact.bounds import Pairs, at_most, contenders
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import LONGER
-from entroloop.selection.exact.sketch import Columns, Frame, Sketch, product, tile_columns
+from entroloop.selection.exact.intervals import check, cut, surely
+from entroloop.selection.exact.sketch import Sketch, product, tile_columns
 
 
 class Block:
@@ -33,15 +34,15 @@ class Block:
     number of distances. It depends on rows and bounds alone, so all ranks can decide by it, whatever formats they use.
     """
 
-    def __init__(self, points: Sketch, bound: NDArray[np.float64], frame: Frame, world: World) -> None:
+    def __init__(self, points: Sketch, bound: NDArray[np.float64], world: World) -> None:
         n, device = len(points), points.rows.device
         order = torch.from_numpy(np.argsort(-bound, kind="stable")).to(device)
         level = torch.from_numpy(bound).to(device)[order]
         shared = world.size > 1 and n > tile_columns(device) and device.type != "cuda"
         mine = _share(n, world if shared else World(), device)
         found: list[Pairs] = [(mine[:0], mine[:0], level[:0])]
-        left, query = points.take(order[mine]), Query(level[mine], None, before=mine)
-        for i, j, distance in contenders(left, Columns.of(points.take(order)), query, frame):
+        left, right = points.take(order[mine]), points.take(order).turn()
+        for i, j, distance in contenders(left, right, level[mine], None, before=mine):
             near = distance < level[mine[i]]  # the rows before i have no smaller bound
             found.append((order[mine[i[near]]], order[j[near]], distance[near]))
         i, j, distance = (torch.cat(part) for part in zip(*found, strict=True))
@@ -77,34 +78,33 @@ def _share(n: int, world: World, device: torch.device) -> Tensor:
     return (torch.minimum(turn, 2 * world.size - 1 - turn) == world.rank).nonzero()[:, 0]
 
 
-def conflicts(points: Sketch, threshold: float, frame: Frame) -> NDArray[np.bool_]:
+def conflicts(points: Sketch, threshold: float) -> NDArray[np.bool_]:
     """[B, B]: whether row i and a later row j are no further apart than the threshold. Entries j <= i mean nothing.
 
     The product decides all pairs except those within its error of the threshold. The canonical distance decides these.
     """
-    n, everything = len(points), torch.arange(len(points), device=points.rows.device)
+    n, scale = len(points), points.frame.scale
     level = torch.full((n,), threshold, dtype=torch.float64, device=points.rows.device)
     while True:
-        bounds = points.bounds(everything)
-        form, worst = bounds.format, bounds.worst()
-        result = product(points.factor(everything, frame), points.turned(), n, frame, form)[:n]
-        out = result < bounds.surely(worst, level, frame.scale)[:, None]
-        i, j = at_most(result, bounds.cut(worst, level, frame.scale))
+        form, worst = points.form, points.errors + points.errors.amax(0)
+        result = product(points, points.turn())
+        out = result < surely(form, worst, level, scale)[:, None]
+        i, j = at_most(result, cut(form, worst, level, scale))
         open_ = (i < j) & ~out[i, j]
         i, j = i[open_], j[open_]
         if len(i) <= 4 * n or form.name not in LONGER:
             break
-        points = points.again(frame, LONGER[form.name], everything)
+        points = points.again(LONGER[form.name])
     distance = pair_distances(points.rows, points.numbers(i), points.rows, points.numbers(j))
-    bounds[i].check(bounds[j], result[i, j], distance, frame.scale)
+    check(form, points.errors[i] + points.errors[j], result[i, j], distance, scale)
     out[i, j] = distance <= threshold
     return out.cpu().numpy()
 
 
-def earlier_distances(points: Sketch, level: Tensor, frame: Frame) -> Tensor:
+def earlier_distances(points: Sketch, level: Tensor) -> Tensor:
     """For each row min(level, its canonical distance to the nearest row before it). float64 [B] -> float64 [B]."""
     out = level.clone()
-    query = Query(level, 1, before=torch.arange(len(level), device=level.device))
-    for i, _, distance in contenders(points, Columns.of(points), query, frame):
+    earlier = torch.arange(len(level), device=level.device)
+    for i, _, distance in contenders(points, points.turn(), level.clone(), before=earlier):
         out.scatter_reduce_(0, i, distance, "amin")
     return out

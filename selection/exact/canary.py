@@ -19,7 +19,8 @@ from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import BF16, F32, F64, INT8, Format, shortest_format
-from entroloop.selection.exact.sketch import Frame, InexactProductError, Sketch, product
+from entroloop.selection.exact.intervals import InexactProductError, check
+from entroloop.selection.exact.sketch import Frame, Sketch, product
 
 _ROWS = 128
 _WIDTHS = (64, 4096)
@@ -58,9 +59,7 @@ def prove(device: torch.device) -> None:
 
 
 def _check(rows: Tensor, form: Format) -> None:
-    frame = Frame.of(rows)
-    sketch = Sketch.of(rows, frame, form)
+    sketch = Sketch.of(rows, Frame.of(rows), form)
     i, j = torch.ones(len(rows), len(rows), device=rows.device).nonzero().unbind(1)
-    result = product(sketch.left, sketch.turned(), len(rows), frame, form)[i, j]
-    distance = pair_distances(rows, i, rows, j)
-    sketch.certificate[i].check(sketch.certificate[j], result, distance, frame.scale)
+    result = product(sketch, sketch.turn())[i, j]
+    check(form, sketch.errors[i] + sketch.errors[j], result, pair_distances(rows, i, rows, j), sketch.frame.scale)

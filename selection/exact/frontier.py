@@ -13,14 +13,16 @@ Shapes: n local rows, D features, C choices, a active rows.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from entroloop.selection.exact.bounds import SWEEP_ROWS, Query, contenders
+from entroloop.selection.exact.bounds import SWEEP_ROWS, Sweep
 from entroloop.selection.exact.distance import distances_to
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Columns, Frame, Sketch
+from entroloop.selection.exact.sketch import Frame, Sketch
 
 CHOSEN = -1.0  # the bound of a chosen row: below every distance
 
@@ -31,32 +33,24 @@ class Frontier:
     def __init__(self, shard: Shard, capacity: int) -> None:
         self.shard = shard
         rows = shard.rows
-        self.frame = Frame.of(rows, shard.world)
-        self.form = shortest_format(rows)
-        self.sketch = Sketch.of(rows, self.frame, self.form)
+        self.sketch = Sketch.of(rows, Frame.of(rows, shard.world), shortest_format(rows))
         self.bound = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
         self.seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         self.chosen = torch.empty(capacity, dtype=torch.int64, device=rows.device)  # global ids
         self.count = 0
-        # With several ranks the choices' rows are kept too; a single rank has all of them among its own rows.
-        self._rows = rows.new_empty((capacity, rows.shape[1])) if shard.world.size > 1 else None
-        room = Sketch.empty(self.form.padded(capacity) + 128, rows, self.form)
-        self._right, self._certificate = room.left.zero_(), room.certificate
         self.active = torch.empty(0, dtype=torch.int64, device=rows.device)
+        form = self.sketch.form
+        room = Sketch.empty(form.padded(capacity) + 128, rows, self.sketch.frame, form)
+        room.factor.zero_()
+        # With several ranks the choices' rows are kept too; a single rank has all of them among its own rows.
+        kept = (rows, self.chosen) if shard.world.size == 1 else (rows.new_empty((capacity, rows.shape[1])), None)
+        self._choices = replace(room, rows=kept[0], index=kept[1], turned=True)
 
     def points(self, ids: Tensor, rows: Tensor | None) -> Sketch:
         """The points with these global ids. With several ranks `rows` holds the points, [B, D]."""
-        if rows is None or self._rows is None:
+        if rows is None or self._choices.index is not None:
             return self.sketch.take(ids)
-        return Sketch.of(rows, self.frame, self.form)
-
-    def choices(self, first: int, last: int) -> Columns:
-        """The choices numbered first … last - 1, as right rows."""
-        part = slice(first, last)
-        right = self._right[first : first + self.form.padded(last - first)]
-        if self._rows is None:
-            return Columns(self.shard.rows, right, self._certificate[part], self.chosen[part])
-        return Columns(self._rows[part], right, self._certificate[part])
+        return Sketch.of(rows, self.sketch.frame, self.sketch.form)
 
     def begin(self, pick: int) -> None:
         """Makes the first choice: computes the distance of every row to it."""
@@ -79,7 +73,8 @@ class Frontier:
         self._mark(ids)
         self.keep_active(level)
         if len(self.active):
-            self._apply(self.active, first, level)
+            for part in torch.split(self.active, SWEEP_ROWS):
+                self._apply(part, first, level)
             self.keep_active(level)
 
     def fill(self, order: Tensor) -> None:
@@ -107,30 +102,32 @@ class Frontier:
             return rows
         order = torch.argsort(self.seen[rows], stable=True)
         for part in torch.split(rows[order], SWEEP_ROWS):
-            self._apply(part, int(self.seen[part[0]]), level)
+            seen = self.seen[part]
+            first = int(seen[0])
+            if first < self.count:
+                self._apply(part, first, level, seen - first)
         return rows[self.bound[rows] >= level]
 
-    def _apply(self, rows: Tensor, first: int, level: float) -> None:
-        """Lowers the bounds of local rows, in ascending order of `seen`, by the choices from `first` on. Bounds of at
-        least `level` are exact."""
-        last = self.count
-        if first >= last:
-            return
-        bound, start = self.bound[rows], self.seen[rows] - first
-        upper, resume = torch.full_like(bound, torch.inf), torch.full_like(rows, last - first)
-        query = Query(bound, 1, level, upper, resume, start)
-        for i, _, distance in contenders(self.sketch.take(rows), self.choices(first, last), query, self.frame):
-            self.bound.scatter_reduce_(0, rows[i], distance, "amin")
-        self.bound.scatter_reduce_(0, rows, upper, "amin")
-        self.seen[rows] = first + resume
+    def _apply(self, rows: Tensor, first: int, level: float, start: Tensor | None = None) -> None:
+        """Lowers the bounds of local rows by the choices from `first` on. Bounds of at least `level` are exact.
+
+        start  as in Sweep, of rows that have seen choices after `first`
+        """
+        bound = self.bound[rows]
+        choices = self._choices.take(slice(first, self.count))
+        sweep = Sweep(self.sketch.take(rows), choices, bound.clone(), floor=level, start=start)
+        for i, _, distance in sweep.pairs():
+            bound.scatter_reduce_(0, i, distance, "amin")
+        self.bound[rows] = torch.minimum(bound, sweep.level)
+        self.seen[rows] = first + sweep.resume
 
     def _remember(self, ids: Tensor, points: Sketch) -> None:
         part = slice(self.count, self.count + len(ids))
         self.chosen[part] = ids
-        if self._rows is not None:
-            self._rows[part] = points.rows if points.index is None else points.rows[points.index]
-        points.turned(self._right[part])
-        self._certificate.values[part] = points.bounds(slice(None)).values
+        if self._choices.index is None:
+            self._choices.rows[part] = points.rows if points.index is None else points.rows[points.index]
+        points.turn_into(self._choices.factor[part])
+        self._choices.errors[part] = points.errors
         self.count += len(ids)
 
     def _mark(self, ids: Tensor) -> None:

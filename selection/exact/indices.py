@@ -21,6 +21,7 @@ from torch import Tensor
 from entroloop.selection.exact import topk
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.formats import F32
+from entroloop.selection.exact.intervals import cut
 from entroloop.selection.exact.sketch import Frame, Sketch
 
 TREE_FEATURES = 8  # most features for which a k-d tree is faster than products
@@ -73,12 +74,12 @@ class FaissIndex:
 
         self.frame = frame
         sketch = Sketch.of(block, frame, F32)
-        self.worst = sketch.certificate.worst()
+        self.worst = sketch.errors.amax(0)
         self.index: Any = faiss.IndexFlatL2(block.shape[1])
         if block.device.type == "cuda":
             device = block.device.index or 0
             self.index = faiss.index_cpu_to_gpu(_gpu_resources(device), device, self.index)
-        self.index.add(self._centred(sketch.left, block.shape[1]))
+        self.index.add(self._centred(sketch.factor, block.shape[1]))
 
     @staticmethod
     def _centred(left: Tensor, d: int) -> Any:
@@ -89,13 +90,12 @@ class FaissIndex:
         left = Sketch.of(queries, self.frame, F32)
 
         def search(numbers: Tensor, c: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            bounds = left.certificate[numbers]
-            square, found = self.index.search(self._centred(left.left[numbers], queries.shape[1]), c)
+            errors = left.errors[numbers] + self.worst
+            square, found = self.index.search(self._centred(left.factor[numbers], queries.shape[1]), c)
             last = torch.from_numpy(square[:, -1].copy()).to(queries.device).double()
 
             def beyond(distance: Tensor) -> Tensor:
-                cut = bounds.cut(self.worst, distance, self.frame.scale).double()
-                return last > cut + 2 * bounds.error(self.worst)
+                return last > cut(F32, errors, distance, self.frame.scale).double() + 2 * errors[:, 0]
 
             return torch.from_numpy(found).to(queries.device), beyond
 

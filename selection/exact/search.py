@@ -17,11 +17,11 @@ from torch import Tensor
 
 from entroloop.data.memory import free_bytes
 from entroloop.selection.exact import topk
-from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, Query, contenders, lowest_both
+from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, contenders, lowest_both
 from entroloop.selection.exact.formats import Format
 from entroloop.selection.exact.indices import Index, merge_candidates
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Columns, Frame, Sketch
+from entroloop.selection.exact.sketch import Frame, Sketch
 from entroloop.selection.exact.spaces import Metric
 
 Lists = tuple[Tensor, Tensor]  # distances float64 [n, k], ids int64 [n, k]
@@ -75,15 +75,15 @@ class Parts:
         for block, first in _travelling(bank):
             block = self.fitted.rows(block)
             index = index_of(block, self.frame) if index_of else None
-            columns: Columns | None = None
+            columns: Sketch | None = None
             for start in self.starts:
                 lists, ignore, rest = self.lists(start), self._ignored(start, first), None
                 if index:
                     rest = merge_candidates(index, self.rows(start), block, first, lists, ignore)
                     if len(rest) == 0:
                         continue
-                columns = columns or Columns.of(self._sketched(block))
-                _search(self.side(start), columns, first, lists, ignore, self.frame, rest)
+                columns = columns or self._sketched(block).turn()
+                _search(self.side(start), columns, first, lists, ignore, rest)
 
     def search_each_other(self) -> None:
         """Merges the rows of all ranks into each other's lists. Each pair is multiplied once, for both of its rows."""
@@ -109,18 +109,18 @@ class Parts:
 
     def _search_own(self) -> None:
         for a in self.starts:
-            columns = Columns.of(self.side(a))
+            columns = self.side(a).turn()
             for b in self.starts[a // self.step :]:
                 side = self.side(b)
                 ignore = self._ignored(b, self.queries.offset + b) if a == b else None
-                lowest, other = lowest_both(side, columns, self.frame, a == b, ignore)
+                lowest, other = lowest_both(side, columns, a == b, ignore)
                 self._search_part(b, side, a, columns, lowest)
                 if a != b:
-                    self._search_part(a, self.side(a), b, Columns.of(side), other)
+                    self._search_part(a, self.side(a), b, side.turn(), other)
 
-    def _search_part(self, start: int, side: Sketch, block: int, columns: Columns, lowest: Tensor) -> None:
+    def _search_part(self, start: int, side: Sketch, block: int, columns: Sketch, lowest: Tensor) -> None:
         first = self.queries.offset + block
-        _search(side, columns, first, self.lists(start), self._ignored(start, first), self.frame, lowest=lowest)
+        _search(side, columns, first, self.lists(start), self._ignored(start, first), lowest=lowest)
 
     def _search_both(self, block: Tensor, source: int, start: int) -> Lists:
         """Merges another rank's block into the lists. Returns the lists of the block's rows among these queries.
@@ -139,15 +139,15 @@ class Parts:
         if skipped >= len(block):
             return answers
         other = self._sketched(self.fitted.rows(block[skipped:]))
-        columns, first = Columns.of(other), sum(shard.counts[:source]) + start + skipped
+        columns, first = other.turn(), sum(shard.counts[:source]) + start + skipped
         for top in range(0, mine, self.step):
             count = min(mine - top, self.step)
             side = self.side(top).take(slice(0, count))
-            lowest, opposite = lowest_both(side, columns, self.frame)
+            lowest, opposite = lowest_both(side, columns)
             distances, ids = self.lists(top)
-            _search(side, columns, first, (distances[:count], ids[:count]), None, self.frame, lowest=lowest)
+            _search(side, columns, first, (distances[:count], ids[:count]), None, lowest=lowest)
             theirs = answers[0][skipped:], answers[1][skipped:]
-            _search(other, Columns.of(side), shard.offset + top, theirs, None, self.frame, lowest=opposite)
+            _search(other, side.turn(), shard.offset + top, theirs, None, lowest=opposite)
         return answers
 
     def _bring_home(self, answers: list[Lists], held: list[int]) -> Lists:
@@ -197,11 +197,10 @@ def _block_rows(bank: Shard, kept: int = 0) -> int:
 
 def _search(
     side: Sketch,
-    columns: Columns,
+    columns: Sketch,
     first: int,
     lists: Lists,
     ignore: Tensor | None,
-    frame: Frame,
     rest: Tensor | None = None,
     lowest: Tensor | None = None,
 ) -> None:
@@ -211,21 +210,19 @@ def _search(
     """
     if rest is not None:
         some = lists[0][rest], lists[1][rest]
-        _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest], frame)
+        _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest])
         lists[0][rest], lists[1][rest] = some
         return
-    k = lists[0].shape[1]
-    done = torch.zeros(len(lists[0]), dtype=torch.bool, device=side.rows.device)
+    level = lists[0][:, -1].clone()
     waiting: list[Pairs] = []
-    query = Query(lists[0][:, -1].clone(), k, ignore=ignore, done=done)
-    for pairs in contenders(side, columns, query, frame, lowest):
+    for pairs in contenders(side, columns, level, lists[0].shape[1], ignore=ignore, lowest=lowest):
         waiting.append(pairs)
         if sum(len(i) for i, _, _ in waiting) >= _MERGE_PAIRS:
             last = int(pairs[1].max())
             _merge(waiting, first, lists)
             waiting = []
             # No row is nearer than 0, and all remaining rows of this block have larger ids.
-            done |= (lists[0][:, -1] == 0) & (lists[1][:, -1] <= first + last)
+            level.masked_fill_((lists[0][:, -1] == 0) & (lists[1][:, -1] <= first + last), -1)
     if waiting:
         _merge(waiting, first, lists)
 

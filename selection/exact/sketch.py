@@ -1,6 +1,6 @@
 """Rounded rows with a bound of their rounding error, so that products of them bound distances.
 
-    rows -> Frame (shared centre and scale) -> Sketch, Columns (left and right factors) -> product -> intervals
+    rows -> Frame (shared centre and scale) -> Sketch (left factors) -> turn (right factors) -> product -> intervals
 
 A sketch holds z_i, the centred and scaled row rounded to a short format, and rho_i >= |y_i - z_i| for the unrounded
 y_i. By the triangle inequality | |y_i - y_j| - |z_i - z_j| | <= rho_i + rho_j. One matrix product T of the augmented
@@ -17,7 +17,7 @@ Shapes: n left rows, m right rows, D features, K augmented columns.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from entroloop.data.world import World
 from entroloop.selection.exact.distance import chunk_rows
-from entroloop.selection.exact.formats import BF16, F64, INT8, Format
+from entroloop.selection.exact.formats import BF16, INT8, Format
 
 TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
 ON_GPU = 16  # times as many on a GPU, where starting a product takes longer than the product
@@ -34,10 +34,6 @@ ON_GPU = 16  # times as many on a GPU, where starting a product takes longer tha
 def tile_columns(device: torch.device) -> int:
     """Right rows per product on that device."""
     return TILE_COLUMNS * (ON_GPU if device.type == "cuda" else 1)
-
-
-class InexactProductError(ArithmeticError):
-    """The processor multiplied less exactly than the certificates allow, so results would be wrong."""
 
 
 @dataclass(frozen=True)
@@ -77,99 +73,37 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Certificate:
-    """Bounds the error of products with rounded rows, in units of the frame."""
-
-    values: Tensor  # float64 [n, 2]: the row's share of the error of a product, and at least |y - z|
-    format: Format
-
-    def __getitem__(self, index: Tensor | slice) -> Certificate:
-        return Certificate(self.values[index], self.format)
-
-    def worst(self) -> Certificate:
-        """The largest values over all rows, [1]."""
-        return Certificate(self.values.amax(0, keepdim=True), self.format)
-
-    def _with(self, right: Certificate) -> tuple[Tensor, Tensor]:
-        """Bounds of the accumulated error of a product and of the rounding of its rows; `right` broadcasts."""
-        error, rho = (self.values + right.values).unbind(-1)
-        return error, rho
-
-    def error(self, right: Certificate) -> Tensor:
-        """A bound of the accumulated error of a product; `right` broadcasts."""
-        return self._with(right)[0]
-
-    def cut(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """The largest product that a pair no further apart than `level` can have."""
-        error, rho = self._with(right)
-        reach = level.clamp(min=0) * scale + rho
-        rounding = 2.0**-50 if self.format in (F64, INT8) else 2.0**-22
-        return self._comparable((reach.square() + error) * ((1 + 1.01 * self.format.out) * (1 + rounding)))
-
-    def surely(self, right: Certificate, level: Tensor, scale: float) -> Tensor:
-        """A product below this proves that its pair is no further apart than `level`."""
-        error, rho = self._with(right)
-        reach = (level * scale - rho).clamp(min=0)
-        square = (reach.square() - error) * ((1 - 1.01 * self.format.out) * (1 - 2.0**-20))
-        short = self._comparable(square)
-        lowest = torch.iinfo(short.dtype).min if not short.is_floating_point() else -torch.inf
-        return short.masked_fill(square <= 0, lowest)
-
-    def reach(self, right: Certificate, product: Tensor, scale: float) -> Tensor:
-        """The largest distance that a pair with this product can have."""
-        error, rho = self._with(right)
-        wide = product.view(torch.bfloat16).double() if self.format is BF16 else product.double()
-        if self.format is INT8:
-            wide = wide.masked_fill(product == self.format.infinite, torch.inf)
-        square = wide.clamp(min=0) * (1 + 1.01 * self.format.out) + error
-        return (square.sqrt() + rho) * ((1 + 2.0**-40) / scale)
-
-    def check(self, right: Certificate, product: Tensor, distance: Tensor, scale: float) -> None:
-        """Raises InexactProductError unless each product [P] agrees with the canonical distance [P] of its pair."""
-        good = (product <= self.cut(right, distance, scale)) & (self.reach(right, product, scale) >= distance)
-        if not bool(good.all()):
-            where = int((~good).int().argmax())
-            raise InexactProductError(
-                f"a {self.format.name} product on {product.device} contradicts the distance {float(distance[where])!r} "
-                "of its rows: matrix products are less exact here than torch's settings promise, so that no result of "
-                "selection can be trusted (an environment variable or a library may have switched TF32 on)"
-            )
-
-    def _comparable(self, cut: Tensor) -> Tensor:
-        """As products are compared; bounds allow for the rounding to float32."""
-        if self.format is F64:
-            return cut
-        if self.format is INT8:  # products are integers
-            return cut.floor().clamp(-1, self.format.infinite - 1).int()
-        if self.format is not BF16:
-            return cut.float()
-        # The upper half of a float32: no bfloat16 value is between it and the cut itself.
-        return cut.float().view(torch.int16)[..., 1::2]
-
-
-@dataclass(frozen=True)
 class Sketch:
-    """Rows and their rounded copies, as left factors of products. With an `index`, row i is number index[i] of all
-    tensors."""
+    """Rows and their rounded copies, as factors of products.
 
-    rows: Tensor  # canonical, [., D]
-    left: Tensor  # [., K] = [-2 z, zeros, ones, |z|^2 in parts]
-    certificate: Certificate
+    rows    canonical, [., D]
+    factor  [., K]: [-2 z, zeros, ones, |z|^2 in parts] as left factor; in a `turned` sketch, which is a right factor,
+            [z, zeros, |z|^2 in parts, ones]
+    errors  float64 [n, 2] of each row: its share of the error of a product, and at least |y - z|
+    index   int64 [n]: row i is number index[i] of `rows`, and of `factor` unless turned. None: it is number i
+    """
+
+    rows: Tensor
+    factor: Tensor
+    errors: Tensor
+    form: Format
+    frame: Frame
     index: Tensor | None = None
+    turned: bool = False
 
     @classmethod
-    def empty(cls, n: int, like: Tensor, form: Format) -> Sketch:
+    def empty(cls, n: int, like: Tensor, frame: Frame, form: Format) -> Sketch:
         """A sketch with room for n rows like `like` [., D], not filled."""
-        columns = form.columns(like.shape[1], like.device)
-        left = torch.empty((n, columns), dtype=form.dtype, device=like.device)
-        return cls(like, left, Certificate(torch.empty((n, 2), dtype=torch.float64, device=like.device), form))
+        factor = torch.empty((n, form.columns(like.shape[1], like.device)), dtype=form.dtype, device=like.device)
+        return cls(like, factor, torch.empty((n, 2), dtype=torch.float64, device=like.device), form, frame)
 
     @classmethod
     def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
         if form is INT8:
-            return cls._exact(rows)
+            return cls._exact(rows, frame)
         d = rows.shape[1]
-        out = cls.empty(len(rows), rows, form)
+        out = cls.empty(len(rows), rows, frame, form)
+        factor, errors = out.factor, out.errors
         # float32 suffices to measure the loss of bfloat16; `slack` covers the rounding of y in `work` and of the norms
         work, slack = torch.float64, (d + 8) * 2.0**-51
         if form is BF16 and rows.dtype != torch.float64:
@@ -183,143 +117,122 @@ class Sketch:
             z = y.to(form.dtype)
             wide = z.to(work)
             norms = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
-            torch.mul(z, -2, out=out.left[part, :d])  # exact
+            torch.mul(z, -2, out=factor[part, :d])  # exact
             y -= wide  # y and wide are one tensor if nothing is rounded
             lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
             square[part] = norms.square()
-            out.certificate.values[part, 1] = lost * (1 + slack) + slack * (norms + 2.0**-60)
-        ones = out.left.shape[1] - 2 * form.parts
-        out.left[:, d:ones] = 0
-        out.left[:, ones : ones + form.parts] = 1
-        error = 2 * (out.left.shape[1] + 4) * form.unit
-        torch.add(square.new_tensor(2.0**-101), square, alpha=error, out=out.certificate.values[:, 0])
+            errors[part, 1] = lost * (1 + slack) + slack * (norms + 2.0**-60)
+        ones = factor.shape[1] - 2 * form.parts
+        factor[:, d:ones] = 0
+        factor[:, ones : ones + form.parts] = 1
+        steps = 2 * (factor.shape[1] + 4) * form.unit
+        torch.add(square.new_tensor(2.0**-101), square, alpha=steps, out=errors[:, 0])
         rest = square
         for p in range(ones + form.parts, ones + 2 * form.parts):
-            out.left[:, p] = rest.to(form.dtype)
-            rest -= out.left[:, p].double()
+            factor[:, p] = rest.to(form.dtype)
+            rest -= factor[:, p].double()
         return out
 
     @classmethod
-    def _exact(cls, rows: Tensor) -> Sketch:
+    def _exact(cls, rows: Tensor, frame: Frame) -> Sketch:
         """int8: [x - 128, zeros, |x - 128|^2 in the last four bytes]."""
-        out = cls.empty(len(rows), rows, INT8)
+        out = cls.empty(len(rows), rows, frame, INT8)
         d, step = rows.shape[1], chunk_rows(rows.device, rows.shape[1])
-        out.left[:, d:] = 0
-        norms = out.left.view(torch.int32)[:, -1]
+        out.factor[:, d:] = 0
+        norms = out.factor.view(torch.int32)[:, -1]
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             z = rows[part].short() - 128
-            out.left[part, :d] = z
+            out.factor[part, :d] = z
             norms[part] = z.int().square_().sum(1)
-        out.certificate.values[:] = 0
+        out.errors.zero_()
         return out
 
     def __len__(self) -> int:
-        return len(self.left if self.index is None else self.index)
+        return len(self.errors)
 
     def numbers(self, i: Tensor) -> Tensor:
-        """The positions of the rows i in the tensors."""
+        """The positions of the rows i in `rows`."""
         return i if self.index is None else self.index[i]
 
     def take(self, i: Tensor | slice) -> Sketch:
-        """The rows numbered `i`, without a copy."""
+        """The rows numbered `i`, without a copy. A turned sketch has slices only."""
         if isinstance(i, Tensor):
-            return Sketch(self.rows, self.left, self.certificate, self.numbers(i))
-        if self.index is None:
-            return Sketch(self.rows[i], self.left[i], self.certificate[i])
-        return Sketch(self.rows, self.left, self.certificate, self.index[i])
-
-    def bounds(self, i: Tensor | slice) -> Certificate:
-        """The certificate of the rows i."""
-        return self.certificate[i if self.index is None else self.index[i]]
-
-    def factor(self, i: Tensor | slice, frame: Frame) -> Tensor:
-        """The left factor of the rows i. May be scratch memory, where rows of zeros follow for matrix units."""
-        if isinstance(i, slice):
-            if self.index is None:
-                return self.left[i]
-            numbers = self.index[i]
+            return replace(self, errors=self.errors[i], index=self.numbers(i))
+        rows, factor, index = self.rows, self.factor, self.index
+        if self.turned:
+            factor = factor[i.start : i.start + self.form.padded(i.stop - i.start)]
+        elif index is None:
+            factor = factor[i]
+        if index is None:
+            rows = rows[i]
         else:
-            numbers = self.numbers(i)
-        n, padded = len(numbers), self.certificate.format.padded(len(numbers))
-        out = frame.scratch("factor", padded, self.left.shape[1], self.left)
-        torch.index_select(self.left, 0, numbers, out=out[:n])
-        out[n:] = 0  # a nan left there would spread to other rows of the product
-        return out
+            index = index[i]
+        return replace(self, rows=rows, factor=factor, errors=self.errors[i], index=index)
 
-    def again(self, frame: Frame, form: Format, i: Tensor) -> Sketch:
-        """The rows numbered `i` in another format."""
-        return Sketch.of(self.rows.index_select(0, self.numbers(i)), frame, form)
+    def tiles(self) -> list[Sketch]:
+        """Parts of `tile_columns` rows, of a turned sketch."""
+        width = tile_columns(self.rows.device)
+        return [self.take(slice(start, min(start + width, len(self)))) for start in range(0, len(self), width)]
 
-    def turned(self, out: Tensor | None = None) -> Tensor:
-        """The same rows as a right factor [>= n, K] = [z, |z|^2 in parts, ones], padded with rows at the end."""
-        form = self.certificate.format
-        left = self.left if self.index is None else self.left.index_select(0, self.index)
-        n, d = len(left), left.shape[1] - 2 * form.parts
-        right = left.new_zeros((form.padded(n), left.shape[1])) if out is None else out
-        if form is INT8:
+    def again(self, form: Format, i: Tensor | None = None) -> Sketch:
+        """The rows numbered `i`, or all rows, as left factors in another format."""
+        numbers = self.index if i is None else self.numbers(i)
+        return Sketch.of(self.rows if numbers is None else self.rows.index_select(0, numbers), self.frame, form)
+
+    def turn(self) -> Sketch:
+        """The same rows as right factors, padded with rows at the end."""
+        factor = self.factor.new_zeros((self.form.padded(len(self)), self.factor.shape[1]))
+        self.turn_into(factor)
+        return replace(self, factor=factor, turned=True)
+
+    def turn_into(self, right: Tensor) -> None:
+        """Writes the right factors into the first rows of `right` [>= n, K]."""
+        left = self.factor if self.index is None else self.factor.index_select(0, self.index)
+        n, parts = len(left), self.form.parts
+        if self.form is INT8:
             right[:n] = left
-            return right
+            return
+        d = left.shape[1] - 2 * parts
         torch.mul(left[:, :d], -0.5, out=right[:n, :d])
-        right[:n, d : d + form.parts] = left[:, d + form.parts :]
-        right[:n, d + form.parts :] = left[:, d : d + form.parts]
-        return right
+        right[:n, d : d + parts] = left[:, d + parts :]
+        right[:n, d + parts :] = left[:, d : d + parts]
+
+    def padded(self, i: Tensor | slice | None) -> tuple[Tensor, int]:
+        """The left factors of the rows i (None: all), and their number. Matrix units get more rows, of zeros. The
+        result may be scratch memory."""
+        numbers: Tensor | slice | None = self.index
+        if i is not None:
+            numbers = i if self.index is None else self.index[i]
+        if isinstance(numbers, Tensor):
+            n = len(numbers)
+        else:
+            factor = self.factor if numbers is None else self.factor[numbers]
+            n = len(factor)
+            if self.form.padded(n) == n:
+                return factor, n
+        out = self.frame.scratch("factor", self.form.padded(n), self.factor.shape[1], self.factor)
+        if isinstance(numbers, Tensor):
+            torch.index_select(self.factor, 0, numbers, out=out[:n])
+        else:
+            out[:n] = factor
+        if len(out) > n:
+            out[n:] = 0  # a nan left there would spread to other rows of the product
+        return out, n
 
 
-def product(left: Tensor, right: Tensor, m: int, frame: Frame, form: Format) -> Tensor:
-    """Squared distances of sketches, [n, m], in scratch memory, as `form.compared`.
+def product(left: Sketch, right: Sketch, i: Tensor | slice | None = None) -> Tensor:
+    """Squared distances of the left rows i (None: all) to all right rows, [n, m], as `form.compared`.
 
-    Negative results mean 0; their order means nothing.
+    right  turned
+    ->     in scratch memory. Negative results mean 0; their order means nothing
     """
-    n = len(left)
-    rows = form.padded(n)
-    if rows > n:
-        ragged = frame.scratch("ragged", rows, left.shape[1], left)
-        ragged[:n] = left
-        ragged[n:] = 0  # a nan left there would spread to other rows of the product
-        left = ragged
+    form, (factor, n), m = right.form, left.padded(i), len(right)
+    dtype = torch.int32 if form is INT8 else form.dtype
+    result = right.frame.scratch("product", len(factor), len(right.factor), factor, dtype)
     if form is INT8:
-        result = frame.scratch("product", rows, len(right), left, torch.int32)
-        torch._int_mm(left[:, :-16], right[:, :-16].T, out=result)
-        torch.add(right.view(torch.int32)[:, -1], result, alpha=-2, out=result)
-        return result.add_(left.view(torch.int32)[:, -1:])[:n, :m]
-    result = torch.mm(left, right.T, out=frame.scratch("product", rows, len(right), left))[:n, :m]
-    return result.view(torch.int16) if form is BF16 else result
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Right rows: canonical `rows` and `index` as in Sketch, and `right` [>= n, K] from `Sketch.turned`."""
-
-    rows: Tensor
-    right: Tensor
-    certificate: Certificate
-    index: Tensor | None = None
-
-    @classmethod
-    def of(cls, left: Sketch) -> Columns:
-        certificate = left.certificate if left.index is None else left.certificate[left.index]
-        return cls(left.rows, left.turned(), certificate, left.index)
-
-    def __len__(self) -> int:
-        return len(self.certificate.values)
-
-    def numbers(self, j: Tensor) -> Tensor:
-        return j if self.index is None else self.index[j]
-
-    def tiles(self) -> list[Columns]:
-        """Parts of `tile_columns` rows."""
-        width = tile_columns(self.right.device)
-        return [self.part(start, min(start + width, len(self))) for start in range(0, len(self), width)]
-
-    def part(self, first: int, last: int) -> Columns:
-        wide = slice(first, first + self.certificate.format.padded(last - first))
-        part = slice(first, last)
-        right, certificate = self.right[wide], self.certificate[part]
-        if self.index is None:
-            return Columns(self.rows[part], right, certificate)
-        return Columns(self.rows, right, certificate, self.index[part])
-
-    def again(self, frame: Frame, form: Format) -> Columns:
-        rows = self.rows if self.index is None else self.rows.index_select(0, self.index)
-        return Columns.of(Sketch.of(rows, frame, form))
+        torch._int_mm(factor[:, :-16], right.factor[:, :-16].T, out=result)
+        torch.add(right.factor.view(torch.int32)[:, -1], result, alpha=-2, out=result)
+        return result.add_(factor.view(torch.int32)[:, -1:])[:n, :m]
+    torch.mm(factor, right.factor.T, out=result)
+    return result[:n, :m].view(torch.int16) if form is BF16 else result[:n, :m]

@@ -71,7 +71,7 @@ def greedy(
                 frontier.fill(torch.arange(shard.total))
             continue
         points = frontier.points(ids, rows)
-        block = Block(points, bound, frontier.frame, shard.world)
+        block = Block(points, bound, shard.world)
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
         on_progress(len(picks))

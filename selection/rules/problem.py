@@ -77,10 +77,9 @@ class Problem:
 def order_radii(shard: Shard, ids: Tensor) -> Tensor:
     """The distance of each of these rows to the nearest row before it. int64 [M] -> float64 [M], inf first."""
     rows = shard.take(ids.to(shard.rows.device))
-    frame = Frame.of(rows)
-    points = Sketch.of(rows, frame, shortest_format(rows))
+    points = Sketch.of(rows, Frame.of(rows), shortest_format(rows))
     level = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
-    return earlier_distances(points, level, frame)
+    return earlier_distances(points, level)
 
 
 def quotas(counts: Sequence[int], size: int) -> list[int]:

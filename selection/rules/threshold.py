@@ -24,8 +24,9 @@ from torch import Tensor
 from entroloop.selection.exact.blocks import conflicts, earlier_distances
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.frontier import Frontier
+from entroloop.selection.exact.intervals import InexactProductError
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import InexactProductError, Sketch
+from entroloop.selection.exact.sketch import Sketch
 from entroloop.selection.rules.problem import Problem, Selection
 
 BLOCK = 512
@@ -103,10 +104,10 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
         ids, bound = ids[turn], bound[turn]
         rows = None if rows is None else rows[turn]
         points = frontier.points(ids, rows)
-        accepted, rejected, by = _resolve(conflicts(points, threshold, frontier.frame), size - frontier.count)
+        accepted, rejected, by = _resolve(conflicts(points, threshold), size - frontier.count)
         accepted = accepted.to(ids.device)
         chosen = points.take(accepted)
-        distance = earlier_distances(chosen, bound[accepted], frontier.frame)
+        distance = earlier_distances(chosen, bound[accepted])
         _check(points, rejected.to(ids.device), by.to(ids.device), distance, threshold)
         radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
         frontier.admit(ids[accepted], chosen, level)

@@ -13,7 +13,7 @@ from entroloop.data.features import frozen
 from entroloop.data.world import join
 from entroloop.selection import kl_entropy, nearest, neighbours, select
 from entroloop.selection.exact import canary, formats, frontier
-from entroloop.selection.exact.sketch import InexactProductError
+from entroloop.selection.exact.intervals import InexactProductError
 from entroloop.selection.rules import problem
 
 

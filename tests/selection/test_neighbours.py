@@ -17,7 +17,7 @@ from thread_world import on_threads
 
 from entroloop.data.errors import UserError
 from entroloop.selection import nearest, neighbours
-from entroloop.selection.exact import bounds, formats, search, sketch
+from entroloop.selection.exact import bounds, formats, intervals, search, sketch
 from entroloop.selection.exact.distance import pair_distances
 
 CASES = {name: x for name, x in hard_cases().items() if len(x) > 1}
@@ -73,11 +73,10 @@ def test_does_not_depend_on_formats_and_blocks(name, form, monkeypatch):
 @pytest.mark.parametrize("name", UINT8)
 def test_int8_products_are_the_squared_distances(name):
     x = torch.from_numpy(CASES[name])
-    frame = sketch.Frame.of(x)
     assert formats.shortest_format(x) is formats.INT8
     assert formats.shortest_format(x, x.float()) is not formats.INT8
-    rows = sketch.Sketch.of(x, frame, formats.INT8)
-    product = sketch.product(rows.left, rows.turned(), len(x), frame, formats.INT8)
+    rows = sketch.Sketch.of(x, sketch.Frame.of(x), formats.INT8)
+    product = sketch.product(rows, rows.turn())
     wide = CASES[name].astype(np.int64)
     np.testing.assert_array_equal(product.numpy(), ((wide[:, None] - wide[None]) ** 2).sum(2))
 
@@ -87,16 +86,15 @@ def test_int8_products_are_the_squared_distances(name):
 def test_products_stay_within_their_certified_error(name, form):
     """Guards every margin: the interval of a product must hold the canonical distance of its pair."""
     x = torch.from_numpy(CASES[name])
-    frame = sketch.Frame.of(x)
-    rows = sketch.Sketch.of(x, frame, form)
-    result = sketch.product(rows.left, rows.turned(), len(x), frame, form)
+    rows = sketch.Sketch.of(x, sketch.Frame.of(x), form)
+    result = sketch.product(rows, rows.turn())
     i, j = (index.flatten() for index in torch.meshgrid(torch.arange(len(x)), torch.arange(len(x)), indexing="ij"))
     distance = pair_distances(x, i, x, j)
-    left, right, flat = rows.certificate[i], rows.certificate[j], result.flatten()
-    assert bool((flat <= left.cut(right, distance, frame.scale)).all())
-    assert bool((left.reach(right, flat, frame.scale) >= distance).all())
+    errors, scale, flat = rows.errors[i] + rows.errors[j], rows.frame.scale, result.flatten()
+    assert bool((flat <= intervals.cut(form, errors, distance, scale)).all())
+    assert bool((intervals.reach(form, errors, flat, scale) >= distance).all())
     below = distance * (1 - 1e-9) - 1e-300
-    assert not bool((flat < left.surely(right, below, frame.scale)).any())
+    assert not bool((flat < intervals.surely(form, errors, below, scale)).any())
 
 
 def _on_rank(world, queries, bank, k, exclude_self):
