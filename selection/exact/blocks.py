@@ -19,7 +19,7 @@ from torch import Tensor
 from entroloop.data.world import World
 from entroloop.selection.exact.bounds import Pairs, at_most, contenders
 from entroloop.selection.exact.distance import pair_distances
-from entroloop.selection.exact.formats import LONGER
+from entroloop.selection.exact.formats import BF16, F32, LONGER
 from entroloop.selection.exact.intervals import check, cut, surely
 from entroloop.selection.exact.sketch import Sketch, product, tile_columns
 
@@ -83,6 +83,8 @@ def conflicts(points: Sketch, threshold: float) -> NDArray[np.bool_]:
 
     The product decides all pairs except those within its error of the threshold. The canonical distance decides these.
     """
+    if points.form is BF16 and points.rows.device.type == "cuda":
+        points = points.again(F32)  # leaves few pairs open, where a second product costs little and its launches much
     n, scale = len(points), points.frame.scale
     level = torch.full((n,), threshold, dtype=torch.float64, device=points.rows.device)
     while True:
@@ -90,7 +92,7 @@ def conflicts(points: Sketch, threshold: float) -> NDArray[np.bool_]:
         result = product(points, points.turn())
         out = result < surely(form, worst, level, scale)[:, None]
         i, j = at_most(result, cut(form, worst, level, scale))
-        open_ = (i < j) & ~out[i, j]
+        open_ = (i < j) > out[i, j]
         i, j = i[open_], j[open_]
         if len(i) <= 4 * n or form.name not in LONGER:
             break
@@ -101,10 +103,13 @@ def conflicts(points: Sketch, threshold: float) -> NDArray[np.bool_]:
     return out.cpu().numpy()
 
 
-def earlier_distances(points: Sketch, level: Tensor) -> Tensor:
-    """For each row min(level, its canonical distance to the nearest row before it). float64 [B] -> float64 [B]."""
+def earlier_distances(left: Sketch, right: Sketch, level: Tensor) -> Tensor:
+    """For each row min(level, its canonical distance to the nearest row before it). float64 [B] -> float64 [B].
+
+    left, right  the same rows as left and as right factors
+    """
     out = level.clone()
     earlier = torch.arange(len(level), device=level.device)
-    for i, _, distance in contenders(points, points.turn(), level.clone(), before=earlier):
+    for i, _, distance in contenders(left, right, level.clone(), before=earlier):
         out.scatter_reduce_(0, i, distance, "amin")
     return out

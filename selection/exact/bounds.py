@@ -49,7 +49,7 @@ def contenders(
     lowest: Tensor | None = None,
 ) -> Iterator[Pairs]:
     """Yields pairs with their canonical distances, all that can matter among them. Arguments as of `Sweep`."""
-    if lowest is None and k is not None and k > 1 and before is None:
+    if lowest is None and k is not None and k > 1 and before is None and len(right) > tile_columns(level.device):
         lowest, _ = lowest_both(left, right, ignore=ignore)
     for top in range(0, len(left), SWEEP_ROWS):
         rows = slice(top, top + SWEEP_ROWS)
@@ -174,8 +174,9 @@ class Sweep:
             self.level[rows] = level
         i, j = at_most(result, cut(form, errors, level, scale))
         if ignore is not None or before is not None:  # a hidden pair is within an infinite level
-            counts = torch.ones_like(i, dtype=torch.bool) if ignore is None else j != ignore[i]
-            counts &= True if before is None else j < before[i]
+            counts = j != ignore[i] if ignore is not None else torch.ones_like(i, dtype=torch.bool)
+            if before is not None:
+                counts &= j < before[i]
             i, j = i[counts], j[counts]
         longer, most = LONGER.get(form.name), _CROWDED * (k or 1) * len(rows)
         if longer is not None and len(i) > most:
@@ -211,10 +212,14 @@ class Sweep:
 
         A row settled by a single tile can be resumed at that tile if it is needed again. Others are finished now.
         """
+        settled = (self.level < self.floor) > self._given
+        if len(self._tiles) == 1:
+            self.resume.masked_fill_(settled, 0)
+            return settled
         t = j // self._width
         first = torch.full_like(self.resume, len(self._tiles)).scatter_reduce_(0, i, t, "amin")
         last = torch.full_like(self.resume, -1).scatter_reduce_(0, i, t, "amax")
-        settled = (self.level < self.floor) & (first == last) & ~self._given
+        settled &= first == last
         self.resume = torch.where(settled, first * self._width, self.resume)
         return settled
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from entroloop.selection.exact.blocks import earlier_distances
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Sweep
 from entroloop.selection.exact.distance import distances_to
 from entroloop.selection.exact.formats import shortest_format
@@ -76,6 +77,16 @@ class Frontier:
             for part in torch.split(self.active, SWEEP_ROWS):
                 self._apply(part, first, level)
             self.keep_active(level)
+
+    def lower(self, ids: Tensor, distance: Tensor) -> None:
+        """Notes a distance of each of these rows to some choice."""
+        place, local = self.shard.owned(ids)
+        self.bound[local] = torch.minimum(self.bound[local], distance[place])
+
+    def earlier(self, first: int, level: Tensor) -> Tensor:
+        """For each choice from `first` on min(level, its distance to the nearest of these choices before it)."""
+        right = self._choices.take(slice(first, self.count))
+        return earlier_distances(right.turn_back(), right, level)
 
     def fill(self, order: Tensor) -> None:
         """Fills the choices up to the capacity with the first ids in this order that are not chosen yet."""

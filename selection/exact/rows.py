@@ -42,6 +42,8 @@ class Shard:
 
     def owned(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """The global ids that this rank holds: their places in `ids`, and their local row numbers. int64 each."""
+        if self.world.size == 1:
+            return torch.arange(len(ids), device=ids.device), ids
         mine = ((ids >= self.offset) & (ids < self.offset + len(self.rows))).nonzero()[:, 0]
         return mine, ids[mine] - self.offset
 

@@ -21,7 +21,7 @@ from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, contenders, lowe
 from entroloop.selection.exact.formats import Format
 from entroloop.selection.exact.indices import Index, merge_candidates
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Frame, Sketch
+from entroloop.selection.exact.sketch import Frame, Sketch, tile_columns
 from entroloop.selection.exact.spaces import Metric
 
 Lists = tuple[Tensor, Tensor]  # distances float64 [n, k], ids int64 [n, k]
@@ -113,12 +113,14 @@ class Parts:
             for b in self.starts[a // self.step :]:
                 side = self.side(b)
                 ignore = self._ignored(b, self.queries.offset + b) if a == b else None
-                lowest, other = lowest_both(side, columns, a == b, ignore)
+                lowest = None  # of a single tile: of no use
+                if len(self.queries.rows) > tile_columns(side.rows.device):
+                    lowest, other = lowest_both(side, columns, a == b, ignore)
                 self._search_part(b, side, a, columns, lowest)
                 if a != b:
                     self._search_part(a, self.side(a), b, side.turn(), other)
 
-    def _search_part(self, start: int, side: Sketch, block: int, columns: Sketch, lowest: Tensor) -> None:
+    def _search_part(self, start: int, side: Sketch, block: int, columns: Sketch, lowest: Tensor | None) -> None:
         first = self.queries.offset + block
         _search(side, columns, first, self.lists(start), self._ignored(start, first), lowest=lowest)
 

@@ -120,17 +120,18 @@ class Sketch:
             torch.mul(z, -2, out=factor[part, :d])  # exact
             y -= wide  # y and wide are one tensor if nothing is rounded
             lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
-            square[part] = norms.square()
-            errors[part, 1] = lost * (1 + slack) + slack * (norms + 2.0**-60)
+            torch.mul(norms, norms, out=square[part])
+            torch.add(lost.mul_(1 + slack), norms.add_(2.0**-60), alpha=slack, out=errors[part, 1])
         ones = factor.shape[1] - 2 * form.parts
-        factor[:, d:ones] = 0
+        if ones > d:
+            factor[:, d:ones] = 0
         factor[:, ones : ones + form.parts] = 1
         steps = 2 * (factor.shape[1] + 4) * form.unit
-        torch.add(square.new_tensor(2.0**-101), square, alpha=steps, out=errors[:, 0])
+        torch.mul(square, steps, out=errors[:, 0]).add_(2.0**-101)
         rest = square
         for p in range(ones + form.parts, ones + 2 * form.parts):
-            factor[:, p] = rest.to(form.dtype)
-            rest -= factor[:, p].double()
+            factor[:, p] = rest
+            rest -= factor[:, p]
         return out
 
     @classmethod
@@ -189,14 +190,24 @@ class Sketch:
     def turn_into(self, right: Tensor) -> None:
         """Writes the right factors into the first rows of `right` [>= n, K]."""
         left = self.factor if self.index is None else self.factor.index_select(0, self.index)
-        n, parts = len(left), self.form.parts
+        self._swapped(left, right[: len(left)], -0.5)
+
+    def turn_back(self) -> Sketch:
+        """The rows of a turned sketch as left factors, in the same order."""
+        rows = self.rows if self.index is None else self.rows.index_select(0, self.index)
+        factor = torch.empty_like(self.factor[: len(self)])
+        self._swapped(self.factor[: len(self)], factor, -2.0)
+        return replace(self, rows=rows, factor=factor, index=None, turned=False)
+
+    def _swapped(self, source: Tensor, out: Tensor, times: float) -> None:
         if self.form is INT8:
-            right[:n] = left
+            out[:] = source
             return
-        d = left.shape[1] - 2 * parts
-        torch.mul(left[:, :d], -0.5, out=right[:n, :d])
-        right[:n, d : d + parts] = left[:, d + parts :]
-        right[:n, d + parts :] = left[:, d : d + parts]
+        parts = self.form.parts
+        d = source.shape[1] - 2 * parts
+        torch.mul(source[:, :d], times, out=out[:, :d])
+        out[:, d : d + parts] = source[:, d + parts :]
+        out[:, d + parts :] = source[:, d : d + parts]
 
     def padded(self, i: Tensor | slice | None) -> tuple[Tensor, int]:
         """The left factors of the rows i (None: all), and their number. Matrix units get more rows, of zeros. The

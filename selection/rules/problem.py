@@ -79,7 +79,7 @@ def order_radii(shard: Shard, ids: Tensor) -> Tensor:
     rows = shard.take(ids.to(shard.rows.device))
     points = Sketch.of(rows, Frame.of(rows), shortest_format(rows))
     level = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
-    return earlier_distances(points, level)
+    return earlier_distances(points, points.turn(), level)
 
 
 def quotas(counts: Sequence[int], size: int) -> list[int]:

@@ -21,17 +21,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from entroloop.selection.exact.blocks import conflicts, earlier_distances
+from entroloop.selection.exact.blocks import conflicts
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.frontier import Frontier
 from entroloop.selection.exact.intervals import InexactProductError
 from entroloop.selection.exact.rows import Shard
-from entroloop.selection.exact.sketch import Sketch
+from entroloop.selection.exact.sketch import tile_columns
 from entroloop.selection.rules.problem import Problem, Selection
 
 BLOCK = 512
 _PAIRS = 1 << 16  # random pairs that give the high quantile of the distances
 _HIGH_QUANTILE = 0.95
+_WRONG = "a threshold filter's products contradict the distances of its rows"
 _CHUNK = 8192  # candidates, over all ranks, that are brought up to date together
 
 
@@ -55,73 +56,100 @@ def threshold_decay(
     """
     frontier = Frontier(shard, size)
     frontier.begin(int(order[0]))
-    radii = torch.full((size,), torch.inf, dtype=torch.float64)
+    radii = _Radii(size)
     _, local = shard.owned(order)  # this rank's rows in the order of candidates
     local = local.to(frontier.bound.device)
     position = torch.empty(shard.total, dtype=torch.int64)
     position[order] = torch.arange(shard.total)
     while frontier.count < size:
         bound = frontier.bound[local]
-        highest = float(shard.world.all_reduce(torch.cat([bound, bound.new_zeros(1)]).max()[None], "max"))
+        own = bound.amax()[None] if len(bound) else bound.new_zeros(1)
+        highest = float(shard.world.all_reduce(own, "max"))
         if highest == 0:
-            radii[frontier.count :] = 0.0
+            radii.finish(frontier)
+            radii.values[frontier.count :] = 0.0
             frontier.fill(order)
-            break
+            return frontier.chosen.cpu(), radii.values
         while threshold >= highest:  # passes that would accept nothing
             threshold *= decay
         before = frontier.count
         _pass(frontier, local[bound > threshold], position, threshold, radii)
         on_progress(frontier.count - before)
         threshold *= decay
-    return frontier.chosen.cpu(), radii
+    radii.finish(frontier)
+    return frontier.chosen.cpu(), radii.values
 
 
-def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, radii: Tensor) -> None:
+class _Radii:
+    """The radii of accepted rows, float64 on the host. Those of the last rows are only bounds, until `finish`.
+
+    A bound is the distance to the rows accepted before the row's own block. Distances inside a block are computed for
+    many blocks at once.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.values = torch.full((size,), torch.inf, dtype=torch.float64)
+        self._least = torch.zeros_like(self.values)  # every radius is larger
+        self._exact = 1  # number of final radii
+
+    def add(self, frontier: Frontier, bound: Tensor, threshold: float) -> None:
+        """Takes the bounds of the frontier's last choices, which are further than `threshold` from all before."""
+        part = slice(frontier.count - len(bound), frontier.count)
+        self.values[part], self._least[part] = bound.cpu(), threshold
+        if part.stop - self._exact >= tile_columns(bound.device):
+            self.finish(frontier)
+
+    def finish(self, frontier: Frontier) -> None:
+        part = slice(self._exact, frontier.count)
+        if part.start < part.stop:
+            radii = frontier.earlier(part.start, self.values[part].to(frontier.bound.device)).cpu()
+            if bool((radii <= self._least[part]).any()):
+                raise InexactProductError(_WRONG)
+            self.values[part], self._exact = radii, part.stop
+
+
+def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, radii: _Radii) -> None:
     """One pass over the `waiting` rows of this rank, in order, together with those of the other ranks."""
     shard = frontier.shard
     level = float(np.nextafter(threshold, np.inf))
     most = -(-BLOCK * (8 if frontier.bound.device.type == "cuda" else 1) // shard.world.size)
     chunk = -(-_CHUNK // shard.world.size)
-    size = len(radii)
+    size = len(radii.values)
     frontier.activate(waiting[:0])
     while frontier.count < size:
         while len(frontier.active) < most and len(waiting):
             fresh = frontier.refresh(waiting[:chunk], level)
             frontier.activate(torch.cat([frontier.active, fresh]))
             waiting = waiting[chunk:]
-        proposed = frontier.active[:most]
-        rest = frontier.active[most : most + 1] if len(frontier.active) > most else waiting[:1]
-        edge = float(position[int(rest) + shard.offset]) if len(rest) else np.inf
-        ids, bound, rows = proposed + shard.offset, frontier.bound[proposed], None
-        if shard.world.size > 1:
-            ids, bound, rows, edges = shard.share(proposed, bound, most, (edge, 0.0, 0.0))
-            edge = min(e for e, _, _ in edges)
-        place = position[ids.cpu()].to(ids.device)
-        turn = torch.argsort(place)
-        turn = turn[place[turn] < edge]
-        if len(turn) == 0:
+        ids, bound, rows = _propose(frontier, most, waiting, position)
+        if len(ids) == 0:
             return
-        ids, bound = ids[turn], bound[turn]
-        rows = None if rows is None else rows[turn]
         points = frontier.points(ids, rows)
-        accepted, rejected, by = _resolve(conflicts(points, threshold), size - frontier.count)
-        accepted = accepted.to(ids.device)
-        chosen = points.take(accepted)
-        distance = earlier_distances(chosen, bound[accepted])
-        _check(points, rejected.to(ids.device), by.to(ids.device), distance, threshold)
-        radii[frontier.count : frontier.count + len(accepted)] = distance.cpu()
-        frontier.admit(ids[accepted], chosen, level)
+        accepted, rejected, by = (
+            rows.to(ids.device) for rows in _resolve(conflicts(points, threshold), size - frontier.count)
+        )
+        near = pair_distances(points.rows, points.numbers(rejected), points.rows, points.numbers(by))
+        if bool((near > threshold).any()):
+            raise InexactProductError(_WRONG)
+        frontier.lower(ids[rejected], near)
+        frontier.admit(ids[accepted], points.take(accepted), level)
+        radii.add(frontier, bound[accepted], threshold)
 
 
-def _check(points: Sketch, rejected: Tensor, by: Tensor, accepted: Tensor, threshold: float) -> None:
-    """Raises InexactProductError unless canonical distances confirm every decision in a block.
-
-    rejected, by  rejected rows, and for each the accepted row that excludes it
-    accepted      distance of each accepted row to the rows accepted before
-    """
-    near = pair_distances(points.rows, points.numbers(rejected), points.rows, points.numbers(by))
-    if bool((accepted <= threshold).any()) or bool((near > threshold).any()):
-        raise InexactProductError("a threshold filter's products contradict the distances of its rows")
+def _propose(frontier: Frontier, most: int, waiting: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The next block, the same on every rank: ids in the order of candidates, their bounds, and with several ranks
+    their rows."""
+    shard, active = frontier.shard, frontier.active[:most]
+    bound = frontier.bound[active]
+    if shard.world.size == 1:
+        return active, bound, None
+    rest = frontier.active[most : most + 1] if len(frontier.active) > most else waiting[:1]
+    edge = float(position[int(rest) + shard.offset]) if len(rest) else np.inf
+    ids, bound, rows, edges = shard.share(active, bound, most, (edge, 0.0, 0.0))
+    place = position[ids.cpu()].to(ids.device)
+    turn = torch.argsort(place)
+    turn = turn[place[turn] < min(e for e, _, _ in edges)]
+    return ids[turn], bound[turn], rows[turn]
 
 
 def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Tensor]:
