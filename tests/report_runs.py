@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from entroloop.eval.report import page
 HELDOUT = 100
 
 
+@functools.cache
 def digits():
     return (load_digits().images[:, None] * 15.9).astype(np.uint8)
 

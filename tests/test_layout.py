@@ -158,6 +158,7 @@ def sealed_images(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_commands_that_only_read_import_nothing_that_is_slow(tmp_path):
     """In a process of its own, since this one has imported everything. Things of the user's own may be slow."""
     (tmp_path / "run").mkdir()

@@ -4,6 +4,7 @@ import pytest
 import scale
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", scale.NAMES)
 def test_the_cost_model_holds_at_8_ranks(name):
     for counted, expected in zip(scale.count(name, 4096, 64, 8), scale.model(name, 4096, 64, 8), strict=True):

@@ -25,10 +25,12 @@ def model(digits) -> classifier.Classifier:
     return classifier.fit(digits[0][:768], digits[1][:768], 10, seed=0, device=torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_held_out_digits_are_recognised(model, digits):
     assert classifier.accuracy(model, digits[0][768:], digits[1][768:]) >= 0.95
 
 
+@pytest.mark.slow
 def test_fit_repeats_and_depends_on_the_seed_and_leaves_the_global_generator_alone(digits):
     images, labels = digits[0][:20, :, ::2, ::2], digits[1][:20]
     before = torch.get_rng_state()

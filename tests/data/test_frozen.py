@@ -207,6 +207,7 @@ class Keep(torch.nn.Module):
         return x.flatten(1)[:, : self.dim].float()
 
 
+@pytest.mark.slow
 def test_nvidias_script_comes_first_and_is_called_for_features(weights, elsewhere):
     shutil.copy(weights / inception.STATES[0], elsewhere)
     other = encoders.load_encoder("inception", (3, 32, 32))
@@ -243,6 +244,7 @@ def test_dinov2_is_transformers_class_token(weights, name, layers):
     assert np.abs(got - want).max() < 2e-5 * np.abs(want).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 32, 32), (3, 40, 27)])
 @pytest.mark.parametrize("image_size", [224, 518])
 def test_the_papers_dinov2_is_transformers_own_processor_and_model(elsewhere, shape, image_size):
@@ -293,6 +295,7 @@ def test_published_resolution_of_518_loads(elsewhere):
     assert np.isfinite(encoders.load_encoder("dinov2-small", (3, 32, 32))(IMAGES[:1])).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception", "inception-paper", "dinov2-small"])
 def test_features_do_not_depend_on_cuts_and_grey_is_repeated(name, monkeypatch):
     batches_of(2, monkeypatch)
@@ -305,6 +308,7 @@ def test_features_do_not_depend_on_cuts_and_grey_is_repeated(name, monkeypatch):
     assert grey.digest == colour.digest
 
 
+@pytest.mark.slow
 def test_digests_follow_the_weights_and_the_name(weights, elsewhere):
     found = {name: encoders.load_encoder(name, (3, 8, 8)).digest for name in _all(weights, elsewhere)}
     assert len(set(found.values())) == 5
@@ -444,12 +448,14 @@ def test_without_transformers_one_line_says_what_to_install(monkeypatch):
     assert "pip install 'entroloop[encoders]'" in refusal("dinov2-small")
 
 
+@pytest.mark.slow
 def test_importing_the_encoders_imports_no_library_of_networks():
     code = "import sys, entroloop.data.features.encoder; print({'transformers', 'huggingface_hub'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 
 
+@pytest.mark.slow
 def test_measure_calls_the_distance_by_its_name(weights, tmp_path, capsys):
     rng = np.random.default_rng(3)
     for name in ("generated", "training"):
@@ -469,6 +475,7 @@ def test_measure_calls_the_distance_by_its_name(weights, tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_a_loop_selects_and_measures_in_their_features(tmp_path):
     overrides = ("selection.encoder=dinov2-small", "evaluation.encoders=[dinov2-small]", "data.heldout=8")
     path = tiny_file(tmp_path, *overrides, "data.size=8", "data.limit=24", "generations=2", "train.kimg=0.032")

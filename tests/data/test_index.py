@@ -33,6 +33,8 @@ from entroloop.launcher.run.recipes import inputs, recipes, steps
 from entroloop.launcher.run.retention import removable
 from entroloop.launcher.run.runner import Attempt
 
+pytestmark = pytest.mark.slow
+
 INDEX = "data.selected=index"
 SHORT = ("train.kimg=0.16", "data.shard_size=20", "data.buffer=2", "sample.shard_size=16", "sample.steps=1")
 GROWING = ("generations=3", "loop.paradigm=accumulate", "loop.fresh.share=0.25", "train.labels=true")

@@ -18,6 +18,8 @@ from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import join
 from entroloop.launcher import status
 
+pytestmark = pytest.mark.slow
+
 
 def rank_of_two(rank, port, limit, silence, work, *args):
     """For a forked process: joins a group of two whose exchanges may take `limit` s, and calls `work(world, *args)`."""

@@ -109,6 +109,7 @@ def test_a_remote_set_is_read_as_a_local_one_and_fetched_once(server, tmp_path):
     assert {name: n for name, n in server.requests.items() if n > 1} == {"manifest.json": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["cut", "stall", "corrupt", "longer", 500, 503])
 def test_faults_are_tried_again(server, tmp_path, fault):
     server.faults["shard-000001.tar"] = [fault, fault]
@@ -118,6 +119,7 @@ def test_faults_are_tried_again(server, tmp_path, fault):
     assert not list((tmp_path / "cache").glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_lasting_faults_stop_the_run_with_one_line(server, tmp_path):
     for fault, message in (
         ("cut", "the connection ended .* bytes early"),

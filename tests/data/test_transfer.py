@@ -30,6 +30,8 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.remote import Remote, RemoteDataset, open_dataset
 from entroloop.data.streams.streaming import Streaming
 
+pytestmark = pytest.mark.slow
+
 boto3 = pytest.importorskip("boto3")
 
 

@@ -42,6 +42,7 @@ def _check_same(row, other):
                 assert part(other)[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
 
 
+@pytest.mark.slow
 def test_any_number_of_ranks_gives_the_same_rows(four):
     options: dict[str, Any] = {"flip": True, "resamples": 1, "bootstrap": 2, "entropy_size": 30}
     alone = compare_sets(four[:2], *four[2:], **options)

@@ -3,9 +3,11 @@
 import http.client
 import json
 import re
+import shutil
 import signal
 import socket
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -25,12 +27,28 @@ from entroloop.launcher.status import states
 program._register()
 
 
-@pytest.fixture
-def run(tmp_path):
-    return report_runs.make_run(tmp_path / "sweep" / "greedy", "greedy", generations=2, n=20, planned=3)
+def make(folder):
+    return report_runs.make_run(folder / "sweep" / "greedy", "greedy", generations=2, n=20, planned=3)
+
+
+@pytest.fixture(scope="module")
+def kept(once):
+    """A run that is only read."""
+    return once("live", make) / "sweep" / "greedy"
 
 
 @pytest.fixture
+def run(kept, tmp_path):
+    return Path(shutil.copytree(kept.parent, tmp_path / "sweep")) / "greedy"
+
+
+@pytest.fixture(scope="module")
+def ask(kept, serve):
+    """Sends requests to one server."""
+    return serve(live(kept.parent, every=60.0))
+
+
+@pytest.fixture(scope="module")
 def serve():
     """`serve(live, host)`: a server on a free port, and a function that sends it requests."""
     servers = []
@@ -81,6 +99,7 @@ def test_the_grid_shows_the_phases_of_each_run_and_generation(run):
     assert "last loss 1.25 (generation 1, 4.0 kimg)" in part
 
 
+@pytest.mark.slow
 def test_only_what_has_changed_is_drawn_again(run, monkeypatch):
     page = live(run.parent)
     before = page.parts()
@@ -140,13 +159,13 @@ def test_what_a_browser_gets(run, serve):
     "path",
     ["/live.css", "/part/none", "/part/", "/config.yaml", "/../page.py", "/part/../live.js", "//etc/passwd", "x"],
 )
-def test_no_file_is_served(run, serve, path):
-    assert serve(live(run.parent))(path).status == 404
+def test_no_file_is_served(ask, path):
+    assert ask(path).status == 404
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
-def test_a_request_changes_nothing(run, serve, method):
-    refused = serve(live(run.parent))("/", method)
+def test_a_request_changes_nothing(ask, method):
+    refused = ask("/", method)
     assert (refused.status, refused.headers["Allow"]) == (405, "GET, HEAD")
 
 
@@ -158,9 +177,8 @@ def test_a_request_changes_nothing(run, serve, method):
         ("evil.example", 421), ("evil.example:8642", 421), ("127.0.0.1.evil.example", 421), ("", 421),
     ],
 )  # fmt: skip
-def test_a_foreign_name_is_not_answered(run, serve, name, status):
+def test_a_foreign_name_is_not_answered(ask, name, status):
     """A page elsewhere may let its own name resolve to this machine."""
-    ask = serve(live(run.parent, every=60.0))
     assert ask("/state", Host=name).status == status
 
 

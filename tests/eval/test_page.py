@@ -746,6 +746,7 @@ def test_the_same_runs_give_the_same_page(sweep, page):
     assert page.with_name("again.html").read_bytes() == page.read_bytes()
 
 
+@pytest.mark.slow
 def test_a_moved_run_gives_the_same_page(sweep, page, tmp_path):
     shutil.copytree(sweep, tmp_path / "sweep")
     report.write([tmp_path / "sweep"], tmp_path / "moved.html")

@@ -32,6 +32,7 @@ def _on_rank(world, sets):
     return measure(Sets(*mine, world=world, entropy_size=30)).values
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("space", _spaces())
 def test_every_measure_is_the_same_at_any_number_of_ranks(space):
     sets = _spaces()[space].astype(np.float32)

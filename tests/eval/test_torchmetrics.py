@@ -165,6 +165,7 @@ def rank_metrics(world, sets):
     return fill(metric, mine if seen else {}).compute(), float(distance.compute()), float(real.compute())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_the_same_at_any_number_of_ranks(sets, size):
     expected = measure(Sets(**sets, entropy_size=50)).values

@@ -30,6 +30,7 @@ def test_a_configuration_is_that_of_the_command_line(tmp_path):
         entroloop.Config.load(path, {"train.kimgs": 3})
 
 
+@pytest.mark.slow
 def test_run_does_what_is_left_and_keeps_the_callers_threads(tmp_path, monkeypatch):
     config = tiny(tmp_path, "generations=1", "train.kimg=0.08", "threads=2")
     before = torch.get_num_threads()

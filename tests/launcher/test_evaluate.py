@@ -20,6 +20,8 @@ from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.phases import evaluate as evaluating
 from entroloop.launcher.run.recipes import recipes
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def flipped(tmp_path_factory):

@@ -53,6 +53,7 @@ def shared(layout, generation):
     }
 
 
+@pytest.mark.slow
 def test_the_command_links_what_is_shared_and_the_run_goes_on_by_the_new_configuration(source, tmp_path):
     shutil.copytree(source.run, tmp_path / "tiny")
     made = command("fork", tmp_path / "tiny", "--generation", "1", "other", *CHANGED)
@@ -79,6 +80,7 @@ def test_a_fork_without_a_change_gives_the_bytes_of_the_other_run(source, tmp_pa
     assert sealed_bytes(layout.run) == sealed_bytes(source.run)
 
 
+@pytest.mark.slow
 def test_a_fork_of_a_fork_keeps_the_configuration_of_each_generation(source, tmp_path):
     config, layout = fork(source, tmp_path, 0, *CHANGED)
     run(config)
@@ -152,6 +154,7 @@ def test_what_the_next_generation_cannot_go_on_with_is_refused(source, tmp_path,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "line"),
     [

@@ -113,6 +113,7 @@ def members(session: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
 def test_a_stopped_import_goes_on_to_the_same_bytes(tmp_path: Path, kind: signal.Signals):
     (tmp_path / "src").mkdir()

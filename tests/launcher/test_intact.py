@@ -109,6 +109,7 @@ def test_an_unfinished_run_lacks_nothing(tmp_path):
     assert "generations" not in json.loads(layout.state.read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "closed",
     [

@@ -73,7 +73,8 @@ WITHOUT = [{"pid": 1}, {"host": "h"}, {"token": "t"}, [], 7, None, {"pid": "x", 
 
 
 @pytest.mark.parametrize("content", WITHOUT)
-def test_a_damaged_lease_is_watched_then_replaced(tmp_path, content):
+def test_a_damaged_lease_is_watched_then_replaced(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(owners, "WATCH", 0.1)
     path = tmp_path / ".lease"
     path.write_text(json.dumps(content))
     assert lease.read(path) is None
@@ -96,6 +97,7 @@ def test_a_full_disk_leaves_no_lease_without_content(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_sweep_removes_what_ended_owners_left_and_nothing_of_living_ones(tmp_path):
     generation = tmp_path / "generation_0000"
     generation.mkdir()
@@ -156,6 +158,7 @@ def test_a_lease_that_was_taken_over_is_not_removed_by_its_old_owner(tmp_path):
     assert owner(path)["token"] == "theirs"
 
 
+@pytest.mark.slow
 def test_status_says_running_only_while_a_process_lives(tmp_path):
     (tmp_path / "config.yaml").write_text("format: 1\ngenerations: 1\n")
     generation = tmp_path / "generation_0000"

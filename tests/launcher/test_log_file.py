@@ -12,6 +12,8 @@ from entroloop.data.runfolder import Layout
 from entroloop.launcher import status
 from entroloop.launcher.run.log_file import logged
 
+pytestmark = pytest.mark.slow
+
 LONG = ("generations=1", "train.kimg=400", "train.log_kimg=0.8", "data.labelled=0")  # minutes, if it went on
 
 

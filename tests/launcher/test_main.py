@@ -80,6 +80,7 @@ def finished_vectors(once):
     return once("paths", lambda folder: runner.run(tiny(folder, of=VECTORS), World(), lambda: False)) / "tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -99,6 +100,7 @@ def test_every_command_ends_quietly_when_its_reader_has_left(finished_vectors, t
     assert ended.returncode == 141
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["run", "sweep", "import", "latents", "encode", "select", "take", "sample", "measure"])
 def test_long_commands_can_be_quiet_or_verbose(name):
     shown = CliRunner().invoke(command_line.app, [name, "--help"]).output

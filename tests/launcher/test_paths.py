@@ -21,6 +21,8 @@ from entroloop.data.world import World
 from entroloop.launcher import __main__ as command_line
 from entroloop.launcher.run import runner
 
+pytestmark = pytest.mark.slow
+
 READ = {
     "run": ["run", "{}"],
     "run, dry": ["run", "--dry-run", "{}"],

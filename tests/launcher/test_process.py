@@ -149,12 +149,12 @@ def port():
 
 def test_the_wait_ends_and_says_for_whom_it_waited(port):
     start = time.monotonic()
-    with pytest.raises(Failed, match=rf"rank 0 of 12 waited 0\.5 s at 127.0.0.1:{port} for ranks 1, .*, 8 and 3 more:"):
-        rendezvous.meet("127.0.0.1", port, 0, 12, serves=True, seconds=0.5)
-    with pytest.raises(Failed, match=r"rank 1 of 2 waited 0\.5 s .* for rank 0 \(.*Connection refused\)"):
-        rendezvous.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.5)
+    with pytest.raises(Failed, match=rf"rank 0 of 12 waited 0\.2 s at 127.0.0.1:{port} for ranks 1, .*, 8 and 3 more:"):
+        rendezvous.meet("127.0.0.1", port, 0, 12, serves=True, seconds=0.2)
+    with pytest.raises(Failed, match=r"rank 1 of 2 waited 0\.2 s .* for rank 0 \(.*Connection refused\)"):
+        rendezvous.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.2)
     with pytest.raises(Failed, match=r"at nowhere\.invalid:\d+ for rank 0 \("):
-        rendezvous.meet("nowhere.invalid", port, 1, 2, serves=False, seconds=0.5)
+        rendezvous.meet("nowhere.invalid", port, 1, 2, serves=False, seconds=0.2)
     assert time.monotonic() - start < 60
 
 
@@ -180,7 +180,7 @@ def test_a_port_that_may_not_be_opened():
 
 def test_something_else_that_listens_at_the_port_and_does_not_answer(port):
     with socket.create_server(("127.0.0.1", port)), pytest.raises(Failed, match=r"for rank 0 .* does not answer"):
-        rendezvous.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.5)
+        rendezvous.meet("127.0.0.1", port, 1, 2, serves=False, seconds=0.2)
 
 
 def test_ranks_of_another_job_at_the_same_port_do_not_count(port):
@@ -189,7 +189,7 @@ def test_ranks_of_another_job_at_the_same_port_do_not_count(port):
 
     def meet(rank, name):
         try:
-            rendezvous.meet("127.0.0.1", port, rank, 2, serves=rank == 0, name=name, seconds=1)
+            rendezvous.meet("127.0.0.1", port, rank, 2, serves=rank == 0, name=name, seconds=0.5)
         except Failed as error:
             failed.append(str(error))
 

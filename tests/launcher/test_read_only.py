@@ -16,6 +16,8 @@ from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
 from entroloop.launcher.run import runner
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished_vectors(once):

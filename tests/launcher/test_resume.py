@@ -103,6 +103,7 @@ def test_fewer_generations_are_refused_once_a_step_beyond_them_is_sealed(tmp_pat
         open_run(points(tmp_path, "generations=1"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "changed", "begun"),
     [(3, "train.lr=0.1", "checkpoints/*.pt"), (13, "sample.steps=4", "samples/*.tar")],

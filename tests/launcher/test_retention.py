@@ -19,6 +19,8 @@ from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import inputs, steps
 from entroloop.launcher.run.retention import removable
 
+pytestmark = pytest.mark.slow
+
 KEEP = ("keep.samples=needed", "keep.features=needed")
 LITTLE = ("train.kimg=0.16", "train.checkpoint_kimg=0.08", "generations=3", "sample.shard_size=16")
 

@@ -63,6 +63,7 @@ def sample(monkeypatch, run, generation=None, part=None):
     sampling.sample_command(run, generation, part and parse_part(part))
 
 
+@pytest.mark.slow
 def test_parts_make_their_shards_and_the_whole_seals(run, expected, monkeypatch):
     folder = Layout(run).of(SAMPLE)
     sample(monkeypatch, run, None, "1::4")
@@ -117,6 +118,7 @@ def start(run):
     return entroloop("sample", run)
 
 
+@pytest.mark.slow
 def test_ended_by_signals_it_makes_only_the_missing_shards(tmp_path, trained, monkeypatch):
     config = copied(trained, tmp_path, *SHARDS, "sample.steps=40")  # some tenths of a second a shard
     whole = copied(trained, tmp_path / "whole", *SHARDS, "sample.steps=40")
@@ -274,6 +276,7 @@ def test_a_guide_that_is_not_there_is_refused_at_the_first_generation(plain, tmp
         resample(plain.run, tmp_path, SAMPLE, RANDOM, f"sample.guide={name}", "sample.guide_weight=1")
 
 
+@pytest.mark.slow
 def test_labels_by_the_real_data_or_the_training_set(tmp_path):
     """Ten classes, 96 samples; the two rules draw from other frequencies with the same random numbers."""
     config = tiny(tmp_path, "train.labels=true", "generations=1")

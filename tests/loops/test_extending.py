@@ -24,6 +24,8 @@ from entroloop.launcher.run.recipes import steps
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.trainer.catalogue import NETWORKS, OBJECTIVES, SAMPLERS, TRACKERS
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "extending.md"
 REGISTRIES = (SOURCES, ENCODERS, STRATEGIES, DISTANCES, SAMPLERS, NETWORKS, OBJECTIVES, MEASURES, TRACKERS)
 

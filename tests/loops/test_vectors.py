@@ -23,6 +23,8 @@ from entroloop.launcher.preview.dry_run import describe
 from entroloop.launcher.run import runner
 from entroloop.launcher.run.recipes import steps
 
+pytestmark = pytest.mark.slow
+
 
 def run(folder, source, *overrides):
     raw = {**TINY, "data": {**TINY["data"], "source": source, "heldout": 48}, "network": {"width": 16, "depth": 1}}

@@ -147,6 +147,7 @@ EXCHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_rank_whose_peer_ended_says_so_in_one_line(tmp_path, exchange):
     ranks = [Forked(_left_alone, r, f"file://{tmp_path}/meet", exchange) for r in range(2)]

@@ -115,6 +115,7 @@ def test_one_exchange_a_block_not_one_a_pick():
         assert exchanges < len(ids) / 8
 
 
+@pytest.mark.slow
 def test_at_a_size_where_rows_sleep_and_wake():
     r = np.random.default_rng(0)
     centres = r.normal(size=(40, 16)) * 2

@@ -80,6 +80,7 @@ def _on_rank(world, x, reference, options):
     return select(mine, SIZE, "herding", seed=SEED, world=world, reference=real, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", cases())
 def test_the_same_at_any_number_of_ranks(name, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 64)

@@ -117,6 +117,7 @@ def test_any_number_of_ranks_uneven_and_empty(
     _check(joined, slow(queries, x, 4, exclude_self))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [4, 5])
 def test_pairs_are_shared_by_even_and_odd_numbers_of_ranks(size, monkeypatch):
     """Blocks travel half the ring. In an even ring two ranks hold each other's blocks at the last hop."""

@@ -166,6 +166,7 @@ def test_recipes_of_runs_without_the_new_keys_are_what_they_were(tmp_path):
     assert other[Step(1, "select")] != recipes(plain)[Step(1, "select")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("paradigm", "sizes", "candidates"),
     [("replace", [48, 96, 96], 96), ("accumulate", [48, 144, 240], 96), ("accumulate-subsample", [48, 144, 240], 240)],
@@ -199,6 +200,7 @@ def test_all_candidates_leave_nothing_to_choose(tmp_path, other):
         tiny(tmp_path, "selection.strategy=random", "loop.all_candidates=true", other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paradigm", ["replace", "accumulate-subsample"])
 def test_real_images_are_kept_before_the_choice(tmp_path, paradigm):
     overrides = ("generations=3", f"loop.paradigm={paradigm}", "loop.keep_real=0.25", "loop.fresh.share=0.125")
@@ -213,6 +215,7 @@ def test_real_images_are_kept_before_the_choice(tmp_path, paradigm):
     assert "30 of 96 candidates, 12 real" in describe(tiny(tmp_path / "other", *overrides, of=VECTORS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paradigm", ["replace", "accumulate-subsample"])
 @pytest.mark.parametrize("share", ["1", "true"])
 def test_real_only_trains_on_the_real_images_again(tmp_path, paradigm, share):
@@ -240,6 +243,7 @@ def _choose(world, config, generation):
     return selecting._chosen(context, Step(generation, "select"))[2]
 
 
+@pytest.mark.slow
 def test_the_reference_is_the_trusted_set_and_the_same_at_any_number_of_ranks(tmp_path):
     chosen = {}
     for trusted in (0, 16):

@@ -36,14 +36,15 @@ def _on_rank(world, x, reference, size):
 
 @pytest.mark.parametrize("name", hard_cases())
 @pytest.mark.parametrize("share", [0.2, 0.9])
-def test_the_slow_form_at_any_number_of_ranks(name, share):
+@pytest.mark.parametrize("sizes", [(2, 3), pytest.param((8, 16), marks=pytest.mark.slow)])
+def test_the_slow_form_at_any_number_of_ranks(name, share, sizes):
     x = hard_cases()[name]
     reference, size = x[:: max(1, len(x) // 11)], max(1, int(share * len(x)))
     ids, cells = slow_voronoi(x, reference, size)
     alone = select(x, size, "voronoi", seed=SEED, reference=reference)
     np.testing.assert_array_equal(alone.ids, ids)
     assert alone.info == {"cells": cells}
-    for world in (2, 3, 8, 16):
+    for world in sizes:
         for found in on_threads(world, _on_rank, x, reference, size):
             np.testing.assert_array_equal(found.ids, ids)
             np.testing.assert_array_equal(found.radii, alone.radii)

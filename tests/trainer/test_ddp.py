@@ -74,6 +74,7 @@ def _gradients(world):
         return found
 
 
+@pytest.mark.slow
 def test_gradients_are_reduced_in_the_last_pass_only():
     (first, reduced), (other, also_reduced) = on_ranks(2, _gradients)
     assert not np.allclose(first, other)
@@ -123,6 +124,7 @@ def _resumed_from(world, data, target):
         return trainer.seen, float(sum(m.double().sum() for m in trainer.engine.masters))
 
 
+@pytest.mark.slow
 def test_ranks_resume_from_the_checkpoint_that_rank_0_finds(folder, tmp_path):
     first, second = on_ranks(2, _resumed_from, folder, tmp_path)
     assert first == second

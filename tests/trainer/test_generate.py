@@ -60,6 +60,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_split_into_parts_gives_the_same_bytes(weights, tmp_path, kind):
     config = SampleConfig(steps=3, batch=8, **KINDS[kind])
@@ -334,6 +335,7 @@ def gaussian_epsilon(x, t, labels):
     return x * sigma * (1 + sigma.square()).sqrt() / (0.25 + sigma.square())
 
 
+@pytest.mark.slow
 def test_a_ddpm_of_vectors_keeps_their_variance_and_their_tails(tmp_path, monkeypatch):
     """Estimates of images stay within [-1, 1]; of vectors, where one value in 23 lies beyond, they must not."""
     export(tmp_path, config=MLP, shape=(4,), num_classes=0, objective="ddpm")

@@ -77,6 +77,7 @@ def test_what_does_not_fit_is_refused(vae, images, tmp_path):
         autoencoder.decode(torch.zeros(1, 60))
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_samples_in_latent_space(vae, images, tmp_path):
     made = command("latents", images, tmp_path / "z", "--vae", vae)
     assert made.returncode == 0, made.stderr

@@ -28,6 +28,7 @@ def names(target):
     return sorted(path.name for path in (target / "checkpoints").glob("*.pt"))
 
 
+@pytest.mark.slow
 def test_training_goes_on_while_a_checkpoint_is_written_as_it_was(folder, tmp_path, monkeypatch):
     data = Resident(Dataset(folder))
     loop.train(job(tmp_path / "whole", keep=100), data, World())

@@ -15,6 +15,8 @@ from entroloop.trainer import tracking
 from entroloop.trainer.engines import trackers
 from entroloop.trainer.tracking import Tracking, TrackingConfig
 
+pytestmark = pytest.mark.slow
+
 
 def test_numbers_are_flattened_and_all_else_left_out():
     values = {"a": 1, "b": {"c": 2.5, "d": "text", "e": None}, "f": float("nan"), "g": True, "h": [1]}

@@ -60,6 +60,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS)
 def test_stopped_at_every_third_step_it_ends_with_the_same_weights(data, tmp_path, changes):
     train(job(tmp_path / "whole", **changes), data, World())

@@ -10,6 +10,8 @@ from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import World
 from entroloop.launcher.run import runner
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("generations=1", "data.limit=120", "data.shard_size=1", "train.kimg=0.16")  # more shards than `buffer`
 
 
