@@ -28,7 +28,6 @@ from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert
 from entroloop.data.sources.base import Source
 from entroloop.data.sources.begun import Begun, source_digest
-from entroloop.data.sources.containers import keep
 from entroloop.data.sources.convert import SampleForm
 from entroloop.data.sources.recognise import open_samples
 from entroloop.data.sources.sealed import SealedSource
@@ -80,31 +79,31 @@ def encode(
         if ENCODERS.facts(name).fitted and classifier is None:
             raise UserError(f"--encoder {name}: is fitted to a run's labelled data: give --classifier RUN/real/{name}")
     settings = Settings(resolution=resolution, split=split, color=color, key=key, labels=False)
-    begun = Begun(folder, "encode")
-    opened = open_samples(str(source), settings, begun.kept)
-    identity: dict[str, Any] = {
-        "kind": opened.kind,
-        "settings": {name: getattr(settings, name) for name in READING},
-        "source_count": len(opened.names),
-        "source": source_digest(opened),
-    }
+    begun, mine = Begun(folder, "encode"), (part or Part()).split(world.rank, world.size)
+    world.on_main(lambda: begun.check_place(str(source)))
+    with begun.or_nothing():
+        opened = world.agree(lambda: open_samples(str(source), settings, begun.shared(mine)))
+        identity: dict[str, Any] = {
+            "kind": opened.kind,
+            "settings": {name: getattr(settings, name) for name in READING},
+            "source_count": len(opened.names),
+            "source": source_digest(opened),
+        }
 
-    def look() -> SampleForm:
-        begun.check(str(source), identity)
-        there = begun.facts()
-        if there is not None:
-            return SampleForm.of(there["form"])
-        return find_form(opened, np.arange(len(opened.names)), settings, 1, progress=progress)
+        def look() -> SampleForm:
+            begun.check(str(source), identity)
+            there = begun.facts()
+            if there is not None:
+                return SampleForm.of(there["form"])
+            return find_form(opened, np.arange(len(opened.names)), settings, 1, progress=progress)
 
-    form = world.on_main(look)
-    loaded = {n: load_encoder(n, form.shape, classifier=classifier, device=world.device) for n in encoders}
-    identity["encoders"] = {name: encoder.digest for name, encoder in loaded.items()}
-    facts = {**identity, "form": form.facts()}
+        form = world.on_main(look)
+        loaded = {n: load_encoder(n, form.shape, classifier=classifier, device=world.device) for n in encoders}
+        identity["encoders"] = {name: encoder.digest for name, encoder in loaded.items()}
+        facts = {**identity, "form": form.facts()}
+        begins = world.on_main(lambda: begun.begin(str(source), identity, facts))
     pieces = _pieces(opened, form)
-    if world.on_main(lambda: begun.begin(str(source), identity, facts)):
-        if part is not None and world.is_main and not begun.kept.exists():
-            keep(opened, begun.kept)
-        mine = (part or Part()).split(world.rank, world.size)
+    if begins:
         show = progress and world.is_main
         world.agree(lambda: _write(opened, form, pieces, loaded, folder, mine, show, stop))
     if part is not None:

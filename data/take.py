@@ -33,7 +33,6 @@ from entroloop.data.seeds import Part, bounds
 from entroloop.data.sources import convert
 from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.begun import Begun, check_outside, source_digest
-from entroloop.data.sources.containers import keep
 from entroloop.data.sources.convert import SampleForm, ShardTask
 from entroloop.data.sources.importer import check_shards, classes_of, fill
 from entroloop.data.sources.recognise import open_samples
@@ -95,10 +94,14 @@ class Taking:
             if getattr(settings, name):
                 raise UserError(f"--{name}: ids are rows of the whole source: leave it out")
         self.name, self.dest, self.form, self.settings, self.part = source, dest, form, settings, part
-        begun = Begun(dest, "take")
-        self.source = open_samples(source, settings, begun.kept if form in ("shards", "folder") else None)
-        if form in ("shards", "folder") and not (dest / EDM).exists():
-            begun.check(source, self._reading)
+        self.begun = Begun(dest, "take")
+        if form not in ("shards", "folder") or (dest / EDM).exists():
+            self.source = open_samples(source, settings)
+            return
+        self.begun.check_place(source)
+        with self.begun.or_nothing():
+            self.source = open_samples(source, settings, self.begun.shared(part or Part()))
+            self.begun.check(source, self._reading)
 
     def __len__(self) -> int:
         return len(self.source.names)
@@ -112,17 +115,18 @@ class Taking:
         stop: Callable[[], bool] = lambda: False,
     ) -> int:
         """Writes the samples of these rows. See the function `take`."""
-        chosen = check_ids(ids, len(self))
         workers = len(os.sched_getaffinity(0)) if workers is None else workers
-        if self.form == "keys":
-            lines = "".join(f"{self.source.names[row]}\n" for row in chosen.tolist())
-            files.put(self.dest, lines.encode())
-        elif self.form == "npz":
-            self._npz(chosen, progress, stop)
-        elif self.form == "folder":
-            self._folder(np.sort(chosen), workers, progress, stop)
-        else:
-            self._shards(np.sort(chosen), workers, progress, stop)
+        with self.begun.or_nothing():
+            chosen = check_ids(ids, len(self))
+            if self.form == "keys":
+                lines = "".join(f"{self.source.names[row]}\n" for row in chosen.tolist())
+                files.put(self.dest, lines.encode())
+            elif self.form == "npz":
+                self._npz(chosen, progress, stop)
+            elif self.form == "folder":
+                self._folder(np.sort(chosen), workers, progress, stop)
+            else:
+                self._shards(np.sort(chosen), workers, progress, stop)
         return len(chosen)
 
     @functools.cached_property
@@ -143,21 +147,16 @@ class Taking:
         workers = workers if isinstance(self.source, ImageSource) else 1
         return find_form(self.source, rows, self.settings, workers, progress=progress)
 
-    def _keep(self, begun: Begun) -> None:
-        if self.part is not None and not begun.kept.exists():
-            keep(self.source, begun.kept)
-
     # --- shards ---------------------------------------------------------------------------------------------------
 
     def _shards(self, rows: NDArray[np.int64], workers: int, progress: bool, stop: Callable[[], bool]) -> None:
-        begun, identity = Begun(self.dest, "take"), self._identity(rows)
+        begun, identity = self.begun, self._identity(rows)
         begun.check(self.name, identity)
         if not manifest.is_sealed(self.dest):
             there = begun.facts()
             layout = SampleForm.of(there["layout"]) if there else self._layout(rows, workers, progress)
             pieces = bounds(0, len(rows), self.settings.shard_size or default_shard_size(layout))
             if begun.begin(self.name, identity, {"layout": layout.facts()}):
-                self._keep(begun)
                 tasks = [ShardTask(i, first, rows[first:last], keep=True) for i, (first, last) in enumerate(pieces)]
                 part = self.part or Part()
                 fill(
@@ -180,7 +179,7 @@ class Taking:
 
         A sub-folder gets its name when it is complete, and `dataset.json` is written last.
         """
-        begun, identity = Begun(self.dest, "take"), self._identity(rows)
+        begun, identity = self.begun, self._identity(rows)
         complete = self.dest / EDM
         if complete.exists():
             with reading(str(complete)):
@@ -198,7 +197,6 @@ class Taking:
             if layout is not None and len(layout.shape) != 3:
                 raise UserError(f"--as folder: {self.name} holds vectors: take them as shards or npz")
         begun.begin(self.name, identity, {"layout": layout and layout.facts()})
-        self._keep(begun)
         pieces = bounds(0, len(rows), PER_FOLDER)
         mine = list((self.part or Part()).of(len(pieces)))
         with Progress("take", sum(pieces[i][1] - pieces[i][0] for i in mine), "img", show=progress) as bar:

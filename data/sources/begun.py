@@ -7,17 +7,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, reason
+from entroloop.data.seeds import Part
 from entroloop.data.sources.base import Source
+from entroloop.data.sources.given import Lists
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store import manifest
 
@@ -41,9 +45,25 @@ class Begun:
         return self.dest / f"{self.work}.json"
 
     @property
-    def kept(self) -> Path:
-        """Where a part of the work writes the list of images in tars, for the other parts."""
-        return self.dest / f"{self.work}.tars.npz"
+    def lists(self) -> Path:
+        """The folder in which the parts of the work leave lists of the images in tars for each other."""
+        return self.dest / f"{self.work}.tars"
+
+    def shared(self, part: Part) -> Lists | None:
+        """The lists that the parts share; None once the work is sealed, since its disk may be read-only then."""
+        return None if manifest.is_sealed(self.dest) else Lists(self.lists, part)
+
+    @contextlib.contextmanager
+    def or_nothing(self) -> Iterator[None]:
+        """Removes the lists again when the context raises UserError and the work has not begun."""
+        try:
+            yield
+        except UserError:
+            if self.lists.exists() and not self.path.exists():
+                shutil.rmtree(self.lists, ignore_errors=True)
+                with contextlib.suppress(OSError):  # it holds something else
+                    self.dest.rmdir()
+            raise
 
     def facts(self) -> dict[str, Any] | None:
         """The facts of the work in the folder, finished or not; None if none has begun.
@@ -73,19 +93,21 @@ class Begun:
 
         identity  the facts in which two attempts must agree
         """
+        self.check_place(source)
+        there = self.facts()
+        if there is not None and (different := _difference(there, identity)):
+            what = WORKS[self.work]
+            raise UserError(f"{self.dest}: holds {what} made otherwise ({different}): give another folder")
+
+    def check_place(self, source: str) -> None:
+        """Raises UserError when `dest` is inside the source, is a file, or holds files of no such work."""
         check_outside(source, self.dest)
         if self.dest.exists() and not self.dest.is_dir():
             raise UserError(f"{self.dest}: is a file: give a folder")
-        there = self.facts()
-        if there is None:
-            if self.dest.is_dir() and any(not entry.name.startswith(files.TEMPORARY) for entry in self.dest.iterdir()):
-                if self.path.exists() or manifest.is_sealed(self.dest):  # another process has begun just now
-                    return self.check(source, identity)
-                raise UserError(f"{self.dest}: already holds other files: give a new or empty folder")
-        elif different := _difference(there, identity):
-            what = WORKS[self.work]
-            raise UserError(f"{self.dest}: holds {what} made otherwise ({different}): give another folder")
-        return None
+        names = [entry.name for entry in self.dest.iterdir()] if self.dest.is_dir() else []
+        others = any(not name.startswith(files.TEMPORARY) and name != self.lists.name for name in names)
+        if others and not (self.path.exists() or manifest.is_sealed(self.dest)):  # in this order: `path` goes last
+            raise UserError(f"{self.dest}: already holds other files: give a new or empty folder")
 
     def begin(self, source: str, identity: Mapping[str, Any], more: Mapping[str, Any]) -> bool:
         """Writes the facts. Returns False if another process has sealed the folder by now.
@@ -98,18 +120,20 @@ class Begun:
         if manifest.is_sealed(self.dest) or not files.create(self.path, lambda file: file.write(text)):
             self.check(source, identity)
         if manifest.is_sealed(self.dest):
+            self.forget()
             return False
         files.sweep_temporaries(self.dest)
         return True
 
     def forget(self) -> None:
-        """Removes the facts and the list, which only unfinished work needs, and what a kill just after the seal left.
+        """Removes the facts and the lists, which only unfinished work needs, and what a kill just after the seal left.
 
         Does not touch the disk if they are already gone, because finished work may be on a read-only disk.
         """
-        for path in (self.path, self.kept):
-            if path.exists():
-                path.unlink(missing_ok=True)
+        if self.lists.exists():
+            shutil.rmtree(self.lists, ignore_errors=True)
+        if self.path.exists():
+            self.path.unlink(missing_ok=True)
         files.sweep_temporaries(self.dest, f"-{manifest.MANIFEST}")  # of an attempt killed just after it sealed
 
 

@@ -15,10 +15,10 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +30,6 @@ from entroloop.data.sources.base import (
     MISSING,
     SPLIT_FOLDERS,
     ImageSource,
-    Source,
     by_folders,
     edm_labels,
     is_image,
@@ -38,7 +37,7 @@ from entroloop.data.sources.base import (
     split_folders,
     whole_number,
 )
-from entroloop.data.sources.given import Given
+from entroloop.data.sources.given import Given, Lists
 from entroloop.data.sources.listing import Entry, Listing
 from entroloop.data.sources.names import Ignored, Packed, Prefixed
 
@@ -124,11 +123,11 @@ def is_tar(name: str, head: bytes = b"") -> bool:
 def tars(given: Given) -> ImageSource | None:
     """Images in a tar, or in all tars of a folder."""
     if given.is_folder:
-        return of_files(given, is_tar, functools.partial(tar_images, kept=given.kept))
+        return of_files(given, is_tar, functools.partial(tar_images, lists=given.lists))
     if not is_tar(given.path.name, given.head):
         return None
     given.no_splits()
-    return tar_images([(given.path.name, given.path)], given.path, given.kept)
+    return tar_images([(given.path.name, given.path)], given.path, given.lists)
 
 
 @functools.lru_cache(maxsize=8)
@@ -155,85 +154,96 @@ class TarPayload:
         return payload
 
 
-def tar_images(tars: Sequence[tuple[str, Path]], where: Path, kept: Path | None = None) -> ImageSource:
+def tar_images(tars: Sequence[tuple[str, Path]], where: Path, lists: Lists | None = None) -> ImageSource:
     """Images in tars, given as (name, path), in the order of the tars and of the images in them.
 
     As in WebDataset, members whose names are equal up to the first dot are one sample. A sample has one image and at
     most one `.cls`. If no tar holds a `.cls`, the sub-folders are the classes.
-
-    kept  where `keep` may have written the list of these images
     """
     prefixes = [f"{tar}/" if len(tars) > 1 else "" for tar, _ in tars]
-    if kept is not None and (known := _kept(kept, [str(path) for _, path in tars], prefixes, where)) is not None:
-        return known
     members, ignored = Packed(), Ignored()
     places, labels = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
-    labelled = False
-    for number, ((_, path), prefix) in enumerate(zip(tars, prefixes, strict=True)):
-        found = archives.of_tar(path)
-        images = _by_key(found, is_image, "images")
-        numbers = _by_key(found, _is_number, "labels")
-        if lone := numbers.keys() - images.keys():
-            raise UserError(f"{path}: {min(numbers[key] for key in lone)} is a label without an image")
-        read = TarPayload([str(path)], _places(found.take(numbers.values()), 0))
-        label_of = {key: whole_number(read(row), f"{path}: {name}") for row, (key, name) in enumerate(numbers.items())}
-        members.extend(images.values())
-        places.append(_places(found.take(images.values()), number))
-        labels.append(np.array([label_of.get(key, MISSING) for key in images], np.int64))
-        labelled |= bool(numbers)
-        parts = {*images.values(), *numbers.values()}
-        ignored.extend((prefix + name, reason) for name, reason in found.ignored(parts).items())
+    for number, found in enumerate(_lists([path for _, path in tars], lists)):
+        members.append(found.names)
+        places.append(np.insert(found.places, 0, number, axis=1))
+        labels.append(found.labels)
+        ignored.extend((prefixes[number] + name, reason) for name, reason in found.ignored.items())
     payload = TarPayload([str(path) for _, path in tars], np.concatenate(places))
-    given, classes = (np.concatenate(labels), tuple[str, ...]()) if labelled else by_folders(members)
+    given, classes = np.concatenate(labels), tuple[str, ...]()
+    own = given if (given != MISSING).any() else None
+    if own is None:
+        own, classes = by_folders(members)
     names = Prefixed(prefixes, payload.places[:, 0], members)
-    return ImageSource("tar", str(where), names, payload, given, classes, ignored)
+    return ImageSource("tar", str(where), names, payload, own, classes, ignored)
 
 
-def keep(source: Source, path: Path) -> None:
-    """Writes the list of images in tars to a file, for other processes that open the same source; no other source's."""
-    if not isinstance(source, ImageSource) or not isinstance(source.payload, TarPayload):
-        return
-    names, ignored = source.names, source.ignored
-    assert isinstance(names, Prefixed)
-    assert isinstance(ignored, Ignored)
-    facts = {"tars": _stamps(source.payload.paths), "classes": source.classes, "prefixes": names.prefixes}
+class _Listed(NamedTuple):
+    """The images of one tar, the first byte and the size of each, int64 [n, 2], its label or MISSING, and the rest."""
+
+    names: Packed
+    places: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    ignored: Ignored
+
+
+def _lists(tars: Sequence[Path], shared: Lists | None) -> Iterator[_Listed]:
+    """The list of each tar. Parts begin at different tars, so that parts at work together list each tar about once."""
+    kept = [None if shared is None else _place_of_list(path, number, shared) for number, path in enumerate(tars)]
+    if shared is not None and shared.part.count > 1:
+        first = len(tars) * shared.part.index // shared.part.count
+        for number in (*range(first, len(tars)), *range(first)):
+            if (place := kept[number]) and not place.exists():
+                _write(_listed(tars[number]), place)
+    for path, place in zip(tars, kept, strict=True):
+        yield (place and _read(place)) or _listed(path)
+
+
+def _place_of_list(tar: Path, number: int, shared: Lists) -> Path:
+    """The file of a list. Its name changes when the tar does, and is the same on every machine that sees the tar."""
+    status = tar.stat()
+    return shared.folder / f"{number:06d}-{status.st_size}-{status.st_mtime_ns}.npz"
+
+
+def _listed(tar: Path) -> _Listed:
+    found = archives.of_tar(tar)
+    images = _by_key(found, is_image, "images")
+    numbers = _by_key(found, _is_number, "labels")
+    if lone := numbers.keys() - images.keys():
+        raise UserError(f"{tar}: {min(numbers[key] for key in lone)} is a label without an image")
+    read = TarPayload([str(tar)], np.insert(_places(found.take(numbers.values())), 0, 0, axis=1))
+    label_of = {key: whole_number(read(row), f"{tar}: {name}") for row, (key, name) in enumerate(numbers.items())}
+    labels = np.array([label_of.get(key, MISSING) for key in images], np.int64)
+    others = found.ignored({*images.values(), *numbers.values()})
+    places = _places(found.take(images.values()))
+    return _Listed(Packed(images.values()), places, labels, Ignored(others.items()))
+
+
+def _write(found: _Listed, place: Path) -> None:
     arrays: dict[str, Any] = {
-        "facts": np.frombuffer(files.json_bytes({**facts, "reasons": ignored.reasons}), np.uint8),
-        "places": source.payload.places,
-        "codes": np.frombuffer(ignored.codes, np.int32),
-        **dict(zip(("text", "ends"), names.ends.arrays(), strict=True)),
-        **dict(zip(("ignored_text", "ignored_ends"), ignored.names.arrays(), strict=True)),
-        **({} if source.labels is None else {"labels": source.labels}),
+        "places": found.places,
+        "labels": found.labels,
+        "reasons": np.frombuffer(files.json_bytes(found.ignored.reasons), np.uint8),
+        "codes": np.frombuffer(found.ignored.codes, np.int32),
+        **dict(zip(("text", "ends"), found.names.arrays(), strict=True)),
+        **dict(zip(("ignored_text", "ignored_ends"), found.ignored.names.arrays(), strict=True)),
     }
-    files.replace(path, lambda file: np.savez(file, **arrays))
+    files.create(place, lambda file: np.savez(file, **arrays))
 
 
-def _kept(path: Path, tars: Sequence[str], prefixes: Sequence[str], where: Path) -> ImageSource | None:
-    """The source whose list `keep` wrote; None if there is no list, it is damaged, or it is a list of other tars."""
+def _read(place: Path) -> _Listed | None:
+    """The list that `_write` wrote; None if there is none, or a damaged one."""
     try:
-        with np.load(path, allow_pickle=False) as found:
-            facts = json.loads(found["facts"].tobytes())
-            if (facts["tars"], facts["prefixes"]) != (_stamps(tars), list(prefixes)):
-                return None
-            members, others = (Packed.of(found[f"{of}text"], found[f"{of}ends"]) for of in ("", "ignored_"))
-            ignored = Ignored.of(others, facts["reasons"], found["codes"])
-            places, labels = found["places"], found.get("labels")
+        with np.load(place, allow_pickle=False) as found:
+            names, others = (Packed.of(found[f"{of}text"], found[f"{of}ends"]) for of in ("", "ignored_"))
+            ignored = Ignored.of(others, json.loads(found["reasons"].tobytes()), found["codes"])
+            return _Listed(names, found["places"], found["labels"], ignored)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
-    names = Prefixed(prefixes, places[:, 0], members)
-    return ImageSource("tar", str(where), names, TarPayload(tars, places), labels, tuple(facts["classes"]), ignored)
 
 
-def _stamps(paths: Sequence[str]) -> list[list[Any]]:
-    """Name, size and time of change of each file. They are the same on every machine that sees the file."""
-    return [
-        [os.path.basename(path), status.st_size, status.st_mtime_ns] for path in paths for status in [os.stat(path)]
-    ]
-
-
-def _places(entries: Sequence[Entry], tar: int) -> NDArray[np.int64]:
-    """The number of the tar, first byte and size of each entry: int64 [n, 3]."""
-    return np.array([(tar, *entry.place) for entry in entries], np.int64).reshape(-1, 3)
+def _places(entries: Sequence[Entry]) -> NDArray[np.int64]:
+    """The first byte and the size of each entry: int64 [n, 2]."""
+    return np.array([entry.place for entry in entries], np.int64).reshape(-1, 2)
 
 
 def _is_number(name: str) -> bool:

@@ -11,8 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from entroloop.data.errors import UserError, reading
+from entroloop.data.seeds import Part
 from entroloop.data.sources import base, listing
 from entroloop.data.sources.listing import Listing
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Where the parts of a work leave lists of the images in tars for each other.
+
+    folder  the folder of the lists, which appears with the first one
+    part    the part of this process; a work without parts reads the lists that are there and writes none
+    """
+
+    folder: Path
+    part: Part = Part()  # noqa: RUF009 - immutable
 
 
 @dataclass
@@ -22,14 +35,14 @@ class Given:
     split   the split to read; None for the usual one
     key     name of the array to read, if there may be several
     labels  False ignores labels in an archive of arrays
-    kept    where `containers.keep` may have written the list of images in tars
+    lists   where the parts of one work share the lists of images in tars; None shares none
     """
 
     path: Path
     split: str | None = None
     key: str | None = None
     labels: bool = True
-    kept: Path | None = None
+    lists: Lists | None = None
 
     def no_splits(self) -> None:
         """Raises UserError when the user asks for a split. A format without splits calls this."""

@@ -73,11 +73,13 @@ def import_part(
 
     Returns name -> reason, for every entry of the source that is not imported.
     """
-    opened = open_samples(source, settings)
-    rows = choose_rows(opened, settings)
-    identity = _identity(opened, settings, rows)
     begun = Begun(dest, "import")
-    begun.check(source, identity)
+    begun.check_place(source)
+    with begun.or_nothing():
+        opened = open_samples(source, settings, begun.shared(part))
+        rows = choose_rows(opened, settings)
+        identity = _identity(opened, settings, rows)
+        begun.check(source, identity)
     if manifest.is_sealed(dest):
         return opened.ignored
     if workers is None:

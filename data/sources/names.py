@@ -51,6 +51,12 @@ class Packed(_Names):
             self.text += name.encode("utf-8", "surrogatepass")
             self.ends.append(len(self.text))
 
+    def append(self, other: Packed) -> None:
+        """Adds the names of `other`."""
+        ends = np.frombuffer(other.ends, np.int64)[1:] + len(self.text)
+        self.text += other.text
+        self.ends.frombytes(ends.tobytes())
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 

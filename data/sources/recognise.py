@@ -14,7 +14,7 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import hub
 from entroloop.data.sources.base import LABELS, MISSING, ArraySource, Source, is_image, no_splits
-from entroloop.data.sources.given import Given
+from entroloop.data.sources.given import Given, Lists
 from entroloop.data.sources.rows import Rows
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.sources.settings import Settings
@@ -24,31 +24,31 @@ REQUIRED = ("kind", "where", "names", "labels", "classes", "ignored", "read", "n
 
 
 def open_source(
-    text: str, split: str | None = None, *, key: str | None = None, labels: bool = True, kept: Path | None = None
+    text: str, split: str | None = None, *, key: str | None = None, labels: bool = True, lists: Lists | None = None
 ) -> Source:
     """Opens a source: a file or folder, the address of a sealed set, or a name in SOURCES (`digits`, …).
 
     key     name of the array to read, if a file or feature folder holds several (see `row_files`)
     labels  False ignores labels in an archive of arrays
-    kept    where `containers.keep` may have written the list of images in tars
+    lists   where the parts of one work share the lists of images in tars; None shares none
 
     Raises UserError when the source does not exist, is empty, damaged or of no known kind, or has no such split or key.
     """
-    source = _open(text, split, key, labels, kept)
+    source = _open(text, split, key, labels, lists)
     of_rows = isinstance(source, ArraySource) and isinstance(source.array, Rows)
     if key is not None and not of_rows and not text.startswith(hub.PREFIX):
         raise UserError(f"--key {key}: {text} has no arrays with names")
     return source
 
 
-def open_samples(text: str, settings: Settings, kept: Path | None = None) -> Source:
+def open_samples(text: str, settings: Settings, lists: Lists | None = None) -> Source:
     """Opens a source by the settings of an import, and checks its labels if the settings keep them.
 
     Raises UserError as `open_source` does, when the source is empty, and when a label is missing or out of range.
     """
     own_split = settings.heldout and settings.split in (None, "train", "test")
     split = None if own_split else settings.split
-    opened = open_source(text, split, key=settings.key, labels=settings.labels, kept=kept)
+    opened = open_source(text, split, key=settings.key, labels=settings.labels, lists=lists)
     if not len(opened.names):
         raise UserError(f"{text}: holds no samples")
     if settings.labels and opened.labels is not None and (opened.labels == MISSING).any():
@@ -66,7 +66,7 @@ def open_samples(text: str, settings: Settings, kept: Path | None = None) -> Sou
     return opened
 
 
-def _open(text: str, split: str | None, key: str | None, labels: bool, kept: Path | None) -> Source:
+def _open(text: str, split: str | None, key: str | None, labels: bool, lists: Lists | None) -> Source:
     if text in SOURCES.built_in:
         no_splits(text, split)
         found: Source = SOURCES.load(text)()
@@ -79,7 +79,7 @@ def _open(text: str, split: str | None, key: str | None, labels: bool, kept: Pat
     path = Path(text).expanduser()
     try:
         if path.is_dir() or path.is_file():
-            return _recognised(Given(path, split, key, labels, kept))
+            return _recognised(Given(path, split, key, labels, lists))
     except OSError as error:
         raise UserError(f"{error.filename or path}: cannot be read ({reason(error)})") from error
     if is_own(text) or text in SOURCES.names:

@@ -1,4 +1,4 @@
-"""Names in little memory, and the list of a source of tars that parts of one work share."""
+"""Names in little memory, and the lists of tars that the parts of one work share."""
 
 import pickle
 import shutil
@@ -9,13 +9,17 @@ import pytest
 
 from entroloop.data import files
 from entroloop.data.encode import encode
+from entroloop.data.errors import UserError
 from entroloop.data.seeds import Part
 from entroloop.data.sources import archives, listing
 from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.begun import names_digest
-from entroloop.data.sources.containers import keep
+from entroloop.data.sources.given import Lists
+from entroloop.data.sources.importer import import_dataset, import_part
 from entroloop.data.sources.names import Ignored, Packed, Prefixed
 from entroloop.data.sources.recognise import open_source
+from entroloop.data.sources.settings import Settings
+from entroloop.data.take import take
 
 NAMES = ["", "a.png", "café/0.png", "日本", "not \udcff text", "a.png"]
 
@@ -67,42 +71,81 @@ def _listed(monkeypatch):
     return found
 
 
-def test_only_the_first_part_lists_the_tars(tmp_path, monkeypatch):
+def test_parts_list_each_tar_once_and_leave_no_list(tmp_path, monkeypatch):
     source = made_by_others.make("tars", tmp_path)
     (source / "notes.txt").write_text("no image")
+    tars = sorted(path.name for path in source.glob("*.tar"))
     encode(source, tmp_path / "alone", ["pixel"])
     listed = _listed(monkeypatch)
-    encode(source, tmp_path / "out", ["pixel"], part=Part(0, 2))
-    assert listed
-    listed.clear()
-    encode(source, tmp_path / "out", ["pixel"], part=Part(1, 2))
-    encode(source, tmp_path / "out", ["pixel"])
-    assert listed == []
+    for part in (Part(1, 2), Part(0, 2), None):
+        encode(source, tmp_path / "out", ["pixel"], part=part)
+    take(source, [3, 30], tmp_path / "chosen", part=Part(0, 1))
+    import_dataset(str(source), tmp_path / "imported")
+    assert listed == [*tars[1:], tars[0], *tars, *tars]
     for name in ("manifest.json", "pixel-000000.npy"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
-    assert not (tmp_path / "out" / "encode.tars.npz").exists()
+    assert not (tmp_path / "out" / "encode.tars").exists()
 
 
-def images(path, kept=None) -> ImageSource:
-    found = open_source(str(path), kept=kept)
+def images(path, lists=None) -> ImageSource:
+    found = open_source(str(path), lists=lists)
     assert isinstance(found, ImageSource)
     return found
 
 
-def test_a_list_is_used_only_for_the_tars_that_were_listed(tmp_path, monkeypatch):
+def test_parts_that_begin_together_list_different_tars(tmp_path, monkeypatch):
+    """Every part sees the tars that the others have listed by then."""
     source = made_by_others.make("tars", tmp_path)
-    first, kept = images(source), tmp_path / "kept.npz"
-    keep(first, kept)
+    tars = sorted(source.glob("*.tar"))
+    found, of_tar, waiting = [], archives.of_tar, [Part(1, 3), Part(2, 3)]
+
+    def noted(path):
+        found.append(path)
+        if waiting:
+            images(source, Lists(tmp_path / "lists", waiting.pop(0)))
+        return of_tar(path)
+
+    monkeypatch.setattr(archives, "of_tar", noted)
+    shared = images(source, Lists(tmp_path / "lists", Part(0, 3)))
+    assert found[:3] == tars  # all three parts are at work on their first tar
+    assert len(found) == 5  # the third part lists the two others, which had not been written, and the others none
+    assert list(shared.names) == list(images(source).names)
+
+
+def test_a_list_is_used_only_for_the_tar_that_was_listed(tmp_path, monkeypatch):
+    source, lists = made_by_others.make("tars", tmp_path), Lists(tmp_path / "lists", Part(0, 2))
+    (source / "notes.txt").write_text("no image")
+    first = images(source, lists)
+    assert (first.names, first.ignored) == (images(source).names, images(source).ignored)
     listed = _listed(monkeypatch)
-    again = images(source, kept)
+    again = images(source, Lists(tmp_path / "lists"))
     assert listed == []
     assert (again.names, again.ignored, again.classes) == (first.names, first.ignored, first.classes)
     np.testing.assert_array_equal(again.labels, first.labels)
     assert [again.payload(row) for row in range(3)] == [first.payload(row) for row in range(3)]
     shutil.copy(next(source.glob("*.tar")), source / "zz.tar")
-    assert len(open_source(str(source), kept=kept).names) > len(first.names)
-    assert listed
+    assert len(images(source, lists).names) > len(first.names)
+    assert set(listed) == {"zz.tar"}
     listed.clear()
-    kept.write_bytes(kept.read_bytes()[:-40])
-    open_source(str(source), kept=kept)
-    assert listed
+    damaged = min((tmp_path / "lists").iterdir())
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    images(source, lists)
+    assert listed == ["generated-0000.tar"]
+
+
+@pytest.mark.parametrize("work", ["encode", "take", "import"])
+def test_a_part_that_is_refused_leaves_no_list(tmp_path, work):
+    source, out = made_by_others.make("tars", tmp_path), tmp_path / "out"
+    refused = {
+        "encode": lambda: encode(source, out, ["pixel"], key="x", part=Part(0, 2)),
+        "take": lambda: take(source, [99], out, part=Part(0, 2)),
+        "import": lambda: import_part(str(source), out, Settings(limit=99), Part(0, 2)),
+    }
+    with pytest.raises(UserError):
+        refused[work]()
+    assert not out.exists()
+    out.mkdir()
+    (out / "mine").touch()
+    with pytest.raises(UserError, match="already holds other files"):
+        refused[work]()
+    assert [path.name for path in out.iterdir()] == ["mine"]

@@ -210,7 +210,7 @@ def test_copies_and_other_files_beside_cifar_are_told(tmp_path: Path):
     assert source.ignored == {"0.png": "of another kind", "test.bin": "of another split"}
     (tmp_path / "copy").mkdir()
     (tmp_path / "copy" / "train.bin").write_bytes(b"")
-    refused(tmp_path, "holds copy/train.bin and train.bin: keep one", tmp_path / "out")
+    refused(tmp_path, "holds copy/train.bin and train.bin: keep one", tmp_path.with_name("out"))
 
 
 class Malicious:
