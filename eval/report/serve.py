@@ -1,14 +1,18 @@
 """The server of the live page: answers GET and HEAD for the page, its script and its parts, and nothing else.
 
 It names no file of the disk, and refuses requests that a foreign page sends to it by a name of its own (DNS rebinding).
+A client that sends its request or takes its answer too slowly is cut off, and a bounded number is served at a time.
 """
 
 from __future__ import annotations
 
+import io
 import ipaddress
 import json
 import socket
 import sys
+import threading
+import time
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +21,8 @@ from typing import Any
 from entroloop.data.errors import UserError
 from entroloop.eval.report.live import Live, Part
 
+SECONDS = 10.0  # for the whole request, and again for the whole answer
+AT_ONCE = 32  # requests; others wait until one of these has been answered or cut off
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -30,6 +36,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, live: Live, host: str, port: int) -> None:
         self.live = live
+        self._places = threading.BoundedSemaphore(AT_ONCE)
         if ":" in host:
             self.address_family = socket.AF_INET6
         try:
@@ -44,15 +51,45 @@ class Server(ThreadingHTTPServer):
         host, port = map(str, self.server_address[:2])
         return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self._places.acquire()
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Says nothing when a browser has left before its answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
+class _Request(io.RawIOBase):
+    """The bytes of a request, which raise TimeoutError when the time for all of them is over."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection, self._end = connection, time.monotonic() + SECONDS
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if (left := self._end - time.monotonic()) <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: Server
     server_version, sys_version = "entroloop", ""
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile = io.BufferedReader(_Request(self.connection))
 
     def do_GET(self) -> None:
         if not self._knows_host():
@@ -92,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: HTTPStatus, body: bytes, kind: str, tag: str = "", *, allow: str = "") -> None:
         """Sends headers and, except for HEAD, the body; only headers to a browser that has `tag` already."""
+        self.connection.settimeout(SECONDS)
         known = bool(tag) and self.headers.get("If-None-Match") == f'"{tag}"'
         self.send_response(HTTPStatus.NOT_MODIFIED if known else status)
         headers = {"Cache-Control": "no-cache", "Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}

@@ -1,5 +1,6 @@
 """The live page: what it shows of runs at work, that it only reads, and whom its server answers."""
 
+import contextlib
 import http.client
 import json
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from entroloop.data.errors import UserError
 from entroloop.data.progress import Progress
 from entroloop.data.runfolder import Layout, Step
 from entroloop.eval.report import figures
+from entroloop.eval.report import serve as server_module
 from entroloop.eval.report.live import PARTS, Live
 from entroloop.eval.report.serve import Server
 from entroloop.launcher import __main__ as program
@@ -58,12 +61,13 @@ def serve():
         servers.append(server)
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
-        def ask(path, method="GET", **headers):
+        def ask(path="/state", method="GET", **headers):
             connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
             connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
             answer = connection.getresponse()
             return SimpleNamespace(status=answer.status, headers=answer.headers, text=answer.read().decode())
 
+        ask.address = server.server_address  # type: ignore[attr-defined]
         return ask
 
     yield start
@@ -180,6 +184,34 @@ def test_a_request_changes_nothing(ask, method):
 def test_a_foreign_name_is_not_answered(ask, name, status):
     """A page elsewhere may let its own name resolve to this machine."""
     assert ask("/state", Host=name).status == status
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /state HT", b"GET /state HTTP/1.0\r\nHost: 127.0.0.1\r\nX: "])
+def test_clients_that_never_finish_are_cut_off_and_keep_nobody_out(run, serve, monkeypatch, sent):
+    monkeypatch.setattr(server_module, "SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "AT_ONCE", 2)
+    ask, before = serve(live(run.parent, every=60.0)), threading.active_count()
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(socket.create_connection(ask.address)) for _ in range(5)]
+        for client in slow:
+            client.sendall(sent)
+        assert ask().status == 200
+        assert threading.active_count() <= before + 2
+        assert [client.recv(100) for client in slow] == [b""] * 5
+
+
+def test_a_client_that_sends_byte_by_byte_has_no_more_time(run, serve, monkeypatch):
+    monkeypatch.setattr(server_module, "SECONDS", 0.3)
+    ask = serve(live(run.parent, every=60.0))
+    with socket.create_connection(ask.address) as client:
+
+        def drip():
+            for _ in range(100):
+                client.sendall(b"G")
+                time.sleep(0.1)
+
+        with pytest.raises(ConnectionError):
+            drip()
 
 
 def test_serving_writes_nothing(run, serve):

@@ -1,4 +1,4 @@
-"""The live page in a browser while a run is at work, until its server ends."""
+"""The live page in a browser while a sweep is at work, until its server ends."""
 
 import re
 import signal
@@ -7,10 +7,13 @@ import time
 import chromium
 import forked
 import pytest
-from loops import command, tiny_file
+from loops import tiny_file
 from test_page_in_browser import AXE, DESK, PHONE
 
+from entroloop.launcher import sweep
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium.FOUND is None, reason=chromium.MISSING)]
+GRID = "sweep.grid={selection.strategy: [random, greedy]}"
 TEXT = "document.body.innerText"
 IMAGES = "[...document.images].map(image => image.src)"
 
@@ -40,12 +43,13 @@ def accessible(browser):
     assert {"color-contrast", "image-alt", "region"} <= set(found["passes"])
 
 
-def test_the_page_grows_with_the_run_and_stops_with_the_server(tmp_path):
-    config = tiny_file(tmp_path)
+@pytest.mark.usefixtures("forked_arms")
+def test_the_page_grows_with_a_sweep_and_stops_with_the_server(tmp_path):
+    config = tiny_file(tmp_path, "name=pair")
     (tmp_path / "runs").mkdir()
     served = forked.entroloop(
         "report",
-        tmp_path / "runs/tiny",
+        tmp_path / "runs/pair",
         "--serve",
         "--port",
         0,
@@ -58,18 +62,26 @@ def test_the_page_grows_with_the_run_and_stops_with_the_server(tmp_path):
         browser.open(address(served, tmp_path), DESK)
         until(browser, TEXT, "Waiting for the first run in")
         browser.evaluate("window.same = true")
-        assert command("run", config, "generations=1").returncode == 0
-        until(browser, TEXT, "1 of 1 runs finished, 6 of 6 phases done")
-        until(browser, f"String({IMAGES}.length)", "6")  # real and new samples, the loss, three curves
+        sweep.run(config, [GRID, "generations=1"], lambda: False)
+        until(browser, TEXT, "2 of 2 runs finished, 12 of 12 phases done")
+        until(browser, f"String({IMAGES}.length)", "7")  # real images and samples of both arms, the loss, three curves
         browser.evaluate(f"window.first = {IMAGES}")
-        at_work = forked.entroloop("run", config)
-        assert at_work.result().returncode == 0
-        until(browser, TEXT, "1 of 1 runs finished, 11 of 11 phases done")
-        until(browser, f"String({IMAGES}.filter(image => !first.includes(image)).length)", "5")  # all but the real ones
+        sweep.run(config, [GRID], lambda: False)
+        until(browser, TEXT, "2 of 2 runs finished, 22 of 22 phases done")
+        until(browser, f"String({IMAGES}.filter(image => !first.includes(image)).length)", "6")  # all but the real ones
         seen = browser.evaluate("""({same: window.same, title: document.title,
           broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length,
-          marks: document.querySelectorAll("td .mark.sealed").length})""")
-        assert seen == {"same": True, "title": "Live: tiny · entroloop", "broken": 0, "marks": 11}  # it never reloaded
+          grid: [...document.querySelectorAll("tbody tr")].map(row =>
+            [row.querySelector("th").textContent, ...[...row.querySelectorAll("td")].map(cell =>
+              cell.querySelectorAll(".mark.sealed").length)]),
+          samples: [...document.querySelectorAll("#samples figcaption")].map(one => one.textContent)})""")
+        assert seen == {
+            "same": True,  # it never reloaded
+            "title": "Live: pair · 2 runs · entroloop",
+            "broken": 0,
+            "grid": [["greedy", 0, 1, 5, 5], ["random", 0, 1, 5, 5]],
+            "samples": ["real", "random, generation 1", "greedy, generation 1"],
+        }
         for width in (PHONE, DESK):
             browser.resize(width, 900)
             assert browser.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
@@ -83,4 +95,4 @@ def test_the_page_grows_with_the_run_and_stops_with_the_server(tmp_path):
         asked = browser.evaluate(count)
         time.sleep(2.5)
         assert browser.evaluate(count) == asked
-        assert "11 of 11 phases done" in browser.evaluate(TEXT)
+        assert "22 of 22 phases done" in browser.evaluate(TEXT)
