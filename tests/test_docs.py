@@ -57,6 +57,12 @@ def test_files_that_are_named_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_configurations_that_no_wheel_has_are_said_to_be_in_the_clone(page):
+    text = page.read_text()
+    assert not re.search(r"configs/\w+/", text) or "clone" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_imports_of_the_examples_work(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL):
         for node in ast.walk(ast.parse(block)):

@@ -82,7 +82,15 @@ def test_the_citation_is_of_this_version():
 
 @pytest.mark.long
 def test_a_source_archive_has_what_a_build_needs(sdist):
-    for name in ("CITATION.cff", "CHANGELOG.md", "constraints.txt", "docs/README.md", "configs/deepspeed/zero2.json"):
+    for name in (
+        "CITATION.cff",
+        "CHANGELOG.md",
+        "constraints.txt",
+        "docs/README.md",
+        "configs/deepspeed/zero2.json",
+        "configs/accelerate/ddp.yaml",
+        "configs/results/density.py",
+    ):
         assert (sdist / name).is_file(), name
 
 
