@@ -28,6 +28,8 @@ class MeasureFacts(Facts):
     known_as: Mapping[str, str] = field(default_factory=dict)
 
 
+DRAWS = 40  # at least so many for 95% intervals and ranges: the 2.5% quantile of fewer is below the smallest of them
+
 _MEASURES = "entroloop.eval.measures.registry"
 
 MEASURES = Registry(

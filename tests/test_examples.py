@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parent.parent / "docs"
 # The examples speak of millions of images, of hundreds of draws, and of an encoder whose weights tests do not have.
-SMALLER = {"1000000": "20", "200": "4", "dinov2-small": "test_examples:mean"}
+SMALLER = {"1000000": "20", "200": "40", "dinov2-small": "test_examples:mean"}
 
 
 class _Mean:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, usable
+from entroloop.launcher.commands.common import WHICH, Features, Json, MetricName, Quiet, Verbose, usable
 
 
 def entropy_command(
@@ -16,6 +16,8 @@ def entropy_command(
     metric: MetricName = "euclidean",
     key: Annotated[str | None, typer.Option("--key", "--encoder", help=f"{WHICH}.")] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Kozachenko-Leonenko entropy of a set of vectors, in nats. Compare values at equal n only."""
     from entroloop.data.errors import naming

@@ -10,6 +10,7 @@ import typer
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
+from entroloop.eval.catalogue import DRAWS
 from entroloop.launcher.commands.common import Quiet, Verbose, one_of
 
 FORMATS = ("text", "json", "csv", "latex", "markdown")
@@ -49,8 +50,12 @@ def measure_command(
     classifier: Annotated[Path | None, typer.Option(help="Sealed classifier folder, for --encoder classifier.")] = None,
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
     entropy_size: Annotated[int | None, typer.Option(min=2, help="Training points in the entropy estimate.")] = None,
-    resamples: Annotated[int, typer.Option(min=0, help="Random subsamples for 95% ranges; 0: no ranges.")] = 0,
-    bootstrap: Annotated[int, typer.Option(min=0, help="Draws for 95% intervals, 200 or more; 0: none.")] = 0,
+    resamples: Annotated[
+        int, typer.Option(min=0, help=f"Random subsamples for 95% ranges, {DRAWS} or more; 0: none.")
+    ] = 0,
+    bootstrap: Annotated[
+        int, typer.Option(min=0, help=f"Draws for 95% intervals, {DRAWS} or more, better 200; 0: none.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of all draws and of C_T's cells.")] = 0,
     device: Annotated[
         str | None,
@@ -69,6 +74,9 @@ def measure_command(
         raise UserError(f"--format {form}: give one of {', '.join(FORMATS)}")
     if as_json and form not in ("text", "json"):
         raise UserError(f"--json --format {form}: give one of them")
+    for name, draws in (("--bootstrap", bootstrap), ("--resamples", resamples)):
+        if 0 < draws < DRAWS:
+            raise UserError(f"{name} {draws}: give {DRAWS} or more: fewer draws have no quantile of 2.5%; 0 makes none")
     several = training is not None
     if training is None:
         if reference is not None:

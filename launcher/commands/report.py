@@ -13,6 +13,7 @@ import typer
 
 from entroloop.data import owners
 from entroloop.data.errors import UserError
+from entroloop.launcher.commands.common import Quiet, Verbose
 
 if TYPE_CHECKING:
     from entroloop.eval.report.runs import Run
@@ -61,6 +62,8 @@ def report_command(
             min=1, help=f"Seconds between two checks for changes: with --watch {WATCHED:g}, with --serve {SERVED:g}."
         ),
     ] = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Curves, samples and tables of one or many runs, as one page that opens offline."""
     if serve:

@@ -71,19 +71,19 @@ def test_two_processes_print_once(four):
 
 
 def test_every_form_holds_the_same_numbers(four):
-    arguments = ("measure", "a.npy", "b.npy", "--training", "training.npy", "--bootstrap", 5)
+    arguments = ("measure", "a.npy", "b.npy", "--training", "training.npy", "--bootstrap", 40)
     rows = json.loads(loops.command(*arguments, "--json").stdout)["sets"]
-    table = list(csv.DictReader(io.StringIO(loops.command(*arguments, "--format", "csv").stdout)))
+    table = list(csv.DictReader(io.StringIO(printed(rows, "csv", several=True))))
     assert len(table) == 2 * len(measures_of(rows["a.npy"]))
     for line in table:
         row = rows[line["set"]]
         ends = row["context"]["bootstrap"]["intervals"].get(line["measure"], [None, None])
         for text, value in zip((line["value"], line["low"], line["high"]), (row[line["measure"]], *ends), strict=True):
             assert text == ("" if value is None else str(value))
-    markdown = loops.command(*arguments, "--format", "markdown").stdout.splitlines()
+    markdown = printed(rows, "markdown", several=True).splitlines()
     assert markdown[0] == "| measure | a.npy | b.npy |"
     assert {line.count("|") for line in markdown} == {4}
-    latex = loops.command(*arguments, "--format", "latex").stdout.splitlines()
+    latex = printed(rows, "latex", several=True).splitlines()
     assert latex[0] == r"\begin{tabular}{lrr}"
     assert r"Authenticity (\%) & " in "\n".join(latex)
     assert {line.count("&") for line in latex if line.endswith("\\\\")} == {2}
@@ -100,7 +100,9 @@ def test_every_form_holds_the_same_numbers(four):
         (["a.npy", "b.npy", "--format", "xml"], "--format xml: give one of text, json, csv, latex, markdown"),
         (["a.npy", "b.npy", "--json", "--format", "csv"], "--json --format csv: give one of them"),
         (["a.npy", "b.npy", "--device", "cuda:7"], "--device cuda:7: no such device here; there is cpu"),
-        (["few.npy", "b.npy", "--bootstrap", "9"], "few.npy holds 9 samples: intervals need at least 40"),
+        (["a.npy", "b.npy", "--bootstrap", "39"], "--bootstrap 39: give 40 or more"),
+        (["a.npy", "b.npy", "--resamples", "1"], "--resamples 1: give 40 or more"),
+        (["few.npy", "b.npy", "--bootstrap", "40"], "few.npy holds 9 samples: intervals need at least 40"),
     ],
 )
 def test_a_wrong_call_is_one_line(four, arguments, message):
@@ -109,6 +111,15 @@ def test_a_wrong_call_is_one_line(four, arguments, message):
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("wrong", ["none.npy", "few.npy", "--device=cuda:7"])
+def test_what_all_ranks_refuse_is_printed_once(four, wrong):
+    np.save("few.npy", digits()[:9])
+    done = [rank.result() for rank in forked.ranks(2, "measure", "a.npy", "b.npy", wrong, "--bootstrap", 40)]
+    assert [rank.returncode for rank in done] == [2, 2]
+    assert sum(rank.stderr.count("\n") for rank in done) == 1, [rank.stderr for rank in done]
+    assert wrong.lstrip("-").replace("=", " ") in done[0].stderr + done[1].stderr
 
 
 def test_a_device_of_its_own_is_for_one_process(four, monkeypatch):
