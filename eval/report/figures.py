@@ -15,7 +15,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
-from entroloop.eval.report import headline, pictures, plots, points, progress, statistics, tables
+from entroloop.eval.report import headline, pictures, plots, points, progress, statistics, style, tables
 from entroloop.eval.report.arms import Arm, arms, comparable
 from entroloop.eval.report.runs import Run
 
@@ -34,7 +34,7 @@ class Picture:
     @property
     def uri(self) -> Markup:
         """For an attribute in double quotes; a sixth shorter than base64."""
-        text = re.sub(r"<[^>']*>", lambda tag: tag[0].replace('"', "'"), plots.svg(self.figure).decode())
+        text = re.sub(r"<[^>']*>", lambda tag: tag[0].replace('"', "'"), style.svg(self.figure).decode())
         return Markup("data:image/svg+xml," + urllib.parse.quote(text, safe=_SAFE))
 
 

@@ -22,7 +22,7 @@ from entroloop.data import files
 from entroloop.data.errors import UserError, unusable
 from entroloop.data.store.shards import REAL
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
-from entroloop.eval.report import export, headline, pictures, plots, statistics, tables, verdicts
+from entroloop.eval.report import export, headline, pictures, statistics, style, tables, verdicts
 from entroloop.eval.report.arms import arms, comparable
 from entroloop.eval.report.figures import curves, figures, main_figures, overview, slug
 from entroloop.eval.report.runs import Run, for_people, read_runs
@@ -43,7 +43,7 @@ def write(folders: Sequence[Path], out: Path, form: str = "html", *, refresh: in
     shown = list(map(for_people, runs))
     if form == "png":
         for picture in figures(shown):
-            files.put(out / f"{picture.name}.png", plots.png(picture.figure))
+            files.put(out / f"{picture.name}.png", style.png(picture.figure))
         return runs
     text = {
         "html": lambda: html(shown, refresh=refresh),
@@ -112,7 +112,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
             runs=runs,
             groups=groups,
             many_seeds=any(len(arm.runs) > 1 for arm in groups),
-            swatches=plots.styles(groups),
+            swatches=style.styles(groups),
             main=first,
             others=others,
             in_part=[name for name in names if name not in full],

@@ -23,8 +23,8 @@ from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
 from entroloop.data.store.manifest import MANIFEST
 from entroloop.eval.report.pictures import available, candidates
-from entroloop.eval.report.plots import STYLE
 from entroloop.eval.report.runs import Run
+from entroloop.eval.report.style import STYLE
 
 COLUMNS = 5  # generations side by side
 SHOWN = 1000  # points per panel

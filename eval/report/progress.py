@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from entroloop.eval.report.arms import Arm, comparable
-from entroloop.eval.report.plots import STYLE, by_generation, curve_figure, new_figure, panel_title, plain, wrapped
-from entroloop.eval.report.plots import styles as styles_of
 from entroloop.eval.report.runs import Run
+from entroloop.eval.report.style import STYLE, by_generation, curve_figure, new_figure, panel_title, plain, wrapped
+from entroloop.eval.report.style import styles as styles_of
 
 POINTS = 100  # of one loss curve
 

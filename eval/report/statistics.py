@@ -168,3 +168,10 @@ def mean_and_interval(values: Sequence[float], form: Callable[[float], str] = nu
 def mean_value(arm: Arm, generation: int, encoder: str, measure: str) -> float | None:
     values = arm.values(generation, encoder, measure)
     return float(np.mean(values)) if values else None
+
+
+def baseline_value(runs: Sequence[Run], encoder: str, measure: str) -> float | None:
+    """The mean of the real-test-vs-real-train rows of all runs."""
+    values = [run.baseline.value(encoder, measure) for run in runs if run.baseline]
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None

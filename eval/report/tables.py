@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from entroloop.eval.catalogue import RAW, SHOWN, title
 from entroloop.eval.measures.row import Row
-from entroloop.eval.report import plots, progress, statistics, verdicts
+from entroloop.eval.report import progress, statistics, style, verdicts
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.headline import NAMED, difference, selecting_encoders
 from entroloop.eval.report.runs import Run, for_people
@@ -78,7 +78,7 @@ def last_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str) -> dict
     labels = [arm.label for arm in shown]
     lines = []
     for measure in [*measures_of(runs, encoder), "real_share"]:
-        base = statistics.number(plots.baseline_value(runs, encoder, measure))
+        base = statistics.number(statistics.baseline_value(runs, encoder, measure))
         cells = [_cell(arm.values(last or 0, encoder, measure)) for arm in shown]
         winner = verdicts.best(shown, last or 0, encoder, measure)
         lines.append(Line(measure, base, cells, labels.index(winner) if winner else None))
@@ -148,7 +148,7 @@ def full_table(runs: Sequence[Run], groups: Sequence[Arm], encoder: str, names: 
         for generation in sorted(set.intersection(*(set(run.measured) for run in arm.runs))):
             cells = [_cell(arm.values(generation, encoder, m)) for m in names]
             lines.append((arm.label, generation, cells))
-    base = [statistics.number(plots.baseline_value(runs, encoder, m)) for m in names]
+    base = [statistics.number(statistics.baseline_value(runs, encoder, m)) for m in names]
     return {"encoder": encoder, "measures": names, "lines": lines, "base": base}
 
 
@@ -251,7 +251,7 @@ def _brief(value: Any) -> str:
 
 def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -> dict[str, Any]:
     """Numbers for the plot of any measure against any other: one point per generation of each run."""
-    looks = plots.styles(groups)
+    looks = style.styles(groups)
     columns = [(name, m) for name in names for m in measures_of(runs, name)]
     return {
         "axes": ["generation", "real_share", *(f"{m} · {name}" for name, m in columns)],

@@ -13,7 +13,7 @@ from scipy import stats
 
 from entroloop.data.errors import UserError
 from entroloop.eval.measures.row import Context, Row
-from entroloop.eval.report import plots, statistics
+from entroloop.eval.report import statistics, style
 from entroloop.eval.report.runs import Run
 from paper import claims, tables
 
@@ -168,10 +168,10 @@ def test_the_command_makes_every_table_from_folders(script, tmp_path, capsys):
 
 @pytest.mark.parametrize("label", ["random", "adaptive-threshold (accumulate-subsample, candidates=2)", "long " * 30])
 def test_legends_fit_the_figure(label):
-    columns = plots._columns([label] * 7, 4.6)
-    figure, _ = plots.new_figure(4.6, 6.0)
+    columns = style.legend_columns([label] * 7, 4.6)
+    figure, _ = style.new_figure(4.6, 6.0)
     for _ in range(7):
-        figure.axes[0].plot([0], [0], "o", label=plots.wrapped(label, 4.6))
+        figure.axes[0].plot([0], [0], "o", label=style.wrapped(label, 4.6))
     figure.legend(loc="lower center", ncols=columns, fontsize=8)
     figure.canvas.draw()
     box = figure.legends[0].get_window_extent()

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from entroloop.data.errors import UserError
 from entroloop.data.store.shards import REAL, Provenance
 from entroloop.eval.measures.row import Context, EncoderContext, Row
-from entroloop.eval.report import export, headline, pictures, plots, progress, statistics, tables
+from entroloop.eval.report import export, headline, pictures, plots, progress, statistics, style, tables
 from entroloop.eval.report import page as report
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.runs import Run, flat, read_run, read_runs
@@ -291,8 +291,8 @@ def test_flat_names_nested_keys():
 
 def test_colours_stay_with_strategies_and_no_two_arms_look_alike():
     runs = [synthetic(s, **{"loop.paradigm": p}) for s in ("random", "greedy", "mine") for p in ("replace", "fresh")]
-    looks = plots.styles(arms(runs))
-    assert looks["greedy (replace)"].colour == plots.COLOURS["greedy"]
+    looks = style.styles(arms(runs))
+    assert looks["greedy (replace)"].colour == style.COLOURS["greedy"]
     assert looks["greedy (replace)"].colour == looks["greedy (fresh)"].colour
     assert len({(look.colour, look.dash) for look in looks.values()}) == 6
     assert len({look.marker for look in looks.values()}) == 6
@@ -304,15 +304,15 @@ def test_the_page_draws_arms_of_one_colour_with_different_markers_and_dashes():
     assert one["colour"] == other["colour"]
     assert one["dash"] != other["dash"]
     assert one["marker"] != other["marker"]
-    square = plots.Style("#000", "s", (0, (5, 2)))
+    square = style.Style("#000", "s", (0, (5, 2)))
     assert square.dasharray == "10 4"
     assert square.outline == "M-4.50 4.50L4.50 4.50L4.50 -4.50L-4.50 -4.50Z"
-    assert plots.Style("#000", "o", "-").dasharray == "none"
+    assert style.Style("#000", "o", "-").dasharray == "none"
 
 
 def test_shrinking_a_plot_leaves_its_words_and_draws_to_a_hundredth():
     figure = plots.measure_curves([arm(synthetic(distances=(0.0005, 0.0011)))], [], "pixel", "frechet_distance")
-    text = plots.svg(present(figure)).decode()
+    text = style.svg(present(figure)).decode()
     assert ">0.0006</text>" in text
     assert not re.search(r'd="[^"]*\d\.\d{3}', text)
 
@@ -693,7 +693,7 @@ def test_the_page_is_self_contained_and_every_picture_has_words(page):
 def test_keys_show_the_marker_and_dash_of_an_arm(sweep, page):
     found = _Page(page.read_text())
     drawn = [tag.get("d") for tag in found.all("path")]
-    for look in plots.styles(arms(read_runs([sweep]))).values():
+    for look in style.styles(arms(read_runs([sweep]))).values():
         assert look.outline in drawn
     symbols = {"#" + tag["id"] for tag in found.all("symbol")}
     assert {tag["href"] for tag in found.all("use")} == symbols == {"#key-0", "#key-1"}
@@ -816,7 +816,7 @@ def test_the_numbers_of_images_stand_beside_the_real_row(sweep, page):
     assert "40 against 100 held-out images" in text
     assert "not a lower bound for the others" in text
     everything = text[text.index("Every generation in numbers") :]
-    base = plots.baseline_value(runs, "pixel", "frechet_distance")
+    base = statistics.baseline_value(runs, "pixel", "frechet_distance")
     line = everything[everything.index("real test vs real train") :][:100]
     assert f"<td>{statistics.number(base)}</td>" in line
 
