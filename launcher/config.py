@@ -27,8 +27,10 @@ from entroloop.launcher import explain
 from entroloop.launcher.effects import check_effects
 from entroloop.launcher.fork_config import ForkedFrom
 from entroloop.launcher.keep_config import KeepConfig
+from entroloop.launcher.overrides import check_overrides, with_overrides
 from entroloop.launcher.packaged import configuration
 from entroloop.launcher.run.phases import BY_NAME
+from entroloop.launcher.sweep_config import SweepConfig
 from entroloop.selection.options import check_fit
 from entroloop.selection.pool import LoopConfig, choice, settled
 from entroloop.selection.selection_config import SelectionConfig
@@ -37,19 +39,6 @@ from entroloop.trainer.network_config import NetworkConfig
 from entroloop.trainer.sample_config import SampleConfig, check_fits_model
 from entroloop.trainer.tracking import TrackingConfig
 from entroloop.trainer.train_config import TrainConfig
-
-
-class SweepConfig(Section):
-    """A grid of runs: every combination of the values under `grid`."""
-
-    grid: dict[str, tuple[Any, ...]] = Field({})
-    """Lists of values by dotted configuration key. A value may also be a mapping of such keys, for settings that belong
-    together; its own key can then be any name."""
-    jobs: int = Field(0, ge=0)
-    """Number of runs at the same time, each on one GPU; 0: as many as there are GPUs or, without GPUs, as fit on the
-    cores with `threads` threads each."""
-    fork: str = ""
-    """`RUN@k`: every run of the grid is a fork of this run and begins with generation k + 1."""
 
 
 class Config(Section):
@@ -225,9 +214,6 @@ class Config(Section):
         return self.model_dump(mode="json", exclude={"sweep"})
 
 
-_GRID = "sweep.grid."
-
-
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration. Raises UserError, in one line naming the file or key, when anything is wrong with it."""
     check_overrides(overrides)
@@ -263,9 +249,7 @@ def compose(raw: Mapping[str, Any], overrides: Sequence[str], origin: str) -> Co
     origin  the file, for messages. Its folder is also searched for modules that values name as `module:attribute`.
             A configuration that names such a module stores the folder, so that copies saved elsewhere find the module
     """
-    values: dict[str, Any] = _copy(raw)
-    for key, value in map(split_override, overrides):
-        set_key(values, key, parse_value(value, key))
+    values = with_overrides(raw, overrides)
     if any(map(is_own, _texts(values))):
         values.setdefault("modules", str(Path(origin).parent.absolute()))
         if isinstance(values["modules"], str):
@@ -287,24 +271,6 @@ def _named(key: str) -> Iterator[None]:
         raise UserError(f"{key}: {error}") from error
 
 
-def split_override(text: str) -> tuple[str, str]:
-    """`section.key=value` -> the key and the value's text. Raises UserError for anything else."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise UserError(f"{text}: give overrides as section.key=value, for example train.kimg=96")
-    return key.strip(), value
-
-
-def check_overrides(overrides: Sequence[str]) -> None:
-    """Raises UserError for a key that is given twice, by itself or within a section that a later override replaces."""
-    given = [split_override(text)[0] for text in overrides]
-    for number, key in enumerate(given):
-        for later in given[number + 1 :]:
-            if key == later or key.startswith(f"{later}."):
-                again = "again" if key == later else f"by {later}"
-                raise UserError(f"{key}: given on the command line, and replaced {again} after it: give it once")
-
-
 def validated(values: Mapping[str, Any], origin: str) -> Config:
     """The configuration of complete values. Raises UserError that begins with `origin`."""
     try:
@@ -322,57 +288,6 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(inner)
     elif isinstance(value, str):
         yield value
-
-
-def _copy(value: Any) -> Any:
-    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def set_key(values: dict[str, Any], key: str, value: Any) -> None:
-    """Sets values["a"]["b"] for the key `a.b`. The text after `sweep.grid.` is one key, which may contain dots.
-
-    Raises UserError when `a` is not a section.
-    """
-    if key.startswith(_GRID):
-        *sections, last = "sweep", "grid", key.removeprefix(_GRID)
-    else:
-        *sections, last = key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        if inner is None:
-            inner = values[section] = {}
-        if not isinstance(inner, dict):
-            raise UserError(f"{key}: {section} is a value, not a section")
-        values = inner
-    values[last] = value
-
-
-def parse_value(text: str, key: str = "value") -> Any:
-    """Parses the value of an override by the rules of the file. What is no YAML is text, for example `a: b`.
-
-    Raises UserError, naming the key, when a mapping gives a key twice.
-    """
-    try:
-        return yaml12.read(text, key)
-    except yaml12.NotYamlError:
-        return text
-
-
-def known_keys() -> list[str]:
-    """Every configuration key, dotted."""
-    return list(explain.known_keys(Config))
-
-
-def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """One text `key is x there, y here` per value that differs."""
-    found = []
-    for name in sorted({*before, *after}):
-        a, b = before.get(name), after.get(name)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{name}.")
-        elif a != b:
-            found.append(f"{prefix}{name} is {a} there, {b} here")
-    return found
 
 
 def dump(config: Config) -> bytes:

@@ -1,4 +1,5 @@
-"""Explains in one line why pydantic refuses a configuration: the key as written, the fault and the right form."""
+"""Configurations in words: why pydantic refuses one (the key as written, the fault and the right form), and where two
+differ."""
 
 from __future__ import annotations
 
@@ -78,3 +79,15 @@ def known_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from known_keys(inner, f"{prefix}{name}.")
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One text `key is x there, y here` per value that differs."""
+    found = []
+    for name in sorted({*before, *after}):
+        a, b = before.get(name), after.get(name)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name} is {a} there, {b} here")
+    return found

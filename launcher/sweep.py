@@ -26,8 +26,9 @@ from entroloop.data.child import end_with
 from entroloop.data.errors import Failed, Interrupted, UserError
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.store import manifest
-from entroloop.launcher.config import Config, check_overrides, compose, dump, read_yaml
+from entroloop.launcher.config import Config, compose, dump, read_yaml
 from entroloop.launcher.keep_config import KeepConfig
+from entroloop.launcher.overrides import check_overrides
 from entroloop.launcher.run import fork, lease, retention
 from entroloop.launcher.run.recipes import is_sealed, next_step, recipes, steps
 from entroloop.launcher.run.resume import open_run

@@ -24,7 +24,8 @@ def fork_command(
     """
     from entroloop.data.errors import UserError
     from entroloop.data.runfolder import Layout, read_config
-    from entroloop.launcher.config import check_overrides, compose
+    from entroloop.launcher.config import compose
+    from entroloop.launcher.overrides import check_overrides
     from entroloop.launcher.run.fork import forked
     from entroloop.launcher.run.resume import open_run
 

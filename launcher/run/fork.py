@@ -17,7 +17,8 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.paths import expanded
 from entroloop.data.runfolder import PREPARE, Layout, Step, read_config
 from entroloop.data.store import manifest
-from entroloop.launcher.config import Config, differences, dump, validated
+from entroloop.launcher.config import Config, dump, validated
+from entroloop.launcher.explain import differences
 from entroloop.launcher.fork_config import ForkedFrom
 from entroloop.launcher.run.recipes import inputs, is_sealed, recipes, steps
 from entroloop.selection.pool import pool_of

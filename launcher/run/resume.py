@@ -21,7 +21,8 @@ from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step, read_config
 from entroloop.data.store import manifest
-from entroloop.launcher.config import Config, differences, dump, validated
+from entroloop.launcher.config import Config, dump, validated
+from entroloop.launcher.explain import differences
 from entroloop.launcher.run import fork
 from entroloop.launcher.run.lease import Lease
 from entroloop.launcher.run.phases import BY_NAME

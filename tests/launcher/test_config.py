@@ -8,6 +8,7 @@ from loops import TINY, tiny
 
 from entroloop.data.errors import UserError
 from entroloop.launcher import config as configuration
+from entroloop.launcher.explain import differences, known_keys
 
 BAD = [
     ("train.lrr=1", "train.lrr: unknown key; did you mean train.lr?"),
@@ -113,7 +114,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize("key", configuration.known_keys())
+@pytest.mark.parametrize("key", known_keys(configuration.Config))
 def test_no_word_of_the_library_is_in_a_refusal(key):
     lines = 0
     for value in WRONG:
@@ -228,7 +229,7 @@ def test_broken_files_are_named(tmp_path, text, line):
 def test_differences_name_every_key():
     before = {"a": {"b": 1, "c": 2}, "d": [1]}
     after = {"a": {"b": 1, "c": 3}, "d": [2], "e": None}
-    assert configuration.differences(before, after) == ["a.c is 2 there, 3 here", "d is [1] there, [2] here"]
+    assert differences(before, after) == ["a.c is 2 there, 3 here", "d is [1] there, [2] here"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from present import present
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.launcher import __main__ as program
-from entroloop.launcher.config import Config, known_keys
+from entroloop.launcher.config import Config
+from entroloop.launcher.explain import known_keys
 from entroloop.launcher.keys import find, keys
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.trainer.catalogue import NETWORKS, OBJECTIVES, SAMPLERS, TRACKERS
@@ -21,8 +22,9 @@ ROOT = next(folder for folder in Path(__file__).parents if (folder / "setup.cfg"
 
 def test_every_key_of_a_configuration_is_explained():
     found = {key.name: key for key in keys(Config)}
-    sections = {name for name in known_keys() if any(other.startswith(f"{name}.") for other in known_keys())}
-    assert set(found) == set(known_keys()) - sections
+    every = set(known_keys(Config))
+    sections = {name for name in every if any(other.startswith(f"{name}.") for other in every)}
+    assert set(found) == every - sections
     assert not [key.name for key in found.values() if not key.meaning.endswith(".")]
 
 
