@@ -109,7 +109,8 @@ def test_every_phase_waits_for_a_slow_rank_0_longer_than_an_exchange_may_take(tm
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     place: dict[str, Any] = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = ["run", config, "tracking.trackers=[slow_tracker:tracker]", "--scratch", tmp_path / "scratch"]
+    own = [f"modules={tmp_path}", "tracking.trackers=[slow_tracker:tracker]"]
+    command = ["run", config, *own, "--scratch", tmp_path / "scratch"]
     ranks = [
         forked.Forked(slow_rank_0, command, merged=True, **{**place, "RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)
