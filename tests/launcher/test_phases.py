@@ -1,12 +1,18 @@
 """The order of phases, the pools, and the configuration values that decide each result."""
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
+import torch
 from loops import tiny
 
-from entroloop.data.runfolder import PREPARE, Step
+from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store.shards import REAL
+from entroloop.data.world import World
+from entroloop.launcher.run import runner
+from entroloop.launcher.run.context import Context
+from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.recipes import inputs, next_step, recipes, steps
 from entroloop.selection.pool import LoopConfig, pool_of, training_size
 
@@ -82,3 +88,13 @@ def test_every_section_changes_the_steps_it_decides(tmp_path):
 def test_an_evaluation_setting_leaves_later_training_alone(tmp_path):
     a, b = recipes(tiny(tmp_path)), recipes(tiny(tmp_path, "evaluation.samples=20"))
     assert a[Step(1, "train")] == b[Step(1, "train")]
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_the_caches_of_a_gpu_are_emptied_after_a_phase(device, tmp_path, monkeypatch):
+    emptied = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(device))
+    monkeypatch.setitem(BY_NAME, "train", SimpleNamespace(work=lambda *given: "done"))
+    context = Context(tiny(tmp_path), Layout(tmp_path), World(device=torch.device(device)))
+    assert runner.perform(context, Step(0, "train")) == "done"
+    assert emptied == (["cuda"] if device == "cuda" else [])
