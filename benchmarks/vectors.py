@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from training import bare_steps, row
+from paired import bare_steps, row
 
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import Provenance, seal_dataset, write_shard

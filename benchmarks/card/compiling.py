@@ -39,15 +39,19 @@ def compiled(card: Card) -> None:
     if card.pretended:
         card.row("compiled training and sampling", "not on the pretended device")
         return
-    for name, batch in (("cifar10", 128), ("ffhq64", 32)):
-        given = [card.results, card.folder, card.until, name, batch]
-        if (found := _ended(card, f"training of {name}", [[TRAINING, *map(str, given)]])) is not None:
-            card.verdict(f"training of {name} runs compiled", found != [""])
-        if name == "cifar10":
-            command = [SAMPLING, str(weights_of(card, "edm"))]
-            if (found := _ended(card, "sampling in two processes", [command, command])) is not None:
-                same = bool(found[0]) and found[0] == found[1]
-                card.verdict("compiled sampling has the same bytes in two processes", same)
+    sampling = [SAMPLING, str(weights_of(card, "edm"))]
+    if (found := _ended(card, "training of cifar10", [_training(card, "cifar10", 128)])) is None:
+        return
+    card.verdict("training of cifar10 runs compiled", found != [""])
+    if (found := _ended(card, "sampling in two processes", [sampling, sampling])) is None:
+        return
+    card.verdict("compiled sampling has the same bytes in two processes", bool(found[0]) and found[0] == found[1])
+    if (found := _ended(card, "training of ffhq64", [_training(card, "ffhq64", 32)])) is not None:
+        card.verdict("training of ffhq64 runs compiled", found != [""])
+
+
+def _training(card: Card, name: str, batch: int) -> list[str]:
+    return [TRAINING, *map(str, (card.results, card.folder, card.until, name, batch))]
 
 
 def _ended(card: Card, what: str, programs: Sequence[Sequence[str]]) -> list[str] | None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from card.common import HERE, Card
+from card.common import Card
 from card.encoding import save_inception
 from card.training_steps import network_of
 from entroloop.data.features.encoder import load_encoder
@@ -22,12 +19,6 @@ from entroloop.trainer.generate import Generator, SamplePlan, generate
 from entroloop.trainer.sample_config import SampleConfig
 
 HEUN: dict[str, Any] = {"sampler": "heun", "steps": 18}
-ALONE = """
-import sys, torch
-from pathlib import Path
-from card.sampling_steps import digest
-print(digest(Path(sys.argv[1]), torch.device("cuda", 0)))
-"""
 
 
 def weights_of(card: Card, objective: str) -> Path:
@@ -54,10 +45,6 @@ def sampling(card: Card) -> None:
         for batch in card.pick((256, 1024), (4,)):
             _rate(card, weights["edm"], batch, precision=precision, **HEUN)
     _rate(card, weights["ddpm"], card.pick(512, 4), precision="fp16", sampler="ddpm", steps=card.pick(100, 3))
-    if card.pretended:
-        card.row("compiled sampling", "not on the pretended device")
-    elif card.has(25, "compiled sampling in two processes"):
-        _compiled(card, weights["edm"])
 
 
 def _rate(card: Card, weights: Path, batch: int, **config: Any) -> None:
@@ -121,16 +108,3 @@ def _beside_an_encoder(card: Card, weights: Path) -> None:
     card.row("calls of an encoder beside sampling", calls[0])
     card.verdict("the encoder did its work beside sampling", calls[0] > 0)
     card.verdict("sampling beside an encoder has the same bytes", right and times > 0)
-
-
-def digest(weights: Path, device: torch.device) -> str:
-    """The SHA-256 of samples that a compiled network draws."""
-    made = Generator(weights, SampleConfig(batch=64, compile=True, **HEUN), SamplePlan(0, 0, 64, 64), device)
-    return hashlib.sha256(made.samples(0, 64)[0].tobytes()).hexdigest()
-
-
-def _compiled(card: Card, weights: Path) -> None:
-    command = [sys.executable, "-c", ALONE, str(weights)]
-    processes = [subprocess.Popen(command, cwd=HERE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    found = [process.communicate()[0] for process in processes]
-    card.verdict("compiled sampling has the same bytes in two processes", bool(found[0]) and found[0] == found[1])

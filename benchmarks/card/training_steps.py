@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from training import make_set
+from paired import make_set
 
 from card.common import CONFIGS, Card
 from entroloop.data.memory import release
@@ -83,25 +83,21 @@ def training(card: Card) -> None:
     for name, batch in (("cifar10", 128), ("ffhq64", 32)):
         batch = card.pick(batch, 8)
         for precision in PRECISIONS:
-            _rate(card, name, batch, data[name], many, precision=precision)
+            rate(card, name, batch, data[name], many, precision=precision)
     _losses(card, data["cifar10"])
     _resume(card, data["cifar10"])
     _one_step(card, data["cifar10"])
     _memory(card, data["cifar10"])
-    _rate(card, "ffhq64", card.pick(128, 16), data["ffhq64"], many, precision="bf16")
+    rate(card, "ffhq64", card.pick(128, 16), data["ffhq64"], many, precision="bf16")
     for name, batch in (("cifar10", 128), ("ffhq64", 32)):
         batch = card.pick(batch, 8)
         for precision in ("bf16", "fp16"):
             if card.has(4, f"{name}, {precision}, channels_last"):
-                _rate(card, name, batch, data[name], many, precision=precision, channels_last=True)
-    for name, batch in (("cifar10", 128), ("ffhq64", 32)):
-        if card.pretended:
-            card.row(f"{name}, compiled", "not on the pretended device")
-        elif card.has(30, f"{name}, compiled"):
-            _rate(card, name, batch, data[name], many, precision="bf16", channels_last=True, compile=True)
+                rate(card, name, batch, data[name], many, precision=precision, channels_last=True)
 
 
-def _rate(card: Card, name: str, batch: int, data: Resident, many: int, **changes: Any) -> None:
+def rate(card: Card, name: str, batch: int, data: Resident, many: int, **changes: Any) -> None:
+    """Rows: images per second of a network's training steps, and the most memory."""
     torch.cuda.reset_peak_memory_stats()
     steps = Steps(card, name, batch, data, **changes)
     said = ", ".join([name, f"batch {batch}", *(f"{key}={value}" for key, value in changes.items())])
