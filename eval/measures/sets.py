@@ -2,17 +2,16 @@
 
     generated, training, reference (this rank's rows of each)  ->  Sets  ->  per-point vectors and moments of all ranks
 
-Points are compared block by block. Ranks pass their rows round a ring, and gather only vectors with one number per
-point. Every rank gets the same results and must ask for the same results in the same order.
+Points are compared block by block (`exchanges.py`). Every rank gets the same results and must ask for the same results
+in the same order.
 
 M generated points, N training points, R reference points (held-out real data), D features, K neighbours.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -23,8 +22,9 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.wording import counted
 from entroloop.data.world import World
-from entroloop.eval.measures import diversity, frechet, manifold
-from entroloop.selection import Entropy, kl_entropy, nearest
+from entroloop.eval.measures import diversity, frechet
+from entroloop.eval.measures.exchanges import Exchanges
+from entroloop.selection import Entropy, kl_entropy
 from entroloop.selection.entropy import entropy_of
 from entroloop.selection.exact.distance import first_bad_row
 
@@ -37,7 +37,6 @@ OF_REAL = (
     "within_real", "within_training", "reference_to_training", "reference_to_copies", "real_moments", "real_kernel_sum",
     "entropy",
 )  # fmt: skip  # found once, from the real sets alone
-RING_BYTES = 1 << 28  # of rows that travel between ranks at a time
 LARGEST_SEED = 2**32 - 1  # the largest that both numpy and scikit-learn accept
 
 
@@ -56,7 +55,7 @@ class _FoundOnce(Generic[T]):
         return found
 
 
-class Sets:
+class Sets(Exchanges):
     """Two or three sets on one device. `real` is the reference if there is one, else the training set.
 
     generated, training, reference  [M, D], [N, D], [R, D]; with a `world`, this rank's rows of each
@@ -81,7 +80,7 @@ class Sets:
     ) -> None:
         if not 0 <= seed <= LARGEST_SEED:
             raise UserError(f"seed {seed}: must be from 0 to {LARGEST_SEED}")
-        self.world = World() if world is None else world
+        super().__init__(World() if world is None else world)
         self.entropy_size, self.seed = entropy_size, seed
         given = {"generated": generated, "training": training, "reference": reference, "mirrored": mirrored}
         loaded = {name: self._load(name, x) for name, x in given.items() if x is not None}
@@ -122,63 +121,6 @@ class Sets:
             raise UserError(f"mirrored: holds {self.n[name]} points, the training set {self.n['training']}")
         if self.n[name] < 2:
             raise UserError(f"{name}: holds {counted(self.n[name], 'point')}; measures need at least 2")
-
-    # --- exchanges -------------------------------------------------------------------------------------------------
-
-    def gather(self, x: Tensor) -> Tensor:
-        """All ranks' rows, in rank order."""
-        return self.world.gather_rows(x.to(self.world.device))
-
-    def ring(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """All ranks' rows of `x` in blocks, each with the number of its first row. One rank keeps them in one block."""
-        world, counts = self.world, self.world.gather_counts(len(x))
-        starts = [sum(counts[:rank]) for rank in range(world.size)]
-        step = max(counts) if world.size == 1 else max(1, RING_BYTES // (x.element_size() * x.shape[1]))
-        for first in range(0, max(counts), max(step, 1)):
-            block = x[first : first + step]
-            yield starts[world.rank] + first, block
-            for hop in range(1, world.size):
-                source = (world.rank - hop) % world.size
-                block = world.rotate(block, min(max(counts[source] - first, 0), step))
-                yield starts[source] + first, block
-
-    def total(self, *values: float) -> list[float]:
-        """Sums over ranks."""
-        out = self.world.all_reduce(torch.tensor(values, dtype=torch.float64, device=self.world.device))
-        return [float(value) for value in out]
-
-    def nearest(self, queries: Tensor, bank: Tensor, k: int, *, exclude_self: bool = False) -> tuple[Tensor, Tensor]:
-        """Distances float64 [all queries, k] and global ids."""
-        distances, ids = nearest(queries, bank, k, exclude_self=exclude_self, world=self.world)
-        return self.gather(torch.as_tensor(distances)), self.gather(torch.as_tensor(ids))
-
-    def kernel_sum(self, x: Tensor, y: Tensor) -> float:
-        """Sum of KID's kernel over all pairs of one of this rank's points `x` and one of all ranks' points `y`."""
-        return math.fsum(diversity.polynomial_kernel_sum(x, block) for _, block in self.ring(y))
-
-    def balls(self, points: Tensor, centres: Tensor, balls: Sequence[manifold.Balls]) -> list[tuple[Tensor, Tensor]]:
-        """For each kind of balls, the number of balls around each of all ranks' points, int64 [all points], and of
-        points inside each of all ranks' balls, int64 [all centres].
-
-        `points` and `centres` are this rank's rows, the radii are those of all ranks' centres.
-        """
-        world, counts = self.world, self.world.gather_counts(len(centres))
-        around = [torch.zeros(len(points), dtype=torch.int64, device=points.device) for _ in balls]
-        inside = [torch.zeros(sum(counts), dtype=torch.int64, device=points.device) for _ in balls]
-        for first, theirs in self.ring(centres):
-            rows = slice(first, first + len(theirs))
-            found = manifold.balls_around(points, theirs, [(radii[rows], closed) for radii, closed in balls])
-            for i, (of_points, of_balls) in enumerate(found):
-                around[i] += of_points
-                inside[i][rows] = of_balls
-        return [(self.gather(a), world.all_reduce(b)) for a, b in zip(around, inside, strict=True)]
-
-    def own(self, values: Tensor, rows: Tensor) -> Tensor:
-        """Of values of all ranks' rows, those of this rank's `rows`."""
-        start = sum(self.world.gather_counts(len(rows))[: self.world.rank])
-        return values[start : start + len(rows)]
-
-    # --- found once ------------------------------------------------------------------------------------------------
 
     @_FoundOnce
     def to_training(self) -> tuple[Tensor, Tensor]:
@@ -266,7 +208,7 @@ class Sets:
         scatter, and rounding in a singular scatter would show in the measures."""
         if n <= self.dimensions:
             return frechet.moments(self.gather(x))
-        return combined(frechet.moments(x), self.world)
+        return self.combined(frechet.moments(x))
 
     @_FoundOnce
     def real_kernel_sum(self) -> float:
@@ -296,23 +238,12 @@ class Sets:
     def _entropy(self, radii: Tensor) -> Entropy:
         return entropy_of(radii.cpu().numpy(), self.dimensions, 1, world=self.world)
 
-    def first(self, x: Tensor, n: int) -> Tensor:
-        """This rank's rows of the first n of all ranks' rows."""
-        start = sum(self.world.gather_counts(len(x))[: self.world.rank])
-        return x[: max(0, n - start)]
-
     def drawn_training(self, size: int) -> Tensor:
         """This rank's rows of a seeded subset of at most `size` training points, the same at any number of ranks."""
         n, training = self.n["training"], self.training
         if size >= n:
             return training
         return self.among(training, np.sort(np.random.default_rng(self.seed).permutation(n)[:size]))
-
-    def among(self, x: Tensor, ids: NDArray[np.int64]) -> Tensor:
-        """This rank's rows of `x` whose numbers, counted through the rows of all ranks, are among the sorted ids."""
-        start = sum(self.world.gather_counts(len(x))[: self.world.rank])
-        mine = ids[(ids >= start) & (ids < start + len(x))] - start
-        return x[torch.from_numpy(mine).to(x.device)]
 
 
 def check_type(name: str, features: Tensor) -> None:
@@ -342,13 +273,3 @@ def _two_smallest(distances: Tensor, ids: Tensor) -> Tensor:
     ids = ids.gather(1, order)
     second = torch.where(ids[:, 1:] == ids[:, :1], torch.inf, distances[:, 1:]).min(1).values
     return torch.stack([distances[:, 0], second], 1)
-
-
-def combined(own: frechet.Moments, world: World) -> frechet.Moments:
-    """Moments of all ranks' points from each rank's own."""
-    if world.size == 1:
-        return own
-    n = sum(world.gather_counts(own.n))
-    mean = world.all_reduce(own.mean * own.n) / n
-    shift = own.mean - mean
-    return frechet.Moments(n, mean, world.all_reduce(own.scatter + own.n * torch.outer(shift, shift)))

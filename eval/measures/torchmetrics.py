@@ -32,9 +32,10 @@ from entroloop.data.store.shards import REAL
 from entroloop.data.world import World, current
 from entroloop.eval.catalogue import MEASURES
 from entroloop.eval.measures import frechet
+from entroloop.eval.measures.exchanges import Exchanges
 from entroloop.eval.measures.frechet import Moments, merge, moments
 from entroloop.eval.measures.registry import measure
-from entroloop.eval.measures.sets import Sets, check_finite, check_type, check_width, combined
+from entroloop.eval.measures.sets import Sets, check_finite, check_type, check_width
 
 Role = Literal["generated", "training", "reference"]
 ROLES: tuple[Role, ...] = ("generated", "training", "reference")
@@ -182,11 +183,11 @@ class FrechetDistance(_SetMetric):
         setattr(self, role, [_pack(new)])
 
     def compute(self) -> Tensor:
-        sums = {}
+        sums, exchanges = {}, Exchanges(self.world)
         for role, width in self._widths().items():
             kept: list[Tensor] = getattr(self, role)
             mine = _unpack(kept[0]) if kept else moments(torch.empty(0, width, device=self.device))
-            sums[role] = combined(Moments(mine.n, mine.mean, mine.scatter), self.world)
+            sums[role] = exchanges.combined(mine)
         for role in ("generated", "reference" if "reference" in sums else "training"):
             if role not in sums or sums[role].n < 2:
                 raise UserError(f"{role}: holds too few points; the Frechet distance needs at least 2")
