@@ -113,7 +113,7 @@ def encode(
         if not manifest.is_sealed(folder):
             made_from = {"source": identity["source"]}
             seal_blocks(len(opened.names), len(pieces), loaded, folder, about={"encode": facts}, made_from=made_from)
-        begun.forget()
+        begun.clean_up()
 
     world.on_main(seal)
     return manifest.read(folder)

@@ -170,7 +170,7 @@ class Taking:
                 about = {"take": identity, **(classes_of(classes) if layout.labelled else {})}
                 made_from = {"source": identity["source"], "ids": identity["ids"]}
                 seal_dataset(self.dest, about=about, made_from=made_from)
-        begun.forget()
+        begun.clean_up()
 
     # --- a folder of images -----------------------------------------------------------------------------------------
 
@@ -186,7 +186,7 @@ class Taking:
                 there = json.loads(complete.read_bytes()).get("take")
             if there != identity:
                 raise UserError(f"{self.dest}: already holds other images: give another folder")
-            begun.forget()
+            begun.clean_up()
             return
         begun.check(self.name, identity)
         there = begun.facts()
@@ -217,7 +217,7 @@ class Taking:
             "take": identity,
         }
         files.put(complete, json.dumps(found, ensure_ascii=False).encode() + b"\n")
-        begun.forget()
+        begun.clean_up()
 
     @property
     def _as_they_are(self) -> bool:

@@ -120,12 +120,12 @@ class Begun:
         if manifest.is_sealed(self.dest) or not files.create(self.path, lambda file: file.write(text)):
             self.check(source, identity)
         if manifest.is_sealed(self.dest):
-            self.forget()
+            self.clean_up()
             return False
         files.sweep_temporaries(self.dest)
         return True
 
-    def forget(self) -> None:
+    def clean_up(self) -> None:
         """Removes the facts and the lists, which only unfinished work needs, and what a kill just after the seal left.
 
         Does not touch the disk if they are already gone, because finished work may be on a read-only disk.

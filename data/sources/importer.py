@@ -131,7 +131,7 @@ def seal_import(dest: Path) -> Manifest:
     begun = Begun(dest, "import")
     facts = None if manifest.is_sealed(dest) else begun.facts()
     if manifest.is_sealed(dest):  # also by another process, just now
-        begun.forget()
+        begun.clean_up()
         return manifest.read(dest)
     if facts is None:
         raise UserError(f"{dest}: not an import that was begun (no {begun.path.name})")
@@ -139,7 +139,7 @@ def seal_import(dest: Path) -> Manifest:
     about: dict[str, Any] = {"import": {key: facts[key] for key in IDENTITY}, **classes_of(facts)}
     axes = [AXES] if facts["settings"].get("pca") else []
     sealed = seal_dataset(dest, about=about, made_from={"source": facts["source"]}, more=axes)
-    begun.forget()
+    begun.clean_up()
     return sealed
 
 

@@ -7,6 +7,7 @@ N names.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 class _Names(Sequence[str]):
     """A Sequence that makes each name when it is asked for."""
 
-    def _one(self, row: int) -> str:
-        raise NotImplementedError
+    @abstractmethod
+    def _one(self, row: int) -> str: ...
 
     @overload
     def __getitem__(self, row: int) -> str: ...
