@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 RUN := PYTHONSAFEPATH=1 $(BIN)/python -m
 BENCHMARKS := selection scale data training sampling encoders
-# Two files at a time in the order of tests/conftest.py, each test on one thread; modules are compiled once.
+# Two or three files at a time in the order of tests/conftest.py, each test on one thread; modules are compiled once.
+WORKERS := 2
 # Of `make gpu`: cuda, or pretended where there is no GPU; full, or tiny, whose figures mean nothing.
 DEVICE := cuda
 SCALE := full
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help demo test test-fast gpu-test lint format docs bench gpu clean
 
@@ -37,6 +38,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(RUN) entroloop.launcher demo
 
+# Three for two cores: the tests of SLURM and of ranks that hang mostly wait.
+test: WORKERS := 3
 test: $(STAMP)
 	sh tests/system_packages.sh
 	$(PYTEST)

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from entroloop.data.runfolder import Layout
 
 # Files that take longest, first: whoever begins with them last would work alone at the end.
-LONGEST = ("cluster", "engines", "frozen", "sweep", "index", "end_to_end", "greedy", "neighbours")
+LONGEST = (
+    "cluster", "engines", "pretended", "many_ranks", "peers", "paths", "runs_page", "frozen", "end_to_end", "page",
+    "index", "voronoi", "generate", "sweep", "retention", "train", "fork", "main", "greedy", "threshold", "neighbours",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

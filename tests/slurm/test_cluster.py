@@ -251,6 +251,7 @@ def test_the_signal_comes_before_a_real_time_limit(tmp_path):
     until(lambda: all_ended(run), run)
 
 
+@pytest.mark.long
 def test_two_nodes_train_together_and_go_on_after_the_signal_before_the_time_limit(tmp_path):
     (tmp_path / "twin").mkdir()
     twin = tiny_file(tmp_path / "twin", "train.kimg=9.6", "generations=1")
@@ -308,6 +309,7 @@ def test_a_task_that_waits_in_vain_says_for_whom(tmp_path):
     assert re.search(r"rank 0 of 2 waited 2 s at n\d:\d+ for rank 1: see why", done.stderr), done.stderr
 
 
+@pytest.mark.long
 def test_a_preempted_job_saves_its_state_and_goes_on_later(tmp_path):
     path = tiny_file(tmp_path, *SLURM, "train.kimg=4000", "generations=1", "slurm.lines=[--exclusive]")
     run = tmp_path / "runs" / "tiny"

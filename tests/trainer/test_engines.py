@@ -73,7 +73,10 @@ def alone(tmp_path_factory):
     return Layout(folder / "runs" / "tiny")
 
 
-@pytest.mark.parametrize("engine", ["ddp", pytest.param("zero1", marks=pytest.mark.long), "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "engine",
+    ["ddp", pytest.param("zero1", marks=pytest.mark.long), "zero2", pytest.param("zero3", marks=pytest.mark.long)],
+)
 def test_two_ranks_train_as_one_process_does(alone, tmp_path, engine):
     path = tiny_file(tmp_path)
     status, out = ended(two_ranks(path, *EACH_STEP, f"train.engine={engine}"))
