@@ -86,12 +86,11 @@ def conflicts(points: Sketch, threshold: float) -> NDArray[np.bool_]:
     if points.form is BF16 and points.rows.device.type == "cuda":
         points = points.again(F32)  # leaves few pairs open, where a second product costs little and its launches much
     n, scale = len(points), points.frame.scale
-    level = torch.full((n,), threshold, dtype=torch.float64, device=points.rows.device)
     while True:
         form, worst = points.form, points.errors + points.errors.amax(0)
         result = product(points, points.turn())
-        out = result < surely(form, worst, level, scale)[:, None]
-        i, j = at_most(result, cut(form, worst, level, scale))
+        out = result < surely(form, worst, threshold, scale)[:, None]
+        i, j = at_most(result, cut(form, worst, threshold, scale))
         open_ = (i < j) > out[i, j]
         i, j = i[open_], j[open_]
         if len(i) <= 4 * n or form.name not in LONGER:

@@ -12,7 +12,7 @@ Shapes: n left rows, m right rows, D features, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -114,7 +114,8 @@ class Sweep:
 
     def __post_init__(self) -> None:
         self._tiles, self._width = self.right.tiles(), tile_columns(self.level.device)
-        self._worst = torch.stack([tile.errors.amax(0) for tile in self._tiles])  # of each tile
+        worst = [tile.errors.amax(0)[None] for tile in self._tiles]
+        self._worst = worst[0] if len(worst) == 1 else torch.cat(worst)  # of each tile
         self.resume = torch.zeros(len(self.left), dtype=torch.int64, device=self.level.device)
         self._given = torch.zeros_like(self.resume, dtype=torch.bool)  # rows that have given pairs
         # Pairs (left rows, right rows, products) wait until the level has fallen and most no longer matter.
@@ -129,11 +130,11 @@ class Sweep:
                 here = here[self.level[here] >= self.floor]
             if relevant is None:
                 alive = here
-            if self.start is not None:
+            if self.start is not None and len(self._tiles) > 1:
                 here = here[: int(torch.searchsorted(self.start[here], (t + 1) * self._width))]
             if self.before is not None:
                 here = here[int(torch.searchsorted(self.before[here], t * self._width, right=True)) :]
-            for rows in torch.split(here, tile_rows(here.device)) if len(here) else ():
+            for rows in self._parts(here):
                 yield from self._compare(t, rows)
             if self.floor > 0:
                 self.resume[here] = min((t + 1) * self._width, len(self.right))
@@ -147,6 +148,12 @@ class Sweep:
             i, j, result = i[kept], j[kept], result[kept]
         yield from self._give(i, j, result)
 
+    def _parts(self, here: Tensor) -> Iterable[Tensor | slice]:
+        n, step = len(self.left), tile_rows(here.device)
+        if len(here) == n:  # slices need no gathering
+            return [slice(top, min(top + step, n)) for top in range(0, n, step)]
+        return torch.split(here, step) if len(here) else ()
+
     def _relevant(self, lowest: Tensor) -> Tensor:
         """Lowers the level by the smallest products. -> which tiles can hold a pair of each row, bool [tiles, n]"""
         form, scale = self.left.form, self.left.frame.scale
@@ -156,7 +163,7 @@ class Sweep:
             torch.minimum(self.level, far.kthvalue(self.k, dim=0).values if self.k > 1 else far.amin(0), out=self.level)
         return lowest <= cut(form, errors, self.level, scale)
 
-    def _compare(self, t: int, rows: Tensor) -> Iterator[Pairs]:
+    def _compare(self, t: int, rows: Tensor | slice) -> Iterator[Pairs]:
         """Compares left rows with a tile. Yields the pairs if they are so many that a longer format is tried."""
         tile, start, k, level = self._tiles[t], t * self._width, self.k, self.level[rows]
         form, scale, errors = tile.form, tile.frame.scale, self.left.errors[rows] + self._worst[t]
@@ -165,7 +172,7 @@ class Sweep:
         ignore = None if self.ignore is None else self.ignore[rows] - start
         if before is not None:
             ragged = int(torch.searchsorted(before, len(tile)))
-            later = torch.arange(len(tile), device=rows.device) >= before[:ragged, None]
+            later = torch.arange(len(tile), device=before.device) >= before[:ragged, None]
             result[:ragged].masked_fill_(later, form.infinite)
         if ignore is not None:
             _hide(result, ignore, form.infinite)
@@ -178,17 +185,18 @@ class Sweep:
             if before is not None:
                 counts &= j < before[i]
             i, j = i[counts], j[counts]
-        longer, most = LONGER.get(form.name), _CROWDED * (k or 1) * len(rows)
+        longer, most = LONGER.get(form.name), _CROWDED * (k or 1) * len(result)
         if longer is not None and len(i) > most:
             sure = 0 if k else int((result < surely(form, errors, level, scale)[:, None]).sum())
             if len(i) - sure > most:
                 left, right = self.left.again(longer, rows), tile.again(longer).turn()
                 for i, j, distance in contenders(left, right, level, k, before=before, ignore=ignore):
-                    self._given[rows[i]] = True
-                    self._check_lowest(rows[i], torch.full_like(i, t), distance)
-                    yield rows[i], j + start, distance
+                    placed = _placed(rows, i)
+                    self._given[placed] = True
+                    self._check_lowest(placed, torch.full_like(i, t), distance)
+                    yield placed, j + start, distance
                 return
-        self._waiting.append((rows[i], j + start, result[i, j]))
+        self._waiting.append((_placed(rows, i), j + start if start else j, result[i, j]))
 
     def _near(self) -> tuple[Tensor, Tensor, Tensor]:
         """Takes those of the waiting pairs that are still within the level: left rows, right rows, products."""
@@ -239,6 +247,13 @@ class Sweep:
         t, i = (torch.isfinite(nearest) & (nearest <= self.level)).nonzero().unbind(1)
         errors, products = self.left.errors[i] + self._worst[t], self.lowest[t, i]
         check(self.left.form, errors, products, nearest[t, i], self.left.frame.scale)
+
+
+def _placed(rows: Tensor | slice, i: Tensor) -> Tensor:
+    """The numbers of the rows i of a part."""
+    if isinstance(rows, Tensor):
+        return rows[i]
+    return i + rows.start if rows.start else i
 
 
 def _hide(result: Tensor, column: Tensor, infinite: float) -> None:

@@ -12,6 +12,7 @@ Shapes: N points, D features, P pairs.
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -70,7 +71,7 @@ def first_bad_row(x: Tensor) -> int:
     step = max(1, _CHECK_ELEMENTS // x.shape[1])
     for start in range(0, len(x), step):
         part = x[start : start + step]
-        if bool(torch.isfinite(part.sum())):
+        if math.isfinite(float(part.sum())):
             continue  # a sum of finite values may overflow; then every row is checked
         bad = ~torch.isfinite(part).all(1)
         if bool(bad.any()):
@@ -125,7 +126,10 @@ def pair_distances(a: Tensor, i: Tensor, b: Tensor, j: Tensor) -> Tensor:
         difference = wide[:n].copy_(left[:n])
         difference -= right[:n]
         difference *= difference
-        out[start : start + n] = fold_sum(difference)
+        sums = fold_sum(difference)
+        if n == len(i):
+            return root(sums)
+        out[start : start + n] = sums
     return root(out)
 
 

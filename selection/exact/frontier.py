@@ -20,7 +20,7 @@ from torch import Tensor
 
 from entroloop.selection.exact.blocks import earlier_distances
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Sweep
-from entroloop.selection.exact.distance import distances_to
+from entroloop.selection.exact.distance import distances_to, pair_distances
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.rows import Shard
 from entroloop.selection.exact.sketch import Frame, Sketch
@@ -78,10 +78,16 @@ class Frontier:
                 self._apply(part, first, level)
             self.keep_active(level)
 
-    def lower(self, ids: Tensor, distance: Tensor) -> None:
-        """Notes a distance of each of these rows to some choice."""
+    def reject(self, ids: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+        """Lowers the bounds of rows that are within a threshold of the choices numbered `by`, which may be admitted
+        later. -> the local rows among them and their choices, for `distances`"""
         place, local = self.shard.owned(ids)
-        self.bound[local] = torch.minimum(self.bound[local], distance[place])
+        self.bound[local] = threshold
+        return local, by[place]
+
+    def distances(self, local: Tensor, by: Tensor) -> Tensor:
+        """The canonical distances of local rows to the choices numbered `by`."""
+        return pair_distances(self.shard.rows, local, self._choices.rows, self._choices.numbers(by))
 
     def earlier(self, first: int, level: Tensor) -> Tensor:
         """For each choice from `first` on min(level, its distance to the nearest of these choices before it)."""

@@ -20,7 +20,7 @@ class InexactProductError(ArithmeticError):
     """The processor multiplied less exactly than the intervals allow, so results would be wrong."""
 
 
-def cut(form: Format, errors: Tensor, level: Tensor, scale: float) -> Tensor:
+def cut(form: Format, errors: Tensor, level: Tensor | float, scale: float) -> Tensor:
     """The largest product that a pair no further apart than `level` can have."""
     error, rho = errors.unbind(-1)
     far = torch.add(rho, level, alpha=scale)
@@ -28,11 +28,11 @@ def cut(form: Format, errors: Tensor, level: Tensor, scale: float) -> Tensor:
     return _comparable(form, torch.addcmul(error, far, far).mul_((1 + 1.01 * form.out) * (1 + rounding)))
 
 
-def surely(form: Format, errors: Tensor, level: Tensor, scale: float) -> Tensor:
+def surely(form: Format, errors: Tensor, level: Tensor | float, scale: float) -> Tensor:
     """A product below this proves that its pair is no further apart than `level`."""
     error, rho = errors.unbind(-1)
-    reach = (level * scale - rho).clamp(min=0)
-    square = (reach.square() - error) * ((1 - 1.01 * form.out) * (1 - 2.0**-20))
+    near = (level * scale - rho).clamp_(min=0)
+    square = torch.addcmul(error, near, near, value=-1).mul_(-(1 - 1.01 * form.out) * (1 - 2.0**-20))
     short = _comparable(form, square)
     lowest = torch.iinfo(short.dtype).min if not short.is_floating_point() else -torch.inf
     return short.masked_fill(square <= 0, lowest)

@@ -40,10 +40,10 @@ class Shard:
     def offset(self) -> int:
         return sum(self.counts[: self.world.rank])
 
-    def owned(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def owned(self, ids: Tensor) -> tuple[Tensor | slice, Tensor]:
         """The global ids that this rank holds: their places in `ids`, and their local row numbers. int64 each."""
         if self.world.size == 1:
-            return torch.arange(len(ids), device=ids.device), ids
+            return slice(None), ids
         mine = ((ids >= self.offset) & (ids < self.offset + len(self.rows))).nonzero()[:, 0]
         return mine, ids[mine] - self.offset
 

@@ -112,9 +112,9 @@ class Parts:
             columns = self.side(a).turn()
             for b in self.starts[a // self.step :]:
                 side = self.side(b)
-                ignore = self._ignored(b, self.queries.offset + b) if a == b else None
                 lowest = None  # of a single tile: of no use
                 if len(self.queries.rows) > tile_columns(side.rows.device):
+                    ignore = self._ignored(b, self.queries.offset + b) if a == b else None
                     lowest, other = lowest_both(side, columns, a == b, ignore)
                 self._search_part(b, side, a, columns, lowest)
                 if a != b:
@@ -231,7 +231,10 @@ def _search(
 
 def _merge(pairs: list[Pairs], first: int, lists: Lists) -> None:
     """Merges the pairs into the lists, in place."""
-    i, j, distance = (torch.cat(part) for part in zip(*pairs, strict=True))
+    i, j, distance = pairs[0] if len(pairs) == 1 else (torch.cat(part) for part in zip(*pairs, strict=True))
+    if lists[0].shape[1] == 1:
+        topk.take_nearest(lists, i, distance, j + first)
+        return
     rows, offered = topk.from_pairs(i, distance, j + first, lists[0].shape[1])
     merged = topk.merge((lists[0][rows], lists[1][rows]), offered, lists[0].shape[1])
     lists[0][rows], lists[1][rows] = merged

@@ -156,6 +156,12 @@ class Sketch:
         """The positions of the rows i in `rows`."""
         return i if self.index is None else self.index[i]
 
+    def _numbers(self, i: Tensor | slice | None) -> Tensor | slice | None:
+        """As an index of `rows`, of which None means all."""
+        if i is None or self.index is None:
+            return self.index if i is None else i
+        return self.index[i]
+
     def take(self, i: Tensor | slice) -> Sketch:
         """The rows numbered `i`, without a copy. A turned sketch has slices only."""
         if isinstance(i, Tensor):
@@ -176,14 +182,17 @@ class Sketch:
         width = tile_columns(self.rows.device)
         return [self.take(slice(start, min(start + width, len(self)))) for start in range(0, len(self), width)]
 
-    def again(self, form: Format, i: Tensor | None = None) -> Sketch:
+    def again(self, form: Format, i: Tensor | slice | None = None) -> Sketch:
         """The rows numbered `i`, or all rows, as left factors in another format."""
-        numbers = self.index if i is None else self.numbers(i)
-        return Sketch.of(self.rows if numbers is None else self.rows.index_select(0, numbers), self.frame, form)
+        numbers = self._numbers(i)
+        return Sketch.of(self.rows if numbers is None else self.rows[numbers], self.frame, form)
 
     def turn(self) -> Sketch:
         """The same rows as right factors, padded with rows at the end."""
-        factor = self.factor.new_zeros((self.form.padded(len(self)), self.factor.shape[1]))
+        n, padded = len(self), self.form.padded(len(self))
+        factor = self.factor.new_empty((padded, self.factor.shape[1]))
+        if padded > n:
+            factor[n:] = 0
         self.turn_into(factor)
         return replace(self, factor=factor, turned=True)
 
@@ -212,9 +221,7 @@ class Sketch:
     def padded(self, i: Tensor | slice | None) -> tuple[Tensor, int]:
         """The left factors of the rows i (None: all), and their number. Matrix units get more rows, of zeros. The
         result may be scratch memory."""
-        numbers: Tensor | slice | None = self.index
-        if i is not None:
-            numbers = i if self.index is None else self.index[i]
+        numbers = self._numbers(i)
         if isinstance(numbers, Tensor):
             n = len(numbers)
         else:

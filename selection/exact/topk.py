@@ -30,6 +30,16 @@ def merge(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], k: int) -> tuple[T
     return distances[:, :k].contiguous(), ids.gather(1, by_distance)[:, :k].contiguous()
 
 
+def take_nearest(lists: tuple[Tensor, Tensor], row: Tensor, distance: Tensor, ids: Tensor) -> None:
+    """Merges pairs, all [P], in any order, into lists with k = 1, in place."""
+    best, own = lists[0].view(-1), lists[1].view(-1)
+    before = best.clone()
+    best.scatter_reduce_(0, row, distance, "amin")
+    own.masked_fill_(best < before, torch.iinfo(own.dtype).max)
+    equal = distance == best[row]
+    own.scatter_reduce_(0, row[equal], ids[equal], "amin")
+
+
 def from_pairs(row: Tensor, distance: Tensor, ids: Tensor, k: int) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """The k smallest entries per row from a list of pairs, all [P], in any order.
 

@@ -32,7 +32,6 @@ from entroloop.selection.rules.problem import Problem, Selection
 BLOCK = 512
 _PAIRS = 1 << 16  # random pairs that give the high quantile of the distances
 _HIGH_QUANTILE = 0.95
-_WRONG = "a threshold filter's products contradict the distances of its rows"
 _CHUNK = 8192  # candidates, over all ranks, that are brought up to date together
 
 
@@ -56,7 +55,7 @@ def threshold_decay(
     """
     frontier = Frontier(shard, size)
     frontier.begin(int(order[0]))
-    radii = _Radii(size)
+    decisions = _Decisions(frontier, size)
     _, local = shard.owned(order)  # this rank's rows in the order of candidates
     local = local.to(frontier.bound.device)
     position = torch.empty(shard.total, dtype=torch.int64)
@@ -66,55 +65,66 @@ def threshold_decay(
         own = bound.amax()[None] if len(bound) else bound.new_zeros(1)
         highest = float(shard.world.all_reduce(own, "max"))
         if highest == 0:
-            radii.finish(frontier)
-            radii.values[frontier.count :] = 0.0
+            decisions.confirm()
+            decisions.radii[frontier.count :] = 0.0
             frontier.fill(order)
-            return frontier.chosen.cpu(), radii.values
+            return frontier.chosen.cpu(), decisions.radii
         while threshold >= highest:  # passes that would accept nothing
             threshold *= decay
         before = frontier.count
-        _pass(frontier, local[bound > threshold], position, threshold, radii)
+        _pass(frontier, local[bound > threshold], position, threshold, decisions)
         on_progress(frontier.count - before)
         threshold *= decay
-    radii.finish(frontier)
-    return frontier.chosen.cpu(), radii.values
+    decisions.confirm()
+    return frontier.chosen.cpu(), decisions.radii
 
 
-class _Radii:
-    """The radii of accepted rows, float64 on the host. Those of the last rows are only bounds, until `finish`.
+class _Decisions:
+    """What the products inside blocks decided, until canonical distances confirm it, for many blocks at once.
 
-    A bound is the distance to the rows accepted before the row's own block. Distances inside a block are computed for
-    many blocks at once.
+    `radii` are those of the accepted rows, float64 on the host. Until `confirm` those of the last rows are only the
+    distances to the rows accepted before the row's own block.
     """
 
-    def __init__(self, size: int) -> None:
-        self.values = torch.full((size,), torch.inf, dtype=torch.float64)
-        self._least = torch.zeros_like(self.values)  # every radius is larger
-        self._exact = 1  # number of final radii
+    def __init__(self, frontier: Frontier, size: int) -> None:
+        self.radii = torch.full((size,), torch.inf, dtype=torch.float64)
+        self._frontier = frontier
+        self._threshold = torch.zeros_like(self.radii)  # at which each row was accepted
+        self._confirmed = 1  # number of accepted rows that are confirmed
+        self._rejected: list[tuple[Tensor, Tensor]] = []  # rows of this rank, and the accepted rows that exclude them
 
-    def add(self, frontier: Frontier, bound: Tensor, threshold: float) -> None:
-        """Takes the bounds of the frontier's last choices, which are further than `threshold` from all before."""
-        part = slice(frontier.count - len(bound), frontier.count)
-        self.values[part], self._least[part] = bound.cpu(), threshold
-        if part.stop - self._exact >= tile_columns(bound.device):
-            self.finish(frontier)
+    def reject(self, ids: Tensor, by: Tensor, threshold: float) -> None:
+        self._rejected.append(self._frontier.reject(ids, by, threshold))
 
-    def finish(self, frontier: Frontier) -> None:
-        part = slice(self._exact, frontier.count)
-        if part.start < part.stop:
-            radii = frontier.earlier(part.start, self.values[part].to(frontier.bound.device)).cpu()
-            if bool((radii <= self._least[part]).any()):
-                raise InexactProductError(_WRONG)
-            self.values[part], self._exact = radii, part.stop
+    def accept(self, bound: Tensor, threshold: float) -> None:
+        """Takes the distances of the last choices to the choices before their block."""
+        last = self._frontier.count
+        part = slice(last - len(bound), last)
+        self.radii[part], self._threshold[part] = bound.cpu(), threshold
+        if last - self._confirmed >= tile_columns(bound.device):
+            self.confirm()
+
+    def confirm(self) -> None:
+        """Raises InexactProductError if a canonical distance contradicts a decision."""
+        frontier, part = self._frontier, slice(self._confirmed, self._frontier.count)
+        if part.start == part.stop:
+            return
+        device = frontier.bound.device
+        radii = frontier.earlier(part.start, self.radii[part].to(device)).cpu()
+        rejected, by = (torch.cat(rows) for rows in zip(*self._rejected, strict=True))
+        wrong = frontier.distances(rejected, by) > self._threshold.to(device)[by]
+        if bool((radii <= self._threshold[part]).any()) or bool(wrong.any()):
+            raise InexactProductError("a threshold filter's products contradict the distances of its rows")
+        self.radii[part], self._confirmed, self._rejected = radii, part.stop, []
 
 
-def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, radii: _Radii) -> None:
+def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, decisions: _Decisions) -> None:
     """One pass over the `waiting` rows of this rank, in order, together with those of the other ranks."""
     shard = frontier.shard
     level = float(np.nextafter(threshold, np.inf))
     most = -(-BLOCK * (8 if frontier.bound.device.type == "cuda" else 1) // shard.world.size)
     chunk = -(-_CHUNK // shard.world.size)
-    size = len(radii.values)
+    size = len(decisions.radii)
     frontier.activate(waiting[:0])
     while frontier.count < size:
         while len(frontier.active) < most and len(waiting):
@@ -128,12 +138,9 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
         accepted, rejected, by = (
             rows.to(ids.device) for rows in _resolve(conflicts(points, threshold), size - frontier.count)
         )
-        near = pair_distances(points.rows, points.numbers(rejected), points.rows, points.numbers(by))
-        if bool((near > threshold).any()):
-            raise InexactProductError(_WRONG)
-        frontier.lower(ids[rejected], near)
+        decisions.reject(ids[rejected], by + frontier.count, threshold)
         frontier.admit(ids[accepted], points.take(accepted), level)
-        radii.add(frontier, bound[accepted], threshold)
+        decisions.accept(bound[accepted], threshold)
 
 
 def _propose(frontier: Frontier, most: int, waiting: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -155,7 +162,8 @@ def _propose(frontier: Frontier, most: int, waiting: Tensor, position: Tensor) -
 def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Accepts at most `most` rows of a block, in order: the rows without a conflict with an accepted row.
 
-    -> accepted rows, rejected rows, and for each rejected row the accepted row that excludes it; int64
+    -> accepted rows; rejected rows; and for each rejected row the place, among the accepted rows, of the row that
+       excludes it; int64
     """
     free = np.ones(len(conflict), dtype=np.bool_)
     by = np.full(len(conflict), -1)
@@ -167,7 +175,7 @@ def _resolve(conflict: NDArray[np.bool_], most: int) -> tuple[Tensor, Tensor, Te
                 break
             excluded = i + 1 + np.flatnonzero(free[i + 1 :] & conflict[i, i + 1 :])
             free[excluded] = False
-            by[excluded] = i
+            by[excluded] = len(accepted) - 1
     rejected = np.flatnonzero(by >= 0)
     return torch.tensor(accepted), torch.from_numpy(rejected), torch.from_numpy(by[rejected])
 

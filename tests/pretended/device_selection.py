@@ -123,12 +123,23 @@ def test_the_device_refuses_tensors_of_the_cpu():
         x.numpy()
 
 
-@pytest.mark.parametrize("width", [32, pytest.param(384, marks=pytest.mark.long)])
-def test_greedy_takes_a_twentieth_of_the_launches_that_sizes_for_a_cpu_took(width, monkeypatch, watch):
-    """12,139 for 384 features, with products and chunks that fit a core's cache."""
+LAUNCHES = {
+    "greedy": (12_139 // 20, lambda rows: select(rows, 1500, world=GPU)),
+    "threshold-decay": (900, lambda rows: select(rows, 1500, "threshold-decay", world=GPU)),
+    "nearest": (126, lambda rows: nearest(rows, rows, exclude_self=True, world=GPU)),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "width"),
+    [("greedy", 32), pytest.param("greedy", 384, marks=pytest.mark.long), ("threshold-decay", 384), ("nearest", 384)],
+)
+def test_calls_take_a_twentieth_of_the_launches_that_sizes_for_a_cpu_took(call, width, monkeypatch, watch):
+    """Those sizes were products and chunks that fit a core's cache."""
     monkeypatch.setattr(memory, "total_bytes", lambda device: 32 << 30)
     rows = np.random.default_rng(0).standard_normal((3000, width)).astype(np.float32)
     select(rows[:9], 3, world=GPU)  # the first call on a device proves its products
+    most, run = LAUNCHES[call]
     with watch() as seen:
-        select(rows, 1500, world=GPU)
-    assert 100 < seen.launches.total() <= 12_139 // 20
+        run(rows)
+    assert most // 3 < seen.launches.total() <= most
