@@ -155,6 +155,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_the_command_makes_every_table_from_folders(script, tmp_path, capsys):
     sweep = report_runs.make_sweep(tmp_path / "sweep", ("random", "greedy"), seeds=(0, 1, 2), generations=2, n=30)
     for table, word in (("comparison", "against random"), ("course", "first to last"), ("correlation", "by seeds")):

@@ -11,6 +11,7 @@ import gpu
 import pytest
 
 
+@pytest.mark.slow
 def test_a_section_that_hangs_or_fails_costs_its_own_time_only(tmp_path):
     def supervised(code, limit=60.0):
         return gpu.supervise([sys.executable, "-c", code], limit, os.environ, tmp_path / "log")

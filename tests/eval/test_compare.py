@@ -62,6 +62,7 @@ def test_each_of_several_sets_has_the_row_that_it_has_alone(four):
         assert json.loads(alone.stdout) == rows[name]
 
 
+@pytest.mark.slow
 def test_two_processes_print_once(four):
     arguments = ("measure", *four[:1], *four[2:], "--json")
     alone = json.loads(loops.command(*arguments).stdout)
@@ -70,6 +71,7 @@ def test_two_processes_print_once(four):
     _check_same(alone, json.loads(first.stdout))
 
 
+@pytest.mark.slow
 def test_every_form_holds_the_same_numbers(four):
     arguments = ("measure", "a.npy", "b.npy", "--training", "training.npy", "--bootstrap", 40)
     rows = json.loads(loops.command(*arguments, "--json").stdout)["sets"]

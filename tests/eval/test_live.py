@@ -248,6 +248,7 @@ def test_an_address_that_cannot_be_had_is_one_line(run, host, words):
             Server(live(run), host, port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_no_page_reloads_after_watching_has_been_stopped(run, tmp_path, monkeypatch, how):
     out = tmp_path / "report.html"

@@ -145,6 +145,7 @@ def test_radii_are_means_over_the_runs_of_an_arm(sweep):
     }
 
 
+@pytest.mark.slow
 def test_unsealed_rows_do_not_count_and_a_cut_line_of_statistics_is_left_out(tmp_path):
     run = report_runs.make_run(tmp_path / "run", generations=2, n=20, planned=4)
     (run / "generation_0001" / "metrics" / "manifest.json").unlink()
@@ -741,6 +742,7 @@ def test_text_from_configurations_cannot_break_out_of_the_page(tmp_path):
     assert text.count("</script>") == 2
 
 
+@pytest.mark.slow
 def test_the_same_runs_give_the_same_page(sweep, page):
     report.write([sweep], page.with_name("again.html"))
     assert page.with_name("again.html").read_bytes() == page.read_bytes()

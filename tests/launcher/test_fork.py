@@ -74,6 +74,7 @@ def test_the_command_links_what_is_shared_and_the_run_goes_on_by_the_new_configu
     assert command("run", layout.config, "generations=4").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_fork_without_a_change_gives_the_bytes_of_the_other_run(source, tmp_path):
     config, layout = fork(source, tmp_path, 0)
     run(config)

@@ -288,6 +288,7 @@ def test_watch_ends_when_all_runs_are_finished(tmp_path):
     assert b'http-equiv="refresh"' not in (tmp_path / "r.html").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_plots")
 def test_watch_writes_again_when_a_run_goes_on(tmp_path, monkeypatch):
     folder = report_runs.make_run(tmp_path / "run", generations=2, n=20)
@@ -310,6 +311,7 @@ def test_watch_writes_again_when_a_run_goes_on(tmp_path, monkeypatch):
     assert "Not finished" not in (tmp_path / "r.html").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("few_plots")
 def test_watch_waits_for_a_sweeps_runs_one_after_another(tmp_path, monkeypatch):
     """Before the first exists, between the end of one and the start of the next, and past one that failed."""

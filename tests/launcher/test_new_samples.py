@@ -27,6 +27,7 @@ def drawn(run, out, *options):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_each_form_holds_the_same_new_samples_and_the_run_stays_as_it_is(finished, tmp_path):
     before = content(finished.run)
     assert "18 new samples, seed 1" in drawn(finished.run, tmp_path / "x.npz", "--count", "18")

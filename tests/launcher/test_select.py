@@ -252,6 +252,7 @@ def test_errors_of_the_calculation_name_the_file_or_option(tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_the_chosen_samples_are_written_as_take_writes_them(tmp_path):
     source = made_by_others.make("tars", tmp_path)
     encode(source, tmp_path / "features", ["pixel"], resolution=3)

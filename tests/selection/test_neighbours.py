@@ -287,6 +287,7 @@ def _search_within(allowed, mapped, out):
         np.savez(out, distances=distances, ids=ids)
 
 
+@pytest.mark.slow
 def test_a_mapped_file_larger_than_the_memory_allowed(tmp_path):
     """The process may allocate 72 MiB; the file holds 128 MiB, and reading it whole fails."""
     mapped = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (65_536, 512))

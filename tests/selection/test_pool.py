@@ -72,6 +72,7 @@ def test_fresh_images_follow_each_other_and_training_sets_keep_their_size(paradi
             check_fresh(config, generations, size, len(taken) - 1)
 
 
+@pytest.mark.slow
 def test_fresh_real_images_train_once_and_are_neither_held_out_nor_trained_on_before(tmp_path):
     overrides = ("generations=3", "loop.fresh.share=0.25", "selection.strategy=random", "loop.paradigm=accumulate")
     layout = run(tmp_path, *overrides, until=Step(2, "select"))
@@ -133,6 +134,7 @@ def test_fresh_images_that_run_out_are_refused_before_the_work_and_in_a_dry_run(
     assert not (tmp_path / "runs" / "tiny" / "generation_0000").exists()
 
 
+@pytest.mark.slow
 def test_a_stratified_draw_takes_as_many_from_each_source(tmp_path):
     overrides = ("generations=3", "selection.strategy=random", "loop.paradigm=accumulate-subsample")
     layout = run(tmp_path, *overrides, "loop.draw=stratified", until=Step(2, "select"))
@@ -142,6 +144,7 @@ def test_a_stratified_draw_takes_as_many_from_each_source(tmp_path):
         tiny(tmp_path, "loop.draw=stratified")
 
 
+@pytest.mark.slow
 def test_balanced_classes_and_the_histogram_in_every_training_set(tmp_path):
     labelled = ("train.labels=true", "sample.labels=training", "data.labelled=0")
     layout = run(tmp_path, *labelled, "loop.balanced=true", "data.size=50", "seed=1", until=Step(1, "select"), of=TINY)

@@ -210,6 +210,7 @@ def test_another_python_than_this_one_is_refused():
         check_python(plain, None, "/bin/python3")
 
 
+@pytest.mark.slow
 def test_the_slurm_section_may_change_on_resume(tmp_path):
     from entroloop.data.runfolder import PREPARE
     from entroloop.launcher.run.lease import InUse, Lease

@@ -239,6 +239,7 @@ def test_a_full_disk_ends_sampling(edm, tmp_path, monkeypatch):
     assert len(batches) < 4
 
 
+@pytest.mark.slow
 def test_waiting_for_other_ranks_ends_with_their_shards_or_a_signal(edm, tmp_path, monkeypatch):
     monkeypatch.setattr(generating, "POLL", 0.01)
     looks = []

@@ -30,6 +30,7 @@ def saved(tmp_path):
     return tmp_path / "pipeline"
 
 
+@pytest.mark.slow
 def test_generation_0_starts_from_the_saved_weights(saved, tmp_path):
     still = ("train.lr=1e-12", "train.ema.rule=none", "train.weight_decay=0", "generations=1")
     config = tiny(tmp_path, *still, f"train.initial_weights={saved}")

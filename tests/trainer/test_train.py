@@ -81,6 +81,7 @@ def test_stopped_at_every_third_step_it_ends_with_the_same_weights(data, tmp_pat
     assert manifest.problems(tmp_path / "pieces" / "weights") == []
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(data, tmp_path, caplog):
     train(job(tmp_path / "whole"), data, World())
     looks = iter([False] * 12 + [True])
@@ -104,6 +105,7 @@ def test_a_checkpoint_of_another_network_is_refused(data, tmp_path):
         train(other, data, World())
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_is_logged(data, tmp_path):
     train(job(tmp_path, kimg=1, lr=1e-2, log_kimg=0.008, checkpoint_kimg=1), data, World())
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
