@@ -71,13 +71,7 @@ def encode(
     when `out` holds anything but the same features, finished or not.
     """
     world, folder = world or World(), Path(out)
-    if not encoders:
-        raise UserError("--encoder: name at least one encoder")
-    search_also(Path.cwd())
-    for name in encoders:
-        ENCODERS.check(name)
-        if ENCODERS.facts(name).fitted and classifier is None:
-            raise UserError(f"--encoder {name}: is fitted to a run's labelled data: give --classifier RUN/real/{name}")
+    _check_encoders(encoders, classifier)
     settings = Settings(resolution=resolution, split=split, color=color, key=key, labels=False)
     begun, mine = Begun(folder, "encode"), (part or Part()).split(world.rank, world.size)
     world.on_main(lambda: begun.check_place(str(source)))
@@ -117,6 +111,16 @@ def encode(
 
     world.on_main(seal)
     return manifest.read(folder)
+
+
+def _check_encoders(names: Sequence[str], classifier: Path | None) -> None:
+    if not names:
+        raise UserError("--encoder: name at least one encoder")
+    search_also(Path.cwd())
+    for name in names:
+        ENCODERS.check(name)
+        if ENCODERS.facts(name).fitted and classifier is None:
+            raise UserError(f"--encoder {name}: is fitted to a run's labelled data: give --classifier RUN/real/{name}")
 
 
 def _pieces(source: Source, form: SampleForm) -> list[tuple[int, int]]:

@@ -87,8 +87,10 @@ def compare_sets(
             raise UserError(f"--flip: {training} holds vectors, which have no mirror images")
         net = load_encoder(encoder, shape, classifier=classifier, device=world.device)
 
+        show = progress and world.is_main
+
         def encoded(of: SampleSet, mirrored: bool = False) -> NDArray[np.float32]:
-            mine, show = world.share(of.count), progress and world.is_main
+            mine = world.share(of.count)
             return world.agree(lambda: features_of(of, net, mine, mirrored=mirrored, show=show))
 
         first = len(generated)
@@ -112,13 +114,7 @@ def compare_sets(
                 "keys": dict(zip(("generated", *real), (chosen[number], *chosen[first:]), strict=True)),
             }
             row, values = _row(sets, net, about)
-            if resamples:
-                found = _ends(intervals.ranges(sets, resamples, seed))
-                row["context"]["resampled"] = {"times": resamples, "share": 0.5, "ranges": found}
-            if bootstrap:
-                with Progress("bootstrap", bootstrap, "draw", show=progress and world.is_main) as bar:
-                    found = _ends(intervals.intervals(sets, values, bootstrap, seed, bar.advance))
-                row["context"]["bootstrap"] = {"times": bootstrap, "level": 0.95, "intervals": found}
+            row["context"] |= _spreads(sets, values, resamples, bootstrap, show)
             rows[str(path)] = row
     return rows
 
@@ -141,6 +137,21 @@ def _row(sets: Sets, net: Encoder, about: Mapping[str, Any]) -> tuple[dict[str, 
         **behind,
     }
     return flat(row.measures[name], context), found.values
+
+
+def _spreads(
+    sets: Sets, values: Mapping[str, float], resamples: int, bootstrap: int, show: bool
+) -> dict[str, dict[str, Any]]:
+    """The ranges and intervals of the measures that were asked for."""
+    found: dict[str, dict[str, Any]] = {}
+    if resamples:
+        ranges = _ends(intervals.ranges(sets, resamples, sets.seed))
+        found["resampled"] = {"times": resamples, "share": 0.5, "ranges": ranges}
+    if bootstrap:
+        with Progress("bootstrap", bootstrap, "draw", show=show) as bar:
+            ends = _ends(intervals.intervals(sets, values, bootstrap, sets.seed, bar.advance))
+        found["bootstrap"] = {"times": bootstrap, "level": 0.95, "intervals": ends}
+    return found
 
 
 def _ends(found: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:

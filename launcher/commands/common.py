@@ -69,6 +69,8 @@ Source = Annotated[str, typer.Argument(help="Any source that import reads: a nam
 Resolution = Annotated[int | None, typer.Option(help="Side in pixels, after a centre crop to a square.")]
 Split = Annotated[str | None, typer.Option(help="train, test, …, if the source has splits.")]
 Color = Annotated[str, typer.Option(help="auto is grey if every image is grey.", **one_of(COLORS))]
+Labels = Annotated[bool, typer.Option(help="Keep the labels.")]
+ShardSize = Annotated[int | None, typer.Option(help="Samples per shard; 1,000, fewer if large.")]
 Encoding = Annotated[str, typer.Option(help="Format of the images in shards.", **one_of(("png", "npy")))]
 Filter = Annotated[
     str,

@@ -9,12 +9,14 @@ from typing import Annotated
 
 import typer
 
+from entroloop.launcher.commands.common import Json
+
 
 def config_command(
     section: Annotated[
         str | None, typer.Argument(help="A section, a key, the folder of a run, or a packaged configuration.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors.")] = False,
 ) -> None:
     """Explain every configuration key, or show the configuration of a run or a packaged one."""

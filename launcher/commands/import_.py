@@ -11,8 +11,10 @@ from entroloop.launcher.commands.common import (
     Color,
     Encoding,
     Filter,
+    Labels,
     Quiet,
     Resolution,
+    ShardSize,
     SourceKey,
     Split,
     Verbose,
@@ -37,9 +39,9 @@ def import_command(
     split_seed: Annotated[int, typer.Option(help="Seed of --heldout.")] = 0,
     color: Color = "auto",
     key: SourceKey = None,
-    labels: Annotated[bool, typer.Option(help="Keep the labels.")] = True,
+    labels: Labels = True,
     encoding: Encoding = "png",
-    shard_size: Annotated[int | None, typer.Option(help="Samples per shard; 1,000, fewer if large.")] = None,
+    shard_size: ShardSize = None,
     filter: Filter = "auto",
     pca: Annotated[
         int | None, typer.Option(help="Import vectors of this many principal components instead of the samples.")

@@ -79,12 +79,7 @@ def measure_command(
             raise UserError(f"{name} {draws}: give {DRAWS} or more: fewer draws have no quantile of 2.5%; 0 makes none")
     several = training is not None
     if training is None:
-        if reference is not None:
-            raise UserError("--reference: goes with --training; without it, give the reference as the third set")
-        if not 2 <= len(sets) <= 3:
-            raise UserError("give GENERATED TRAINING [REFERENCE], or any number of generated sets and --training")
-        sets, training, reference = sets[:1], sets[1], sets[2] if len(sets) == 3 else None
-
+        sets, training, reference = _by_place(sets, reference)
     from entroloop.eval.compare import compare_sets
     from entroloop.eval.printed import printed
 
@@ -96,6 +91,15 @@ def measure_command(
     )  # fmt: skip
     if world.is_main:
         typer.echo(printed(rows, "json" if as_json else form, several=several))
+
+
+def _by_place(sets: list[Path], reference: Path | None) -> tuple[list[Path], Path, Path | None]:
+    """The generated sets, the training set and the reference of a call without --training."""
+    if reference is not None:
+        raise UserError("--reference: goes with --training; without it, give the reference as the third set")
+    if not 2 <= len(sets) <= 3:
+        raise UserError("give GENERATED TRAINING [REFERENCE], or any number of generated sets and --training")
+    return sets[:1], sets[1], sets[2] if len(sets) == 3 else None
 
 
 def _world(device: str | None) -> World:

@@ -20,6 +20,9 @@ from entroloop.launcher.commands.common import WHICH, As, Features, Json, Metric
 from entroloop.selection.catalogue import STRATEGIES
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from entroloop.data.sources.rows import Rows
     from entroloop.data.take import Form, Taking
     from entroloop.data.world import World
@@ -62,76 +65,71 @@ def select_command(
 ) -> None:
     """Choose the most informative rows of any set of vectors."""
     from entroloop.data.progress import Progress
-    from entroloop.data.sources.row_files import keys_of, opened, read_integers
+    from entroloop.data.sources.row_files import keys_of, opened
     from entroloop.eval.measures.row import flat
     from entroloop.launcher.process import world_from_environment
     from entroloop.selection import select
     from entroloop.selection.options import check_options
 
-    options = parse_options(option or [])
+    options: dict[str, Any] = parse_options(option or [])
     check_options(strategy, options)
-    if out.suffix != ".npy":
-        raise UserError(f"--out: must end in .npy, is {out}")
-    files.check_place(out)
+    _check_out(out)
     if reference_labels is not None and reference is None:
         raise UserError("--reference-labels: give --reference, whose classes these are")
     world = world_from_environment()
     keys = keys_of([features, *([reference] if reference else [])], key or [])
     with opened(features, keys[0]) as rows:
         taking = world.agree(lambda: _taking(rows, source, write, form) if world.is_main else None)
-        mine = usable(rows, world)
-        sets = {"features": rows.about()}
-        extra: dict[str, Any] = {}
-        for name, path in (("labels", labels), ("generations", generations)):
-            if path is not None:
-                extra[name] = read_integers(path, len(rows))[world.share(len(rows))]
+        mine, sets = usable(rows, world), {"features": rows.about()}
+        more: dict[str, Any] = {
+            "labels": _integers(labels, rows, world),
+            "generations": _integers(generations, rows, world),
+        }
         if reference is not None:
             with opened(reference, keys[1]) as real:
-                if real.shape != rows.shape:
-                    raise UserError(
-                        f"{real.where}: rows of shape {[*real.shape]}, but {rows.where} has {[*rows.shape]}"
-                    )
-                extra["reference"] = usable(real, world)
+                _check_alike(real, rows)
+                more |= {"reference": usable(real, world), "reference_labels": _integers(reference_labels, real, world)}
                 sets["reference"] = real.about()
-                if reference_labels is not None:
-                    extra["reference_labels"] = read_integers(reference_labels, len(real))[world.share(len(real))]
-        given = {name: f"--{name.replace('_', '-')}" for name in ("size", "seed", "trim", "trim_k", "per_class")}
+        settings: dict[str, Any] = {
+            "metric": metric,
+            "seed": seed,
+            "per_class": per_class,
+            "trim": trim,
+            "trim_k": trim_k,
+        }
+        given = {name: f"--{name.replace('_', '-')}" for name in ("size", *settings)}
         given |= {"features": rows.where, "queries": rows.where, "reference": str(reference)}
         with naming(**given), Progress("select", size, "row", show=world.is_main) as progress:
             chosen = select(
-                mine,
-                size,
-                strategy,
-                seed=seed,
-                world=world,
-                metric=metric,
-                trim=trim,
-                trim_k=trim_k,
-                per_class=per_class,
-                on_progress=progress.advance,
-                **extra,
-                **options,
+                mine, size, strategy, world=world, on_progress=progress.advance, **settings, **more, **options
             )
         spread, behind = _entropies(rows, chosen, seed, metric, world)
-    context = {
-        **sets,
-        "strategy": strategy,
-        "options": options,
-        "metric": metric,
-        "seed": seed,
-        "size": size,
-        "per_class": per_class,
-        "trim": trim,
-        "trim_k": trim_k,
-        **behind,
-        "info": chosen.info,
-    }
+    made_by = {"strategy": strategy, "options": options, "size": size, **settings}
+    context = {**sets, **made_by, **behind, "info": chosen.info}
     done = world.on_main(lambda: _write(out, chosen, flat({**spread, **_radii(chosen)}, context)))
     if taking is not None:  # on rank 0; the others do not wait, since writing may take longer than an exchange may
         taking.take(chosen.ids, workers=None, progress=True)
     if world.is_main:
         written = f"; {write}: the same {counted(size, 'sample')} as {form}" if write else ""
         typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}{written}")
+
+
+def _check_out(out: Path) -> None:
+    if out.suffix != ".npy":
+        raise UserError(f"--out: must end in .npy, is {out}")
+    files.check_place(out)
+
+
+def _check_alike(real: Rows, rows: Rows) -> None:
+    if real.shape != rows.shape:
+        raise UserError(f"{real.where}: rows of shape {[*real.shape]}, but {rows.where} has {[*rows.shape]}")
+
+
+def _integers(path: Path | None, rows: Rows, world: World) -> NDArray[np.int64] | None:
+    """This rank's integers of a file with one per row; None without a file."""
+    from entroloop.data.sources.row_files import read_integers
+
+    return None if path is None else read_integers(path, len(rows))[world.share(len(rows))]
 
 
 def _taking(rows: Rows, source: str | None, write: Path | None, form: str) -> Taking | None:

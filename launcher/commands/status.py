@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from entroloop.launcher.commands.common import Json
+
 
 def status_command(
     run: Annotated[Path, typer.Argument(help="Folder of a run or a sweep.", show_default=False)],
-    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Print the state again until the run ends.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5,
 ) -> None:
@@ -19,10 +21,10 @@ def status_command(
     from entroloop.data.errors import UserError
     from entroloop.launcher import status
 
-    if watch and json_:
+    if watch and as_json:
         raise UserError("--watch: prints tables: leave --json out, or call status --json again yourself")
     if watch:
         status.watch(run, every)
         return
     found = status.inspect(run)
-    print(json.dumps(found) if json_ else status.table(found))
+    print(json.dumps(found) if as_json else status.table(found))

@@ -10,12 +10,12 @@ from typing import Annotated
 import typer
 
 from entroloop.data.wording import counted
-from entroloop.launcher.commands.common import Quiet, Verbose
+from entroloop.launcher.commands.common import Json, Quiet, Verbose
 
 
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DATASET_OR_RUN", help="A sealed folder, or the folder of a run.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
