@@ -203,6 +203,20 @@ def add_line(path: Path, value: Any) -> None:
         raise unusable(error, error.filename or path) from error
 
 
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON lines, each with the number of its line; none where there is no file.
+
+    Lines that are not JSON are left out: a process at work, or one that was killed, may have written half a line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for number, line in enumerate(lines, 1):
+        with contextlib.suppress(ValueError):
+            yield number, json.loads(line)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes new names in a folder survive a power loss."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.progress import told
 from entroloop.data.runfolder import CONFIG, Layout, Step, read_config
@@ -134,11 +135,9 @@ def _last_line(layout: Layout, generations: int) -> dict[str, Any] | None:
     """The last numbers that training wrote to stats.jsonl: generation, kimg, loss, images_per_second, …."""
     for generation in reversed(range(generations)):
         with contextlib.suppress(OSError):
-            for line in reversed(layout.stats(generation).read_text().splitlines()):
-                with contextlib.suppress(ValueError):  # a last line cut short
-                    value = json.loads(line)
-                    if "loss" in value:
-                        return {"generation": generation, **value}
+            lines = [value for _, value in files.json_lines(layout.stats(generation)) if "loss" in value]
+            if lines:
+                return {"generation": generation, **lines[-1]}
     return None
 
 

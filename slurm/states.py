@@ -152,8 +152,6 @@ def as_json(found: list[JobState]) -> list[dict[str, Any]]:
 
 def for_status(folder: Path) -> dict[str, Any]:
     """The entries that `entroloop status` adds for runs with jobs: `jobs`, and `queue`, why the queue is unknown."""
-    if not (folder / "slurm").is_dir():
-        return {}
     site = site_of(folder)
     found, problem = read(site.folder, site.mark)
     return {"jobs": as_json(found), "queue": problem} if found else {}

@@ -10,7 +10,6 @@ N images, S pixels per side, c latent channels, s latent pixels per side.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,14 +90,13 @@ def convert(
         if manifest.read(dest).made_from != made_from:
             raise UserError(f"{dest}: was made from something else: give another folder")
         return
-    counts = dataset.shard_counts
-    starts = [0, *itertools.accumulate(counts)]
+    starts = dataset.starts.tolist()
     call = autoencoder.decode if back else autoencoder.encode
-    for number in (part or Part()).of(len(counts)):
+    for number in (part or Part()).of(len(dataset.shard_names)):
         if is_done(dest, number):
             continue
         if should_stop():
-            raise Interrupted(f"stopped before shard {number} of {len(counts)}")
+            raise Interrupted(f"stopped before shard {number} of {len(dataset.shard_names)}")
         samples, labels = dataset.shard(number)
         given = torch.from_numpy(samples)
         made = torch.cat([call(given[i : i + BATCH]) for i in range(0, len(given), BATCH)]).numpy()

@@ -33,32 +33,12 @@ LABELS = 2**31  # all labels are smaller
 NO_IMAGE = "damaged or not an image"
 MISSING = -1  # label of an unlabelled sample in a source where other samples have labels
 IMAGE_SUFFIXES = (
-    *(
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".webp",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".j2c",
-        ".jpc",
-        ".jpf",
-        ".jpx",
-    ),
-    *(".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+)  # fmt: skip
 SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "test": "test",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-}
+    "train": "train", "training": "train", "test": "test", "val": "val", "valid": "val", "validation": "val",
+}  # fmt: skip
 
 
 class Source(Protocol):

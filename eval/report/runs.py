@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel, FiniteFloat, NonNegativeInt, PositiveInt, ValidationError
 
+from entroloop.data import files
 from entroloop.data.errors import UserError, reason
 from entroloop.data.runfolder import CONFIG, Layout, Step, read_config
 from entroloop.data.store import manifest
@@ -228,15 +229,9 @@ def _rows(folder: Path) -> list[Row]:
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file that a working run appends to, without lines that are not JSON (a last line cut short)."""
-    if not path.exists():
-        return []
+    """The lines of a file that a working run appends to. Raises UserError for a line of another kind."""
     lines = []
-    for number, line in _lines(path):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
+    for number, value in files.json_lines(path):
         if wrong := _wrong(_Spent, value):
             raise UserError(f"{path}: damaged line {number} ({wrong}); delete the line")
         lines.append(value)

@@ -268,11 +268,7 @@ def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -
                 "marker": looks[arm.label].outline,
                 "runs": [
                     [
-                        [
-                            row.generation,
-                            row.value("", "real_share"),
-                            *(_short(row.value(*c)) for c in columns),
-                        ]
+                        [row.generation, row.value("", "real_share"), *(_short(row.value(*c)) for c in columns)]
                         for row in run.rows
                     ]
                     for run in arm.runs

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from entroloop.data import files
 from entroloop.data.errors import UserError, reading, reason
 from entroloop.data.runfolder import CONFIG, FOLDERS, Layout, Step, read_config, values_at
 from entroloop.data.store import manifest
@@ -169,14 +170,4 @@ def _generations(run: Path) -> list[int]:
 
 def _lines(stats: Path) -> Iterator[dict[str, Any]]:
     """The lines of a stats.jsonl that are whole."""
-    try:
-        text = stats.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for line in text.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            yield value
+    return (value for _, value in files.json_lines(stats) if isinstance(value, dict))

@@ -115,6 +115,12 @@ def test_a_line_is_whole_or_absent(tmp_path: Path):
     assert (tmp_path / "lines").read_text() == '{"a": 1}\n{"a": 2}\n'
 
 
+def test_lines_that_were_cut_short_are_left_out(tmp_path):
+    assert list(files.json_lines(tmp_path / "lines")) == list(files.json_lines(tmp_path / "a" / "lines")) == []
+    (tmp_path / "lines").write_bytes(b'{"a": 1}\n\n{"a": \n[2]\n{"a": 3')
+    assert list(files.json_lines(tmp_path / "lines")) == [(1, {"a": 1}), (4, [2])]
+
+
 def test_the_clean_up_hides_no_refusal(tmp_path: Path):
     (tmp_path / "a file").write_text("")
     for path in (tmp_path / "a file" / "x", tmp_path / "a file" / "new" / "x"):
