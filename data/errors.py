@@ -58,16 +58,23 @@ def with_peers(exchange: str) -> Iterator[None]:
 
 
 _MEMORY = re.compile(
-    "out of memory|can.?t allocate memory|cannot allocate|not enough memory|bad_alloc|could not create a primitive",
+    "out of memory|can.?t allocate memory|cannot allocate|not enough memory|bad_alloc|could not create a primitive|"
+    "ALLOC_FAILED",  # cuBLAS and cuDNN, which allocate beside torch
     re.IGNORECASE,
 )
 _THREADS = re.compile("can't start new thread|thread.*resource temporarily unavailable", re.IGNORECASE)
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error, of any library, says that memory does not suffice, on the CPU or on a GPU."""
+    number = error.errno if isinstance(error, OSError) else None
+    return isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(str(error)) is not None
+
+
 def exhausted(error: BaseException) -> str | None:
     """The one line of an error by which a process has run out of memory or threads; None for any other error."""
     number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or _MEMORY.search(str(error)):
+    if lacks_memory(error):
         return (
             f"out of memory ({reason(error)}): lower train.micro_batch or sample.batch, use more processes, or raise "
             "the limit on memory (ulimit -v, slurm.memory)"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from entroloop.data.errors import Failed, reason
+from entroloop.data.errors import Failed, lacks_memory, reason
 
 
 def free_bytes(device: torch.device | None = None) -> int:
@@ -53,7 +53,6 @@ def enough_memory(cure: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not exhausted and "DefaultCPUAllocator: can't allocate memory" not in str(error):
+        if isinstance(error, Failed) or not lacks_memory(error):
             raise
         raise Failed(f"out of memory ({reason(error)}): {cure}") from error

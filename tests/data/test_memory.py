@@ -18,7 +18,11 @@ def _gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore lines")
 
 
-@pytest.mark.parametrize("work", [_gpu, lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50)])
+def _cublas():
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("work", [_gpu, _cublas, lambda: torch.empty(1 << 50), lambda: np.empty(1 << 50)])
 def test_work_that_runs_out_of_memory_ends_with_one_line(work):
     with pytest.raises(Failed, match=r"^out of memory \(.*\): lower the key$"), memory.enough_memory("lower the key"):
         work()
@@ -27,3 +31,6 @@ def test_work_that_runs_out_of_memory_ends_with_one_line(work):
 def test_other_errors_stay_what_they_are():
     with pytest.raises(RuntimeError, match="else"), memory.enough_memory("lower the key"):
         raise RuntimeError("something else")
+    inner = memory.enough_memory("lower the other key")
+    with pytest.raises(Failed, match=r"other key$"), memory.enough_memory("lower the key"), inner:
+        _gpu()
