@@ -23,6 +23,10 @@ def check_ids(ids: str | Path | ArrayLike, count: int) -> NDArray[np.int64]:
     if isinstance(ids, str | Path):
         if not Path(ids).is_file():
             raise UserError(f"{where}: no such file")
+        with Path(ids).open("rb") as file:
+            head = file.read(6)
+        if not head.startswith((b"\x93NUMPY", b"PK")):
+            raise UserError(f"{where}: is no .npy file: give the ids as integers [M] in one, as numpy.save writes it")
         with reading(where, DAMAGED):
             array = np.load(ids, allow_pickle=False)
     else:

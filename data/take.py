@@ -147,12 +147,29 @@ class Taking:
         workers = workers if isinstance(self.source, ImageSource) else 1
         return find_form(self.source, rows, self.settings, workers, progress=progress)
 
+    def check(self, ids: ArrayLike) -> None:
+        """Raises UserError when an id is wrong, and when `dest` holds anything but the samples of these rows."""
+        chosen = check_ids(ids, len(self))
+        if self.form in ("shards", "folder"):
+            self._is_complete(np.sort(chosen))
+
+    def _is_complete(self, rows: NDArray[np.int64]) -> bool:
+        """Whether `dest` holds the samples of these rows already. Raises UserError when it holds others."""
+        identity, complete = self._identity(rows), self.dest / EDM
+        if self.form == "folder" and complete.exists():
+            with reading(str(complete)):
+                there = json.loads(complete.read_bytes()).get("take")
+            if there != identity:
+                raise UserError(f"{self.dest}: already holds other images: give another folder")
+            return True
+        self.begun.check(self.name, identity)
+        return self.form == "shards" and manifest.is_sealed(self.dest)
+
     # --- shards ---------------------------------------------------------------------------------------------------
 
     def _shards(self, rows: NDArray[np.int64], workers: int, progress: bool, stop: Callable[[], bool]) -> None:
         begun, identity = self.begun, self._identity(rows)
-        begun.check(self.name, identity)
-        if not manifest.is_sealed(self.dest):
+        if not self._is_complete(rows):
             there = begun.facts()
             layout = SampleForm.of(there["layout"]) if there else self._layout(rows, workers, progress)
             pieces = bounds(0, len(rows), self.settings.shard_size or default_shard_size(layout))
@@ -180,15 +197,9 @@ class Taking:
         A sub-folder gets its name when it is complete, and `dataset.json` is written last.
         """
         begun, identity = self.begun, self._identity(rows)
-        complete = self.dest / EDM
-        if complete.exists():
-            with reading(str(complete)):
-                there = json.loads(complete.read_bytes()).get("take")
-            if there != identity:
-                raise UserError(f"{self.dest}: already holds other images: give another folder")
+        if self._is_complete(rows):
             begun.clean_up()
             return
-        begun.check(self.name, identity)
         there = begun.facts()
         if there:
             layout = SampleForm.of(there["layout"]) if there["layout"] else None
@@ -216,7 +227,7 @@ class Taking:
             "names": {name: self.source.names[row] for name, row in zip(names, rows.tolist(), strict=True)},
             "take": identity,
         }
-        files.put(complete, json.dumps(found, ensure_ascii=False).encode() + b"\n")
+        files.put(self.dest / EDM, json.dumps(found, ensure_ascii=False).encode() + b"\n")
         begun.clean_up()
 
     @property

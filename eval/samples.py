@@ -107,8 +107,6 @@ def _opened(
             return (dataset.take(np.arange(*piece)) for shard in shards for piece in bounds(*shard, step))
 
         return _resized(SampleSet(path, len(dataset), dataset.shape, sealed), resolution)
-    if any(path.glob("shard-*.tar")):
-        raise UserError(f"{path}: shards without {MANIFEST}: unfinished, or seal them with `entroloop seal`")
     _check_no_run(path)
     source = open_source(str(path))  # a folder of images, a zip, IDX files: every source that `import` reads
     count = len(source.names)

@@ -33,6 +33,7 @@ def check_out(out: Path, shape: tuple[int, ...]) -> None:
         raise UserError(f"--out {out}: is a folder: give a file, or a name without {kind}")
     if not kind and out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {out}: exists and is no empty folder: choose another name")
+    files.check_place(out if kind else out.with_name(f"{out.name}.png"), out)
 
 
 def write(drawn: Iterator[Drawn], count: int, out: Path) -> None:

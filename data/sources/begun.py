@@ -137,6 +137,18 @@ class Begun:
         files.sweep_temporaries(self.dest, f"-{manifest.MANIFEST}")  # of an attempt killed just after it sealed
 
 
+def check_finished(folder: Path) -> None:
+    """Raises UserError for a folder in which a command has begun that has not sealed it. It may lack samples."""
+    if manifest.is_sealed(folder):
+        return
+    work = next((work for work in WORKS if (folder / f"{work}.json").is_file()), "")
+    ours = any(path.with_suffix(".json").is_file() for path in folder.glob("shard-*.tar"))
+    if work and "source_count" in (Begun(folder, work).facts() or {}):
+        raise UserError(f"{folder}: unfinished: complete it with the same entroloop {work} that has begun it")
+    if ours:
+        raise UserError(f"{folder}: not sealed (no {manifest.MANIFEST}): unfinished, or copied without this file")
+
+
 def check_outside(source: str, dest: Path) -> None:
     """Raises UserError when `dest` is inside the folder `source`."""
     origin = Path(source).expanduser()

@@ -14,6 +14,7 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import hub
 from entroloop.data.sources.base import LABELS, MISSING, ArraySource, Source, is_image, no_splits
+from entroloop.data.sources.begun import check_finished
 from entroloop.data.sources.given import Given, Lists
 from entroloop.data.sources.rows import Rows
 from entroloop.data.sources.sealed import SealedSource
@@ -105,6 +106,8 @@ def _own(name: str) -> Source:
 
 def _recognised(given: Given) -> Source:
     """The source as the first format that knows it reads it. Raises UserError when no format does."""
+    if given.is_folder:
+        check_finished(given.path)
     for name in FORMATS.names:
         source: Source | None = FORMATS.load(name)(given)
         if source is not None:

@@ -106,7 +106,13 @@ def select_command(
         spread, behind = _entropies(rows, chosen, seed, metric, world)
     made_by = {"strategy": strategy, "options": options, "size": size, **settings}
     context = {**sets, **made_by, **behind, "info": chosen.info}
-    done = world.on_main(lambda: _write(out, chosen, flat({**spread, **_radii(chosen)}, context)))
+
+    def finish() -> dict[str, Any]:
+        if taking is not None:
+            taking.check(chosen.ids)
+        return _write(out, chosen, flat({**spread, **_radii(chosen)}, context))
+
+    done = world.on_main(finish)
     if taking is not None:  # on rank 0; the others do not wait, since writing may take longer than an exchange may
         taking.take(chosen.ids, workers=None, progress=True)
     if world.is_main:

@@ -13,6 +13,7 @@ import zipfile
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import made_by_others
 import numpy as np
 import pytest
 from PIL import Image
@@ -21,12 +22,15 @@ from sklearn.datasets import load_wine
 
 from entroloop.data import registry
 from entroloop.data.catalogue import SOURCES
+from entroloop.data.encode import encode
 from entroloop.data.errors import UserError
+from entroloop.data.seeds import Part
 from entroloop.data.sources import recognise
 from entroloop.data.sources.base import ArraySource
-from entroloop.data.sources.importer import import_dataset
+from entroloop.data.sources.importer import import_dataset, import_part
 from entroloop.data.sources.settings import Settings
 from entroloop.data.store.dataset import Dataset
+from entroloop.data.take import take
 
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
@@ -453,6 +457,21 @@ def test_a_sealed_set_is_a_source(tmp_path: Path):
     blocks = first.all()[:700].reshape(700, 1, 4, 2, 4, 2).mean((3, 5))
     assert np.abs(second.all() - blocks).max() <= 0.5
     assert second.provenance.source == first.provenance.source[:700]
+
+
+@pytest.mark.parametrize("work", ["import", "encode", "take"])
+def test_a_folder_that_is_not_sealed_is_no_source(tmp_path: Path, work: str):
+    source, out = made_by_others.make("tars", tmp_path), tmp_path / "out"
+    begin = {
+        "import": lambda: import_part(str(source), out, Settings(shard_size=20), Part(0, 2)),
+        "encode": lambda: encode(source, out, ["pixel"], part=Part(0, 1)),
+        "take": lambda: take(source, [3, 1], out, "folder", part=Part(0, 1)),
+    }
+    begin[work]()
+    refused(out, f"out: unfinished: complete it with the same entroloop {work}", tmp_path / "new")
+    (out / f"{work}.json").unlink()
+    if work == "import":
+        refused(out, "out: not sealed .no manifest.json.", tmp_path / "new")
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "P", "I;16", "CMYK", "1", "LA"])

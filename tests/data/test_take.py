@@ -160,7 +160,11 @@ def test_wrong_ids_are_one_line_and_leave_nothing(tmp_path, message, ids, form):
 def test_wrong_files_of_ids_are_named(tmp_path):
     np.savez(tmp_path / "two.npz", a=IDS, b=IDS)
     (tmp_path / "text.npy").write_text("1\n2\n")
-    for name, message in (("no.npy", "no such file"), ("two.npz", "several arrays"), ("text.npy", "damaged, or not")):
+    for name, message in (
+        ("no.npy", "no such file"),
+        ("two.npz", "several arrays"),
+        ("text.npy", "is no .npy file: give"),
+    ):
         with pytest.raises(UserError, match=rf"{name}: .*{message}"):
             take("digits", tmp_path / name, tmp_path / "out")
 

@@ -4,6 +4,7 @@ import json
 import math
 
 import loops
+import made_by_others
 import numpy as np
 import pytest
 import report_runs
@@ -130,6 +131,7 @@ def broken(tmp_path):
     (tmp_path / "images" / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n cut")
     (tmp_path / "unsealed").mkdir()
     (tmp_path / "unsealed" / "shard-000000.tar").write_bytes(b"")
+    (tmp_path / "unsealed" / "shard-000000.json").write_text("{}")
     np.save(tmp_path / "floats.npy", np.zeros((5, 1, 8, 8)))
     np.save(tmp_path / "line.npy", np.zeros(5))
     np.save(tmp_path / "one.npy", np.zeros((1, 64), dtype=np.float32))
@@ -172,6 +174,14 @@ def test_what_cannot_be_read_is_one_line_that_names_it(tmp_path, name, message):
         assert message in str(caught.value)
         assert "\n" not in str(caught.value)
         assert name in str(caught.value)
+
+
+def test_shards_of_other_programs_may_have_any_name(tmp_path):
+    first = min(made_by_others.make("tars", tmp_path).iterdir())
+    (tmp_path / "theirs").mkdir()
+    first.rename(tmp_path / "theirs" / "shard-000000.tar")
+    with opened_set(tmp_path / "theirs") as found:
+        assert found.count == 17
 
 
 def test_labels_beside_unnamed_samples_are_no_second_set(tmp_path):

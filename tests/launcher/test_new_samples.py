@@ -104,6 +104,8 @@ def test_labels_of_a_conditional_model_and_vectors_are_in_the_arrays(tmp_path):
         (["--count", "3", "--out", "x.jpg"], "give a .png (grid)"),
         (["--count", "3", "--out", "x.npz", "--generation", "2"], "generation 2 is not trained"),
         (["--count", "3", "--out", "there"], "exists and is no empty folder"),
+        (["--count", "3", "--out", "there/new"], "entroloop: there/new: "),
+        (["--count", "3", "--out", "there/new.png"], "entroloop: there/new.png: "),
     ],
 )
 def test_wrong_input_is_one_line(finished, tmp_path, monkeypatch, options, line):

@@ -296,3 +296,15 @@ def test_what_cannot_be_written_is_refused_before_anything_is_chosen(features, m
         select_command(given, 10, features / "ids.npy", **{name: kinds[name](value) for name, value in more.items()})
     assert not (features / "ids.npy").exists()
     assert not (features / "new").exists()
+
+
+@pytest.mark.parametrize("form", ["shards", "folder"])
+def test_another_choice_than_the_one_that_is_written_is_refused_with_its_ids(features, form):
+    source = made_by_others.make("tars", features)
+    encode(source, features / "made", ["pixel"])
+    options: dict[str, Any] = {"source": str(source), "write": features / "new", "form": form}
+    select_command(features / "made", 10, features / "ids.npy", **options)
+    select_command(features / "made", 10, features / "again.npy", **options)
+    with pytest.raises(UserError, match=r"new: (already )?holds"):
+        select_command(features / "made", 10, features / "other.npy", seed=1, **options)
+    assert not (features / "other.npy").exists()
