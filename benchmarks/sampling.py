@@ -20,24 +20,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler
+from timed_ranks import CPU, Ranks, Timed, row
 
-from entroloop.data import world as worlds
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.seeds import Part, bounds
 from entroloop.data.store.dataset import Dataset
@@ -51,21 +48,11 @@ from entroloop.trainer import network as networks
 from entroloop.trainer.generate import SamplePlan, generate
 from entroloop.trainer.sample_config import SampleConfig
 
-CPU = torch.device("cpu")  # of the two ranks of one thread
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else CPU
 DIGITS = Path(__file__).parent.parent / "configs" / "digits.yaml"
 HEUN = SampleConfig(steps=18, shard_size=512)  # EDM's own 18 steps: 35 network calls
 ANCESTRAL = SampleConfig(sampler="ddpm", steps=1000, shard_size=512)
 GOAL_CALLS = 1 / 28
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Images made, wall-clock and CPU seconds."""
-
-    images: int
-    wall: float
-    cpu: float
 
 
 def timed(images: int, work: Callable[[], object]) -> Timed:
@@ -74,21 +61,6 @@ def timed(images: int, work: Callable[[], object]) -> Timed:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
     return Timed(images, time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def row(what: str, goal: float, ours: list[Timed], plain: list[Timed]) -> dict[str, Any]:
-    """Ratios of rates; entry i of both sides is from round i."""
-    wall = [[t.images / t.wall for t in side] for side in (ours, plain)]
-    cpu = [statistics.median(t.images / t.cpu for t in side) for side in (ours, plain)]
-    return {
-        "what": what,
-        "ours_per_s": round(max(wall[0]), 3),
-        "plain_per_s": round(max(wall[1]), 3),
-        "ratio": round(max(wall[0]) / max(wall[1]), 3),
-        "median": round(statistics.median(a / b for a, b in zip(*wall, strict=True)), 3),
-        "cpu": round(cpu[0] / cpu[1], 3),
-        "goal": goal,
-    }
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -204,45 +176,6 @@ def calls_row(edm: Context, ddpm: Context, images: int) -> dict[str, Any]:
 
 
 # -- ranks ------------------------------------------------------------------------------------------------------------
-
-
-def serve(rank: int, size: int, rendezvous: str, connection: Any) -> None:
-    torch.set_num_threads(1)
-    world = worlds.join(rank, size, init_method=f"file://{rendezvous}", device=CPU)
-    while (task := connection.recv()) is not None:
-        function, arguments = task
-        world.barrier()
-        wall, cpu = time.perf_counter(), time.process_time()
-        function(world, *arguments)
-        world.barrier()
-        connection.send((time.perf_counter() - wall, time.process_time() - cpu))
-    worlds.leave()
-
-
-class Ranks:
-    """Two processes of one thread each; a task takes as long as the slower of them."""
-
-    def __enter__(self) -> Ranks:
-        context = multiprocessing.get_context("spawn")
-        rendezvous = str(Path(tempfile.mkdtemp()) / "rendezvous")
-        self.ranks = []
-        for rank in range(2):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=serve, args=(rank, 2, rendezvous, theirs), daemon=True)
-            process.start()
-            self.ranks.append((process, ours))
-        return self
-
-    def timed(self, images: int, function: Callable[..., None], *arguments: Any) -> Timed:
-        for _, connection in self.ranks:
-            connection.send((function, arguments))
-        walls, cpus = zip(*(connection.recv() for _, connection in self.ranks), strict=True)
-        return Timed(images, max(walls), max(cpus))
-
-    def __exit__(self, *error: object) -> None:
-        for process, connection in self.ranks:
-            connection.send(None)
-            process.join(30)
 
 
 def sharded(world: World, weights: Path, folder: Path, config: SampleConfig, plan: SamplePlan) -> None:
