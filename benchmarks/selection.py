@@ -15,10 +15,8 @@ start processes of their own.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -31,11 +29,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from baselines import (
+    FASHION,
+    collapsed,
+    dense,
+    dense_against,
+    faiss_nearest,
+    fashion,
+    machine,
+    mixture,
+    published_greedy,
+    published_threshold,
+    seconds,
+    stored,
+)
 
 from entroloop.data.world import World, join, leave
 from entroloop.selection import kl_entropy, nearest, select
-
-FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
 
 
 @dataclass
@@ -48,90 +58,6 @@ class Line:
     ratio: float
     goal: str
     met: bool
-
-
-def mixture(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    """256 Gaussian clusters with centres about two standard deviations apart per coordinate. float32 [n, d]."""
-    g = torch.Generator().manual_seed(seed)
-    centres = 2 * torch.randn(256, d, generator=g)
-    return centres[torch.randint(256, (n,), generator=g)] + torch.randn(n, d, generator=g)
-
-
-def collapsed(n: int, d: int) -> torch.Tensor:
-    """Points as from a collapsed loop: few originals, each with many copies at most 1 % of its norm away."""
-    g = torch.Generator().manual_seed(1)
-    originals = mixture(n // 16, d, seed=2)
-    noise = torch.randn(n, d, generator=g) * 0.1 * torch.rand(n, 1, generator=g)
-    return originals[torch.randint(len(originals), (n,), generator=g)] + noise
-
-
-def fashion(n: int) -> torch.Tensor:
-    """Fashion-MNIST pixels, uint8 [n, 784]."""
-    raw = gzip.decompress(FASHION.read_bytes())[16:]
-    return torch.from_numpy(np.frombuffer(raw, np.uint8).reshape(-1, 784)[:n].copy())
-
-
-def seconds(run: Callable[[], Any], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def dense(x: torch.Tensor, m: int) -> None:
-    """The float32 product N x M x D, in blocks of rows."""
-    dense_against(x, x[:m])
-
-
-def dense_against(x: torch.Tensor, right: torch.Tensor) -> None:
-    right = right.float().T
-    step = max(256, 2**28 // right.shape[1])
-    out = torch.empty(min(step, len(x)), right.shape[1], device=x.device)
-    for start in range(0, len(x), step):
-        part = x[start : start + step].float()
-        torch.mm(part, right, out=out[: len(part)])
-
-
-def published_greedy(x: torch.Tensor, m: int) -> None:
-    """One distance column per step, as published."""
-    distance = torch.full((len(x),), torch.inf, device=x.device)
-    pick = 0
-    for _ in range(m):
-        distance = torch.minimum(distance, ((x - x[pick]) ** 2).sum(1))
-        pick = int(distance.argmax())
-
-
-def published_threshold(x: np.ndarray, m: int, order: np.ndarray, threshold: float, decay: float) -> None:
-    """The public form: the distance of each candidate to all accepted ones, in numpy."""
-    accepted: list[int] = []
-    rest = list(order)
-    while len(accepted) < m:
-        kept = []
-        for candidate in rest:
-            if len(accepted) < m and (
-                not accepted or np.linalg.norm(x[accepted] - x[candidate], axis=1).min() > threshold
-            ):
-                accepted.append(candidate)
-            else:
-                kept.append(candidate)
-        rest = kept
-        threshold *= decay
-
-
-def stored(path: Path, n: int) -> torch.Tensor:
-    return torch.from_numpy(np.load(path)[:n])
-
-
-def faiss_nearest(x: np.ndarray) -> None:
-    import faiss
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatL2(x.shape[1])
-    index.add(x)
-    index.search(x, 2)
 
 
 class Bench:
@@ -332,26 +258,6 @@ def _peak_kib() -> int:
     """Peak memory of this process in KiB. ru_maxrss would not do: a child's begins at its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
-
-
-def machine() -> dict[str, Any]:
-    model = ""
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
-    x, y = torch.randn(4096, 384), torch.randn(4096, 384)
-    rates = {}
-    for kind in (torch.float32, torch.bfloat16):
-        a, b = x.to(kind), y.to(kind).T
-        best = min(seconds(partial(torch.mm, a, b), torch.device("cpu")) for _ in range(5))
-        rates[str(kind)] = round(2 * 4096 * 4096 * 384 / best / 1e9)
-    return {
-        "processor": model or platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "product GFLOP/s": rates,
-    }
 
 
 def main() -> None:
