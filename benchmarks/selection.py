@@ -108,13 +108,8 @@ class Bench:
             self.against_dense(f"threshold-decay {len(x)} -> {m}, {kind}", x, m, "threshold-decay", 1.2)
         self.against_published()
         for k, d in ((16_384, 384), (8_192, 3072)):
-            rows = mixture(k, d).numpy()
-            self.compare(
-                f"nearest {k} x {d} against faiss",
-                partial(faiss_nearest, rows),
-                partial(nearest, rows, rows, exclude_self=True),
-                1.2,
-            )
+            name, rows = f"nearest {k} x {d} against faiss", mixture(k, d).numpy()
+            self.compare(name, partial(faiss_nearest, rows), partial(nearest, rows, rows, exclude_self=True), 1.2)
         self.memory(262_144 // (8 if self.options.quick else 1))
         self.ranks(32_768 // (8 if self.options.quick else 1))
         self.two_level()
