@@ -7,6 +7,7 @@ Commands import their modules when they run, so that `--help` answers at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import io
 import logging
@@ -67,6 +68,7 @@ COMMANDS = (
 )  # fmt: skip
 
 
+@functools.cache
 def _register() -> None:
     from entroloop.launcher.commands import slurm
 

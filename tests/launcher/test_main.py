@@ -37,6 +37,12 @@ def _into_a_full_disk(*words: str) -> None:
     command_line.main(list(words))
 
 
+def test_every_command_is_registered_once():
+    command_line._register()
+    names = [str(command.name) for command in command_line.app.registered_commands]
+    assert sorted(names) == sorted(set(names))
+
+
 @pytest.mark.parametrize("words", [("config",), ("config", "--json"), ("--help",), ("import", "--help")])
 def test_a_reader_who_leaves_ends_a_command_without_a_word(words):
     ended = Forked(_unread, *words)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 from forked import Forked
 from loops import VECTORS, tiny, tiny_file
 from places import NOBODY, become_nobody, open_folder
@@ -111,6 +112,7 @@ def walk(folder: str, words: list[str], bad: tuple[str, ...], result: str) -> No
     become_nobody()
     os.chdir(place / "free")
     command_line._register()
+    setattr(command_line, "app", typer.main.get_command(command_line.app))  # noqa: B010  # made once, not per path
     found = {}
     for name in bad:
         given = {"config": "tiny.yaml", "rows": "rows.npy", "run": "run", "free": "free"}
