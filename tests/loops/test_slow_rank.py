@@ -100,7 +100,7 @@ SITES = {
 
 @pytest.mark.long
 def test_every_phase_waits_for_a_slow_rank_0_longer_than_an_exchange_may_take(tmp_path):
-    # Lines of statistics between checkpoints: after a checkpoint, ranks would wait for a slow tracker outside torch anyway.
+    # Lines of statistics come between checkpoints, for which ranks would wait outside torch anyway.
     config = tiny_file(
         tmp_path, "data.labelled=16", "selection.encoder=classifier", "train.kimg=0.16", "keep.samples=needed",
         "keep.features=needed", "keep.checkpoints=none", "train.log_kimg=0.064",
