@@ -176,10 +176,12 @@ class Sweep:
             result[:ragged].masked_fill_(later, form.infinite)
         if ignore is not None:
             _hide(result, ignore, form.infinite)
+        nearest = None
         if k is not None and k <= len(tile):
-            level = torch.minimum(level, reach(form, errors, _kth(result, k), scale))
+            nearest = _kth(result, k)
+            level = torch.minimum(level, reach(form, errors, nearest, scale))
             self.level[rows] = level
-        i, j = at_most(result, cut(form, errors, level, scale))
+        i, j = at_most(result, cut(form, errors, level, scale), nearest if k == 1 else None)
         if ignore is not None or before is not None:  # a hidden pair is within an infinite level
             counts = j != ignore[i] if ignore is not None else torch.ones_like(i, dtype=torch.bool)
             if before is not None:
@@ -271,12 +273,12 @@ def _kth(result: Tensor, k: int) -> Tensor:
     return result.amin(1) if k == 1 else result.kthvalue(k, dim=1).values
 
 
-def at_most(result: Tensor, cut: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the entries of `result` [n, m] that are at most cut[row]."""
+def at_most(result: Tensor, cut: Tensor, lowest: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Rows and columns of the entries of `result` [n, m] that are at most cut[row]. `lowest`: its minima by row."""
     if result.device.type != "cpu":
         return nonzero(result <= cut[:, None])
     # numpy compares five times faster than torch, and the minimum of a row, which is faster still, rules most rows out
-    rows = (result.amin(1) <= cut).nonzero()[:, 0]
+    rows = ((result.amin(1) if lowest is None else lowest) <= cut).nonzero()[:, 0]
     near = np.less_equal(result.index_select(0, rows).numpy(), cut[rows, None].numpy())
     i, j = nonzero(torch.from_numpy(near))
     return rows[i], j
