@@ -23,7 +23,7 @@ from entroloop.data.errors import UserError, unusable
 from entroloop.data.features import dinov2, inception, weights
 from entroloop.launcher.run.facts import processor, version
 from entroloop.selection.exact.distance import pair_distances
-from entroloop.selection.exact.formats import LONGER, Format, shortest_format
+from entroloop.selection.exact.formats import LONGER, NumberFormat, shortest_format
 from entroloop.selection.exact.intervals import InexactProductError, check
 from entroloop.selection.exact.sketch import Frame, Sketch, product
 from entroloop.selection.neighbours import nearest
@@ -161,14 +161,14 @@ def _exactness() -> Iterator[tuple[str, str]]:
     for device in devices:
         for what, own in rows.items():
             chosen = shortest_format(own.to(device))
-            form: Format | None = chosen
+            form: NumberFormat | None = chosen
             while form is not None:
                 mark = " (chosen here)" if form is chosen else ""
                 yield f"{what} on {device}, {form.name}{mark}", _checked(own.to(device), form)
                 form = LONGER.get(form.name)
 
 
-def _checked(rows: torch.Tensor, form: Format) -> str:
+def _checked(rows: torch.Tensor, form: NumberFormat) -> str:
     """Multiplies all pairs of rows, and checks that every product agrees with the distance of its pair."""
     sketch = Sketch.of(rows, Frame.of(rows), form)
     n = len(rows)

@@ -31,7 +31,7 @@ class StrategyFacts(Facts):
 
 @dataclass(frozen=True)
 class DistanceFacts(Facts):
-    """A function (bank: Shard) -> map of rows. See `selection/exact/spaces.py`.
+    """A function (bank: RankRows) -> map of rows. See `selection/exact/spaces.py`.
 
     The distance of two rows is the Euclidean distance of the mapped rows.
 

@@ -22,7 +22,7 @@ from entroloop.data.precision import full_precision
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.selection.exact.canary import prove_gpu
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.spaces import check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
 from entroloop.selection.options import OF_A_RUN, check_fit, check_options
@@ -78,33 +78,33 @@ def select(
     check_options(strategy, {**options, "trim": trim, "trim_k": trim_k, "per_class": per_class}, also=OF_A_RUN)
     DISTANCES.check(metric)
     prove_gpu(world)
-    shard = checked(features, "features", world)
-    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= shard.total:
-        raise UserError(f"size: must be an integer between 1 and the {shard.total} rows there are, is {size}")
+    own = checked(features, "features", world)
+    if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= own.total:
+        raise UserError(f"size: must be an integer between 1 and the {own.total} rows there are, is {size}")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
         raise UserError(f"seed: must be an integer of at least 0, is {seed}")
     real = None if reference is None else checked(reference, "reference", world)
-    if real is not None and (real.total == 0 or real.rows.shape[1] != shard.rows.shape[1]):
+    if real is not None and (real.total == 0 or real.rows.shape[1] != own.rows.shape[1]):
         shape = [real.total, real.rows.shape[1]]
-        raise UserError(f"reference: must hold rows of {shard.rows.shape[1]} features, has shape {shape}")
-    check_rows(metric, shard, "features")
+        raise UserError(f"reference: must hold rows of {own.rows.shape[1]} features, has shape {shape}")
+    check_rows(metric, own, "features")
     if real is not None:
         check_rows(metric, real, "reference")
-    fitted = fit_metric(metric, shard)
-    shard = replace(shard, rows=fitted.rows(shard.rows))
+    fitted = fit_metric(metric, own)
+    own = replace(own, rows=fitted.rows(own.rows))
     problem = Problem(
-        shard,
+        own,
         int(size),
         int(seed),
-        _integers(labels, "labels", shard),
-        _integers(generations, "generations", shard),
+        _integers(labels, "labels", own),
+        _integers(generations, "generations", own),
         None if real is None else replace(real, rows=fitted.rows(real.rows)),
         on_progress,
     )
     kept = None
-    check_fit(strategy, {**options, "trim": trim, "trim_k": trim_k}, int(size), shard.total)
+    check_fit(strategy, {**options, "trim": trim, "trim_k": trim_k}, int(size), own.total)
     if trim != 0:
-        kept = _trimmed(shard, trim, trim_k)
+        kept = _trimmed(own, trim, trim_k)
         problem = _subset(problem, kept)
     if per_class:
         known = None if real is None else _integers(reference_labels, "reference_labels", real)
@@ -112,48 +112,48 @@ def select(
     else:
         chosen = function(problem, **options)
     if kept is not None:
-        chosen = replace(chosen, ids=kept.numpy()[chosen.ids], info={**chosen.info, "trimmed": shard.total - len(kept)})
+        chosen = replace(chosen, ids=kept.numpy()[chosen.ids], info={**chosen.info, "trimmed": own.total - len(kept)})
     return chosen
 
 
-def _integers(values: Any, name: str, shard: Shard) -> Tensor | None:
+def _integers(values: Any, name: str, own: RankRows) -> Tensor | None:
     """One integer per row of this rank -> the integers of all ranks, int64 [N] on the host."""
     if values is None:
         return None
 
     def checked() -> NDArray[np.int64]:
         array = values.cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-        n = len(shard.rows)
+        n = len(own.rows)
         if array.shape != (n,) or not (n == 0 or np.issubdtype(array.dtype, np.integer)):
             shape = list(array.shape)
             raise UserError(f"{name}: must be {n} integers, one per row, is {array.dtype} of shape {shape}")
         return array.astype(np.int64)
 
-    return shard.world.gather_rows(torch.from_numpy(shard.world.agree(checked)), shard.counts)
+    return own.world.gather_rows(torch.from_numpy(own.world.agree(checked)), own.counts)
 
 
 def _subset(problem: Problem, ids: Tensor, size: int | None = None) -> Problem:
     """The same problem on some of the rows. `ids` are their global ids, ascending; they are renumbered 0, 1, 2, ..."""
-    part = _part(problem.shard, ids)
+    part = _part(problem.candidates, ids)
     labels, generations = (None if x is None else x[ids] for x in (problem.labels, problem.generations))
     size = problem.size if size is None else size
     return Problem(part, size, problem.seed, labels, generations, problem.reference, problem.on_progress)
 
 
-def _part(shard: Shard, ids: Tensor) -> Shard:
+def _part(own: RankRows, ids: Tensor) -> RankRows:
     """Some of the rows of all ranks, by their global ids, ascending."""
-    _, local = shard.owned(ids)
-    bounds = torch.tensor(shard.counts).cumsum(0)
+    _, local = own.owned(ids)
+    bounds = torch.tensor(own.counts).cumsum(0)
     counts = torch.bincount(torch.bucketize(ids, bounds, right=True), minlength=len(bounds))
-    return Shard(shard.rows[local.to(shard.rows.device)], tuple(counts.tolist()), shard.world)
+    return RankRows(own.rows[local.to(own.rows.device)], tuple(counts.tolist()), own.world)
 
 
-def _trimmed(shard: Shard, trim: float, k: int) -> Tensor:
+def _trimmed(own: RankRows, trim: float, k: int) -> Tensor:
     """The ids left after dropping the share `trim` with the largest k-th neighbour distances (ties: larger ids)."""
-    distances, _ = nearest(shard.rows, shard.rows, k, exclude_self=True, world=shard.world)
-    far = shard.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), shard.counts)
+    distances, _ = nearest(own.rows, own.rows, k, exclude_self=True, world=own.world)
+    far = own.world.gather_rows(torch.from_numpy(distances[:, -1].copy()), own.counts)
     order = torch.argsort(far, stable=True)
-    return order[: shard.total - int(trim * shard.total)].sort().values
+    return order[: own.total - int(trim * own.total)].sort().values
 
 
 def _per_class(problem: Problem, known: Tensor | None, function: Strategy, options: dict[str, Any]) -> Selection:
@@ -173,4 +173,4 @@ def _per_class(problem: Problem, known: Tensor | None, function: Strategy, optio
             chosen = function(part, **options)
             turns += [(turn, c, int(i)) for turn, i in enumerate(ids.numpy()[chosen.ids])]
     ids = torch.tensor([i for _, _, i in sorted(turns)], dtype=torch.int64)
-    return Selection(ids.numpy(), order_radii(problem.shard, ids).cpu().numpy(), {"classes": len(members)})
+    return Selection(ids.numpy(), order_radii(problem.candidates, ids).cpu().numpy(), {"classes": len(members)})

@@ -24,7 +24,7 @@ from entroloop.selection.exact.canary import prove_gpu
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.indices import TREE_FEATURES, FaissIndex, Index, TreeIndex, has_faiss
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.search import Parts
 from entroloop.selection.exact.sketch import Frame
 from entroloop.selection.exact.spaces import check_rows, fit_metric
@@ -69,8 +69,8 @@ def nearest(
     q = checked(queries, "queries", world)
     b = q if bank is queries else checked(bank, "bank", world)
     _check_call(q, b, k, exclude_self, backend)
-    for shard, name in ((q, "queries"), (b, "bank")):
-        check_rows(metric, shard, name)
+    for own, name in ((q, "queries"), (b, "bank")):
+        check_rows(metric, own, name)
     fitted = fit_metric(metric, b)
     form = shortest_format(fitted.rows(b.rows[:0]), fitted.rows(q.rows[:0]))
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
@@ -86,8 +86,8 @@ def nearest(
     return distances, ids
 
 
-def checked(features: Any, name: str, world: World) -> Shard:
-    """The rows as a Shard. Every rank raises the same UserError if any rank's rows are unusable.
+def checked(features: Any, name: str, world: World) -> RankRows:
+    """The rows as a RankRows. Every rank raises the same UserError if any rank's rows are unusable.
 
     Ranks that hold rows must have the same dtype. A rank without rows takes the dtype of the others.
     """
@@ -105,10 +105,10 @@ def checked(features: Any, name: str, world: World) -> Shard:
     others = sorted({str(other).removeprefix("torch.") for _, _, other, _ in held})
     if len(others) > 1:
         raise UserError(f"{name}: ranks hold rows of {' and '.join(others)}: every rank must pass the same dtype")
-    return Shard(rows.to(dtype), tuple(count for count, _, _, _ in answers), world)
+    return RankRows(rows.to(dtype), tuple(count for count, _, _, _ in answers), world)
 
 
-def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) -> None:
+def _check_call(q: RankRows, b: RankRows, k: int, exclude_self: bool, backend: str) -> None:
     if backend not in ("auto", "torch", "faiss"):
         raise unknown("backend", backend, ("auto", "torch", "faiss"))
     if backend == "faiss" and not has_faiss(q.rows.device.type):
@@ -125,7 +125,7 @@ def _check_call(q: Shard, b: Shard, k: int, exclude_self: bool, backend: str) ->
         raise UserError(f"k: must be between 1 and the {b.total - exclude_self} {others}, is {k}")
 
 
-def _index_kind(backend: str, queries: Shard, torch_is_faster: bool) -> Callable[[Tensor, Frame], Index] | None:
+def _index_kind(backend: str, queries: RankRows, torch_is_faster: bool) -> Callable[[Tensor, Frame], Index] | None:
     """The index that proposes neighbours, or None if all are found by products."""
     device, width = queries.rows.device.type, queries.rows.shape[1]
     if backend == "auto" and device == "cpu" and width <= TREE_FEATURES and queries.world.size == 1:

@@ -16,7 +16,7 @@ from entroloop.data.precision import keep_full_precision
 from entroloop.data.world import World
 from entroloop.selection import nearest, select
 from entroloop.selection.exact import bounds, distance, sketch
-from entroloop.selection.exact.formats import BF16, F32, INT8, Format
+from entroloop.selection.exact.formats import BF16, F32, INT8, NumberFormat
 from entroloop.selection.exact.sketch import Frame, Sketch, product
 
 WIDTHS = (64, 384, 784, 2048, 3072, 12288)
@@ -56,7 +56,7 @@ def _products(card: Card) -> None:
         card.row(f"kernels of a {form.name} product", gemm[:4])
 
 
-def _settings(form: Format) -> dict[str, Callable[[], None]]:
+def _settings(form: NumberFormat) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {"as shipped": keep_full_precision}
     if form is BF16:
         found["sums in bfloat16 allowed"] = _allow_short_sums
@@ -69,7 +69,7 @@ def _allow_short_sums() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = True
 
 
-def _error(device: torch.device, form: Format, width: int, n: int, m: int) -> float:
+def _error(device: torch.device, form: NumberFormat, width: int, n: int, m: int) -> float:
     """The largest |product - exact| / certificate of n x m products of random rows; 0 / 0 counts as 0."""
     torch.manual_seed(0)
     made: Callable[[int], Tensor] = lambda k: torch.randn(k, width, device=device)  # noqa: E731

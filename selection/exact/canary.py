@@ -18,7 +18,7 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.selection.exact.distance import pair_distances
-from entroloop.selection.exact.formats import BF16, F32, F64, INT8, Format, shortest_format
+from entroloop.selection.exact.formats import BF16, F32, F64, INT8, NumberFormat, shortest_format
 from entroloop.selection.exact.intervals import InexactProductError, check
 from entroloop.selection.exact.sketch import Frame, Sketch, product
 
@@ -26,7 +26,7 @@ _ROWS = 128
 _WIDTHS = (64, 4096)
 
 
-def _known(form: Format, width: int, device: torch.device) -> Tensor:
+def _known(form: NumberFormat, width: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     if form is INT8:
         return torch.randint(0, 256, (_ROWS, width), generator=generator, dtype=torch.uint8).to(device)
@@ -58,7 +58,7 @@ def prove(device: torch.device) -> None:
             ) from error
 
 
-def _check(rows: Tensor, form: Format) -> None:
+def _check(rows: Tensor, form: NumberFormat) -> None:
     sketch = Sketch.of(rows, Frame.of(rows), form)
     i, j = torch.ones(len(rows), len(rows), device=rows.device).nonzero().unbind(1)
     result = product(sketch, sketch.turn())[i, j]

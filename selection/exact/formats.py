@@ -1,6 +1,6 @@
 """Number formats of sketches, and the choice of the shortest one that this device multiplies fast and exactly enough.
 
-rows -> shortest_format -> Format
+rows -> shortest_format -> NumberFormat
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Format:
+class NumberFormat:
     """A number format for sketches: `unit` bounds the relative error of one accumulation step, `out` that of the
     result."""
 
@@ -50,10 +50,10 @@ class Format:
 
 # Matrix units may truncate instead of rounding, so bfloat16 has one bit of margin.
 # bfloat16 products are compared as integers of the same order, which is several times faster.
-BF16 = Format("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8, torch.int16, True)
-F32 = Format("float32", torch.float32, 2, 2.0**-24, 2.0**-24, torch.float32)
-F64 = Format("float64", torch.float64, 1, 2.0**-53, 2.0**-53, torch.float64)
-INT8 = Format("int8", torch.int8, 0, 0.0, 0.0, torch.int32, True)  # exact, for rows of uint8
+BF16 = NumberFormat("bfloat16", torch.bfloat16, 3, 2.0**-23, 2.0**-8, torch.int16, True)
+F32 = NumberFormat("float32", torch.float32, 2, 2.0**-24, 2.0**-24, torch.float32)
+F64 = NumberFormat("float64", torch.float64, 1, 2.0**-53, 2.0**-53, torch.float64)
+INT8 = NumberFormat("int8", torch.int8, 0, 0.0, 0.0, torch.int32, True)  # exact, for rows of uint8
 LONGER = {"bfloat16": F32, "float32": F64}
 _WIDEST_INT8 = 1 << 15  # up to this number of features every squared distance fits int32
 
@@ -62,7 +62,7 @@ _FAST = 0.75  # share of float32's time below which bfloat16 is worth its wider 
 _PROBE = (1024, 512, 384)  # rows, columns and features of the products that are timed
 
 
-def shortest_format(*rows: Tensor) -> Format:
+def shortest_format(*rows: Tensor) -> NumberFormat:
     """int8 for rows of uint8 where its products are exact, bfloat16 for others where it is fast, else float32.
 
     The first call in a process on a CPU with such units multiplies a few small matrices, which takes 30 to 100 ms.

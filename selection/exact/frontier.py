@@ -1,6 +1,6 @@
 """The distance of every row to the points chosen so far, kept up to date only for rows where it can matter.
 
-    Shard + chosen points  ->  Frontier  ->  exact distances of the active rows
+    RankRows + chosen points  ->  Frontier  ->  exact distances of the active rows
 
 `bound[i]` is an upper bound of the distance of local row i to all choices: its canonical distance to the first
 `seen[i]` choices or, for a row that was dropped, a bound from a later choice. Further choices only lower the distance,
@@ -22,7 +22,7 @@ from entroloop.selection.exact.blocks import earlier_distances
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Sweep
 from entroloop.selection.exact.distance import distances_to, pair_distances
 from entroloop.selection.exact.formats import shortest_format
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.sketch import Frame, Sketch
 
 CHOSEN = -1.0  # the bound of a chosen row: below every distance
@@ -31,10 +31,10 @@ CHOSEN = -1.0  # the bound of a chosen row: below every distance
 class Frontier:
     """See the module's docstring. `capacity` is the largest number of choices."""
 
-    def __init__(self, shard: Shard, capacity: int) -> None:
-        self.shard = shard
-        rows = shard.rows
-        self.sketch = Sketch.of(rows, Frame.of(rows, shard.world), shortest_format(rows))
+    def __init__(self, own: RankRows, capacity: int) -> None:
+        self.own = own
+        rows = own.rows
+        self.sketch = Sketch.of(rows, Frame.of(rows, own.world), shortest_format(rows))
         self.bound = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
         self.seen = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
         self.chosen = torch.empty(capacity, dtype=torch.int64, device=rows.device)  # global ids
@@ -44,7 +44,7 @@ class Frontier:
         room = Sketch.empty(form.padded(capacity) + 128, rows, self.sketch.frame, form)
         room.factor.zero_()
         # With several ranks the choices' rows are kept too; a single rank has all of them among its own rows.
-        kept = (rows, self.chosen) if shard.world.size == 1 else (rows.new_empty((capacity, rows.shape[1])), None)
+        kept = (rows, self.chosen) if own.world.size == 1 else (rows.new_empty((capacity, rows.shape[1])), None)
         self._choices = replace(room, rows=kept[0], index=kept[1], turned=True)
 
     def points(self, ids: Tensor, rows: Tensor | None) -> Sketch:
@@ -56,9 +56,9 @@ class Frontier:
     def begin(self, pick: int) -> None:
         """Makes the first choice: computes the distance of every row to it."""
         ids = torch.tensor([pick], device=self.bound.device)
-        row = self.shard.take(ids)
+        row = self.own.take(ids)
         self._remember(ids, self.points(ids, row))
-        self.bound = distances_to(self.shard.rows, row[0])
+        self.bound = distances_to(self.own.rows, row[0])
         self.seen += 1
         self._mark(ids)
 
@@ -81,13 +81,13 @@ class Frontier:
     def reject(self, ids: Tensor, by: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
         """Lowers the bounds of rows that are within a threshold of the choices numbered `by`, which may be admitted
         later. -> the local rows among them and their choices, for `distances`"""
-        place, local = self.shard.owned(ids)
+        place, local = self.own.owned(ids)
         self.bound[local] = threshold
         return local, by[place]
 
     def distances(self, local: Tensor, by: Tensor) -> Tensor:
         """The canonical distances of local rows to the choices numbered `by`."""
-        return pair_distances(self.shard.rows, local, self._choices.rows, self._choices.numbers(by))
+        return pair_distances(self.own.rows, local, self._choices.rows, self._choices.numbers(by))
 
     def earlier(self, first: int, level: Tensor) -> Tensor:
         """For each choice from `first` on min(level, its distance to the nearest of these choices before it)."""
@@ -96,7 +96,7 @@ class Frontier:
 
     def fill(self, order: Tensor) -> None:
         """Fills the choices up to the capacity with the first ids in this order that are not chosen yet."""
-        free = torch.ones(self.shard.total, dtype=torch.bool)
+        free = torch.ones(self.own.total, dtype=torch.bool)
         free[self.chosen[: self.count].cpu()] = False
         self.chosen[self.count :] = order[free[order]][: len(self.chosen) - self.count].to(self.chosen.device)
         self.count = len(self.chosen)
@@ -148,5 +148,5 @@ class Frontier:
         self.count += len(ids)
 
     def _mark(self, ids: Tensor) -> None:
-        _, local = self.shard.owned(ids)
+        _, local = self.own.owned(ids)
         self.bound[local] = CHOSEN

@@ -1,8 +1,8 @@
 """What a product of two sketches proves about the distance of their rows.
 
-    Format + errors + level             -> cut, surely: the products that decide whether a pair is within the level
-           + errors + product           -> reach: the largest distance of its pair
-           + errors + product, distance -> check
+    NumberFormat + errors + level             -> cut, surely: the products that decide if a pair is within the level
+                 + errors + product           -> reach: the largest distance of its pair
+                 + errors + product, distance -> check
 
 `errors` [..., 2] is the sum of the errors of a pair's two sketches: a bound of the accumulated error of the product,
 and of the distance that rounding the rows can add or remove. They are in units of the frame; distances are not.
@@ -13,14 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from entroloop.selection.exact.formats import BF16, F64, INT8, Format
+from entroloop.selection.exact.formats import BF16, F64, INT8, NumberFormat
 
 
 class InexactProductError(ArithmeticError):
     """The processor multiplied less exactly than the intervals allow, so results would be wrong."""
 
 
-def cut(form: Format, errors: Tensor, level: Tensor | float, scale: float) -> Tensor:
+def cut(form: NumberFormat, errors: Tensor, level: Tensor | float, scale: float) -> Tensor:
     """The largest product that a pair no further apart than `level` can have."""
     error, rho = errors.unbind(-1)
     far = torch.add(rho, level, alpha=scale)
@@ -28,7 +28,7 @@ def cut(form: Format, errors: Tensor, level: Tensor | float, scale: float) -> Te
     return _comparable(form, torch.addcmul(error, far, far).mul_((1 + 1.01 * form.out) * (1 + rounding)))
 
 
-def surely(form: Format, errors: Tensor, level: Tensor | float, scale: float) -> Tensor:
+def surely(form: NumberFormat, errors: Tensor, level: Tensor | float, scale: float) -> Tensor:
     """A product below this proves that its pair is no further apart than `level`."""
     error, rho = errors.unbind(-1)
     near = (level * scale - rho).clamp_(min=0)
@@ -38,7 +38,7 @@ def surely(form: Format, errors: Tensor, level: Tensor | float, scale: float) ->
     return short.masked_fill(square <= 0, lowest)
 
 
-def reach(form: Format, errors: Tensor, product: Tensor, scale: float) -> Tensor:
+def reach(form: NumberFormat, errors: Tensor, product: Tensor, scale: float) -> Tensor:
     """The largest distance that a pair with this product can have."""
     error, rho = errors.unbind(-1)
     wide = product.view(torch.bfloat16).double() if form is BF16 else product.double()
@@ -48,7 +48,7 @@ def reach(form: Format, errors: Tensor, product: Tensor, scale: float) -> Tensor
     return square.sqrt_().add_(rho).mul_((1 + 2.0**-40) / scale)
 
 
-def check(form: Format, errors: Tensor, product: Tensor, distance: Tensor, scale: float) -> None:
+def check(form: NumberFormat, errors: Tensor, product: Tensor, distance: Tensor, scale: float) -> None:
     """Raises InexactProductError unless each product [P] agrees with the canonical distance [P] of its pair."""
     good = (product <= cut(form, errors, distance, scale)) & (reach(form, errors, product, scale) >= distance)
     if not bool(good.all()):
@@ -60,7 +60,7 @@ def check(form: Format, errors: Tensor, product: Tensor, distance: Tensor, scale
         )
 
 
-def _comparable(form: Format, bound: Tensor) -> Tensor:
+def _comparable(form: NumberFormat, bound: Tensor) -> Tensor:
     """As products are compared; bounds allow for the rounding to float32."""
     if form is F64:
         return bound

@@ -1,6 +1,6 @@
 """Rows spread over the ranks of a World, as one numbered collection.
 
-    this rank's rows + World  ->  Shard  ->  rows of any global id on every rank
+    this rank's rows + World  ->  RankRows  ->  rows of any global id on every rank
 
 Global ids count rows in rank order: rank r holds the ids offset … offset + n_r - 1. A rank may hold no rows.
 
@@ -19,7 +19,7 @@ from entroloop.data.world import World
 
 
 @dataclass(frozen=True)
-class Shard:
+class RankRows:
     """This rank's part of a collection: `rows` [n_r, D]; `counts` holds the n_r of every rank."""
 
     rows: Tensor
@@ -27,7 +27,7 @@ class Shard:
     world: World
 
     @classmethod
-    def of(cls, rows: Tensor, world: World | None = None) -> Shard:
+    def of(cls, rows: Tensor, world: World | None = None) -> RankRows:
         """Numbers the rows of all ranks. Several ranks need one exchange."""
         world = World() if world is None else world
         return cls(rows, tuple(world.gather_counts(len(rows))), world)

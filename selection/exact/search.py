@@ -1,6 +1,6 @@
 """Lists of the nearest rows of queries, which are compared part by part with blocks of a bank.
 
-    queries Shard + bank Shard -> Parts -> lists: distances float64 [n, k], ids int64 [n, k]
+    queries RankRows + bank RankRows -> Parts -> lists: distances float64 [n, k], ids int64 [n, k]
 
 The blocks of all ranks travel around a ring. Where the queries are the bank, each pair of rows is multiplied once, for
 both of its rows: a block travels half the ring, and the lists that it collected on the way travel back.
@@ -18,9 +18,9 @@ from torch import Tensor
 from entroloop.data.memory import free_bytes
 from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, contenders, lowest_both
-from entroloop.selection.exact.formats import Format
+from entroloop.selection.exact.formats import NumberFormat
 from entroloop.selection.exact.indices import Index, merge_candidates
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.sketch import Frame, Sketch, tile_columns
 from entroloop.selection.exact.spaces import Metric
 
@@ -35,7 +35,9 @@ _MERGE_PAIRS = 1 << 18  # pairs collected before they are merged into the lists
 class Parts:
     """The queries in parts, with their sketches and their lists of nearest rows."""
 
-    def __init__(self, queries: Shard, k: int, exclude_self: bool, fitted: Metric, frame: Frame, form: Format) -> None:
+    def __init__(
+        self, queries: RankRows, k: int, exclude_self: bool, fitted: Metric, frame: Frame, form: NumberFormat
+    ) -> None:
         self.queries, self.exclude_self, self.fitted, self.frame, self.form = queries, exclude_self, fitted, frame, form
         n, width = queries.rows.shape
         self.best = topk.empty(n, k, queries.rows.device)
@@ -70,7 +72,7 @@ class Parts:
         stop = min(start + self.step, len(self.queries.rows))
         return torch.arange(start, stop, device=self.best[0].device) + (self.queries.offset - first)
 
-    def search_bank(self, bank: Shard, index_of: Callable[[Tensor, Frame], Index] | None) -> None:
+    def search_bank(self, bank: RankRows, index_of: Callable[[Tensor, Frame], Index] | None) -> None:
         """Merges the bank rows of all ranks into the lists. An index of each block may propose candidates first."""
         for block, first in _travelling(bank):
             block = self.fitted.rows(block)
@@ -88,14 +90,14 @@ class Parts:
     def search_each_other(self) -> None:
         """Merges the rows of all ranks into each other's lists. Each pair is multiplied once, for both of its rows."""
         self._search_own()
-        shard, world = self.queries, self.queries.world
+        own, world = self.queries, self.queries.world
         half = world.size // 2
         if half == 0:
             return
-        step = _block_rows(shard, 16 * self.best[0].shape[1] * half)
-        for start in range(0, max(shard.counts), step):
-            block, answers = shard.rows[start : start + step], []
-            held = [min(max(count - start, 0), step) for count in shard.counts]  # rows of each rank's block
+        step = _block_rows(own, 16 * self.best[0].shape[1] * half)
+        for start in range(0, max(own.counts), step):
+            block, answers = own.rows[start : start + step], []
+            held = [min(max(count - start, 0), step) for count in own.counts]  # rows of each rank's block
             for hop in range(half + 1):
                 coming = held[(world.rank - hop - 1) % world.size]
                 following = world.start_rotate(block, coming) if hop < half else None
@@ -129,19 +131,19 @@ class Parts:
 
         Two ranks that hold each other's blocks share the work: the lower rank compares the first half of its rows.
         """
-        shard = self.queries
-        rank, size = shard.world.rank, shard.world.size
+        own = self.queries
+        rank, size = own.world.rank, own.world.size
         answers = topk.empty(len(block), self.best[0].shape[1], block.device)
-        mine, skipped = len(shard.rows), 0
+        mine, skipped = len(own.rows), 0
         if 2 * ((rank - source) % size) == size:
             if rank < source:
                 mine //= 2
             else:
-                skipped = max(shard.counts[source] // 2 - start, 0)
+                skipped = max(own.counts[source] // 2 - start, 0)
         if skipped >= len(block):
             return answers
         other = self._sketched(self.fitted.rows(block[skipped:]))
-        columns, first = other.turn(), sum(shard.counts[:source]) + start + skipped
+        columns, first = other.turn(), sum(own.counts[:source]) + start + skipped
         for top in range(0, mine, self.step):
             count = min(mine - top, self.step)
             side = self.side(top).take(slice(0, count))
@@ -149,7 +151,7 @@ class Parts:
             distances, ids = self.lists(top)
             _search(side, columns, first, (distances[:count], ids[:count]), None, lowest=lowest)
             theirs = answers[0][skipped:], answers[1][skipped:]
-            _search(other, side.turn(), shard.offset + top, theirs, None, lowest=opposite)
+            _search(other, side.turn(), own.offset + top, theirs, None, lowest=opposite)
         return answers
 
     def _bring_home(self, answers: list[Lists], held: list[int]) -> Lists:
@@ -168,7 +170,7 @@ class Parts:
         return carried
 
 
-def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
+def _travelling(bank: RankRows) -> Iterator[tuple[Tensor, int]]:
     """Blocks of all ranks' bank rows, each with the global id of its first row. Every block visits every rank once."""
     world = bank.world
     step = _block_rows(bank)
@@ -185,7 +187,7 @@ def _travelling(bank: Shard) -> Iterator[tuple[Tensor, int]]:
                 block = following()
 
 
-def _block_rows(bank: Shard, kept: int = 0) -> int:
+def _block_rows(bank: RankRows, kept: int = 0) -> int:
     """Rows per block, equal on all ranks, from the free memory divided by the ranks, which may share a machine.
 
     kept  further bytes that are kept per row

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from entroloop.data.world import World
 from entroloop.selection.exact.distance import chunk_rows
-from entroloop.selection.exact.formats import BF16, INT8, Format
+from entroloop.selection.exact.formats import BF16, INT8, NumberFormat
 
 TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
 ON_GPU = 16  # times as many on a GPU, where starting a product takes longer than the product
@@ -86,19 +86,19 @@ class Sketch:
     rows: Tensor
     factor: Tensor
     errors: Tensor
-    form: Format
+    form: NumberFormat
     frame: Frame
     index: Tensor | None = None
     turned: bool = False
 
     @classmethod
-    def empty(cls, n: int, like: Tensor, frame: Frame, form: Format) -> Sketch:
+    def empty(cls, n: int, like: Tensor, frame: Frame, form: NumberFormat) -> Sketch:
         """A sketch with room for n rows like `like` [., D], not filled."""
         factor = torch.empty((n, form.columns(like.shape[1], like.device)), dtype=form.dtype, device=like.device)
         return cls(like, factor, torch.empty((n, 2), dtype=torch.float64, device=like.device), form, frame)
 
     @classmethod
-    def of(cls, rows: Tensor, frame: Frame, form: Format) -> Sketch:
+    def of(cls, rows: Tensor, frame: Frame, form: NumberFormat) -> Sketch:
         if form is INT8:
             return cls._exact(rows, frame)
         d = rows.shape[1]
@@ -182,7 +182,7 @@ class Sketch:
         width = tile_columns(self.rows.device)
         return [self.take(slice(start, min(start + width, len(self)))) for start in range(0, len(self), width)]
 
-    def again(self, form: Format, i: Tensor | slice | None = None) -> Sketch:
+    def again(self, form: NumberFormat, i: Tensor | slice | None = None) -> Sketch:
         """The rows numbered `i`, or all rows, as left factors in another format."""
         numbers = self._numbers(i)
         return Sketch.of(self.rows if numbers is None else self.rows[numbers], self.frame, form)

@@ -1,8 +1,8 @@
 """Metrics as maps of rows, so that all other code computes Euclidean distances only.
 
-    bank Shard -> fit_metric -> Metric: rows [n, D] -> rows [n, D] whose Euclidean distance is the metric
+    bank RankRows -> fit_metric -> Metric: rows [n, D] -> rows [n, D] whose Euclidean distance is the metric
 
-A metric is a function (bank: Shard) -> (rows [n, D] -> rows [n, D']), found by name in `catalogue.py`.
+A metric is a function (bank: RankRows) -> (rows [n, D] -> rows [n, D']), found by name in `catalogue.py`.
 
 `cosine` scales rows to length 1. Its distances are reported as 1 - cos = |u - v|^2 / 2, which is accurate for near
 neighbours. `whitened` is the Mahalanobis distance under the covariance of all bank rows. Its statistics and products
@@ -27,7 +27,7 @@ from torch import Tensor
 from entroloop.data.errors import UserError
 from entroloop.selection.catalogue import DISTANCES
 from entroloop.selection.exact.distance import fold_sum, power_of_two, root
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 
 _BITS = 18  # per slice; products of slices summed over 2^14 rows or features stay below 2^53
 _ROWS = 1 << 13
@@ -46,7 +46,7 @@ class Metric:
         return distance.square() / 2 if DISTANCES.facts(self.name).angular else distance
 
 
-def fit_metric(name: str, bank: Shard) -> Metric:
+def fit_metric(name: str, bank: RankRows) -> Metric:
     """The metric of that name, fitted to the bank if the metric depends on it.
 
     Raises UserError for an unknown name, and under `whitened` when the bank has no covariance.
@@ -57,31 +57,31 @@ def fit_metric(name: str, bank: Shard) -> Metric:
     return Metric(name, rows)
 
 
-def euclidean(bank: Shard) -> Callable[[Tensor], Tensor]:
+def euclidean(bank: RankRows) -> Callable[[Tensor], Tensor]:
     return lambda rows: rows
 
 
-def cosine(bank: Shard) -> Callable[[Tensor], Tensor]:
+def cosine(bank: RankRows) -> Callable[[Tensor], Tensor]:
     return _unit_rows
 
 
-def whitened(bank: Shard) -> Callable[[Tensor], Tensor]:
+def whitened(bank: RankRows) -> Callable[[Tensor], Tensor]:
     return _Whitening(bank)
 
 
-def check_rows(name: str, shard: Shard, what: str) -> None:
+def check_rows(name: str, own: RankRows, what: str) -> None:
     """Under an angular metric, raises UserError on every rank, naming the first zero row, which has no direction."""
     if not DISTANCES.facts(name).angular:
         return
 
     def check() -> None:
-        for start in range(0, len(shard.rows), _ROWS):
-            zero = (shard.rows[start : start + _ROWS] == 0).all(1)
+        for start in range(0, len(own.rows), _ROWS):
+            zero = (own.rows[start : start + _ROWS] == 0).all(1)
             if bool(zero.any()):
-                row = shard.offset + start + int(zero.int().argmax())
+                row = own.offset + start + int(zero.int().argmax())
                 raise UserError(f"{what}: row {row} is zero and has no direction under metric {name}")
 
-    shard.world.agree(check)
+    own.world.agree(check)
 
 
 def _unit_rows(rows: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ class _Whitening:
     rows and for bank rows that are all equal.
     """
 
-    def __init__(self, bank: Shard) -> None:
+    def __init__(self, bank: RankRows) -> None:
         rows, world = bank.rows, bank.world
         n, d = bank.total, rows.shape[1]
         if n < 2:

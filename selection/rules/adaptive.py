@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from entroloop.data.errors import UserError
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.neighbours import nearest
 from entroloop.selection.rules.greedy import greedy
 from entroloop.selection.rules.problem import Problem, Selection
@@ -64,9 +64,9 @@ def entropy_matching(problem: Problem) -> Selection:
         strength = (0.0, 1.0)[step] if step < 2 else (weakest + strongest) / 2
         chosen = _filtered(problem, order, low + strength * (high - low), strength=strength)
         sample = problem.generator("matching").permutation(problem.size)[:n]
-        near = _log_quantiles(problem.shard, torch.from_numpy(chosen.ids[sample]))
+        near = _log_quantiles(problem.candidates, torch.from_numpy(chosen.ids[sample]))
         # Logarithms differ in the last bit between processors, so every rank uses rank 0's gap.
-        gap = float(problem.shard.world.broadcast(torch.tensor([(near - target).mean()], dtype=torch.float64)))
+        gap = float(problem.candidates.world.broadcast(torch.tensor([(near - target).mean()], dtype=torch.float64)))
         chosen.info["gap"] = gap
         if abs(gap) <= _TOLERANCE or (step == 0 and gap > 0) or (step == 1 and gap < 0):
             break
@@ -79,27 +79,29 @@ def _scale(problem: Problem, order: Tensor) -> tuple[float, float]:
     """`low` and `high` of the module's docstring."""
     if problem.size < 2:
         return 0.0, 0.0
-    near = _neighbour_distances(problem.shard, order[: problem.size])
-    _, radii = greedy(problem.shard, problem.size, int(order[0]))
+    near = _neighbour_distances(problem.candidates, order[: problem.size])
+    _, radii = greedy(problem.candidates, problem.size, int(order[0]))
     high = float(radii[-1])
     return min(float(np.quantile(near, _LOW_QUANTILE)), high), high
 
 
 def _filtered(problem: Problem, order: Tensor, threshold: float, strength: float) -> Selection:
-    ids, radii = threshold_decay(problem.shard, problem.size, order, max(threshold, float(np.nextafter(0, 1))), DECAY)
+    ids, radii = threshold_decay(
+        problem.candidates, problem.size, order, max(threshold, float(np.nextafter(0, 1))), DECAY
+    )
     return problem.selection(ids, radii, threshold=threshold, strength=strength)
 
 
-def _neighbour_distances(shard: Shard, ids: Tensor) -> NDArray[np.float64]:
+def _neighbour_distances(own: RankRows, ids: Tensor) -> NDArray[np.float64]:
     """The distance of each of these rows to the nearest other of them, on every rank. int64 [n] -> float64 [n]."""
-    world = shard.world
-    rows = shard.take(ids.to(shard.rows.device))
+    world = own.world
+    rows = own.take(ids.to(own.rows.device))
     mine = world.share(len(rows))
     distances, _ = nearest(rows[mine], rows[mine], exclude_self=True, world=world)
     return world.gather_rows(torch.from_numpy(distances[:, 0])).numpy()
 
 
-def _log_quantiles(shard: Shard, ids: Tensor) -> NDArray[np.float64]:
-    near = np.quantile(_neighbour_distances(shard, ids), _MATCHED)
+def _log_quantiles(own: RankRows, ids: Tensor) -> NDArray[np.float64]:
+    near = np.quantile(_neighbour_distances(own, ids), _MATCHED)
     out: NDArray[np.float64] = np.log(np.maximum(near, 1e-300))
     return out

@@ -1,6 +1,6 @@
 """Greedy selection: farthest-point sampling (Gonzalez 1985), exact, in blocks of picks.
 
-    Shard + size + start  ->  ids in the order picked, radii
+    RankRows + size + start  ->  ids in the order picked, radii
 
 Each round forms a block of the rows with the largest distances to the picks so far, and runs the sequential greedy
 inside the block. While the block's maximum is above every distance outside (ties: the smaller id), it is the global
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from entroloop.selection.exact.blocks import Block
 from entroloop.selection.exact.frontier import CHOSEN, Frontier
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.options import check_row
 from entroloop.selection.rules.problem import Problem, Selection
 
@@ -40,7 +40,7 @@ _QUANTILES = 64  # quantiles of its largest bounds that each rank sends when ran
 
 
 def greedy(
-    shard: Shard, size: int, start: int, on_progress: Callable[[int], None] = lambda new: None
+    own: RankRows, size: int, start: int, on_progress: Callable[[int], None] = lambda new: None
 ) -> tuple[Tensor, Tensor]:
     """Every pick is an argmax of the distance to the picks before it; ties go to the smaller id.
 
@@ -50,17 +50,17 @@ def greedy(
     ->     ids int64 [size] in the order picked, radii float64 [size]: distance to the picks before (inf for the first);
            the same on every rank
     """
-    frontier = Frontier(shard, size)
+    frontier = Frontier(own, size)
     frontier.begin(start)
     radii = np.full(size, np.inf)
-    on_gpu = shard.rows.device.type == "cuda"
+    on_gpu = own.rows.device.type == "cuda"
     block_size, level = _GPU_BLOCK if on_gpu else SMALLEST_BLOCK, np.inf
     few = _GPU_PAIRS if on_gpu else _PAIRS
-    most_active = np.zeros(shard.world.size, np.int64)  # rows of each rank that may still be active
-    ends = np.cumsum(shard.counts)
+    most_active = np.zeros(own.world.size, np.int64)  # rows of each rank that may still be active
+    ends = np.cumsum(own.counts)
     while frontier.count < size:
         useful = min(_ACTIVE, max(_FEW, _SPARE * (size - frontier.count)))
-        if shard.world.size > 1 or on_gpu:
+        if own.world.size > 1 or on_gpu:
             useful = 2 * _ACTIVE  # more than may be needed, because each round costs exchanges or launches
         ids, bound, rows, edge = _propose(frontier, min(block_size, useful), most_active)
         if len(ids) == 0:
@@ -68,10 +68,10 @@ def greedy(
             if level == 0:
                 # Only duplicates of picks are left, all at distance 0; they are chosen by ascending id.
                 radii[frontier.count :] = 0.0
-                frontier.fill(torch.arange(shard.total))
+                frontier.fill(torch.arange(own.total))
             continue
         points = frontier.points(ids, rows)
-        block = Block(points, bound, shard.world)
+        block = Block(points, bound, own.world)
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
         on_progress(len(picks))
@@ -127,11 +127,11 @@ def _propose(
     most_active  [world size], changed: upper limit of each rank's number of active rows, which keeps messages short
     -> ids [B], their bounds [B], their rows [B, D] (None with one rank), and the edge: the largest (bound, id) outside
     """
-    shard = frontier.shard
+    own = frontier.own
     active = frontier.active
     bound = frontier.bound[active]
-    most = -(-block_size // shard.world.size)
-    if shard.world.size > 1:
+    most = -(-block_size // own.world.size)
+    if own.world.size > 1:
         most = min(most, int(most_active.max()))
         if most == 0:
             return active[:0], np.empty(0), None, (CHOSEN, 0)
@@ -144,11 +144,11 @@ def _propose(
         inside[ties[: most - int(inside.sum())]] = True
         outside = ~inside
         edge = float(bound[outside].max())
-        edge_id = int(active[outside][bound[outside] == edge][0]) + shard.offset
+        edge_id = int(active[outside][bound[outside] == edge][0]) + own.offset
         active, bound = active[inside], bound[inside]
-    if shard.world.size == 1:
+    if own.world.size == 1:
         return active, bound.cpu().numpy(), None, (edge, edge_id)
-    ids, bound, rows, edges = shard.share(active, bound, most, (edge, edge_id, held))
+    ids, bound, rows, edges = own.share(active, bound, most, (edge, edge_id, held))
     most_active[:] = [int(count) for _, _, count in edges]
     highest = max(edges, key=lambda e: (e[0], -e[1]))
     return ids, bound.cpu().numpy(), rows, (highest[0], int(highest[1]))
@@ -156,7 +156,7 @@ def _propose(
 
 def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
     """Copies the bounds found inside a block back to the rows of this rank."""
-    place, local = frontier.shard.owned(ids)
+    place, local = frontier.own.owned(ids)
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
@@ -167,7 +167,7 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64], wanted: int) -> fl
     wanted       about the number of rows of all ranks to bring up to date
     The level is 0 if no remaining row has a positive distance to the picks.
     """
-    world, bound = frontier.shard.world, frontier.bound
+    world, bound = frontier.own.world, frontier.bound
     top = torch.topk(bound, min(wanted, len(bound))).values
     if world.size == 1:
         level = float(top[-1])
@@ -178,7 +178,7 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64], wanted: int) -> fl
             marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
         marks, order = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True)
         # Each mark represents an equal share of the rows that its rank looked at.
-        rows = torch.tensor(frontier.shard.counts, dtype=torch.float64, device=bound.device).clamp(max=wanted)
+        rows = torch.tensor(frontier.own.counts, dtype=torch.float64, device=bound.device).clamp(max=wanted)
         woken = (rows / _QUANTILES).repeat_interleave(_QUANTILES)[order].cumsum(0)
         level = float(marks[min(int((woken < wanted).sum()), len(marks) - 1)])
         highest = float(marks[0])
@@ -192,7 +192,7 @@ def _wake(frontier: Frontier, most_active: NDArray[np.int64], wanted: int) -> fl
 
 
 def two_level_greedy(
-    shard: Shard, size: int, start: int, parts: int, oversample: float
+    own: RankRows, size: int, start: int, parts: int, oversample: float
 ) -> tuple[Tensor, Tensor, float]:
     """Greedy in each part of each rank's rows, then exact greedy among the rows chosen.
 
@@ -203,21 +203,21 @@ def two_level_greedy(
                 a final pick. If every part chose `size` rows, the cover would be at most 4 times the best possible
                 cover (Malkomes et al. 2015) and the smallest distance at least a sixth of the best (Indyk et al. 2014).
     """
-    world, offset = shard.world, shard.offset
+    world, offset = own.world, own.offset
     taken, local_cover = [], 0.0
-    for rows in torch.arange(len(shard.rows), device=shard.rows.device).tensor_split(parts):
+    for rows in torch.arange(len(own.rows), device=own.rows.device).tensor_split(parts):
         if len(rows) == 0:
             continue
-        share = min(len(rows), int(np.ceil(oversample * size * len(rows) / shard.total)))
-        part = Shard.of(shard.rows[rows[0] : rows[-1] + 1])
+        share = min(len(rows), int(np.ceil(oversample * size * len(rows) / own.total)))
+        part = RankRows.of(own.rows[rows[0] : rows[-1] + 1])
         first = start - offset - int(rows[0])
         more = min(share + 1, len(rows))  # the radius of one more pick is the cover of the share
         ids, radii = greedy(part, more, first if 0 <= first < len(rows) else 0)
         if more > share:
             local_cover = max(local_cover, float(radii[share]))
         taken.append(rows[ids[:share].to(rows.device)])
-    kept = torch.cat(taken).sort().values if taken else torch.empty(0, dtype=torch.int64, device=shard.rows.device)
-    among = Shard.of(shard.rows[kept], world)
+    kept = torch.cat(taken).sort().values if taken else torch.empty(0, dtype=torch.int64, device=own.rows.device)
+    among = RankRows.of(own.rows[kept], world)
     every = world.gather_rows(kept + offset, among.counts).cpu()
     more = min(size + 1, among.total)
     ids, radii = greedy(among, more, int((every == start).nonzero()[0, 0]))
@@ -234,9 +234,9 @@ def greedy_selection(problem: Problem, *, start: int = -1, parts: int = 0, overs
                 this many parts, greedy chooses in each part, and exact greedy chooses among the rows chosen
     oversample  each part chooses this many times its share
     """
-    check_row("start", start, problem.shard.total)
+    check_row("start", start, problem.candidates.total)
     first = start if start >= 0 else int(problem.order()[0])
     if parts == 0:
-        return problem.selection(*greedy(problem.shard, problem.size, first, problem.on_progress))
-    ids, radii, cover = two_level_greedy(problem.shard, problem.size, first, parts, oversample)
+        return problem.selection(*greedy(problem.candidates, problem.size, first, problem.on_progress))
+    ids, radii, cover = two_level_greedy(problem.candidates, problem.size, first, parts, oversample)
     return problem.selection(ids, radii, cover=cover)

@@ -46,23 +46,23 @@ def herding(problem: Problem) -> Selection:
 
     Raises UserError without a reference of at least 2 rows.
     """
-    shard, reference = problem.shard, problem.reference
+    own, reference = problem.candidates, problem.reference
     if reference is None or reference.total < 2:
         raise UserError("herding: needs reference, at least 2 rows of real data")
     embed = _embedding(problem)
-    sums = torch.zeros(2 * FREQUENCIES, dtype=torch.int64, device=shard.rows.device)
+    sums = torch.zeros(2 * FREQUENCIES, dtype=torch.int64, device=own.rows.device)
     for rows in torch.split(reference.rows, BLOCK):
         sums += embed(rows).sum(0, dtype=torch.int64)
-    sums = shard.world.all_reduce(sums)
+    sums = own.world.all_reduce(sums)
     # 7 bits of a feature, 8 of a residual per pick, 9 of a sum over 2 F features: scores stay below 2^53
     unit = 2.0 ** max(0, 29 - problem.size.bit_length())
     target = torch.round(sums.double() * unit / reference.total).cpu().numpy()
     residual, order, chosen = np.zeros(2 * FREQUENCIES), problem.order(), 0
     taken = []
-    for start in range(0, shard.total, BLOCK):
+    for start in range(0, own.total, BLOCK):
         ids = order[start : start + BLOCK]
-        count = problem.size * (start + len(ids)) // shard.total - chosen
-        features = shard.take(ids.to(shard.rows.device), embed).double().cpu().numpy()
+        count = problem.size * (start + len(ids)) // own.total - chosen
+        features = own.take(ids.to(own.rows.device), embed).double().cpu().numpy()
         taken.append(ids[torch.from_numpy(_herded(features, residual, target, unit, count))])
         chosen += count
         problem.on_progress(count)

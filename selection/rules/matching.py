@@ -23,11 +23,11 @@ from entroloop.selection.rules.problem import Problem, Selection
 
 def covariance_matching(problem: Problem, *, directions: int = 32, window: int = 64) -> Selection:
     """directions: number of principal directions of the reference used; window: number of candidates per pick."""
-    reference = problem.reference or problem.shard
+    reference = problem.reference or problem.candidates
     whiten = fit_metric("whitened", reference).rows
-    rows = whiten(problem.shard.rows)[:, -directions:].contiguous()
-    u = problem.shard.world.gather_rows(rows, problem.shard.counts).cpu().numpy()
-    world = problem.shard.world
+    rows = whiten(problem.candidates.rows)[:, -directions:].contiguous()
+    u = problem.candidates.world.gather_rows(rows, problem.candidates.counts).cpu().numpy()
+    world = problem.candidates.world
     chosen, gap = _herded(u, problem.order().numpy().copy(), problem.size, window) if world.is_main else (None, 0.0)
     world.barrier()
     ids = torch.from_numpy(chosen) if chosen is not None else torch.empty(problem.size, dtype=torch.int64)

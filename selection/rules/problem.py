@@ -22,7 +22,7 @@ from torch import Tensor
 
 from entroloop.selection.exact.blocks import earlier_distances
 from entroloop.selection.exact.formats import shortest_format
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.sketch import Frame, Sketch
 
 
@@ -44,19 +44,19 @@ class Selection:
 class Problem:
     """The input of a strategy.
 
-    shard        this rank's rows [n_r, D], the metric already applied, and the numbering of all N rows
+    candidates   this rank's rows [n_r, D], the metric already applied, and the numbering of all N rows
     size, seed   number of rows to choose; seed of all randomness
     labels       int64 [N] class of every row of all ranks, or None; `generations` likewise
-    reference    a Shard of real rows [., D] in the same space, or None
+    reference    a RankRows of real rows [., D] in the same space, or None
     on_progress  the strategy calls it with the number of rows newly chosen
     """
 
-    shard: Shard
+    candidates: RankRows
     size: int
     seed: int
     labels: Tensor | None = None
     generations: Tensor | None = None
-    reference: Shard | None = None
+    reference: RankRows | None = None
     on_progress: Callable[[int], None] = lambda new: None
 
     def generator(self, purpose: str) -> np.random.Generator:
@@ -65,18 +65,18 @@ class Problem:
 
     def order(self) -> Tensor:
         """All ids in seeded random order, in which `random` takes rows and threshold filters visit rows. int64 [N]."""
-        return torch.from_numpy(self.generator("order").permutation(self.shard.total))
+        return torch.from_numpy(self.generator("order").permutation(self.candidates.total))
 
     def selection(self, ids: Tensor, radii: Tensor | None = None, **info: Any) -> Selection:
         """The Selection of these ids int64 [M]. Computes the radii if the strategy has none."""
         if radii is None:
-            radii = order_radii(self.shard, ids)
+            radii = order_radii(self.candidates, ids)
         return Selection(ids.cpu().numpy(), radii.cpu().numpy(), info)
 
 
-def order_radii(shard: Shard, ids: Tensor) -> Tensor:
+def order_radii(own: RankRows, ids: Tensor) -> Tensor:
     """The distance of each of these rows to the nearest row before it. int64 [M] -> float64 [M], inf first."""
-    rows = shard.take(ids.to(shard.rows.device))
+    rows = own.take(ids.to(own.rows.device))
     points = Sketch.of(rows, Frame.of(rows), shortest_format(rows))
     level = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
     return earlier_distances(points, points.turn(), level)

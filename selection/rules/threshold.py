@@ -1,6 +1,6 @@
 """The threshold decay filter (arXiv 2509.16499), exact, in blocks of candidates.
 
-    Shard + order + threshold + decay  ->  ids in the order accepted, radii
+    RankRows + order + threshold + decay  ->  ids in the order accepted, radii
 
 A pass visits the candidates in a given order and accepts a candidate if it is further than the threshold from every row
 accepted before. After each pass the threshold is multiplied by `decay`, and the next pass visits the remaining
@@ -25,7 +25,7 @@ from entroloop.selection.exact.blocks import conflicts
 from entroloop.selection.exact.distance import pair_distances
 from entroloop.selection.exact.frontier import Frontier
 from entroloop.selection.exact.intervals import InexactProductError
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.sketch import tile_columns
 from entroloop.selection.rules.problem import Problem, Selection
 
@@ -36,7 +36,7 @@ _CHUNK = 8192  # candidates, over all ranks, that are brought up to date togethe
 
 
 def threshold_decay(
-    shard: Shard,
+    own: RankRows,
     size: int,
     order: Tensor,
     threshold: float,
@@ -53,17 +53,17 @@ def threshold_decay(
                first). If all remaining candidates are duplicates of accepted rows, the next in order fill the result,
                with radius 0.
     """
-    frontier = Frontier(shard, size)
+    frontier = Frontier(own, size)
     frontier.begin(int(order[0]))
     decisions = _Decisions(frontier, size)
-    _, local = shard.owned(order)  # this rank's rows in the order of candidates
+    _, local = own.owned(order)  # this rank's rows in the order of candidates
     local = local.to(frontier.bound.device)
-    position = torch.empty(shard.total, dtype=torch.int64)
-    position[order] = torch.arange(shard.total)
+    position = torch.empty(own.total, dtype=torch.int64)
+    position[order] = torch.arange(own.total)
     while frontier.count < size:
         bound = frontier.bound[local]
-        own = bound.amax()[None] if len(bound) else bound.new_zeros(1)
-        highest = float(shard.world.all_reduce(own, "max"))
+        top = bound.amax()[None] if len(bound) else bound.new_zeros(1)
+        highest = float(own.world.all_reduce(top, "max"))
         if highest == 0:
             decisions.confirm()
             decisions.radii[frontier.count :] = 0.0
@@ -120,10 +120,10 @@ class _Decisions:
 
 def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: float, decisions: _Decisions) -> None:
     """One pass over the `waiting` rows of this rank, in order, together with those of the other ranks."""
-    shard = frontier.shard
+    own = frontier.own
     level = float(np.nextafter(threshold, np.inf))
-    most = -(-BLOCK * (8 if frontier.bound.device.type == "cuda" else 1) // shard.world.size)
-    chunk = -(-_CHUNK // shard.world.size)
+    most = -(-BLOCK * (8 if frontier.bound.device.type == "cuda" else 1) // own.world.size)
+    chunk = -(-_CHUNK // own.world.size)
     size = len(decisions.radii)
     frontier.activate(waiting[:0])
     while frontier.count < size:
@@ -146,13 +146,13 @@ def _pass(frontier: Frontier, waiting: Tensor, position: Tensor, threshold: floa
 def _propose(frontier: Frontier, most: int, waiting: Tensor, position: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """The next block, the same on every rank: ids in the order of candidates, their bounds, and with several ranks
     their rows."""
-    shard, active = frontier.shard, frontier.active[:most]
+    own, active = frontier.own, frontier.active[:most]
     bound = frontier.bound[active]
-    if shard.world.size == 1:
+    if own.world.size == 1:
         return active, bound, None
     rest = frontier.active[most : most + 1] if len(frontier.active) > most else waiting[:1]
-    edge = float(position[int(rest) + shard.offset]) if len(rest) else np.inf
-    ids, bound, rows, edges = shard.share(active, bound, most, (edge, 0.0, 0.0))
+    edge = float(position[int(rest) + own.offset]) if len(rest) else np.inf
+    ids, bound, rows, edges = own.share(active, bound, most, (edge, 0.0, 0.0))
     place = position[ids.cpu()].to(ids.device)
     turn = torch.argsort(place)
     turn = turn[place[turn] < min(e for e, _, _ in edges)]
@@ -184,12 +184,14 @@ def threshold_selection(problem: Problem, *, threshold: float = 0.0, decay: floa
     """The published filter. threshold 0 means the 95 % quantile of the distances of random pairs."""
     if threshold == 0:
         threshold = _high_quantile(problem)
-    ids, radii = threshold_decay(problem.shard, problem.size, problem.order(), threshold, decay, problem.on_progress)
+    ids, radii = threshold_decay(
+        problem.candidates, problem.size, problem.order(), threshold, decay, problem.on_progress
+    )
     return problem.selection(ids, radii, threshold=threshold, decay=decay)
 
 
 def _high_quantile(problem: Problem) -> float:
-    sample = problem.shard.take(problem.order()[:1024].to(problem.shard.rows.device))
+    sample = problem.candidates.take(problem.order()[:1024].to(problem.candidates.rows.device))
     draw = torch.from_numpy(problem.generator("pairs").integers(len(sample), size=(2, _PAIRS))).to(sample.device)
     distances = pair_distances(sample, draw[0], sample, draw[1])
     return float(np.quantile(distances.cpu().numpy(), _HIGH_QUANTILE)) or 1.0

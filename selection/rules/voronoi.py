@@ -22,12 +22,12 @@ def voronoi(problem: Problem) -> Selection:
 
     Raises UserError without a reference.
     """
-    shard, reference = problem.shard, problem.reference
+    own, reference = problem.candidates, problem.reference
     if reference is None:
         raise UserError("voronoi: needs reference, rows of real data")
-    _, found = nearest(shard.rows, reference.rows, world=shard.world)
+    _, found = nearest(own.rows, reference.rows, world=own.world)
     order = problem.order().numpy()
-    cell = shard.world.gather_rows(torch.from_numpy(found[:, 0].copy()), shard.counts).numpy()[order]
+    cell = own.world.gather_rows(torch.from_numpy(found[:, 0].copy()), own.counts).numpy()[order]
     by_cell = np.argsort(cell, kind="stable")
     first = np.flatnonzero(np.diff(cell[by_cell], prepend=-1))  # where each cell begins
     turn = np.empty(len(order), dtype=np.int64)

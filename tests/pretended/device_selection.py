@@ -12,7 +12,7 @@ from entroloop.data.world import World
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.sets import Sets
 from entroloop.selection import catalogue, kl_entropy, nearest, select
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.rules.greedy import greedy
 from entroloop.selection.rules.threshold import threshold_decay
 
@@ -56,7 +56,7 @@ def test_neighbours_equal_a_direct_search(name):
 def test_greedy_equals_the_published_form(name):
     x = CASES[name]
     for size in {max(1, len(x) // 2), len(x)}:
-        found = greedy(Shard.of(torch.from_numpy(x).to(GPU.device), GPU), size, len(x) // 3)
+        found = greedy(RankRows.of(torch.from_numpy(x).to(GPU.device), GPU), size, len(x) // 3)
         same([rows.cpu().numpy() for rows in found], slow_references.greedy(x, size, len(x) // 3))
 
 
@@ -66,7 +66,7 @@ def test_threshold_decay_equals_the_published_form(name):
     order, size = np.random.default_rng(3).permutation(len(x)), max(1, len(x) // 2)
     few = x[:40].astype(np.float64)
     level = float(np.sqrt(((few[:, None] - few[None]) ** 2).sum(2)).max()) or 1.0
-    rows = Shard.of(torch.from_numpy(x).to(GPU.device), GPU)
+    rows = RankRows.of(torch.from_numpy(x).to(GPU.device), GPU)
     found = threshold_decay(rows, size, torch.from_numpy(order), level, 0.9)
     same([rows.cpu().numpy() for rows in found], slow_references.threshold_decay(x, size, order, level, 0.9))
 

@@ -14,14 +14,14 @@ from thread_world import on_threads
 from entroloop.data import world
 from entroloop.data.errors import Failed, UserError
 from entroloop.selection.exact.distance import power_of_two
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 
 
 def _take(world, parts, ids):
-    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
+    own = RankRows.of(torch.from_numpy(parts[world.rank]), world)
     before = world.traffic.exchanges
-    rows = shard.take(torch.from_numpy(ids))
-    return rows.numpy(), world.traffic.exchanges - before, shard.total, shard.offset
+    rows = own.take(torch.from_numpy(ids))
+    return rows.numpy(), world.traffic.exchanges - before, own.total, own.offset
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -38,10 +38,10 @@ def test_every_rank_gets_the_rows_it_asks_for_in_order(size, dtype):
 
 
 def _share(world, parts):
-    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
-    local = torch.arange(min(2, len(shard.rows)))
+    own = RankRows.of(torch.from_numpy(parts[world.rank]), world)
+    local = torch.arange(min(2, len(own.rows)))
     before = world.traffic.exchanges
-    ids, values, rows, edges = shard.share(local, local.double() + 0.5, 2, (world.rank + 0.25, 7.0, 9.0))
+    ids, values, rows, edges = own.share(local, local.double() + 0.5, 2, (world.rank + 0.25, 7.0, 9.0))
     return ids.tolist(), values.tolist(), rows.numpy(), edges, world.traffic.exchanges - before
 
 

@@ -10,7 +10,7 @@ from thread_world import on_threads
 
 from entroloop.selection import select
 from entroloop.selection.exact import bounds, formats, frontier, sketch
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.rules import greedy as module
 from entroloop.selection.rules.greedy import greedy
 
@@ -23,7 +23,7 @@ exact_int8 = pytest.mark.skipif(
 
 
 def _run(x, size, start):
-    return tuple(t.numpy() for t in greedy(Shard.of(torch.from_numpy(x)), size, start))
+    return tuple(t.numpy() for t in greedy(RankRows.of(torch.from_numpy(x)), size, start))
 
 
 def _check(result, expected):
@@ -71,8 +71,8 @@ def test_uint8_rows_by_exact_int8_products(name, sizes, monkeypatch):
 def _on_rank(world, parts, size, start):
     before = world.traffic.exchanges
     blocks_run: list[int] = []
-    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
-    ids, radii = greedy(shard, size, start, blocks_run.append)
+    own = RankRows.of(torch.from_numpy(parts[world.rank]), world)
+    ids, radii = greedy(own, size, start, blocks_run.append)
     return ids.numpy(), radii.numpy(), world.traffic.exchanges - before, len(blocks_run)
 
 

@@ -185,11 +185,11 @@ def test_whitened_with_fewer_rows_than_features_is_finite():
 
 
 def _whitened(world, parts):
-    from entroloop.selection.exact.rows import Shard
+    from entroloop.selection.exact.rows import RankRows
     from entroloop.selection.exact.spaces import fit_metric
 
-    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
-    return fit_metric("whitened", shard).rows(shard.rows).numpy()
+    own = RankRows.of(torch.from_numpy(parts[world.rank]), world)
+    return fit_metric("whitened", own).rows(own.rows).numpy()
 
 
 def test_whitened_rows_have_the_same_bits_at_any_number_of_ranks():

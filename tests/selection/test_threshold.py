@@ -8,7 +8,7 @@ from slow_references import threshold_decay as slow
 from thread_world import on_threads
 
 from entroloop.selection.exact import bounds, formats, frontier, sketch
-from entroloop.selection.exact.rows import Shard
+from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.rules import threshold as module
 from entroloop.selection.rules.threshold import threshold_decay
 
@@ -31,7 +31,7 @@ def _order(n):
 
 
 def _run(x, size, order, threshold, decay):
-    result = threshold_decay(Shard.of(torch.from_numpy(x)), size, torch.from_numpy(order), threshold, decay)
+    result = threshold_decay(RankRows.of(torch.from_numpy(x)), size, torch.from_numpy(order), threshold, decay)
     return tuple(t.numpy() for t in result)
 
 
@@ -79,8 +79,8 @@ def _shrink_and_check(name, sizes, form, monkeypatch):
 def _on_rank(world, parts, size, order, threshold):
     before = world.traffic.exchanges
     passes: list[int] = []
-    shard = Shard.of(torch.from_numpy(parts[world.rank]), world)
-    ids, radii = threshold_decay(shard, size, torch.from_numpy(order), threshold, 0.8, passes.append)
+    own = RankRows.of(torch.from_numpy(parts[world.rank]), world)
+    ids, radii = threshold_decay(own, size, torch.from_numpy(order), threshold, 0.8, passes.append)
     return ids.numpy(), radii.numpy(), world.traffic.exchanges - before, len(passes)
 
 
