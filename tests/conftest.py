@@ -110,6 +110,15 @@ def forked_arms(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "StopFlag", lambda: bool)  # this process keeps its signal handlers
 
 
+@pytest.fixture
+def quick_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leases and unfinished files are touched, and count as left behind, much sooner."""
+    from entroloop.data import owners
+
+    monkeypatch.setattr(owners, "BEAT", 0.05)
+    monkeypatch.setattr(owners, "WATCH", 0.5)
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """`once(name, make)`: a folder that `make(folder)` has filled, once for all workers of the session. Read only."""

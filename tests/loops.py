@@ -29,6 +29,12 @@ VECTORS = {
     "data": {**TINY["data"], "source": "wine", "heldout": 48},
     "network": {"width": 16, "depth": 1},
 }
+# The same on points of a mixture, for tests of what surrounds the training.
+POINTS = {
+    **TINY,
+    "data": {"source": "mixture", "limit": 120, "size": 48, "heldout": 32, "labelled": 0},
+    "network": {"width": 8, "depth": 1},
+}
 
 
 def tiny(folder: Path, *overrides: str, of: dict[str, Any] = TINY) -> Config:

@@ -17,11 +17,7 @@ from entroloop.launcher import status
 from entroloop.launcher.run import lease
 from entroloop.launcher.run.lease import Lease
 
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(owners, "BEAT", 0.05)
-    monkeypatch.setattr(owners, "WATCH", 0.5)
+pytestmark = pytest.mark.usefixtures("quick_owners")
 
 
 def test_a_second_owner_is_refused_while_the_first_lives_and_welcome_after(tmp_path):

@@ -4,9 +4,8 @@ import json
 import shutil
 
 import pytest
-from loops import TINY, sealed_bytes
+from loops import POINTS, sealed_bytes, tiny
 
-from entroloop.data import owners
 from entroloop.data.errors import Interrupted, UserError
 from entroloop.data.runfolder import PREPARE, Layout, Step, read_config
 from entroloop.data.store import manifest
@@ -18,24 +17,18 @@ from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease
 from entroloop.launcher.run.resume import open_run
 
+pytestmark = pytest.mark.usefixtures("quick_owners")
+
 SELECT, TRAIN, SAMPLE, ENCODE, EVALUATE = (Step(0, p) for p in ("select", "train", "sample", "encode", "evaluate"))
-POINTS = {
-    **TINY,
+ONE = {
+    **POINTS,
     "generations": 1,
-    "data": {"source": "mixture", "limit": 120, "size": 48, "heldout": 32, "labelled": 0},
-    "network": {"width": 8, "depth": 1},
     "train": {"kimg": 0.16, "batch": 16, "checkpoint_kimg": 0.016, "log_kimg": 0.016},
 }
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(owners, "BEAT", 0.05)
-    monkeypatch.setattr(owners, "WATCH", 0.5)
-
-
 def points(folder, *overrides):
-    return configuration.compose(POINTS, [f"folder={folder}", *overrides], "tiny")
+    return tiny(folder, *overrides, of=ONE)
 
 
 def run(config, until=None, should_stop=lambda: False):
@@ -75,7 +68,7 @@ def test_what_decides_no_sealed_step_may_change_and_is_saved(tmp_path):
 def test_a_default_that_has_changed_since_changes_no_run(tmp_path, caplog):
     """The run began when another strategy and number of candidates were the default, and its file names neither."""
     caplog.set_level("WARNING")  # -q shows it too
-    of = {**POINTS, "selection": {"encoder": "pixel"}, "generations": 2}
+    of = {**ONE, "selection": {"encoder": "pixel"}, "generations": 2}
     then, now = (
         configuration.compose(of, [f"folder={tmp_path}", *overrides], "points")
         for overrides in (("selection.strategy=greedy", "loop.candidates=3"), ())

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import typer
 from exported import MLP, UNET, export
-from loops import TINY
+from loops import POINTS, tiny
 from typer.testing import CliRunner
 
 from entroloop.data import files
@@ -28,12 +28,7 @@ from entroloop.trainer.sample_config import SampleConfig
 
 pytestmark = pytest.mark.slow
 
-POINTS = {
-    **TINY,
-    "data": {"source": "mixture", "limit": 120, "size": 48, "heldout": 32, "labelled": 0},
-    "network": {"width": 8, "depth": 1},
-    "train": {"kimg": 0.16, "batch": 16, "warm_start": True},
-}
+WARM = {**POINTS, "train": {"kimg": 0.16, "batch": 16, "warm_start": True}}
 
 
 def flip(path):
@@ -54,7 +49,7 @@ LINES = {flip: "content changed since it was sealed", cut: "bytes instead of the
 
 
 def points(folder):
-    return configuration.compose(POINTS, [f"folder={folder}"], "tiny")
+    return tiny(folder, of=WARM)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +124,7 @@ class Squares:
 def test_an_encoder_that_changed_since_the_real_data_were_encoded_is_refused(tmp_path, monkeypatch):
     own = "test_damage:Squares"
     config = configuration.compose(
-        POINTS, [f"folder={tmp_path}", f"selection.encoder={own}", f"evaluation.encoders=[{own}]"], "tiny"
+        WARM, [f"folder={tmp_path}", f"selection.encoder={own}", f"evaluation.encoders=[{own}]"], "tiny"
     )
     runner.run(config, World(), lambda: False, until=Step(0, "sample"))
     monkeypatch.setattr(Squares, "digest", "2")
@@ -229,7 +224,7 @@ def test_a_run_whose_configuration_is_damaged_is_refused_in_one_line(layout):
 def test_verify_names_an_outside_data_set_that_is_another_now(tmp_path, finished):
     source = finished.images
     shutil.copytree(source, tmp_path / "set")
-    config = configuration.compose(POINTS, [f"folder={tmp_path}", f"data.source={tmp_path / 'set'}"], "tiny")
+    config = configuration.compose(WARM, [f"folder={tmp_path}", f"data.source={tmp_path / 'set'}"], "tiny")
     runner.run(config, World(), lambda: False, until=Step(0, "select"))
     assert verified(config.run_folder) == (0, [])
     shutil.rmtree(tmp_path / "set")

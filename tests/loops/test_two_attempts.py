@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from exported import MLP, export
-from loops import TINY, sealed_bytes
+from loops import POINTS, sealed_bytes, tiny
 from thread_world import on_threads
 
-from entroloop.data import files, owners
+from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.features import blocks as features
 from entroloop.data.features.encoder import load_encoder
@@ -30,25 +30,13 @@ from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.trainer import checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quick_owners")]
 
 TRAIN = Step(0, "train")
-POINTS = {
-    **TINY,
-    "generations": 1,
-    "data": {"source": "mixture", "limit": 120, "size": 48, "heldout": 32, "labelled": 0},
-    "network": {"width": 8, "depth": 1},
-}
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(owners, "BEAT", 0.05)
-    monkeypatch.setattr(owners, "WATCH", 0.5)
 
 
 def points(folder, *overrides):
-    return configuration.compose(POINTS, [f"folder={folder}", *overrides], "tiny")
+    return tiny(folder, "generations=1", *overrides, of=POINTS)
 
 
 def run(config, until=None):
