@@ -146,15 +146,11 @@ def table(found: list[JobState], problem: str = "") -> str:
     return "\n".join(lines)
 
 
-def as_json(found: list[JobState]) -> list[dict[str, Any]]:
-    return [vars(job) | {} for job in found]
-
-
 def for_status(folder: Path) -> dict[str, Any]:
     """The entries that `entroloop status` adds for runs with jobs: `jobs`, and `queue`, why the queue is unknown."""
     site = site_of(folder)
     found, problem = read(site.folder, site.mark)
-    return {"jobs": as_json(found), "queue": problem} if found else {}
+    return {"jobs": [vars(job) | {} for job in found], "queue": problem} if found else {}
 
 
 def table_of(jobs: list[dict[str, Any]], problem: str) -> str:

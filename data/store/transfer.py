@@ -82,7 +82,7 @@ def _from_command(command: str, timeout: float) -> Iterator[bytes]:
         descriptor = process.stdout.fileno()
         try:
             while True:
-                if not _readable(descriptor, timeout):
+                if not select.select([descriptor], [], [], timeout)[0]:
                     raise OSError(f"no byte in {timeout:g} s")
                 chunk = os.read(descriptor, CHUNK)
                 if not chunk:
@@ -96,10 +96,6 @@ def _from_command(command: str, timeout: float) -> Iterator[bytes]:
             process.kill()
             process.wait()
             process.stdout.close()
-
-
-def _readable(descriptor: int, timeout: float) -> bool:
-    return bool(select.select([descriptor], [], [], timeout)[0])
 
 
 def _from_library(address: str, timeout: float) -> Iterator[bytes]:

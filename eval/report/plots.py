@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from entroloop.eval.report.arms import Arm, comparable
 from entroloop.eval.report.runs import Run
@@ -30,11 +30,12 @@ from entroloop.eval.report.style import (
     STYLE,
     by_generation,
     curve_figure,
+    draw_curve,
+    finish_curves,
     legend_columns,
     legend_height,
     new_figure,
     panel_title,
-    plain,
     styles,
     wrapped,
 )
@@ -65,10 +66,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             if len(arm.runs) > 1:
                 shown += _seeds(axes, arm, encoder, measure, look.colour)
             shown += line.mean
-            axes.plot(
-                line.generations, line.mean, color=look.colour, marker=look.marker, linestyle=look.dash,
-                markersize=4.5, linewidth=1.8, label=wrapped(arm.label),
-            )  # fmt: skip
+            draw_curve(axes, look, arm.label, line.generations, line.mean)
         if not shown:
             return None
         base = baseline_value(runs, encoder, measure)
@@ -76,11 +74,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             axes.axhline(base, color=_BASELINE, linestyle=(0, (4, 3)), linewidth=1, label="real test vs real train")
             shown.append(base)
         _limits(axes, shown)
-        axes.set_title(f"{marked(measure, encoder)} · {encoder}")
-        axes.set_xlabel("generation")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-        axes.yaxis.set_major_formatter(FuncFormatter(plain))
-        figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
+        finish_curves(figure, axes, columns, f"{marked(measure, encoder)} · {encoder}")
     return figure
 
 

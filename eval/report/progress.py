@@ -15,7 +15,16 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from entroloop.eval.report.arms import Arm, comparable
 from entroloop.eval.report.runs import Run
-from entroloop.eval.report.style import STYLE, by_generation, curve_figure, new_figure, panel_title, plain, wrapped
+from entroloop.eval.report.style import (
+    STYLE,
+    by_generation,
+    curve_figure,
+    draw_curve,
+    finish_curves,
+    new_figure,
+    panel_title,
+    plain,
+)
 from entroloop.eval.report.style import styles as styles_of
 
 POINTS = 100  # of one loss curve
@@ -73,15 +82,8 @@ def radii(groups: Sequence[Arm]) -> Figure | None:
         figure, axes, columns = curve_figure([label for label, line in lines.items() if line])
         for label, look in styles_of(groups).items():
             if line := lines[label]:
-                axes.plot(
-                    list(line), list(line.values()), color=look.colour, marker=look.marker, linestyle=look.dash,
-                    markersize=4.5, linewidth=1.8, label=wrapped(label),
-                )  # fmt: skip
-        axes.set_title("Median radius of selection")
-        axes.set_xlabel("generation")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-        axes.yaxis.set_major_formatter(FuncFormatter(plain))
-        figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
+                draw_curve(axes, look, label, list(line), list(line.values()))
+        finish_curves(figure, axes, columns, "Median radius of selection")
     return figure
 
 

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.path import Path
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D
 
 from entroloop.eval.report.arms import Arm
@@ -154,6 +154,23 @@ def curve_figure(labels: Sequence[str]) -> tuple[Figure, Axes, int]:
     room = legend_height(labels, columns, _WIDE)
     figure, (axes,) = new_figure(_WIDE, 2.8 + room, bottom=0.45 + room)
     return figure, axes, columns
+
+
+def draw_curve(axes: Axes, look: Style, label: str, at: Sequence[float], values: Sequence[float]) -> None:
+    """The line of an arm, with its marks."""
+    axes.plot(
+        at, values, color=look.colour, marker=look.marker, linestyle=look.dash, markersize=4.5, linewidth=1.8,
+        label=wrapped(label),
+    )  # fmt: skip
+
+
+def finish_curves(figure: Figure, axes: Axes, columns: int, title: str) -> None:
+    """The title, the axis of generations and the legend of a `curve_figure` whose curves are drawn."""
+    axes.set_title(title)
+    axes.set_xlabel("generation")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    axes.yaxis.set_major_formatter(FuncFormatter(plain))
+    figure.legend(loc="lower center", ncols=columns, handlelength=2.6)
 
 
 def by_generation(panels: int, last: int) -> tuple[Figure, list[Axes], dict[int, Any]]:

@@ -146,11 +146,7 @@ def over_all(generations: int, amount: Callable[[int], float]) -> float:
 def _gone(config: Config, of: Callable[[int], dict[str, int]], generations: int) -> int:
     """Bytes that `keep` removes from a run of so many generations."""
     shorter = config.model_copy(update={"generations": generations})
-    return sum(of(s.generation)[FOLDERS[s.phase]] for s in removable(shorter, _all_sealed))
-
-
-def _all_sealed(step: Step) -> bool:
-    return True
+    return sum(of(s.generation)[FOLDERS[s.phase]] for s in removable(shorter, lambda step: True))
 
 
 def _parts(parts: dict[str, int]) -> str:

@@ -6,7 +6,6 @@ samples  ->  generation/features
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entroloop.data.runfolder import Step
@@ -62,10 +61,6 @@ def encode_part(
     )  # fmt: skip
 
 
-def _done(config: Config, folder: Path, shard: int) -> bool:
-    return not missing(config.encoders, folder, shard)
-
-
 ENCODE = Phase(
     "encode",
     reads=lambda config, generation: [Step(generation, "sample")],
@@ -73,7 +68,9 @@ ENCODE = Phase(
     work=_work,
     forecast=_forecast,
     in_parts=True,
-    pieces=Pieces(lambda config: config.sample_shards, _done),
+    pieces=Pieces(
+        lambda config: config.sample_shards, lambda config, folder, shard: not missing(config.encoders, folder, shard)
+    ),
     processes="one",
     encodes=True,
     removable=lambda config: config.keep.features == "needed",
