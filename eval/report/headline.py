@@ -240,13 +240,14 @@ def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> 
     """All arms at the last generation, each with its change against the arm that selects at random if there is one."""
     last, groups = even.generation or 0, even.measured
     distances = {arm.label: mean_value(arm, last, distance_encoder, "frechet_distance") for arm in groups}
+    groups = [arm for arm in groups if distances[arm.label] is not None]
+    if len(groups) < 2:
+        return []
     first, shown = groups[0], groups[1:]
     lead = ""
     if len(shown) > NAMED:
-        ordered = sorted(
-            (arm for arm in shown if distances[arm.label] is not None), key=lambda a: distances[a.label] or 0
-        )
-        shown = [ordered[0], ordered[-1]] if ordered else []
+        ordered = sorted(shown, key=lambda arm: distances[arm.label] or 0)
+        shown = [ordered[0], ordered[-1]]
         lead = f"among the {len(groups) - 1} others, the lowest and the highest are "
     phrases = []
     for arm in shown:

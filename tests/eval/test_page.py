@@ -508,6 +508,14 @@ def test_many_arms_are_not_all_named():
     assert tables.changes(arms(runs[:4]), "pixel") == []
 
 
+def test_an_arm_that_was_not_measured_in_the_same_features_is_not_in_the_sentence():
+    runs = [synthetic(name) for name in ("random", "greedy", "herding")]
+    elsewhere = [{**row.as_dict(), "measures": {"classifier": row.measures["pixel"]}} for row in runs[2].rows]
+    runs[2] = dataclasses.replace(runs[2], rows=tuple(Row.model_validate(row) for row in elsewhere))
+    (said,) = [line for line in headline.headline(arms(runs), "pixel", "pixel") if line.startswith("At generation 2")]
+    assert said == "At generation 2 the Fréchet distance in pixel features is 4.00 with random; 4.00 with greedy (+0%)."
+
+
 def test_without_an_arm_that_selects_at_random_none_is_the_baseline():
     groups = arms([synthetic("greedy", distances=(1, 2), **{"selection.metric": m}) for m in ("cosine", "whitened")])
     first, second, *_ = headline.headline(groups, "pixel", "pixel")
