@@ -9,34 +9,25 @@ import typer
 
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.wording import counted
-from entroloop.launcher.commands.common import (
-    Color,
-    Part,
-    Quiet,
-    Resolution,
-    Source,
-    SourceKey,
-    Split,
-    Verbose,
-)
+from entroloop.launcher.commands import common
 
 
 def encode_command(
-    source: Source,
+    source: common.Source,
     encoder: Annotated[
         list[str], typer.Option(help=f"{', '.join(ENCODERS.built_in)}, or module:attribute; may be repeated.")
     ],
     out: Annotated[Path, typer.Option(help="New folder for the features.")],
-    resolution: Resolution = None,
-    split: Split = None,
-    color: Color = "auto",
-    key: SourceKey = None,
+    resolution: common.Resolution = None,
+    split: common.Split = None,
+    color: common.Color = "auto",
+    key: common.SourceKey = None,
     classifier: Annotated[
         Path | None, typer.Option(help="RUN/real/classifier, for the encoder classifier.", show_default=False)
     ] = None,
-    part: Part = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    part: common.Part = None,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
 ) -> None:
     """Compute the features of any source. The same command resumes a stopped one."""
     from entroloop.data.encode import encode

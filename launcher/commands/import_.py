@@ -7,21 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entroloop.launcher.commands.common import (
-    Color,
-    Encoding,
-    Filter,
-    Labels,
-    Quiet,
-    Resolution,
-    ShardSize,
-    SourceKey,
-    Split,
-    Verbose,
-    Workers,
-    part_option,
-    set_line,
-)
+from entroloop.launcher.commands import common
 
 
 def import_command(
@@ -29,20 +15,20 @@ def import_command(
         str, typer.Argument(help="digits, mixture, wine, …, hf:NAME, or a file or folder of images or vectors.")
     ],
     dest: Annotated[Path, typer.Argument(help="New folder for the shards.")],
-    resolution: Resolution = None,
+    resolution: common.Resolution = None,
     limit: Annotated[
         int | None,
         typer.Option(help="Only the first N samples; if the source is sorted by class, from each class in turn."),
     ] = None,
-    split: Split = None,
+    split: common.Split = None,
     heldout: Annotated[int, typer.Option(help="Size of a random test split, if the source has no splits.")] = 0,
     split_seed: Annotated[int, typer.Option(help="Seed of --heldout.")] = 0,
-    color: Color = "auto",
-    key: SourceKey = None,
-    labels: Labels = True,
-    encoding: Encoding = "png",
-    shard_size: ShardSize = None,
-    filter: Filter = "auto",
+    color: common.Color = "auto",
+    key: common.SourceKey = None,
+    labels: common.Labels = True,
+    encoding: common.Encoding = "png",
+    shard_size: common.ShardSize = None,
+    filter: common.Filter = "auto",
     pca: Annotated[
         int | None, typer.Option(help="Import vectors of this many principal components instead of the samples.")
     ] = None,
@@ -50,12 +36,13 @@ def import_command(
         str | None,
         typer.Option(help="A:B, the rows of the source to which the axes are fitted; they are not imported."),
     ] = None,
-    workers: Workers = None,
+    workers: common.Workers = None,
     part: Annotated[
-        Any, part_option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts.")
+        Any,
+        common.part_option(help="i::n makes only the shards i, i + n, …, for array jobs; run `seal` after all parts."),
     ] = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
 ) -> None:
     """Import images or vectors into sealed shards. The same command resumes a stopped import."""
     from entroloop.data.sources import importer
@@ -75,5 +62,5 @@ def import_command(
         return
     finished = manifest.is_sealed(dest)
     ignored = importer.import_part(source, dest, settings, workers=workers, progress=True, stop=stop)
-    parts = [set_line(dest, importer.seal_import(dest)), told(ignored), "already imported" if finished else ""]
+    parts = [common.set_line(dest, importer.seal_import(dest)), told(ignored), "already imported" if finished else ""]
     typer.echo(", ".join(part for part in parts if part))

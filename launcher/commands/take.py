@@ -8,44 +8,29 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from entroloop.data.wording import counted
-from entroloop.launcher.commands.common import (
-    As,
-    Color,
-    Encoding,
-    Filter,
-    Labels,
-    Part,
-    Quiet,
-    Resolution,
-    ShardSize,
-    Source,
-    SourceKey,
-    Split,
-    Verbose,
-    Workers,
-)
+from entroloop.launcher.commands import common
 
 if TYPE_CHECKING:
     from entroloop.data.take import Form
 
 
 def take_command(
-    source: Source,
+    source: common.Source,
     ids: Annotated[Path, typer.Argument(help="Rows of the source: integers [M], .npy, as select writes them.")],
     dest: Annotated[Path, typer.Argument(help="New folder (shards, folder) or file (npz, keys).")],
-    form: As = "shards",
-    resolution: Resolution = None,
-    split: Split = None,
-    color: Color = "auto",
-    key: SourceKey = None,
-    labels: Labels = True,
-    encoding: Encoding = "png",
-    shard_size: ShardSize = None,
-    filter: Filter = "auto",
-    workers: Workers = None,
-    part: Part = None,
-    quiet: Quiet = False,
-    verbose: Verbose = False,
+    form: common.As = "shards",
+    resolution: common.Resolution = None,
+    split: common.Split = None,
+    color: common.Color = "auto",
+    key: common.SourceKey = None,
+    labels: common.Labels = True,
+    encoding: common.Encoding = "png",
+    shard_size: common.ShardSize = None,
+    filter: common.Filter = "auto",
+    workers: common.Workers = None,
+    part: common.Part = None,
+    quiet: common.Quiet = False,
+    verbose: common.Verbose = False,
 ) -> None:
     """Write chosen rows of any source. The same command resumes a stopped one."""
     from entroloop.data.sources.settings import Settings
