@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullLocator
 
+from entroloop.eval.report import style
 from entroloop.eval.report.arms import Arm, comparable
 from entroloop.eval.report.runs import Run
 from entroloop.eval.report.statistics import (
@@ -25,20 +26,6 @@ from entroloop.eval.report.statistics import (
     number,
     once,
 )
-from entroloop.eval.report.style import (
-    ACROSS,
-    STYLE,
-    by_generation,
-    curve_figure,
-    draw_curve,
-    finish_curves,
-    legend_columns,
-    legend_height,
-    new_figure,
-    panel_title,
-    styles,
-    wrapped,
-)
 from entroloop.eval.report.verdicts import marked
 
 _BASELINE = "#555555"
@@ -48,9 +35,9 @@ _BARRED, _BANDED = 3, 5  # fewest seeds of an interval drawn as bars, as a band:
 def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, measure: str) -> Figure | None:
     """Mean over equal seeds with its interval; thin lines for single runs; a dashed line for held-out against training
     data. None when nothing is measured."""
-    with matplotlib.rc_context(STYLE):
-        figure, axes, columns = curve_figure([*(arm.label for arm in groups), "real test vs real train"])
-        looks = styles(groups)
+    with matplotlib.rc_context(style.STYLE):
+        figure, axes, columns = style.curve_figure([*(arm.label for arm in groups), "real test vs real train"])
+        looks = style.styles(groups)
         shown: list[float] = []
         for i, (arm, even) in enumerate(zip(groups, comparable(groups).groups, strict=True)):
             line = curve(even, encoder, measure)
@@ -66,7 +53,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             if len(arm.runs) > 1:
                 shown += _seeds(axes, arm, encoder, measure, look.colour)
             shown += line.mean
-            draw_curve(axes, look, arm.label, line.generations, line.mean)
+            style.draw_curve(axes, look, arm.label, line.generations, line.mean)
         if not shown:
             return None
         base = baseline_value(runs, encoder, measure)
@@ -74,7 +61,7 @@ def measure_curves(groups: Sequence[Arm], runs: Sequence[Run], encoder: str, mea
             axes.axhline(base, color=_BASELINE, linestyle=(0, (4, 3)), linewidth=1, label="real test vs real train")
             shown.append(base)
         _limits(axes, shown)
-        finish_curves(figure, axes, columns, f"{marked(measure, encoder)} · {encoder}")
+        style.finish_curves(figure, axes, columns, f"{marked(measure, encoder)} · {encoder}")
     return figure
 
 
@@ -102,12 +89,12 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
     """
     if len(entropy_sizes([run for arm in groups for run in arm.runs])) > 1:
         return None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.STYLE):
         names = [arm.label for arm in groups]
-        columns = legend_columns(names, 4.6)
-        room = legend_height(names, columns, 4.6)
-        figure, (axes,) = new_figure(4.6, 3.3 + room, bottom=0.45 + room)
-        looks = styles(groups)
+        columns = style.legend_columns(names, 4.6)
+        room = style.legend_height(names, columns, 4.6)
+        figure, (axes,) = style.new_figure(4.6, 3.3 + room, bottom=0.45 + room)
+        looks = style.styles(groups)
         clusters = [cluster for arm in groups for cluster in entropy_and_score(arm.runs, encoder)]
         if not any(clusters):
             return None
@@ -116,7 +103,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
             look = looks[arm.label]
             axes.scatter(
                 [x for x, _ in points], [y for _, y in points], s=22, color=look.colour, marker=look.marker,
-                alpha=0.85, linewidth=0, label=wrapped(arm.label, 4.6),
+                alpha=0.85, linewidth=0, label=style.wrapped(arm.label, 4.6),
             )  # fmt: skip
         found = correlation(clusters)
         if found is not None:
@@ -149,8 +136,8 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
     filled = comparable(groups).measured
     if all(len(row.provenance) < 2 for arm in filled for run in arm.runs for row in run.rows):
         return None
-    with matplotlib.rc_context(STYLE):
-        figure, panels = new_figure(2.2 * min(len(filled), ACROSS) + 2, 2.7, len(filled), right=1.3)
+    with matplotlib.rc_context(style.STYLE):
+        figure, panels = style.new_figure(2.2 * min(len(filled), style.ACROSS) + 2, 2.7, len(filled), right=1.3)
         last = max(max(arm.generations) for arm in filled)
         origins = ["real", *map(str, range(last))]
         colours = ["#F0E442", *matplotlib.colormaps["cividis"](np.linspace(0.05, 0.75, last))]
@@ -160,12 +147,12 @@ def provenance_areas(groups: Sequence[Arm]) -> Figure | None:
             edges = np.add.outer(arm.generations, (-0.5, 0.5)).ravel()
             axes.stackplot(edges, shares.repeat(2, 1), colors=colours, linewidth=0)
             used |= shares.any(1)
-            panel_title(axes, arm.label)
+            style.panel_title(axes, arm.label)
             axes.set_ylim(0, 1)
             axes.set_xlim(edges[0], edges[-1])
             axes.set_xlabel("generation")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in panels[::ACROSS]:
+        for axes in panels[:: style.ACROSS]:
             axes.set_ylabel("share of the training set")
         keys = [
             Patch(color=colour, label=origin if origin == "real" else f"generation {origin}")
@@ -191,22 +178,22 @@ def spectra(groups: Sequence[Arm], encoder: str) -> Figure | None:
     filled = [arm for arm in groups if lines[arm.label]]
     if not filled:
         return None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.STYLE):
         last = max(g for arm in filled for g in lines[arm.label])
-        figure, panels, colours = by_generation(len(filled), last)
+        figure, panels, colours = style.by_generation(len(filled), last)
         positive = [v for arm in filled for values in lines[arm.label].values() for v in values if v > 0]
         for axes, arm in zip(panels, filled, strict=True):
             for generation, values in lines[arm.label].items():
                 if generation in colours:
                     axes.plot(range(1, len(values) + 1), values, color=colours[generation], linewidth=1.3)
-            panel_title(axes, arm.label)
+            style.panel_title(axes, arm.label)
             axes.set_yscale("log")
             axes.yaxis.set_minor_locator(NullLocator())  # half of the figure's size
             axes.set_ylim(max(min(positive), max(positive) * 1e-6) / 1.5, max(positive) * 1.5)
             axes.set_xlabel("eigenvalue number")
-            if axes not in panels[::ACROSS]:
+            if axes not in panels[:: style.ACROSS]:
                 axes.tick_params(labelleft=False)
-        for axes in panels[::ACROSS]:
+        for axes in panels[:: style.ACROSS]:
             axes.set_ylabel(f"eigenvalue · {encoder}")
     return figure
 

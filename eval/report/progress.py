@@ -13,19 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from entroloop.eval.report import style
 from entroloop.eval.report.arms import Arm, comparable
 from entroloop.eval.report.runs import Run
-from entroloop.eval.report.style import (
-    STYLE,
-    by_generation,
-    curve_figure,
-    draw_curve,
-    finish_curves,
-    new_figure,
-    panel_title,
-    plain,
-)
-from entroloop.eval.report.style import styles as styles_of
 
 POINTS = 100  # of one loss curve
 
@@ -56,19 +46,19 @@ def losses(groups: Sequence[Arm]) -> Figure | None:
     if not filled:
         return None
     every = [loss for label in filled for _, values in curves[label].values() for loss in values]
-    with matplotlib.rc_context(STYLE):
-        figure, panels, colours = by_generation(len(filled), max(max(curves[label]) for label in filled))
+    with matplotlib.rc_context(style.STYLE):
+        figure, panels, colours = style.by_generation(len(filled), max(max(curves[label]) for label in filled))
         for axes, label in zip(panels, filled, strict=True):
             for generation, (kimg, values) in sorted(curves[label].items()):
                 if generation in colours:
                     mark = "o" if len(values) == 1 else ""
                     axes.plot(kimg, values, color=colours[generation], linewidth=1.2, marker=mark, markersize=3)
-            panel_title(axes, label)
+            style.panel_title(axes, label)
             axes.set_ylim(0.95 * min(every), 1.05 * float(np.quantile(every, 0.98)))
             axes.set_xlabel("thousand images")
             axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
             for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_formatter(FuncFormatter(plain))
+                axis.set_major_formatter(FuncFormatter(style.plain))
         panels[0].set_ylabel("training loss")
     return figure
 
@@ -78,12 +68,12 @@ def radii(groups: Sequence[Arm]) -> Figure | None:
     lines = {arm.label: _radii(arm) for arm in comparable(groups).groups}
     if not any(lines.values()):
         return None
-    with matplotlib.rc_context(STYLE):
-        figure, axes, columns = curve_figure([label for label, line in lines.items() if line])
-        for label, look in styles_of(groups).items():
+    with matplotlib.rc_context(style.STYLE):
+        figure, axes, columns = style.curve_figure([label for label, line in lines.items() if line])
+        for label, look in style.styles(groups).items():
             if line := lines[label]:
-                draw_curve(axes, look, label, list(line), list(line.values()))
-        finish_curves(figure, axes, columns, "Median radius of selection")
+                style.draw_curve(axes, look, label, list(line), list(line.values()))
+        style.finish_curves(figure, axes, columns, "Median radius of selection")
     return figure
 
 
@@ -107,9 +97,9 @@ def costs(runs: Sequence[Run]) -> Figure | None:
     phases = phases_of(runs)
     if not phases or len(runs) < 2:
         return None
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(style.STYLE):
         names = 0.3 + 0.075 * max(len(run.name) for run in runs)
-        figure, (axes,) = new_figure(6 + names, 1.2 + 0.24 * len(runs), left=names, bottom=0.75)
+        figure, (axes,) = style.new_figure(6 + names, 1.2 + 0.24 * len(runs), left=names, bottom=0.75)
         left = np.zeros(len(runs))
         colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
         for i, phase in enumerate(phases):
