@@ -16,11 +16,9 @@ import functools
 import hashlib
 import json
 import os
-import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,6 +33,7 @@ from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.begun import Begun, check_outside, source_digest
 from entroloop.data.sources.convert import SampleForm, ShardTask
 from entroloop.data.sources.importer import check_shards, classes_of, fill
+from entroloop.data.sources.npy import write_archive
 from entroloop.data.sources.recognise import open_samples
 from entroloop.data.sources.settings import Settings, default_shard_size, find_form, num_classes
 from entroloop.data.store import manifest
@@ -290,16 +289,6 @@ class Taking:
                         array[places] = samples.transpose(0, 2, 3, 1) if sides else samples
                         bar.advance(last - first)
                 array.flush()
-                files.replace(self.dest, lambda file: _write_archive(file, own, labels))
+                files.replace(self.dest, lambda file: write_archive(file, own, labels))
         except OSError as error:
             raise unusable(error, self.dest) from error
-
-
-def _write_archive(file: IO[bytes], array: Path, labels: NDArray[np.int64] | None) -> None:
-    """An .npz file of `arr_0`, which is the `.npy` file `array`, and `labels`."""
-    with zipfile.ZipFile(file, "w") as archive:
-        with array.open("rb") as mapped, archive.open("arr_0.npy", "w", force_zip64=True) as member:
-            shutil.copyfileobj(mapped, member, 1 << 20)
-        if labels is not None:
-            with archive.open("labels.npy", "w") as member:
-                np.lib.format.write_array(member, labels, allow_pickle=False)

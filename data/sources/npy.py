@@ -6,6 +6,7 @@ a file, or a member of an archive  ->  read_header  ->  Header  ->  mapped | loa
 from __future__ import annotations
 
 import math
+import shutil
 import zipfile
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -71,3 +72,13 @@ def load(path: Path, archive: zipfile.ZipFile, name: str, header: Header) -> NDA
         file.seek(entry.header_offset + 26)
         start = entry.header_offset + 30 + sum(np.frombuffer(file.read(4), "<u2").tolist())
     return mapped(path, header, start + entry.file_size, start)
+
+
+def write_archive(file: IO[bytes], array: Path, labels: NDArray[np.int64] | None) -> None:
+    """An .npz file of `arr_0`, which is the `.npy` file `array`, and `labels`."""
+    with zipfile.ZipFile(file, "w") as archive:
+        with array.open("rb") as mapped, archive.open("arr_0.npy", "w", force_zip64=True) as member:
+            shutil.copyfileobj(mapped, member, 1 << 20)
+        if labels is not None:
+            with archive.open("labels.npy", "w") as member:
+                np.lib.format.write_array(member, labels, allow_pickle=False)
