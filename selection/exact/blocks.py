@@ -60,8 +60,8 @@ class Block:
         rows = torch.cat([i, j]).numpy()
         by_row = np.argsort(rows, kind="stable")
         self._start = np.searchsorted(rows[by_row], np.arange(n + 1)).tolist()
-        self._columns: NDArray[np.int64] = torch.cat([j, i]).numpy()[by_row]
-        self._distances: NDArray[np.float64] = np.tile(distance.numpy(), 2)[by_row]
+        self._columns: list[int] = torch.cat([j, i]).numpy()[by_row].tolist()
+        self._distances: list[float] = np.tile(distance.numpy(), 2)[by_row].tolist()
 
     def near(self, pick: int) -> Iterator[tuple[int, float]]:
         """The other rows whose distance to the pick is kept, and the distances."""
@@ -69,7 +69,7 @@ class Block:
             columns = np.flatnonzero(np.isfinite(self._matrix[pick]))
             return zip(columns.tolist(), self._matrix[pick, columns].tolist(), strict=True)
         part = slice(self._start[pick], self._start[pick + 1])
-        return zip(self._columns[part].tolist(), self._distances[part].tolist(), strict=True)
+        return zip(self._columns[part], self._distances[part], strict=True)
 
 
 def _share(n: int, world: World, device: torch.device) -> Tensor:

@@ -142,7 +142,8 @@ class Frontier:
         part = slice(self.count, self.count + len(ids))
         self.chosen[part] = ids
         if self._choices.index is None:
-            self._choices.rows[part] = points.rows if points.index is None else points.rows[points.index]
+            rows, index = points.rows, points.index
+            self._choices.rows[part] = rows if index is None else rows.index_select(0, index)
         points.turn_into(self._choices.factor[part])
         self._choices.errors[part] = points.errors
         self.count += len(ids)

@@ -80,11 +80,12 @@ class RankRows:
         numbers[:count, 1] = value
         numbers[count:, 0] = -1
         numbers[most] = numbers.new_tensor(edge)
-        packed[:count, :width] = self.rows[local].contiguous().view(torch.uint8).view(count, width)
+        packed[:count, :width] = self.rows.index_select(0, local).view(torch.uint8).view(count, width)
         packed[:, width:] = numbers.view(torch.uint8).view(most + 1, 24)
-        parts = self.world.gather_rows(packed, [most + 1] * self.world.size).view(self.world.size, most + 1, -1)
-        numbers = parts[:, :, width:].contiguous().view(torch.float64)
-        given = numbers[:, :most, 0] >= 0
-        rows = parts[:, :most, :width][given].contiguous().view(self.rows.dtype)
-        edges = [(float(a), float(b), float(c)) for a, b, c in numbers[:, most].tolist()]
-        return numbers[:, :most, 0][given].long(), numbers[:, :most, 1][given], rows, edges
+        packed = self.world.gather_rows(packed, [most + 1] * self.world.size)
+        numbers = packed[:, width:].contiguous().view(torch.float64)
+        is_edge = torch.arange(len(packed), device=packed.device) % (most + 1) == most
+        given = ((numbers[:, 0] >= 0) > is_edge).nonzero()[:, 0]
+        rows = packed.index_select(0, given)[:, :width].contiguous().view(self.rows.dtype)
+        edges = [(float(a), float(b), float(c)) for a, b, c in numbers[most :: most + 1].tolist()]
+        return numbers[given, 0].long(), numbers[given, 1], rows, edges
