@@ -9,7 +9,6 @@ silent process was one of the same machine and has ended, they end at once.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import logging
 import os
@@ -59,15 +58,6 @@ def wait_for_all() -> None:
     """
     if _peers is not None:
         _peers.meet()
-
-
-def says_first(line: str) -> bool:
-    """Whether no other rank has asked for this line. True without `watch`, and when the store is gone."""
-    if _peers is None:
-        return True
-    with contextlib.suppress(RuntimeError):
-        return int(_peers.store.add(f"said/{hashlib.sha256(line.encode()).hexdigest()}", 1)) == 1
-    return True
 
 
 @contextlib.contextmanager

@@ -172,11 +172,6 @@ def _failed(line: str | None) -> int:
 
 
 def _refuse(line: str) -> int:
-    if "RANK" in os.environ or "SLURM_STEP_ID" in os.environ:
-        from entroloop.launcher.process import repeats_others
-
-        if repeats_others(line):
-            return 2
     print(f"entroloop: {line}", file=sys.stderr)
     return 2
 

@@ -9,7 +9,6 @@ The first rule that applies decides. docs/clusters.md shows the rules as a table
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -19,7 +18,6 @@ from types import FrameType
 
 import torch
 
-from entroloop.data import peers
 from entroloop.data.errors import UserError
 from entroloop.data.rendezvous import meet
 from entroloop.data.world import World, join
@@ -29,7 +27,6 @@ MASTER = ("MASTER_ADDR", "MASTER_PORT")
 STEP = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")  # Open MPI; MPICH and Intel MPI; MVAPICH
 MOST = 2**20  # ranks
-_looked_for_others = False  # whether `world_from_environment` has been called
 FIRST_PORT, PORTS = 12000, 8000  # for srun's steps: below the ports of outgoing connections and of the job scripts
 
 
@@ -167,8 +164,6 @@ def world_from_environment(
     ENTROLOOP_PEER_SECONDS (300). Raises UserError when the variables contradict each
     other or the port is taken, Failed when the time is over, and Interrupted when `should_stop` returns true.
     """
-    global _looked_for_others
-    _looked_for_others = True
     seconds, silence = (_seconds(environment, f"ENTROLOOP_{name}_SECONDS") for name in ("JOIN", "PEER"))
     mine = place(environment)
     device = _device(mine) if device is None else device
@@ -214,18 +209,6 @@ def check_alone(command: str, instead: str, environment: Mapping[str, str] = os.
     size = place(environment).size
     if size > 1:
         raise UserError(f"entroloop {command} works alone and was started as {size} ranks: {instead}")
-
-
-def repeats_others(line: str, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether another rank prints the same line of an error.
-
-    Until the ranks meet, an error is about the command, which is the same on all of them: the first rank of each
-    machine prints it. Later, the first rank that has the error does.
-    """
-    if not _looked_for_others:
-        with contextlib.suppress(UserError):  # no place, so no other ranks
-            return place(environment).local_rank > 0
-    return not peers.says_first(line)
 
 
 class StopFlag:

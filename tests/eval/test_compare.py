@@ -115,15 +115,6 @@ def test_a_wrong_call_is_one_line(four, arguments, message):
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("wrong", ["none.npy", "few.npy", "--device=cuda:7"])
-def test_what_all_ranks_refuse_is_printed_once(four, wrong):
-    np.save("few.npy", digits()[:9])
-    done = [rank.result() for rank in forked.ranks(2, "measure", "a.npy", "b.npy", wrong, "--bootstrap", 40)]
-    assert [rank.returncode for rank in done] == [2, 2]
-    assert sum(rank.stderr.count("\n") for rank in done) == 1, [rank.stderr for rank in done]
-    assert wrong.lstrip("-").replace("=", " ") in done[0].stderr + done[1].stderr
-
-
 def test_a_device_of_its_own_is_for_one_process(four, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("os.environ", {**dict.fromkeys(("RANK", "LOCAL_RANK"), "0"), "WORLD_SIZE": "2",
