@@ -80,7 +80,7 @@ def greedy(
         most_active -= np.bincount(owners, minlength=len(most_active))
         frontier.admit(ids[order], points.take(order), level)
         if block.pairs > max(few, _PAIRS_A_PICK * len(picks)):
-            block_size = max(SMALLEST_BLOCK, block_size // 2)
+            block_size = max(SMALLEST_BLOCK, min(len(ids), block_size // 2))
         elif block.pairs < max(few // 2, _PAIRS_A_PICK // 2 * len(picks)):
             block_size = min(LARGEST_BLOCK, block_size * 2)
     return frontier.chosen.cpu(), torch.from_numpy(radii)
