@@ -43,7 +43,7 @@ def parse(text: str) -> tuple[Path, int]:
     """`RUN@k` -> the folder and k. Raises UserError."""
     run, at, generation = text.rpartition("@")
     if not (run and at and generation.isdecimal()):
-        raise UserError(f"sweep.fork={text}: give RUN@k, for example runs/first@2")
+        raise UserError(f"sweep.fork={text}: give RUN@k, for example runs/digits@2")
     return Path(expanded(run)), int(generation)
 
 

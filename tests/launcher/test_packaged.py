@@ -50,7 +50,7 @@ def test_a_packaged_configuration_finds_own_code_in_the_current_folder(tmp_path)
     Path("own_rules.py").write_text("def first(problem):\n    return range(problem.size)\n")
     config = load(Path("digits"), ["selection.strategy=own_rules:first"])
     assert config.modules == str(tmp_path)
-    assert config.run_folder == Path("runs/digits-unet")
+    assert config.run_folder == Path("runs/digits")
 
 
 def test_config_prints_the_file():
