@@ -19,7 +19,6 @@ from entroloop.eval.report.statistics import interval, mean_value, number, paire
 from entroloop.eval.report.verdicts import SAME
 from entroloop.selection.catalogue import STRATEGIES
 
-CLEAR_GAP = -0.3  # a spread gap below this is a clear one; in the pilots, greedy raised coverage only below it
 NAMED = 4  # a sentence names all arms only up to this number
 
 
@@ -220,15 +219,13 @@ def _spread(even: Comparable, score_encoder: str) -> list[str]:
         return []
     spreading = ", ".join(name for name in STRATEGIES.built_in if STRATEGIES.built_in[name].spreads)
     if gap > 0:
-        what, then = "more spread than", "prefers defects to real images"
-    elif gap > CLEAR_GAP:
-        what, then = "slightly less spread than", "keeps more real images than chance and flattens their density"
+        what, then = "more", "prefers defects to real images"
     else:
-        what, then = "far less spread than", "keeps real images and raises coverage"
+        what, then = "less", "keeps more real images than chance and raises recall and coverage, but not precision"
     with_whom = f" with {arm.label}" if last else ""
     return [
         f"The spread gap of generation {last}{with_whom} is {_signed(gap)} in {encoder} features: its samples are "
-        f"{what} held-out images, so a strategy that spreads the training set ({spreading}) {then}."
+        f"{what} spread than held-out images, so a strategy that spreads the training set ({spreading}) {then}."
     ]
 
 
