@@ -110,7 +110,7 @@ def percent(ratio: float) -> str:
 
 
 def change(ratio: float) -> str:
-    return f"{ratio:+.0%}" if ratio < 3 else f"{1 + ratio:.0f} times"
+    return f"{ratio:+.0%}" if ratio < 9 else f"{1 + ratio:.0f} times"
 
 
 def signed(gap: float) -> str:
