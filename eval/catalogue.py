@@ -28,7 +28,7 @@ class MeasureFacts(Facts):
     known_as: Mapping[str, str] = field(default_factory=dict)
 
 
-DRAWS = 40  # at least so many for 95% intervals and ranges: the 2.5% quantile of fewer is below the smallest of them
+DRAWS = 2  # at least so many for intervals and ranges: a single draw has no spread
 
 _MEASURES = "entroloop.eval.measures.registry"
 

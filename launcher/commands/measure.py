@@ -51,7 +51,7 @@ def measure_command(
     resolution: Annotated[int | None, typer.Option(min=1, help="Crop and resize images to this side first.")] = None,
     entropy_size: Annotated[int | None, typer.Option(min=2, help="Training points in the entropy estimate.")] = None,
     resamples: Annotated[
-        int, typer.Option(min=0, help=f"Random subsamples for 95% ranges, {DRAWS} or more; 0: none.")
+        int, typer.Option(min=0, help=f"Random subsamples for 95% ranges, {DRAWS} or more, better 200; 0: none.")
     ] = 0,
     bootstrap: Annotated[
         int, typer.Option(min=0, help=f"Draws for 95% intervals, {DRAWS} or more, better 200; 0: none.")
@@ -76,7 +76,9 @@ def measure_command(
         raise UserError(f"--json --format {form}: give one of them")
     for name, draws in (("--bootstrap", bootstrap), ("--resamples", resamples)):
         if 0 < draws < DRAWS:
-            raise UserError(f"{name} {draws}: give {DRAWS} or more: fewer draws have no quantile of 2.5%; 0 makes none")
+            raise UserError(
+                f"{name} {draws}: give {DRAWS} or more, better 200: a single draw has no spread; 0 makes none"
+            )
     several = training is not None
     if training is None:
         sets, training, reference = _by_place(sets, reference)

@@ -102,8 +102,8 @@ def test_every_form_holds_the_same_numbers(four):
         (["a.npy", "b.npy", "--format", "xml"], "--format xml: give one of text, json, csv, latex, markdown"),
         (["a.npy", "b.npy", "--json", "--format", "csv"], "--json --format csv: give one of them"),
         (["a.npy", "b.npy", "--device", "cuda:7"], "--device cuda:7: no such device here; there is cpu"),
-        (["a.npy", "b.npy", "--bootstrap", "39"], "--bootstrap 39: give 40 or more"),
-        (["a.npy", "b.npy", "--resamples", "1"], "--resamples 1: give 40 or more"),
+        (["a.npy", "b.npy", "--bootstrap", "1"], "--bootstrap 1: give 2 or more"),
+        (["a.npy", "b.npy", "--resamples", "1"], "--resamples 1: give 2 or more"),
         (["few.npy", "b.npy", "--bootstrap", "40"], "few.npy holds 9 samples: intervals need at least 40"),
     ],
 )
