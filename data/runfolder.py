@@ -136,4 +136,27 @@ def read_config(layout: Layout) -> dict[str, Any]:
             f"{path}: format {saved.get('format', 'of before 1')} is not the {FORMAT} that this version of entroloop "
             "reads: use the version that made the run"
         )
+    _check_fork(saved, path)
     return saved
+
+
+def _check_fork(config: dict[str, Any], path: Path, key: str = "forked_from") -> None:
+    """The section of a fork, and those of the runs it was forked from, have the types that readers rely on."""
+    about = config.get("forked_from")
+    if about is None or about == {}:
+        return
+    if not isinstance(about, dict):
+        raise UserError(f"{path}: {key}: must hold keys and values, is {about!r}")
+    generation = about.get("generation")
+    if generation is None:
+        return
+    if type(generation) is not int or generation < 0:
+        raise UserError(f"{path}: {key}.generation: must be a number from 0 on, is {generation!r}")
+    for name, kind, what in (
+        ("run", str, "a folder"),
+        ("digest", str, "a digest"),
+        ("config", dict, "keys and values"),
+    ):
+        if not isinstance(about.get(name), kind):
+            raise UserError(f"{path}: {key}.{name}: must be {what}, is {about.get(name)!r}")
+    _check_fork(about["config"], path, f"{key}.config.forked_from")
