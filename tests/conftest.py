@@ -150,3 +150,11 @@ def finished(once: Callable[[str, Callable[[Path], object]], Path]) -> Layout:
 
     folder = once("tiny", lambda folder: runner.run(tiny(folder), World(), lambda: False))
     return Layout(tiny(folder).run_folder)
+
+
+@pytest.fixture(scope="session")
+def sweep(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The folder of a sweep of `report_runs`; its report is beside it. Read only."""
+    import report_runs
+
+    return once("report", report_runs.make_page) / "sweep"

@@ -13,7 +13,10 @@ from sklearn.datasets import load_digits
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL, Provenance, seal_dataset, write_shard
 from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
+from entroloop.eval.measures.row import Context, Row
 from entroloop.eval.report import page
+from entroloop.eval.report.arms import Arm
+from entroloop.eval.report.runs import Run
 
 HELDOUT = 100
 
@@ -92,3 +95,38 @@ def make_page(folder):
     """`sweep`, two strategies with two seeds and two generations each, and its `report.html`."""
     make_sweep(folder / "sweep", ("random", "greedy"), generations=2, n=40)
     page.write([folder / "sweep"], folder / "report.html")
+
+
+def synthetic(strategy="random", seed=0, distances=(1.0, 2.0, 4.0), name=None, **config):
+    """A Run without a folder."""
+    rows = tuple(
+        Row(
+            generation=g,
+            measures={"pixel": {"frechet_distance": d, "generalization_score": 8 / d, "training_entropy": -d}},
+            provenance={"real": 1.0} if g == 0 else {str(g - 1): 1.0},
+        )
+        for g, d in enumerate(distances)
+    )
+    settings = {"seed": seed, "generations": len(distances), "selection.strategy": strategy, **config}
+    return Run(Path(), name or f"{strategy}-{seed}", settings, rows, None, ())
+
+
+def with_context(row, **context):
+    """The row with other facts behind its numbers."""
+    return Row.model_validate({**row.as_dict(), "context": context})
+
+
+def arm(*runs):
+    """One arm of these runs."""
+    return Arm(runs[0].strategy, runs[0].strategy, "", runs)
+
+
+def paired_points(run, entropies, scores, n=64):
+    """The run with these entropies, of n images each, and scores."""
+    rows = [
+        Row(generation=row.generation, provenance=row.provenance,
+            measures={"pixel": {"training_entropy": e, "generalization_score": float(np.exp(s))}},
+            context=Context.model_validate({"encoders": {"pixel": {"entropy_n": n}}}))
+        for row, e, s in zip(run.rows, entropies, scores, strict=True)
+    ]  # fmt: skip
+    return Run(Path(), run.name, run.config, tuple(rows), None, ())
