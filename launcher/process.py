@@ -159,25 +159,33 @@ def world_from_environment(
 
     Writes the process's place into the environment as torchrun does, for accelerate and DeepSpeed. LOCAL_RANK is then
     the number of the device: 0 where the process sees only one device. With `device`, this rank computes there instead.
+    A GPU proves here that its products are exact enough for selection: a refusal comes before any work.
 
     Waits for the other ranks for ENTROLOOP_JOIN_SECONDS (300); one that hangs later ends those that wait for it after
-    ENTROLOOP_PEER_SECONDS (300). Raises UserError when the variables contradict each
-    other or the port is taken, Failed when the time is over, and Interrupted when `should_stop` returns true.
+    ENTROLOOP_PEER_SECONDS (300). Raises UserError when the variables contradict each other, the port is taken or a
+    GPU's products are not exact enough, Failed when the time is over, and Interrupted when `should_stop` returns true.
     """
     seconds, silence = (_seconds(environment, f"ENTROLOOP_{name}_SECONDS") for name in ("JOIN", "PEER"))
     mine = place(environment)
     device = _device(mine) if device is None else device
-    if mine.size == 1:
-        return join(0, 1, mine.local_rank, device=device)
-    store = meet(
-        mine.address, mine.port, mine.rank, mine.size, serves=mine.rank == 0 and not mine.agent, name=mine.name,
-        seconds=seconds, should_stop=should_stop,
-    )  # fmt: skip
-    local = mine.local_rank if device.index is None else device.index
-    environment["RANK"], environment["WORLD_SIZE"], environment["LOCAL_RANK"] = map(str, (mine.rank, mine.size, local))
-    environment["MASTER_ADDR"], environment["MASTER_PORT"] = mine.address, str(mine.port)
-    environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # else accelerate chooses another number
-    return join(mine.rank, mine.size, mine.local_rank, device=device, store=store, silence=silence)
+    store = None
+    if mine.size > 1:
+        store = meet(
+            mine.address, mine.port, mine.rank, mine.size, serves=mine.rank == 0 and not mine.agent, name=mine.name,
+            seconds=seconds, should_stop=should_stop,
+        )  # fmt: skip
+        local = mine.local_rank if device.index is None else device.index
+        environment.update(
+            RANK=str(mine.rank), WORLD_SIZE=str(mine.size), LOCAL_RANK=str(local), MASTER_ADDR=mine.address,
+            MASTER_PORT=str(mine.port),
+        )  # fmt: skip
+        environment.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))  # accelerate chooses another number
+    world = join(mine.rank, mine.size, mine.local_rank, device=device, store=store, silence=silence)
+    if world.device.type == "cuda":
+        from entroloop.selection.exact.canary import prove_gpu  # only a GPU needs it
+
+        prove_gpu(world)
+    return world
 
 
 def _device(mine: Place) -> torch.device:

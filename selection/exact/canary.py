@@ -1,10 +1,13 @@
-"""Proves, before a GPU's first selection, that its products are as exact as the certificates say.
+"""Proves, before a run or command begins on a GPU, that its products are as exact as the certificates say.
 
 device -> every format's products of known rows, checked against canonical distances
 
 The rows are near-duplicates, whose small distance is the difference of large sums. Few long rows make libraries split
 the sum; a sum in a short format is then outside the certified interval. With short rows the interval is narrow, and
 rounded factors (TF32) are outside it.
+
+`launcher/process.py` asks for the proof when it makes a World. `select` and `nearest` ask too, for callers from Python
+with a World of their own.
 """
 
 from __future__ import annotations
@@ -35,7 +38,7 @@ def _known(form: NumberFormat, width: int, device: torch.device) -> Tensor:
 
 
 def prove_gpu(world: World) -> None:
-    """Calls `prove` if the World computes on a GPU. Raises its UserError on every rank."""
+    """Calls `prove` on every rank if the World computes on GPUs. Raises its UserError on every rank."""
     if world.device.type == "cuda":
         world.agree(lambda: prove(world.device))
 

@@ -16,8 +16,10 @@ from torch._C._distributed_c10d import TCPStore
 
 from entroloop.data import rendezvous
 from entroloop.data.errors import Failed, Interrupted, UserError
+from entroloop.data.world import World
 from entroloop.launcher import process
 from entroloop.launcher.process import Place, check_alone, first_host, place, world_from_environment
+from entroloop.selection.exact import canary
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
 STEP = {
@@ -109,12 +111,13 @@ def test_commands_that_work_alone_refuse_to_be_ranks():
 def test_a_rank_of_a_step_sees_what_torchrun_sets(monkeypatch):
     joined = []
     monkeypatch.setattr(process, "meet", lambda *args, **options: joined.append((args, options)))
-    monkeypatch.setattr(process, "join", lambda *args, **options: options["device"])
+    monkeypatch.setattr(process, "join", lambda *args, **options: World(device=options["device"]))
+    monkeypatch.setattr(canary, "prove", lambda device: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for seen, device in ((8, "cuda:1"), (1, "cuda:0")):
         monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
         environment = {**STEP, "SLURM_LOCALID": "1"}
-        assert str(world_from_environment(environment)) == device
+        assert str(world_from_environment(environment).device) == device
         expected = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": device[-1], "MASTER_ADDR": "n1"}
         assert environment.items() >= {**expected, "MASTER_PORT": "12056"}.items()
     assert joined[0][0] == ("n1", 12056, 1, 2)
@@ -122,6 +125,17 @@ def test_a_rank_of_a_step_sees_what_torchrun_sets(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(UserError, match="number 3 on its machine and sees 2 devices"):
         world_from_environment({**STEP, "SLURM_LOCALID": "3"})
+
+
+def test_a_card_with_inexact_products_is_refused_before_any_work(monkeypatch):
+    def refuse(device):
+        raise UserError(f"{device}: products are less exact")
+
+    monkeypatch.setattr(process, "join", lambda *args, **options: World(device=options["device"]))
+    monkeypatch.setattr(canary, "prove", refuse)
+    with pytest.raises(UserError, match=r"^cuda:0: products"):
+        world_from_environment({}, device=torch.device("cuda", 0))
+    assert world_from_environment({}, device=torch.device("cpu")).device.type == "cpu"
 
 
 def test_torchruns_agent_keeps_the_store():
