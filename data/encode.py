@@ -11,31 +11,26 @@ N samples, D features.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from entroloop.data.catalogue import ENCODERS
-from entroloop.data.errors import Interrupted, UserError
-from entroloop.data.features.blocks import seal_blocks, write_blocks
-from entroloop.data.features.encoder import Encoder, load_encoder
-from entroloop.data.progress import Progress
+from entroloop.data.errors import UserError
+from entroloop.data.features.blocks import encode_blocks, seal_blocks
+from entroloop.data.features.encoder import load_encoder
 from entroloop.data.registry import search_also
 from entroloop.data.seeds import Part, bounds
-from entroloop.data.sources import convert
 from entroloop.data.sources.base import Source
 from entroloop.data.sources.begun import Begun, source_digest
-from entroloop.data.sources.convert import SampleForm
+from entroloop.data.sources.convert import SampleForm, read_samples
 from entroloop.data.sources.recognise import open_samples
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.sources.settings import Settings, default_shard_size, find_form
 from entroloop.data.store import manifest
-from entroloop.data.store.blocks import missing
 from entroloop.data.store.manifest import Manifest
-from entroloop.data.store.shards import Samples
 from entroloop.data.world import World
 
 READING = ("resolution", "split", "color", "key")  # the settings of an import that decide the samples
@@ -98,8 +93,13 @@ def encode(
         begins = world.on_main(lambda: begun.begin(str(source), identity, facts))
     pieces = _pieces(opened, form)
     if begins:
-        show = progress and world.is_main
-        world.agree(lambda: _write(opened, form, pieces, loaded, folder, mine, show, stop))
+        world.agree(
+            lambda: encode_blocks(
+                lambda number: read_samples(opened, np.arange(*pieces[number]), form),
+                [last - first for first, last in pieces], loaded, folder, mine,
+                unit=form.unit, show=progress and world.is_main, should_stop=stop,
+            )
+        )  # fmt: skip
     if part is not None:
         return None
 
@@ -129,35 +129,3 @@ def _pieces(source: Source, form: SampleForm) -> list[tuple[int, int]]:
         starts = source.dataset.starts.tolist()
         return list(itertools.pairwise(starts))
     return bounds(0, len(source.names), default_shard_size(form))
-
-
-def _write(
-    source: Source,
-    form: SampleForm,
-    pieces: Sequence[tuple[int, int]],
-    encoders: Mapping[str, Encoder],
-    out: Path,
-    part: Part,
-    show: bool,
-    stop: Callable[[], bool],
-) -> None:
-    """Writes the missing blocks of a part. At most two blocks of samples are in memory."""
-    mine = part.of(len(pieces))
-    todo = [number for number in mine if missing(encoders, out, number)]
-    sizes = {number: pieces[number][1] - pieces[number][0] for number in mine}
-
-    def read(number: int) -> Samples:
-        return convert.read_samples(source, np.arange(*pieces[number]), form)
-
-    unit, left = "img" if len(form.shape) == 3 else "row", sum(sizes[number] for number in todo)
-    total = sum(sizes.values())
-    with Progress("encode", total, unit, done=total - left, show=show) as bar, ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read, todo[0]) if todo else None
-        for number, following in itertools.zip_longest(todo, todo[1:]):
-            if stop():
-                raise Interrupted(f"{out}: stopped before block {number}; run the same command again to continue")
-            assert ahead is not None
-            samples = ahead.result()
-            ahead = None if following is None else reader.submit(read, following)
-            write_blocks(encoders, out, number, samples)
-            bar.advance(sizes[number])

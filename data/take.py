@@ -280,7 +280,7 @@ class Taking:
             self.dest.parent.mkdir(parents=True, exist_ok=True)
             with files.temporary(self.dest) as own:
                 array = np.lib.format.open_memmap(own, "w+", np.uint8 if sides else np.float32, shape)
-                with Progress("take", len(ids), "img" if sides else "row", show=progress) as bar:
+                with Progress("take", len(ids), layout.unit, show=progress) as bar:
                     for first, last in bounds(0, len(ids), default_shard_size(layout)):
                         if stop():
                             raise Interrupted(f"{self.dest}: stopped before it was complete; nothing is kept")

@@ -53,6 +53,11 @@ class SampleForm:
     labelled: bool
     filter: Filter = "auto"
 
+    @property
+    def unit(self) -> str:
+        """Name of a sample in progress bars."""
+        return "img" if len(self.shape) == 3 else "row"
+
     def facts(self) -> dict[str, Any]:
         """The form as plain values, from which `of` makes it again."""
         return {**dataclasses.asdict(self), "shape": list(self.shape)}

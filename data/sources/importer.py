@@ -117,9 +117,8 @@ def fill(
     missing = [task for task in mine if not is_done(dest, task.number)]
     if not isinstance(source, ImageSource | Projected) or len(missing) == 1:
         workers = 1
-    unit = "img" if len(form.shape) == 3 else "row"
     total, left = (sum(len(task.rows) for task in some) for some in (mine, missing))
-    with Progress(title, total, unit, done=total - left, show=progress) as bar:
+    with Progress(title, total, form.unit, done=total - left, show=progress) as bar:
         for task in make_shards(source, dest, form, missing, workers):
             bar.advance(len(task.rows))
             if stop():

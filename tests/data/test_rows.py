@@ -14,8 +14,7 @@ from present import present
 from typer.testing import CliRunner
 
 from entroloop.data.errors import UserError
-from entroloop.data.features.blocks import encode_shards, seal_features
-from entroloop.data.seeds import Part
+from entroloop.data.features.blocks import seal_blocks, write_blocks
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.row_files import keys_of, open_rows
 from entroloop.data.sources.settings import Settings
@@ -71,8 +70,10 @@ def feature_folder(folder, encoders):
     np.save(folder / "x.npy", X)
     import_dataset(str(folder / "x.npy"), folder / "set", Settings(shard_size=16))
     made = {name: _Times(name, factor) for name, factor in encoders.items()}
-    encode_shards(Dataset(folder / "set"), made, folder / "features", Part(), show=False)
-    seal_features(Dataset(folder / "set"), made, folder / "features", {})
+    data = Dataset(folder / "set")
+    for number in range(len(data.shard_names)):
+        write_blocks(made, folder / "features", number, data.shard(number)[0])
+    seal_blocks(len(data), len(data.shard_names), made, folder / "features", made_from={})
     return folder / "features"
 
 

@@ -11,9 +11,8 @@ from loops import command
 
 from entroloop.data.encode import encode
 from entroloop.data.errors import UserError
-from entroloop.data.features.blocks import encode_shards, seal_features
+from entroloop.data.features.blocks import seal_blocks, write_blocks
 from entroloop.data.features.encoder import load_encoder
-from entroloop.data.seeds import Part
 from entroloop.data.sources.importer import import_dataset
 from entroloop.data.sources.row_files import opened
 from entroloop.data.sources.settings import Settings
@@ -67,8 +66,9 @@ def sealed(tmp_path_factory):
     import_dataset(str(folder / "images.npy"), folder / "images", Settings(shard_size=50))
     data = Dataset(folder / "images")
     encoders = {"pixel": load_encoder("pixel", data.shape), "test_select:mean": load_encoder(MEAN, data.shape)}
-    encode_shards(data, encoders, folder / "features", Part(), show=False)
-    seal_features(data, encoders, folder / "features", {})
+    for number in range(3):
+        write_blocks(encoders, folder / "features", number, data.shard(number)[0])
+    seal_blocks(len(data), 3, encoders, folder / "features", made_from={})
     return folder / "features", images.reshape(120, 16).astype(np.float32)
 
 

@@ -167,7 +167,7 @@ def test_no_writer_adds_to_a_sealed_folder_or_changes_it(tmp_path, dataset):
     weights, blocks, index = (tmp_path / "generation" / name for name in ("weights", "features", "index"))
     export(weights, config=MLP, shape=(3,), num_classes=0)
     features.write_blocks(encoder, blocks, 0, dataset.all())
-    features.seal_features(dataset, encoder, blocks, {})
+    features.seal_blocks(len(dataset), 1, encoder, blocks, made_from={})
     _index(index, dataset, np.arange(1))
     sealed = sealed_bytes(tmp_path)
     late = [

@@ -36,27 +36,30 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 def encode_set(context: Context, dataset: Dataset, step: Step, part: Part | None) -> None:
     """Encodes a set, or a part of its shards, into the step's folder. Seals the folder unless a part is given."""
-    from entroloop.data.features.blocks import seal_features
+    from entroloop.data.features.blocks import seal_blocks
 
     encode_part(context, dataset, context.encoders, step, part)
     if part is None:
         folder, made_from = context.layout.of(step), context.made_from
-        context.world.on_main(lambda: seal_features(dataset, context.encoders, folder, made_from(step)) and None)
+        count, blocks = len(dataset), len(dataset.shard_names)
+        context.world.on_main(
+            lambda: seal_blocks(count, blocks, context.encoders, folder, made_from=made_from(step)) and None
+        )
 
 
 def encode_part(
     context: Context, dataset: Dataset, encoders: Mapping[str, Encoder], step: Step, part: Part | None
 ) -> None:
     """Encodes this rank's share. Returns when every rank has encoded its share."""
-    from entroloop.data.features.blocks import encode_shards
+    from entroloop.data.features.blocks import encode_blocks
     from entroloop.data.seeds import Part
 
     world = context.world
     mine = (part or Part()).split(world.rank, world.size)
     world.agree(
-        lambda: encode_shards(
-            dataset, encoders, context.layout.of(step), mine, show=world.is_main, should_stop=context.should_stop,
-            on_progress=context.on_progress,
+        lambda: encode_blocks(
+            lambda number: dataset.shard(number)[0], dataset.shard_counts, encoders, context.layout.of(step), mine,
+            show=world.is_main, should_stop=context.should_stop, on_progress=context.on_progress,
         )
     )  # fmt: skip
 
