@@ -3,8 +3,8 @@
     https://host/set · s3://bucket/set · gs://… · "pipe:COMMAND {}"  ->  open_dataset  ->  RemoteDataset, a Dataset
 
 A transfer that stalls, is cut off or delivers bytes that do not match the manifest's SHA-256 is tried again after a
-growing pause. All processes of a machine can share the cache. The process that first creates a file's temporary fetches
-the file; the others wait for it. The cache must be on a local disk.
+growing pause. All processes of a machine can share the cache. One of them fetches a file, and the others wait for it.
+The cache must be on a local disk.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from entroloop.data import address as addresses
 from entroloop.data import files
@@ -33,6 +33,7 @@ ATTEMPTS = 6
 TIMEOUT = 30.0  # s without a byte
 BACKOFF = 0.5  # s before the second attempt, doubled for each later one
 CACHE_BYTES = 20 * 2**30
+LOCK = ".lock"  # ending of the files by which processes take turns, for files whose SHA-256 begin with the same byte
 
 
 def open_dataset(source: str, *, cache: Path | None = None, cache_bytes: int = CACHE_BYTES) -> Dataset:
@@ -72,57 +73,38 @@ class Remote:
         Raises UserError, naming the address, when every attempt has failed.
         """
         path = self.cache / f"{sha256}-{Path(name).name}"
-        temporary = path.with_name(f"{files.TEMPORARY}{path.name}")
-        self.cache.mkdir(parents=True, exist_ok=True)
-        seen: tuple[int, int] | None = None
-        deadline = 0.0
-        while True:
-            with contextlib.suppress(FileNotFoundError):
-                if path.stat().st_size == size:
-                    os.utime(path)  # mark the file as used just now
-                    return path
-            try:
-                file = temporary.open("xb")
-            except FileExistsError:
-                # Another process is fetching this file. If its temporary stops growing, that process has died or hangs,
-                # and this process fetches the file.
-                with contextlib.suppress(FileNotFoundError):
-                    status = temporary.stat()
-                    if (status.st_ino, status.st_size) != seen:
-                        seen, deadline = (status.st_ino, status.st_size), time.monotonic() + 2 * self.timeout
-                    elif time.monotonic() > deadline:
-                        temporary.unlink()
-                time.sleep(0.05)
-                continue
-            with file:
-                try:
-                    if not path.exists():  # another process may have finished it since the look above
-                        make_room(self.cache, self.limit - size)
-                        self._download(name, file, sha256, size)
-                        if _is_still(temporary, file):
-                            temporary.replace(path)
-                finally:
-                    if _is_still(temporary, file):
-                        temporary.unlink(missing_ok=True)
+        if not _is_whole(path, size):
+            from filelock import FileLock  # here, because it starts slowly and few sets are remote
 
-    def _download(self, name: str, file: IO[bytes], sha256: str, size: int) -> None:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.cache / f"{sha256[:2]}{LOCK}"):  # the kernel frees the lock of a process that dies
+                if not _is_whole(path, size):  # another process may have fetched it meanwhile
+                    make_room(self.cache, self.limit - size)
+                    self._download(name, path, sha256, size)
+        return path
+
+    def _download(self, name: str, path: Path, sha256: str, size: int) -> None:
+        temporary = path.with_name(f"{files.TEMPORARY}{path.name}")
+
         def once() -> None:
-            file.seek(0)
-            file.truncate()
             total, digest = 0, hashlib.sha256()
-            for chunk in transfer.chunks(self.address(name), self.timeout):
-                total += len(chunk)
-                if total > size:
-                    break
-                digest.update(chunk)
-                file.write(chunk)
+            with temporary.open("wb") as file:
+                for chunk in transfer.chunks(self.address(name), self.timeout):
+                    total += len(chunk)
+                    if total > size:
+                        break
+                    digest.update(chunk)
+                    file.write(chunk)
             if total != size:
                 raise OSError(f"received {'more than' if total > size else f'only {total} of'} {size} bytes")
             if digest.hexdigest() != sha256:
                 raise OSError("the received contents are not the sealed ones (SHA-256 differs)")
-            file.flush()
 
-        self._repeat(name, once)
+        try:
+            self._repeat(name, once)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     def text(self, name: str) -> bytes:
         """The bytes of a small file whose digest is not known beforehand."""
@@ -141,10 +123,11 @@ class Remote:
         raise UserError(f"{self.address(name)}: could not be fetched in {self.attempts} attempts ({said})")
 
 
-def _is_still(path: Path, file: IO[bytes]) -> bool:
-    """Whether `path` still names the opened file. Another process may have removed it, believing this one dead."""
+def _is_whole(path: Path, size: int) -> bool:
+    """Whether the cache has this file. Marks the file as used just now."""
     try:
-        return path.stat().st_ino == os.fstat(file.fileno()).st_ino
+        os.utime(path)
+        return path.stat().st_size == size
     except FileNotFoundError:
         return False
 
@@ -163,7 +146,7 @@ def make_room(cache: Path, limit: int) -> None:
     for _, size, path in sorted(found):
         if total <= limit:
             return
-        if not path.name.startswith(files.TEMPORARY):
+        if not (path.name.startswith(files.TEMPORARY) or path.name.endswith(LOCK)):
             path.unlink(missing_ok=True)
             total -= size
 

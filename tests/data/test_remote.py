@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 from present import present
@@ -189,15 +190,14 @@ def test_many_readers_fetch_a_file_once(server, tmp_path):
 
 def test_a_file_that_another_finishes_meanwhile_is_not_fetched_again(server, tmp_path, monkeypatch):
     one, other = (remote_set(server, tmp_path / "cache") for _ in range(2))
-    opens = Path.open
+    lock = filelock.FileLock
 
-    def later(path, *args, **kwargs):
-        if path.name.startswith(".tmp-"):
-            monkeypatch.setattr(Path, "open", opens)
-            other.path("shard-000002.tar")
-        return opens(path, *args, **kwargs)
+    def later(path):
+        monkeypatch.setattr(filelock, "FileLock", lock)
+        other.path("shard-000002.tar")
+        return lock(path)
 
-    monkeypatch.setattr(Path, "open", later)
+    monkeypatch.setattr(filelock, "FileLock", later)
     assert one.path("shard-000002.tar").is_file()
     assert server.requests["shard-000002.tar"] == 1
     assert not list((tmp_path / "cache").glob(".tmp-*"))
