@@ -28,20 +28,17 @@ from entroloop.data.sources.containers import is_tar
 from entroloop.data.sources.given import Given
 from entroloop.data.sources.listing import Entry, Listing
 
+Files = dict[str, tuple[str, ...]]
+TEN: Files = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+TEN_BINARY: Files = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
+HUNDRED: Files = {"train": ("train",), "test": ("test",)}
+HUNDRED_BINARY: Files = {"train": ("train.bin",), "test": ("test.bin",)}
 #: By version: files of the two splits, file of class names, number of label bytes before each image (None for python).
-VERSIONS: dict[str, tuple[dict[str, tuple[str, ...]], str, int | None]] = {
-    "CIFAR-10 python": (
-        {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
-        "batches.meta",
-        None,
-    ),
-    "CIFAR-10 binary": (
-        {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)},
-        "batches.meta.txt",
-        1,
-    ),
-    "CIFAR-100 python": ({"train": ("train",), "test": ("test",)}, "meta", None),
-    "CIFAR-100 binary": ({"train": ("train.bin",), "test": ("test.bin",)}, "fine_label_names.txt", 2),
+VERSIONS: dict[str, tuple[Files, str, int | None]] = {
+    "CIFAR-10 python": (TEN, "batches.meta", None),
+    "CIFAR-10 binary": (TEN_BINARY, "batches.meta.txt", 1),
+    "CIFAR-100 python": (HUNDRED, "meta", None),
+    "CIFAR-100 binary": (HUNDRED_BINARY, "fine_label_names.txt", 2),
 }
 UNPACK = {b"\x1f\x8b": gzip.decompress, b"BZh": bz2.decompress, b"\xfd7zXZ\0": lzma.decompress}
 PIXELS = 3 * 32 * 32
@@ -80,7 +77,7 @@ def version(names: Iterable[str]) -> str | None:
     """The version of CIFAR to which files of these names belong, or None."""
     bases = {PurePosixPath(name).name for name in names}
     for kind, (splits, meta, _) in VERSIONS.items():
-        if meta in bases and bases & {file for files in splits.values() for file in files}:
+        if meta in bases and bases & set().union(*splits.values()):
             return kind
     return None
 
@@ -92,7 +89,7 @@ def cifar(path: Path, split: str | None, kind: str) -> ArraySource:
     found, read = _opened(path)
     parts = _by_base(found, {meta, *splits[chosen]})
     payloads = {base: read(entry) for base, entry in zip(parts, found.take(parts.values()), strict=True)}
-    others = _by_base(found, {file for files in splits.values() for file in files}).values()
+    others = _by_base(found, set().union(*splits.values())).values()
     missing = [file for file in splits[chosen] if file not in payloads]
     if missing:
         raise UserError(f"{path}: {kind} without {missing[0]}")

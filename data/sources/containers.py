@@ -219,14 +219,11 @@ def _listed(tar: Path) -> _Listed:
 
 
 def _write(found: _Listed, place: Path) -> None:
-    arrays: dict[str, Any] = {
-        "places": found.places,
-        "labels": found.labels,
-        "reasons": np.frombuffer(files.json_bytes(found.ignored.reasons), np.uint8),
-        "codes": np.frombuffer(found.ignored.codes, np.int32),
-        **dict(zip(("text", "ends"), found.names.arrays(), strict=True)),
-        **dict(zip(("ignored_text", "ignored_ends"), found.ignored.names.arrays(), strict=True)),
-    }
+    reasons = files.json_bytes(list(found.ignored.by_reason))
+    arrays: dict[str, Any] = {"places": found.places, "labels": found.labels}
+    arrays["reasons"] = np.frombuffer(reasons, np.uint8)
+    for number, names in enumerate([found.names, *found.ignored.by_reason.values()]):
+        arrays[f"text{number}"], arrays[f"ends{number}"] = names.arrays()
     files.create(place, lambda file: np.savez(file, **arrays))
 
 
@@ -234,8 +231,10 @@ def _read(place: Path) -> _Listed | None:
     """The list that `_write` wrote; None if there is none, or a damaged one."""
     try:
         with np.load(place, allow_pickle=False) as found:
-            names, others = (Packed.of(found[f"{of}text"], found[f"{of}ends"]) for of in ("", "ignored_"))
-            ignored = Ignored.of(others, json.loads(found["reasons"].tobytes()), found["codes"])
+            ignored = Ignored()
+            reasons = json.loads(found["reasons"].tobytes())
+            names, *others = (Packed.of(found[f"text{i}"], found[f"ends{i}"]) for i in range(1 + len(reasons)))
+            ignored.by_reason = dict(zip(reasons, others, strict=True))
             return _Listed(names, found["places"], found["labels"], ignored)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None

@@ -10,20 +10,18 @@ N samples, C channels, H height, W width, D features.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import itertools
 import multiprocessing
 import operator
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +34,8 @@ from entroloop.data.sources.images import Channels, Filter, convert, from_array
 from entroloop.data.sources.rows import fault
 from entroloop.data.sources.sealed import SealedSource
 from entroloop.data.store.shards import REAL, Encoding, Provenance, Samples, write_shard
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Found:
         return Found(3 if 3 in (self.channels, later.channels) else 1, self.size, self.name, odd)
 
 
-def scan(source: ImageSource, rows: NDArray[np.int64], sized: bool) -> Found:
+def scan(source: ImageSource, sized: bool, rows: NDArray[np.int64]) -> Found:
     """Reads the headers of images. Raises UserError, naming the image, when a header cannot be read."""
     found = (Found(*source.header(int(row), sized=sized), source.names[int(row)]) for row in rows)
     return functools.reduce(operator.add, found)
@@ -116,12 +116,13 @@ def read_samples(source: Source, rows: NDArray[np.int64], form: SampleForm) -> S
     return samples
 
 
-def make_shard(source: Source, dest: Path, form: SampleForm, task: ShardTask) -> None:
+def make_shard(source: Source, dest: Path, form: SampleForm, task: ShardTask) -> ShardTask:
     """Reads, converts and writes one shard. If a sample is damaged, raises UserError and writes nothing."""
     samples = read_samples(source, task.rows, form)
     labels = source.labels[task.rows] if form.labelled and source.labels is not None else None
     provenance = _provenance(source, task)
     write_shard(dest, task.number, samples, labels, provenance, first_key=task.first, encoding=form.encoding)
+    return task
 
 
 def _provenance(source: Source, task: ShardTask) -> Provenance:
@@ -146,7 +147,7 @@ def fit(sample: Any, form: SampleForm) -> NDArray[Any]:
 
 # --- sharing between processes ------------------------------------------------------------------------------------
 
-_shared: tuple[Any, ...] = ()  # in a worker process: the arguments that all its tasks share, sent once
+_shared: tuple[Any, ...] = ()  # in a worker process: the function and the arguments that all its tasks share, sent once
 
 
 def _begin(parent: int, *shared: Any) -> None:
@@ -157,36 +158,34 @@ def _begin(parent: int, *shared: Any) -> None:
     _shared = shared
 
 
-def _shard_task(task: ShardTask) -> ShardTask:
-    source, dest, form = _shared
-    make_shard(source, dest, form, task)
-    return task
+def _task(item: Any) -> Any:
+    work, *shared = _shared
+    return work(*shared, item)
 
 
-def _scan_task(rows: NDArray[np.int64]) -> Found:
-    source, sized = _shared
-    return scan(source, rows, sized)
+def _each(workers: int, work: Callable[..., T], shared: tuple[Any, ...], items: Sequence[Any]) -> Iterator[T]:
+    """`work(*shared, item)` of each item, in order, done by this process or by several worker processes."""
+    if workers <= 1 or len(items) <= 1:
+        yield from (work(*shared, item) for item in items)
+        return
+    # `spawn`, because the parent may have threads of torch or of a progress bar, and a fork does not copy threads.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(), work, *shared))
+    try:
+        yield from pool.map(_task, items)
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process died (killed, or out of memory): run the same command again, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def make_shards(
     source: Source, dest: Path, form: SampleForm, tasks: Sequence[ShardTask], workers: int
 ) -> Iterator[ShardTask]:
-    """Makes the shards in any order. Yields each task when its shard is complete."""
-    if workers <= 1:
-        for task in tasks:
-            make_shard(source, dest, form, task)
-            yield task
-        return
-    with _pool(workers, source, dest, form) as pool:
-        waiting = iter(tasks)
-        running: set[Future[ShardTask]] = {
-            pool.submit(_shard_task, task) for task in itertools.islice(waiting, workers + 1)
-        }
-        while running:
-            finished, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                yield future.result()
-            running |= {pool.submit(_shard_task, task) for task in itertools.islice(waiting, len(finished))}
+    """Makes the shards. Yields each task, in order, when its shard is complete."""
+    return _each(workers, make_shard, (source, dest, form), tasks)
 
 
 def scan_all(
@@ -194,33 +193,12 @@ def scan_all(
 ) -> Found:
     """Scans all rows, shared between processes. Raises UserError as `scan` does."""
     pieces = np.array_split(rows, max(1, len(rows) // 500))
-    found: Found | None = None
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(Progress("scan", len(rows), "img", show=progress))
-        if workers <= 1 or len(pieces) == 1:
-            results: Iterable[Found] = (scan(source, piece, sized) for piece in pieces)
-        else:
-            results = stack.enter_context(_pool(workers, source, sized)).map(_scan_task, pieces)
-        for piece, here in zip(pieces, results, strict=True):
-            found = here if found is None else found + here
+    found = []
+    with Progress("scan", len(rows), "img", show=progress) as bar:
+        for piece, here in zip(pieces, _each(workers, scan, (source, sized), pieces), strict=True):
+            found.append(here)
             bar.advance(len(piece))
-    assert found is not None
-    return found
-
-
-@contextlib.contextmanager
-def _pool(workers: int, *shared: Any) -> Iterator[ProcessPoolExecutor]:
-    # `spawn`, because the parent may have threads of torch or of a progress bar, and a fork does not copy threads.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(os.getpid(), *shared))
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died (killed, or out of memory): run the same command again, with fewer --workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    return functools.reduce(operator.add, found)
 
 
 def check_vectors(source: Source, rows: NDArray[np.int64]) -> None:

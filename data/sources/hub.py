@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from entroloop.data.address import hidden
 from entroloop.data.errors import UserError, reason
 from entroloop.data.registry import hint
-from entroloop.data.sources.base import MISSING, ArraySource, ImageSource, pick_split
+from entroloop.data.sources.base import ArraySource, ImageSource, pick_split
 from entroloop.data.sources.listing import OTHER_KIND
-from entroloop.data.sources.parquet import IMAGES, LABELS
+from entroloop.data.sources.parquet import IMAGES, LABELS, bytes_of, labels_in
 from entroloop.data.sources.rows import Rows
 
 PREFIX = "hf:"
@@ -43,10 +43,7 @@ class HubPayload:
         if isinstance(value, dict) and value["bytes"] is None and value["path"]:
             with open(value["path"], "rb") as file:
                 return file.read(-1 if limit is None else limit)
-        payload = value["bytes"] if isinstance(value, dict) else value
-        if not isinstance(payload, bytes):
-            raise ValueError("the table holds no bytes for it")
-        return payload
+        return bytes_of(value)
 
 
 def open_hub(text: str, split: str | None, key: str | None, labels: bool) -> ImageSource | ArraySource:
@@ -62,7 +59,10 @@ def open_hub(text: str, split: str | None, key: str | None, labels: bool) -> Ima
     table, chosen = _load(text, split)
     column, of_images = _column(text, table, key)
     label = _label(text, table) if labels else None
-    found, classes = (None, ()) if label is None else _labels(table, label)
+    found, classes = None, tuple[str, ...]()
+    if label is not None:
+        found = labels_in(_arrow(table, label))
+        classes = tuple(getattr(table.features[label], "names", None) or ())
     ignored = {name: OTHER_KIND for name in table.column_names if name not in (column, label)}
     prefix = f"{chosen}/"
     if not of_images:
@@ -142,16 +142,16 @@ def _label(text: str, table: Any) -> str | None:
     return next(iter(named or classed), None)
 
 
-def _labels(table: Any, column: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    values = table.select_columns([column]).with_format("arrow")[:].column(0).cast("int64").fill_null(MISSING)
-    return values.to_numpy().astype(np.int64), tuple(getattr(table.features[column], "names", None) or ())
+def _arrow(table: Any, column: str) -> Any:
+    """A column as pyarrow has it."""
+    return table.select_columns([column]).with_format("arrow")[:].column(0)
 
 
 def _vectors(text: str, table: Any, column: str) -> NDArray[Any]:
     """The vectors [N, D]. Raises UserError, naming the first row that differs, when they differ in length."""
     import pyarrow.compute
 
-    values = table.select_columns([column]).with_format("arrow")[:].column(0)
+    values = _arrow(table, column)
     lengths = pyarrow.compute.fill_null(pyarrow.compute.list_value_length(values), -1).to_numpy()
     odd = np.flatnonzero(lengths != lengths[0]) if len(lengths) else np.array([], int)
     if len(odd):

@@ -8,7 +8,6 @@ N images, C channels, H height, W width.
 from __future__ import annotations
 
 import gzip
-import os
 import re
 from pathlib import Path
 
@@ -79,11 +78,8 @@ def idx_file(path: Path, split: str | None) -> ArraySource:
         raise UserError(f"{path}: holds IDX labels but no images (such as train-images-idx3-ubyte.gz)")
     chosen = pick_split(str(path), split, [_idx_split(path.name)])
     beside = _labels_of(path.name)
-    labels = None
-    if beside is not None:
-        names = sorted(name for name in os.listdir(path.parent) if _unzipped(name) == beside)
-        labels = path.parent / names[0] if names else None
-    return idx(path, labels, chosen)
+    labels = sorted(other for other in path.parent.iterdir() if _unzipped(other.name) == beside)
+    return idx(path, labels[0] if labels else None, chosen)
 
 
 def idx(file: Path, labels_file: Path | None, split: str) -> ArraySource:

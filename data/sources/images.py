@@ -14,21 +14,11 @@ from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 Channels = Literal[1, 3]
 Filter = Literal["auto", "box", "lanczos"]
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"})
-ORIENTATION = 0x0112  # the EXIF tag
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Pillow refuses a PNG with a text chunk above 1 MB, but photo editors write such chunks. Allow 64 MB, Pillow's bound on
 # the sum of all chunks.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
@@ -59,7 +49,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         image.load()  # the chunk may follow the pixels
     with contextlib.suppress(Exception):
-        return int(image.getexif().get(ORIENTATION, 1))
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
     return 1
 
 
@@ -72,8 +62,8 @@ def convert(
     cropped nor resized: uint8 [C, H, W].
     """
     image = _eight_bits(image)
-    if (turn := TURNS.get(_orientation(image))) is not None:
-        image = image.transpose(turn)
+    with contextlib.suppress(Exception):  # damaged EXIF data
+        ImageOps.exif_transpose(image, in_place=True)
     image = _to_mode(image, "L" if channels == 1 else "RGB")
     pixels: NDArray[np.uint8] = np.asarray(image if resolution is None else square(image, resolution, filter))
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)

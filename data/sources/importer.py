@@ -115,7 +115,7 @@ def fill(
     """Makes the missing shards of one part of the tasks. Raises Interrupted after a shard when `stop` returns True."""
     mine = [tasks[i] for i in part.of(len(tasks))]
     missing = [task for task in mine if not is_done(dest, task.number)]
-    if not isinstance(source, ImageSource | Projected) or len(missing) == 1:
+    if not isinstance(source, ImageSource | Projected):
         workers = 1
     total, left = (sum(len(task.rows) for task in some) for some in (mine, missing))
     with Progress(title, total, form.unit, done=total - left, show=progress) as bar:

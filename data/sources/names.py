@@ -7,6 +7,7 @@ N names.
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
 from array import array
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
@@ -96,51 +97,36 @@ class Prefixed(_Names):
 class _Items(ItemsView[str, str]):
     def __iter__(self) -> Iterator[tuple[str, str]]:
         mapping: Ignored = self._mapping  # type: ignore[attr-defined]
-        return zip(mapping.names, mapping.values(), strict=True)
+        return ((name, reason) for reason, names in mapping.by_reason.items() for name in names)
 
 
 class _Values(ValuesView[str]):
     def __iter__(self) -> Iterator[str]:
-        mapping: Ignored = self._mapping  # type: ignore[attr-defined]
-        return map(mapping.reasons.__getitem__, mapping.codes)
+        return (reason for _, reason in _Items(self._mapping))  # type: ignore[attr-defined]
 
 
 class Ignored(Mapping[str, str]):
-    """Name -> reason, in 12 bytes beside the name. To look one name up takes time like N."""
+    """Name -> reason, in 8 bytes beside the name. To look one name up takes time like N."""
 
     def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
-        self.names, self.reasons, self.codes = Packed(), list[str](), array("i")
+        self.by_reason: dict[str, Packed] = {}
         self.extend(items)
 
     def extend(self, items: Iterable[tuple[str, str]]) -> None:
-        known = {reason: code for code, reason in enumerate(self.reasons)}
         for name, reason in items:
-            if reason not in known:
-                known[reason] = len(known)
-                self.reasons.append(reason)
-            self.names.extend((name,))
-            self.codes.append(known[reason])
-
-    @staticmethod
-    def of(names: Packed, reasons: Sequence[str], codes: NDArray[np.int32]) -> Ignored:
-        """From its parts. Raises ValueError when they do not fit together."""
-        if codes.shape != (len(names),) or (len(codes) and not 0 <= codes.min() <= codes.max() < len(reasons)):
-            raise ValueError("no reasons of names")
-        out = Ignored()
-        out.names, out.reasons, out.codes = names, list(reasons), array("i", codes.astype(np.int32).tobytes())
-        return out
+            self.by_reason.setdefault(reason, Packed()).extend((name,))
 
     def __getitem__(self, name: str) -> str:
-        for other, reason in self.items():
-            if other == name:
+        for reason, names in self.by_reason.items():
+            if name in names:
                 return reason
         raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
+        return itertools.chain.from_iterable(self.by_reason.values())
 
     def __len__(self) -> int:
-        return len(self.names)
+        return sum(map(len, self.by_reason.values()))
 
     def items(self) -> ItemsView[str, str]:
         return _Items(self)

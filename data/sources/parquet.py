@@ -53,10 +53,21 @@ class ParquetPayload:
     def __call__(self, row: int, limit: int | None = None) -> bytes:
         number = bisect.bisect_right(self.starts, row) - 1
         value = _column(*self.groups[number], self.column)[row - self.starts[number]].as_py()
-        payload = value.get("bytes") if isinstance(value, dict) else value
-        if not isinstance(payload, bytes):
-            raise ValueError("the table holds no bytes for it")
-        return payload
+        return bytes_of(value)
+
+
+def bytes_of(value: Any) -> bytes:
+    """The encoded image in a value of a table: bytes, or a mapping with `bytes`. Raises ValueError for any other."""
+    payload = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(payload, bytes):
+        raise ValueError("the table holds no bytes for it")
+    return payload
+
+
+def labels_in(column: Any) -> NDArray[np.int64]:
+    """The labels in a column of pyarrow, MISSING for null: int64 [N]."""
+    found: NDArray[np.int64] = column.cast("int64").fill_null(MISSING).to_numpy().astype(np.int64)
+    return found
 
 
 def recognise(given: Given) -> ImageSource | None:
@@ -90,8 +101,7 @@ def parquet_images(files: Sequence[tuple[str, Path]], where: Path) -> ImageSourc
             file = pyarrow.parquet.ParquetFile(path)
             image, label = _columns(file.schema_arrow, path)
             if label is not None:
-                column = file.read(columns=[label]).column(0).cast(pyarrow.int64()).fill_null(MISSING)
-                labels.append(column.to_numpy().astype(np.int64))
+                labels.append(labels_in(file.read(columns=[label]).column(0)))
         columns = (image, label, _class_names(file.schema_arrow, label))
         first = first or columns
         if columns != first:

@@ -37,13 +37,15 @@ class Order:
 
     def rows(self, start: int, stop: int) -> NDArray[np.int64]:
         """The samples at positions start … stop - 1: int64 [stop - start]."""
-        pieces = []
+        pieces = [np.empty(0, np.int64)]
         while start < stop:
-            epoch, offset = divmod(start, self.count)
-            take = min(stop - start, self.count - offset)
-            pieces.append(self.epoch(epoch)[offset : offset + take])
-            start += take
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+            pieces.append(self._following(*divmod(start, self.count))[: stop - start])
+            start += len(pieces[-1])
+        return np.concatenate(pieces)
+
+    def _following(self, epoch: int, offset: int) -> NDArray[np.int64]:
+        """The samples from a position of an epoch on, at least one and as many as are known at once."""
+        return self.epoch(epoch)[offset:]
 
 
 class Grouped(Order):
@@ -60,20 +62,13 @@ class Grouped(Order):
         self.starts = np.concatenate([[0], np.cumsum(self.counts)])
         self.buffer = buffer
 
-    def rows(self, start: int, stop: int) -> NDArray[np.int64]:
-        """The samples at positions start … stop - 1: int64 [stop - start]."""
+    def _following(self, epoch: int, offset: int) -> NDArray[np.int64]:
         if len(self.counts) <= self.buffer:
-            return super().rows(start, stop)
-        pieces = [np.empty(0, np.int64)]
-        while start < stop:
-            epoch, offset = divmod(start, self.count)
-            _, ends = self._shards(epoch)
-            group = int(np.searchsorted(ends, offset, side="right"))
-            first = int(ends[group - 1]) if group else 0
-            take = min(stop - start, int(ends[group]) - offset)
-            pieces.append(self._group(epoch, group)[offset - first : offset - first + take])
-            start += take
-        return np.concatenate(pieces)
+            return super()._following(epoch, offset)
+        _, ends = self._shards(epoch)
+        group = int(np.searchsorted(ends, offset, side="right"))
+        first = int(ends[group - 1]) if group else 0
+        return self._group(epoch, group)[offset - first :]
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 - keeps at most eight small orders alive
     def _shards(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
