@@ -23,46 +23,31 @@ class _Model(BaseModel):
 
 
 class EncoderContext(_Model):
-    """What the measures in one encoder's features depend on.
+    """What the measures in one encoder's features depend on. The titles are the words of the report."""
 
-    digest                          digest of the encoder's weights and preprocessing
-    resize                          how the encoder resizes images
-    dimensions                      features per image
-    mirrored_copies_count           whether mirrored copies of training images count as copies
-    k                               number of neighbours that each measure uses, by the measure's name
-    entropy_n                       number of training images in the entropy estimate
-    entropy_k                       the estimate uses the distance to the k-th neighbour
-    entropy_floored                 number of distances raised to the floor
-    generated_entropy_floored       the same in the estimate of the generated images
-    top_eigenvalues                 of the generated features' covariance, largest first
-    reference_generalization_score  the score of the reference set
-    memorized_calibrated_distance   a generated image within this distance counts as memorized
-    ct                              numbers of principal components and cells of C_T
-    """
-
-    digest: str | None = None
-    resize: str | None = None
-    dimensions: int | None = None
-    mirrored_copies_count: bool = False
-    k: dict[str, int] = {}
-    entropy_n: int | None = None
-    entropy_k: int | None = None
-    entropy_floored: int | None = None
-    generated_entropy_floored: int | None = None
-    top_eigenvalues: list[FiniteFloat] = []
-    reference_generalization_score: FiniteFloat | None = None
-    memorized_calibrated_distance: FiniteFloat | None = None
-    ct: dict[str, int] = {}
+    digest: str | None = Field(None, title="digest of the weights")  # and of the preprocessing
+    resize: str | None = Field(None, title="resize")
+    dimensions: int | None = Field(None, title="features per image")
+    mirrored_copies_count: bool = Field(False, title="mirrored copies count as copies")
+    k: dict[str, int] = Field({}, title="nearest neighbours")  # by measure
+    entropy_n: int | None = Field(None, title="images in the entropy estimate")
+    entropy_k: int | None = Field(None, title="neighbour in the entropy estimate")
+    entropy_floored: int | None = Field(None, title="distances raised to the floor in the entropy estimate")
+    generated_entropy_floored: int | None = Field(None, title="the same in the estimate of the generated images")
+    top_eigenvalues: list[FiniteFloat] = []  # of the generated features' covariance, largest first
+    reference_generalization_score: FiniteFloat | None = Field(None, title="generalization score of held-out images")
+    memorized_calibrated_distance: FiniteFloat | None = Field(None, title="distance that counts as memorized")
+    ct: dict[str, int] = Field({}, title="C_T")  # numbers of principal components and cells
 
 
 class Context(_Model):
     """What all measures of a row depend on: numbers of images, the seed of subsets, and each encoder."""
 
-    n_generated: int | None = None
-    n_training: int | None = None
-    n_reference: int | None = None
-    seed: int | None = None
-    entropy_size: int | None = None
+    n_generated: int | None = Field(None, title="generated images")
+    n_training: int | None = Field(None, title="training images")
+    n_reference: int | None = Field(None, title="held-out images")
+    seed: int | None = Field(None, title="seed of subsets")
+    entropy_size: int | None = Field(None, title="images per entropy estimate, at most")
     encoders: dict[str, EncoderContext] = {}
 
 

@@ -9,32 +9,14 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from entroloop.eval.catalogue import RAW, SHOWN, title
-from entroloop.eval.measures.row import Row
+from entroloop.eval.measures.row import Context, EncoderContext, Row
 from entroloop.eval.report import progress, statistics, style, verdicts
 from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
 from entroloop.eval.report.headline import NAMED, difference, selecting_encoders
 from entroloop.eval.report.runs import Run, for_people
 
-# What `context` calls the fields of a row's Context and EncoderContext.
-_WORDS = {
-    "n_generated": "generated images",
-    "n_training": "training images",
-    "n_reference": "held-out images",
-    "seed": "seed of subsets",
-    "entropy_size": "images per entropy estimate, at most",
-    "digest": "digest of the weights",
-    "resize": "resize",
-    "dimensions": "features per image",
-    "mirrored_copies_count": "mirrored copies count as copies",
-    "k": "nearest neighbours",
-    "entropy_n": "images in the entropy estimate",
-    "entropy_k": "neighbour in the entropy estimate",
-    "entropy_floored": "distances raised to the floor in the entropy estimate",
-    "generated_entropy_floored": "the same in the estimate of the generated images",
-    "reference_generalization_score": "generalization score of held-out images",
-    "memorized_calibrated_distance": "distance that counts as memorized",
-    "ct": "C_T",
-}
+# What `context` calls the fields.
+_WORDS = {key: field.title for key, field in {**Context.model_fields, **EncoderContext.model_fields}.items()}
 
 ACROSS = 6  # measures side by side in a table of every generation
 

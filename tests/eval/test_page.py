@@ -196,7 +196,7 @@ def test_what_is_behind_the_numbers_is_said_by_arm_where_arms_differ():
 def test_everything_behind_the_numbers_has_words():
     """No key of a row reaches the page as it is in the file."""
     shown = {*Context.model_fields, *EncoderContext.model_fields} - {"encoders", "top_eigenvalues"}
-    assert shown == tables._WORDS.keys()
+    assert all(tables._WORDS[key] for key in shown)
     row = with_context(
         synthetic().rows[0], encoders={"pixel": {"mirrored_copies_count": True, "ct": {"components": 4, "cells": 3}}}
     )
