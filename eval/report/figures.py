@@ -55,53 +55,50 @@ def figures(runs: Sequence[Run]) -> list[Picture]:
     """Every figure of the report."""
     names = tables.encoders(runs)
     wanted = [(name, measure) for name in names for measure in tables.measures_of(runs, name)]
-    return [*curves(runs, wanted), *overview(runs, names)]
+    return [*curves(runs, wanted), *overview(runs, names, names)]
 
 
 def curves(runs: Sequence[Run], wanted: Iterable[tuple[str, str]]) -> Iterator[Picture]:
     groups = arms(runs)
     for encoder, measure in wanted:
         figure = plots.measure_curves(groups, runs, encoder, measure)
-        if figure is not None:
-            about = SHOWN[measure].reading if measure in SHOWN else ""
-            yield Picture(f"{measure}-{slug(encoder)}", figure, _curve_words(groups, encoder, measure), about)
+        about = SHOWN[measure].reading if measure in SHOWN else ""
+        yield from _drawn(f"{measure}-{slug(encoder)}", figure, _curve_words(groups, encoder, measure), about)
 
 
-def overview(runs: Sequence[Run], names: Sequence[str]) -> Iterator[Picture]:
+def overview(runs: Sequence[Run], names: Sequence[str], spectra: Sequence[str]) -> Iterator[Picture]:
+    """All figures but the curves of measures; `spectra` are the encoders whose spectra are drawn."""
     groups = arms(runs)
     for name in names:
         scatter = plots.entropy_scatter(groups, name)
-        if scatter is not None:
-            yield Picture(f"entropy-score-{slug(name)}", scatter, _scatter_words(groups, name))
-    for name in names:
-        spectrum = plots.spectra(groups, name)
-        if spectrum is not None:
-            alt = f"Line charts of the leading covariance eigenvalues in {name} features, up to five generations."
-            yield Picture(f"spectra-{slug(name)}", spectrum, alt)
+        yield from _drawn(f"entropy-score-{slug(name)}", scatter, _scatter_words(groups, name))
+    for name in (name for name in names if name in spectra):
+        alt = f"Line charts of the leading covariance eigenvalues in {name} features, up to five generations."
+        yield from _drawn(f"spectra-{slug(name)}", plots.spectra(groups, name), alt)
     yield from points_figures(groups)
-    areas = plots.provenance_areas(groups)
-    if areas is not None:
-        yield Picture("provenance", areas, _provenance_words(groups))
+    yield from _drawn("provenance", plots.provenance_areas(groups), _provenance_words(groups))
     yield from loss_figures(runs)
-    radii = progress.radii(groups)
-    if radii is not None:
-        encoders = " and ".join(headline.selecting_encoders(runs)) or "the selection's"
-        about = (
-            "Distance of a chosen candidate to the nearest one chosen before: the median of each selection, the mean "
-            f"over runs. Distances are those of the selection, in {encoders} features, and are comparable between arms "
-            "that select with the same encoder and metric."
-        )
-        yield Picture("radii", radii, "Line chart of the median radius of selection by generation.", about)
-    time = progress.costs(runs)
-    if time is not None:
-        yield Picture("time", time, "Bar chart of seconds spent by phase in each run; the table below has the numbers.")
+    encoders = " and ".join(headline.selecting_encoders(runs)) or "the selection's"
+    about = (
+        "Distance of a chosen candidate to the nearest one chosen before: the median of each selection, the mean over "
+        f"runs. Distances are those of the selection, in {encoders} features, and are comparable between arms that "
+        "select with the same encoder and metric."
+    )
+    alt = "Line chart of the median radius of selection by generation."
+    yield from _drawn("radii", progress.radii(groups), alt, about)
+    alt = "Bar chart of seconds spent by phase in each run; the table below has the numbers."
+    yield from _drawn("time", progress.costs(runs), alt)
+
+
+def _drawn(name: str, figure: Figure | None, alt: str, caption: str = "") -> list[Picture]:
+    """The picture, if there is a figure."""
+    return [] if figure is None else [Picture(name, figure, alt, caption)]
 
 
 def loss_figures(runs: Sequence[Run]) -> list[Picture]:
     """The loss of training, once anything has been trained."""
-    losses = progress.losses(arms(runs)) if runs else None
     alt = "Line charts of the training loss against images trained on, up to five generations of one run of each arm."
-    return [Picture("loss", losses, alt)] if losses is not None else []
+    return _drawn("loss", progress.losses(arms(runs)), alt)
 
 
 def points_figures(groups: Sequence[Arm]) -> Iterator[Picture]:

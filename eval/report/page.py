@@ -9,14 +9,12 @@ of any measure against any other is missing.
 from __future__ import annotations
 
 import base64
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, unusable
@@ -24,7 +22,7 @@ from entroloop.data.store.shards import REAL
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
 from entroloop.eval.report import export, headline, pictures, statistics, style, tables, verdicts
 from entroloop.eval.report.arms import arms, comparable
-from entroloop.eval.report.figures import curves, figures, main_figures, overview, slug
+from entroloop.eval.report.figures import curves, figures, main_figures, overview
 from entroloop.eval.report.runs import Run, for_people, read_runs
 
 _RELOAD = re.compile(r'^<meta http-equiv="refresh" content="\d+">\n', re.MULTILINE)
@@ -84,15 +82,16 @@ def state(folders: Sequence[Path]) -> Any:
 def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     """The page, as one string."""
     names, groups = tables.encoders(runs), arms(runs)
-    score, distance = (tables.score_encoder(names), tables.distance_encoder(runs, names)) if names else ("", "")
+    score, distance = tables.score_encoder(names), tables.distance_encoder(runs, names)
     first = main_figures(runs)
     shown = {picture.name for picture in first}
-    full = _drawn_in_full(runs, names)
+    # At most two encoders, those of the headline first: a page with all plots of four is too large to mail.
+    full = list(dict.fromkeys((score, distance, *names)))[:2]
     wanted = {name: tables.measures_of(runs, name) if name in full else HEADLINE for name in names}
     others = {
         name: [p for p in curves(runs, [(name, m) for m in wanted[name]]) if p.name not in shown] for name in names
     }
-    further = [p for p in overview(runs, names) if p.name not in {f"spectra-{slug(n)}" for n in names if n not in full}]
+    further = list(overview(runs, names, full))
     by_kind = {
         kind: [p for p in further if p.name.startswith(kind)]
         for kind in ("points", "entropy-score", "spectra", "provenance", "loss", "radii", "time")
@@ -100,46 +99,41 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
     generations = sorted({g for arm in groups for g in arm.generations} | _sampled(runs))
     chosen = pictures.shown_runs(comparable(groups).groups)
     strips = pictures.sample_strips(chosen, generations)
-    page = (
-        templates()
-        .get_template("page.html.j2")
-        .render(
-            title=title_of(runs),
-            refresh=refresh,
-            headline=headline.headline(groups, score, distance),
-            certainty=headline.certainty(groups, distance),
-            unfinished=[run for run in runs if not run.finished],
-            runs=runs,
-            groups=groups,
-            many_seeds=any(len(arm.runs) > 1 for arm in groups),
-            swatches=style.styles(groups),
-            main=first,
-            others=others,
-            in_part=[name for name in names if name not in full],
-            by_kind=by_kind,
-            generations=generations,
-            strips=strips,
-            real=REAL,
-            choices=pictures.choices(chosen),
-            common_seed=pictures.common_seed(comparable(groups).groups),
-            pairs={
-                label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))
-            },
-            tables=[tables.last_table(runs, groups, name) for name in names],
-            changes=tables.changes(groups, distance),
-            distance_encoder=distance,
-            everything={name: tables.full_tables(runs, groups, name) for name in names},
-            single_origin=tables.single_origin(groups),
-            costs=tables.cost_table(runs),
-            differences=tables.difference_table(runs),
-            environments=tables.environments(runs),
-            context=tables.context(groups),
-            base_sizes=tables.baseline_sizes(runs),
-            about=SHOWN,
-            measure_title=title,
-            direction=verdicts.direction,
-            explorer=Markup(_script_json(tables.explorer(runs, groups, names))),
-        )
+    template = templates().get_template("page.html.j2")
+    page = template.render(
+        title=title_of(runs),
+        refresh=refresh,
+        headline=headline.headline(groups, score, distance),
+        certainty=headline.certainty(groups, distance),
+        unfinished=[run for run in runs if not run.finished],
+        runs=runs,
+        groups=groups,
+        many_seeds=any(len(arm.runs) > 1 for arm in groups),
+        swatches=style.styles(groups),
+        main=first,
+        others=others,
+        in_part=[name for name in names if name not in full],
+        by_kind=by_kind,
+        generations=generations,
+        strips=strips,
+        real=REAL,
+        choices=pictures.choices(chosen),
+        common_seed=pictures.common_seed(comparable(groups).groups),
+        pairs={label: pairs for label, run in chosen.items() if (pairs := pictures.nearest_pairs(run, len(chosen)))},
+        tables=[tables.last_table(runs, groups, name) for name in names],
+        changes=tables.changes(groups, distance),
+        distance_encoder=distance,
+        everything={name: tables.full_tables(runs, groups, name) for name in names},
+        single_origin=tables.single_origin(groups),
+        costs=tables.cost_table(runs),
+        differences=tables.difference_table(runs),
+        environments=tables.environments(runs),
+        context=tables.context(groups),
+        base_sizes=tables.baseline_sizes(runs),
+        about=SHOWN,
+        measure_title=title,
+        direction=verdicts.direction,
+        explorer=tables.explorer(runs, groups, names),
     )
     return for_vectors(page) if by_kind["points"] and not strips else page
 
@@ -153,14 +147,6 @@ def templates() -> jinja2.Environment:
     environment.filters["number"] = statistics.number
     environment.filters["png"] = _png_uri
     return environment
-
-
-def _drawn_in_full(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
-    """At most two encoders, those of the headline first: a page with all plots of four is too large to mail."""
-    if not names:
-        return []
-    order = [tables.score_encoder(names), tables.distance_encoder(runs, names), *names]
-    return list(dict.fromkeys(order))[:2]
 
 
 def for_vectors(page: str) -> str:
@@ -190,7 +176,3 @@ def _sampled(runs: Sequence[Run]) -> set[int]:
 
 def _png_uri(content: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(content).decode()
-
-
-def _script_json(value: Any) -> str:
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c").replace("&", "\\u0026")

@@ -36,15 +36,16 @@ def encoders(runs: Sequence[Run]) -> list[str]:
 
 
 def score_encoder(names: Sequence[str]) -> str:
-    """The encoder whose nearest-neighbour scores are shown: the samples as they are if measured, else the first."""
-    return next((name for name in names if name in RAW), names[0])
+    """The encoder whose nearest-neighbour scores are shown: the samples as they are if measured, else the first; empty
+    without any."""
+    return next((name for name in names if name in RAW), names[0] if names else "")
 
 
 def distance_encoder(runs: Sequence[Run], names: Sequence[str]) -> str:
     """The encoder in whose features distributions are compared: the first one that no run selected with and that is not
     the samples as they are. Without such an encoder, not having selected matters more than not being that."""
     selecting = selecting_encoders(runs)
-    return min(names, key=lambda name: (name in selecting, name in RAW))
+    return min(names, key=lambda name: (name in selecting, name in RAW), default="")
 
 
 def measures_of(runs: Sequence[Run], encoder: str) -> list[str]:
