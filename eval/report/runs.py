@@ -174,7 +174,7 @@ def _earlier(config: Mapping[str, Any], own: Layout) -> Iterator[dict[str, Any]]
     about = config.get("forked_from") or {}
     if about.get("generation") is None:
         return
-    yield from _earlier(about.get("config") or {}, own)
+    yield from _earlier(about["config"], own)
     source = Layout(Path(about["run"]))
     for generation in range(about["generation"] + 1):
         both = [layout.of(Step(generation, "train")) for layout in (own, source)]

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from entroloop.data import files
-from entroloop.data.errors import UserError, reading, reason
+from entroloop.data.errors import UserError, reason
 from entroloop.data.runfolder import CONFIG, FOLDERS, Layout, Step, read_config, values_at
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
@@ -131,7 +131,9 @@ def missing(run: Path) -> list[str]:
         found.append(f"{layout.config}: missing, but {run} holds sealed folders of a run")
     else:
         try:
-            found += _of_fork(layout, read_config(layout).get("forked_from"))
+            about = read_config(layout).get("forked_from") or {}
+            if about.get("generation") is not None:
+                found += fork.problems(layout, about["generation"], about["digest"])
         except UserError as error:
             found.append(str(error))
     must = dict.fromkeys(_finished(layout), f"{layout.state} says that every generation was done")
@@ -143,14 +145,6 @@ def missing(run: Path) -> list[str]:
         if not manifest.is_sealed(layout.of(step)):
             found.append(f"{layout.of(step)}: not sealed, but {why}")
     return found
-
-
-def _of_fork(layout: Layout, about: Any) -> list[str]:
-    """One line when a fork's first generations are not those of the run that it was forked from."""
-    with reading(str(layout.config)):
-        if not about or about["generation"] is None:
-            return []
-        return fork.problems(layout, int(about["generation"]), str(about["digest"]))
 
 
 def _finished(layout: Layout) -> list[Step]:
