@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from entroloop.data.errors import UserError
 from entroloop.data.wording import counted
 from entroloop.launcher.commands.common import Json, Quiet, Verbose
+
+if TYPE_CHECKING:
+    from entroloop.data.store.manifest import Manifest
 
 
 def verify_command(
@@ -24,7 +28,6 @@ def verify_command(
     A run must hold every folder that its sealed folders were made from and that its records call sealed. Exit status 2
     if anything is missing or changed, 1 if nothing is but something cannot be read.
     """
-    from entroloop.data.errors import UserError
     from entroloop.data.progress import Progress
     from entroloop.data.store import index, manifest
     from entroloop.launcher.run import intact
@@ -32,62 +35,67 @@ def verify_command(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     there = intact.look(folder)
-    problems = there.unreadable
-    if not (there.sealed or there.runs or problems):
+    if not (there.sealed or there.runs or there.unreadable):
         raise UserError(f"{folder}: holds nothing sealed: not a data set or run of entroloop")
-
-    files = size = 0
+    problems = dict.fromkeys(there.unreadable)  # each line once
+    manifests: dict[Path, Manifest] = {}
     gone: list[Path] = []
 
-    def check(found: Callable[[Path], list[str]], path: Path) -> list[str]:
-        """The new lines that a check finds. What the check itself cannot read is one of them."""
-        try:
-            lines = found(path)
-        except UserError as error:
-            lines = [str(error)]
-        except OSError as error:
-            lines = [intact.unread(error, path)]
-        new = [line for line in dict.fromkeys(lines) if line not in problems]
-        problems.extend(new)
-        return new
-
-    def measure(path: Path) -> list[str]:
-        nonlocal files, size
+    def read(path: Path) -> list[str]:
         found = manifest.read(path)
         gone.extend(path / name for name in sorted(manifest.removed(path)) if not (path / name).exists())
-        files, size = files + len(found.files), size + found.bytes
+        manifests[path] = found
         return []
 
     def content(path: Path) -> list[str]:
         damaged = manifest.problems(path, bar.advance)
-        return damaged or (index.problems(path) if manifest.read(path).kind == index.KIND else [])
+        return damaged or (index.problems(path) if manifests[path].kind == index.KIND else [])
 
-    readable = [path for path in there.sealed if not check(measure, path)]
+    for path in there.sealed:
+        problems |= dict.fromkeys(_lines(read, path))
     if not as_json:
         for name in gone:
             typer.echo(f"{name}: removed by retention")
+    size = sum(found.bytes for found in manifests.values())
     with Progress("verify", size, "B") as bar:
-        for path in readable:
-            check(content, path)
-            check(intact.inputs, path)
+        for path in manifests:
+            problems |= dict.fromkeys([*_lines(content, path), *_lines(intact.inputs, path)])
     for run in there.runs:
-        check(intact.missing, run)
-    unreadable = [line for line in problems if f": {manifest.UNREADABLE} (" in line]
-    damaged = len(problems) - len(unreadable)
+        problems |= dict.fromkeys(_lines(intact.missing, run))
+    unreadable = sum(f": {manifest.UNREADABLE} (" in line for line in problems)
+    facts = {
+        "folder": str(folder), "sealed": len(there.sealed),
+        "files": sum(len(found.files) for found in manifests.values()), "bytes": size, "removed": len(gone),
+        "problems": [*problems], "unreadable": unreadable,
+    }  # fmt: skip
     if as_json:
-        facts = {
-            "folder": str(folder), "sealed": len(there.sealed), "files": files, "bytes": size, "removed": len(gone),
-            "problems": problems, "unreadable": len(unreadable),
-        }  # fmt: skip
         typer.echo(json.dumps(facts))
     else:
         for line in problems:
             typer.echo(line, err=True)
-        told = [f"{damaged} damaged or missing"] * bool(damaged) + [f"{len(unreadable)} unreadable"] * bool(unreadable)
-        typer.echo(
-            f"{folder}: {counted(len(there.sealed), 'sealed folder')}, {counted(files, 'file')}, {size:,} bytes: "
-            + (", ".join(told) or "all intact")
-            + (f", {len(gone)} removed by retention" if gone else "")
-        )
+        typer.echo(_summary(facts))
     if problems:
-        raise typer.Exit(2 if damaged else 1)
+        raise typer.Exit(2 if len(problems) > unreadable else 1)
+
+
+def _lines(check: Callable[[Path], list[str]], path: Path) -> list[str]:
+    """The lines that a check finds. What the check itself cannot read is one of them."""
+    from entroloop.launcher.run import intact
+
+    try:
+        return check(path)
+    except UserError as error:
+        return [str(error)]
+    except OSError as error:
+        return [intact.unread(error, path)]
+
+
+def _summary(facts: dict[str, Any]) -> str:
+    """One line: how much was checked, and how much of it is not intact."""
+    damaged, unreadable, removed = len(facts["problems"]) - facts["unreadable"], facts["unreadable"], facts["removed"]
+    line = f"{facts['folder']}: {counted(facts['sealed'], 'sealed folder')}, {counted(facts['files'], 'file')}, "
+    line += f"{facts['bytes']:,} bytes: "
+    told = [f"{damaged} damaged or missing"] if damaged else []
+    told += [f"{unreadable} unreadable"] if unreadable else []
+    line += ", ".join(told or ["all intact"])
+    return f"{line}, {removed} removed by retention" if removed else line
