@@ -37,46 +37,35 @@ CLASSIFIER_FEATURES = 64
 CLASSIFIER_SIDE = 32  # px; the classifier averages larger images down to it
 INCEPTION_FEATURES = 2048
 
+_FEATURES = "entroloop.data.features"
+_SOURCES = "entroloop.data.sources"
+
+
+def _pretrained(target: str, dim: int, resize: str) -> EncoderFacts:
+    return EncoderFacts(f"{_FEATURES}.{target}", dim, resize, weights=True)
+
+
 ENCODERS = Registry(
     "encoder",
     "encoders",
     EncoderFacts,
     {
-        "pixel": EncoderFacts("entroloop.data.features.pixel:Pixel", resize="none"),
+        "pixel": EncoderFacts(f"{_FEATURES}.pixel:Pixel", resize="none"),
         "classifier": EncoderFacts(
-            "entroloop.data.features.classifier:ClassifierFeatures",
-            dim=CLASSIFIER_FEATURES,
-            resize=f"images above {CLASSIFIER_SIDE} pixels averaged to {CLASSIFIER_SIDE}",
+            f"{_FEATURES}.classifier:ClassifierFeatures",
+            CLASSIFIER_FEATURES,
+            f"images above {CLASSIFIER_SIDE} pixels averaged to {CLASSIFIER_SIDE}",
             fitted=True,
         ),
-        "inception": EncoderFacts(
-            "entroloop.data.features.inception:load_inception",
-            dim=INCEPTION_FEATURES,
-            resize="TF1 bilinear to 299 x 299",
-            weights=True,
+        "inception": _pretrained("inception:load_inception", INCEPTION_FEATURES, "TF1 bilinear to 299 x 299"),
+        "inception-paper": _pretrained(
+            "inception:load_paper_inception", INCEPTION_FEATURES, "Pillow bilinear to 299 x 299"
         ),
-        "inception-paper": EncoderFacts(
-            "entroloop.data.features.inception:load_paper_inception",
-            dim=INCEPTION_FEATURES,
-            resize="Pillow bilinear to 299 x 299",
-            weights=True,
-        ),
-        "dinov2-small": EncoderFacts(
-            "entroloop.data.features.dinov2:load_small", dim=384, resize="Pillow bicubic to 224 x 224", weights=True
-        ),
-        "dinov2-large": EncoderFacts(
-            "entroloop.data.features.dinov2:load_large", dim=1024, resize="Pillow bicubic to 224 x 224", weights=True
-        ),
-        "dinov2-paper": EncoderFacts(
-            "entroloop.data.features.dinov2:load_paper",
-            dim=384,
-            resize="Pillow bicubic, shorter side to 256, middle 224 x 224",
-            weights=True,
-        ),
+        "dinov2-small": _pretrained("dinov2:load_small", 384, "Pillow bicubic to 224 x 224"),
+        "dinov2-large": _pretrained("dinov2:load_large", 1024, "Pillow bicubic to 224 x 224"),
+        "dinov2-paper": _pretrained("dinov2:load_paper", 384, "Pillow bicubic, shorter side to 256, middle 224 x 224"),
     },
 )
-
-_SOURCES = "entroloop.data.sources"
 
 SOURCES = Registry(
     "source",

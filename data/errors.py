@@ -45,16 +45,12 @@ def with_peers(exchange: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, Failed) or not (_LOST.search(str(error)) or _LATE.search(str(error))):
+        said, is_late = str(error), _LATE.search(str(error)) is not None
+        if isinstance(error, Failed) or not (is_late or _LOST.search(said)):
             raise
-        if _LATE.search(str(error)):
-            raise Failed(
-                f"another rank did not come to {exchange} in time ({reason(error)}): the logs of the other ranks say "
-                "why; run the same command again"
-            ) from error
-        raise Failed(
-            f"another rank ended during {exchange}: the logs of the other ranks say why; run the same command again"
-        ) from error
+        late = f"did not come to {exchange} in time ({reason(error)})"
+        what = late if is_late else f"ended during {exchange}"
+        raise Failed(f"another rank {what}: the logs of the other ranks say why; run the same command again") from error
 
 
 _MEMORY = re.compile(

@@ -57,10 +57,8 @@ def is_dead(owner: object) -> bool | None:
         return found[0] in "ZX" or found[1] != match[3]  # a zombie has ended; a number may have a new process
     try:
         os.kill(int(match[2]), 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
+    except OSError as error:  # PermissionError: another user's process
+        return isinstance(error, ProcessLookupError)
     return False
 
 

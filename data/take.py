@@ -32,7 +32,7 @@ from entroloop.data.sources import convert
 from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.begun import Begun, check_outside, source_digest
 from entroloop.data.sources.convert import SampleForm, ShardTask
-from entroloop.data.sources.importer import check_shards, classes_of, fill
+from entroloop.data.sources.importer import classes_of, fill
 from entroloop.data.sources.npy import write_archive
 from entroloop.data.sources.recognise import open_samples
 from entroloop.data.sources.settings import Settings, default_shard_size, find_form, num_classes
@@ -181,11 +181,10 @@ class Taking:
                 )  # fmt: skip
                 if self.part is not None:
                     return
-                check_shards(self.dest, len(pieces))
                 classes = {"num_classes": num_classes(self.source), "classes": list(self.source.classes)}
                 about = {"take": identity, **(classes_of(classes) if layout.labelled else {})}
                 made_from = {"source": identity["source"], "ids": identity["ids"]}
-                seal_dataset(self.dest, about=about, made_from=made_from)
+                seal_dataset(self.dest, len(pieces), about=about, made_from=made_from)
         begun.clean_up()
 
     # --- a folder of images -----------------------------------------------------------------------------------------

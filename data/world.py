@@ -105,16 +105,10 @@ class World:
         self._count(*parts)
         return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]).to(x.device)
 
-    @with_peers("the gathering of counts")
     def gather_counts(self, n: int) -> list[int]:
         """Every rank's integer, in rank order."""
-        if self.size == 1:
-            return [n]
-        mine = torch.tensor([n], dtype=torch.int64, device=self.device)
-        parts = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(parts, mine)
-        self._count(*parts)
-        return [int(part) for part in parts]
+        counts: list[int] = self.gather_rows(torch.tensor([n]), [1] * self.size).tolist()
+        return counts
 
     def rotate(self, x: Tensor, incoming_rows: int) -> Tensor:
         """Sends `x` to the next rank and returns the `incoming_rows` rows that the previous rank sent."""

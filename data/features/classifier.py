@@ -21,12 +21,11 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from entroloop.data import files
 from entroloop.data.catalogue import CLASSIFIER_FEATURES, CLASSIFIER_SIDE
-from entroloop.data.errors import UserError, reason
+from entroloop.data.errors import UserError, reading
 from entroloop.data.features import frozen
 from entroloop.data.precision import full_precision
 from entroloop.data.seeds import derive_seed, permutation
@@ -188,10 +187,8 @@ def load(folder: Path) -> Classifier:
         raise UserError(f"{folder}: holds {sealed.kind}, not a classifier")
     model = Classifier(tuple(sealed.about["shape"]), int(sealed.about["num_classes"]))
     manifest.check(folder, [WEIGHTS])
-    try:
+    with reading(str(folder / WEIGHTS), "damaged weights"):
         model.load_state_dict(safetensors.torch.load((folder / WEIGHTS).read_bytes()))
-    except (SafetensorError, RuntimeError) as error:
-        raise UserError(f"{folder / WEIGHTS}: damaged weights ({reason(error)})") from error
     return model.eval().requires_grad_(False)
 
 

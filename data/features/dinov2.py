@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from entroloop.data.catalogue import ENCODERS
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.features import frozen, weights
 
 SIDE = 224
@@ -126,11 +126,9 @@ def _model(folder: Path, dim: int) -> Any:
         from transformers.utils import logging
     except ImportError as error:
         raise UserError("encoder dinov2: needs transformers: pip install 'entroloop[encoders]'") from error
-    try:
+    with reading(str(folder / PARTS[0]), "cannot be read as a DINOv2 configuration"):
         raw, _ = Dinov2Config.get_config_dict(folder, local_files_only=True)
         config = Dinov2Config.from_dict(raw)
-    except Exception as error:  # JSON and validation errors
-        raise weights.unreadable(folder / PARTS[0], "a DINOv2 configuration", error) from error
     found = (raw.get("model_type"), config.hidden_size, config.patch_size)
     if found != ("dinov2", dim, PATCH):
         raise UserError(
@@ -141,12 +139,11 @@ def _model(folder: Path, dim: int) -> Any:
     logging.set_verbosity_error()  # the check below refuses missing weights
     logging.disable_progress_bar()
     try:
-        model, info = Dinov2Model.from_pretrained(
-            folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
-            ignore_mismatched_sizes=True, output_loading_info=True,
-        )  # fmt: skip
-    except Exception as error:  # safetensors errors have no common base
-        raise weights.unreadable(folder / PARTS[1], "weights of DINOv2", error) from error
+        with reading(str(folder / PARTS[1]), "cannot be read as weights of DINOv2"):
+            model, info = Dinov2Model.from_pretrained(
+                folder, config=config, local_files_only=True, use_safetensors=True, dtype=torch.float32,
+                ignore_mismatched_sizes=True, output_loading_info=True,
+            )  # fmt: skip
     finally:
         logging.set_verbosity(before)
         if bar:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from entroloop.data.catalogue import INCEPTION_FEATURES as DIM
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.features import frozen, weights
 from entroloop.data.features.inception_network import FID, TORCHVISION, Form, network
 
@@ -95,25 +95,19 @@ def _fid_forward(path: Path, device: torch.device) -> frozen.Forward:
 
 def _scripted(path: Path, device: torch.device) -> frozen.Forward:
     """NVIDIA's script, which resizes and scales images itself. A trial call checks that the file is this network."""
-    try:
+    with reading(str(path), "cannot be read as TorchScript"):
         script = torch.jit.load(str(path), map_location=device).eval()  # type: ignore[no-untyped-call]
-    except Exception as error:  # RuntimeError, ValueError, zip errors
-        raise weights.unreadable(path, "TorchScript", error) from error
 
     def forward(images: Tensor) -> Tensor:
         features: Tensor = script(images.to(device), return_features=True)
         return features
 
-    try:
-        with torch.inference_mode():
-            trial = forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    except Exception as error:  # another script may raise anything
-        raise UserError(
-            f"{path}: is not the FID Inception network: it cannot be called with return_features"
-        ) from error
+    what = "is not the FID Inception network"
+    with reading(str(path), f"{what}: it cannot be called with return_features"), torch.inference_mode():
+        trial = forward(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
     if not isinstance(trial, Tensor) or trial.shape != (1, DIM):
         got = list(trial.shape) if isinstance(trial, Tensor) else type(trial).__name__
-        raise UserError(f"{path}: is not the FID Inception network: features of 1 image are {got}, not [1, {DIM}]")
+        raise UserError(f"{path}: {what}: features of 1 image are {got}, not [1, {DIM}]")
     return forward
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from entroloop.data.errors import UserError, reason
+from entroloop.data.errors import UserError, reading
 
 VARIABLE = "ENTROLOOP_WEIGHTS"
 MAX_KEYS = 3  # number of wrong names that a message shows
@@ -46,10 +46,8 @@ def find(encoder: str, names: Sequence[str], published: str) -> Path:
 
 def read_state(path: Path) -> dict[str, torch.Tensor]:
     """Tensors of a PyTorch state dict, on the CPU. Raises UserError, naming the file, when it is not a state dict."""
-    try:
+    with reading(str(path), "cannot be read as a PyTorch state dict"):
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # pickle, zip and tensor errors have no common base
-        raise UserError(f"{path}: cannot be read as a PyTorch state dict ({reason(error)})") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise UserError(f"{path}: is not a PyTorch state dict: it must map names to tensors")
     return dict(state)
@@ -74,8 +72,3 @@ def some(keys: Sequence[str]) -> str:
     """The first of these names, and the number of further names."""
     more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
     return ", ".join(keys[:MAX_KEYS]) + more
-
-
-def unreadable(path: Path, what: str, error: Exception) -> UserError:
-    """The error of a file that a library could not read."""
-    return UserError(f"{path}: cannot be read as {what} ({reason(error)})")

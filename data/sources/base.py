@@ -198,17 +198,11 @@ def _parts(folder: str) -> tuple[str, ...]:
 
 
 def _numbered(folder: str, file: str) -> bool:
+    """Whether the folder only keeps folders small: 00012/img00012345.png (EDM), or 12000/12345.png (FFHQ)."""
     stem = PurePosixPath(file).stem.removeprefix("img")
-    return (
-        len(folder) >= 5
-        and folder.isdecimal()
-        and stem.isdecimal()
-        and int(stem) // 1000
-        in (
-            int(folder),  # EDM: 00012/img00012345.png
-            int(folder) // 1000,  # FFHQ: 12000/12345.png
-        )
-    )
+    if len(folder) < 5 or not (folder.isdecimal() and stem.isdecimal()):
+        return False
+    return int(stem) // 1000 in (int(folder), int(folder) // 1000)
 
 
 def whole_number(text: bytes, name: str) -> int:

@@ -75,23 +75,18 @@ class ZipPayload:
 
 
 def images(given: Given) -> ImageSource | None:
-    """Images in a folder, or in a zip archive."""
+    """Images below a folder, or in a zip archive, which is read without unpacking it to disk.
+
+    EDM's `dataset.json` or the sub-folders give the labels (see `by_folders`).
+    """
     if given.found.find(is_image):
-        return image_folder(given.found, given.split)
-    return zip_images(given.path, given.split) if given.head[:2] == b"PK" else None
-
-
-def image_folder(found: Listing, split: str | None) -> ImageSource:
-    """Images below a folder. EDM's `dataset.json` or the sub-folders give the labels (see `by_folders`)."""
-    return _images("image folder", found, split, FilePayload)
-
-
-def zip_images(path: Path, split: str | None) -> ImageSource:
-    """Images in a zip archive, read without unpacking it to disk. Labels are found as in `image_folder`."""
-    found = archives.of_zip(path)
+        return _images("image folder", given.found, given.split, FilePayload)
+    if given.head[:2] != b"PK":
+        return None
+    found = archives.of_zip(given.path)
     if not found.find(is_image):
-        raise UserError(f"{path}: holds no images")
-    return _images("zip archive", found, split, ZipPayload)
+        raise UserError(f"{given.path}: holds no images")
+    return _images("zip archive", found, given.split, ZipPayload)
 
 
 def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayload | ZipPayload]) -> ImageSource:

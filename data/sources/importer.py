@@ -33,7 +33,7 @@ from entroloop.data.sources.recognise import open_samples
 from entroloop.data.sources.settings import Settings, choose_rows, default_shard_size, find_form, num_classes
 from entroloop.data.store import manifest
 from entroloop.data.store.manifest import Manifest
-from entroloop.data.store.shards import is_done, seal_dataset, shard_name
+from entroloop.data.store.shards import is_done, seal_dataset
 
 
 def import_dataset(
@@ -134,19 +134,11 @@ def seal_import(dest: Path) -> Manifest:
         return manifest.read(dest)
     if facts is None:
         raise UserError(f"{dest}: not an import that was begun (no {begun.path.name})")
-    check_shards(dest, facts["shards"])
     about: dict[str, Any] = {"import": {key: facts[key] for key in IDENTITY}, **classes_of(facts)}
     axes = [AXES] if facts["settings"].get("pca") else []
-    sealed = seal_dataset(dest, about=about, made_from={"source": facts["source"]}, more=axes)
+    sealed = seal_dataset(dest, facts["shards"], about=about, made_from={"source": facts["source"]}, more=axes)
     begun.clean_up()
     return sealed
-
-
-def check_shards(dest: Path, count: int) -> None:
-    """Raises UserError, naming the first missing shard, unless a folder has `count` complete shards."""
-    missing = next((i for i in range(count) if not is_done(dest, i)), None)
-    if missing is not None:
-        raise UserError(f"{dest}: {shard_name(missing)} is missing or unfinished: make it before sealing")
 
 
 def classes_of(facts: Mapping[str, Any]) -> dict[str, Any]:

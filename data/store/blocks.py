@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from entroloop.data.errors import UserError
+from entroloop.data.errors import UserError, reading
 from entroloop.data.store import manifest
 
 
@@ -58,10 +58,8 @@ def load_features(folder: str | Path, encoder: str) -> NDArray[np.float32]:
 
 def load_block(path: Path) -> NDArray[np.float32]:
     """One block, memory-mapped copy-on-write (torch warns about read-only arrays). Raises UserError when damaged."""
-    try:
+    with reading(str(path), "damaged feature block"):
         block: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: damaged feature block ({error})") from error
     return block
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -97,14 +97,11 @@ class Dataset:
     def take(self, rows: NDArray[np.int64]) -> Samples:
         """The samples with the given numbers, in the given order. Reads each shard at most once."""
         out = np.empty((len(rows), *self.shape), dtype=self.manifest.about["dtype"])
-        for number, here in self._by_shard(rows):
+        owners = np.searchsorted(self.starts, rows, side="right") - 1
+        for number in np.unique(owners).tolist():
+            here = owners == number
             out[here] = self.shard(number)[0][rows[here] - self.starts[number]]
         return out
-
-    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
-        owner = np.searchsorted(self.starts, rows, side="right") - 1
-        for number in np.unique(owner):
-            yield int(number), np.flatnonzero(owner == number)
 
     @functools.cached_property
     def _columns(self) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ N images, C channels, H height, W width.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 import zlib
@@ -32,19 +33,15 @@ def encode(images: NDArray[np.uint8], threads: int = 1) -> list[bytes]:
     assert channels in (1, 3)
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0 if channels == 1 else 2, 0, 0, 0))
     step = max(1, BLOCK // max(1, channels * height * width))
+
+    def finish(piece: NDArray[np.uint8]) -> list[bytes]:
+        return [SIGNATURE + header + _chunk(b"IDAT", zlib.compress(image, LEVEL)) + END for image in piece]
+
     out: list[bytes] = []
-    with ThreadPoolExecutor(max(1, threads)) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         for start in range(0, n, step):
             rows = _filter(images[start : start + step].transpose(0, 2, 3, 1))
-
-            def finish(piece: NDArray[np.uint8]) -> list[bytes]:
-                return [SIGNATURE + header + _chunk(b"IDAT", zlib.compress(image, LEVEL)) + END for image in piece]
-
-            if threads <= 1:
-                out += finish(rows)
-            else:
-                for part in pool.map(finish, np.array_split(rows, threads)):
-                    out += part
+            out += itertools.chain.from_iterable(pool.map(finish, np.array_split(rows, threads)))
     return out
 
 

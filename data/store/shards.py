@@ -242,6 +242,7 @@ def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | Non
 
 def seal_dataset(
     folder: Path,
+    count: int = 1,
     *,
     about: Mapping[str, Any] | None = None,
     made_from: Mapping[str, str] | None = None,
@@ -249,10 +250,12 @@ def seal_dataset(
 ) -> Manifest:
     """Seals a folder of complete shards as one data set, with the files named in `more`.
 
-    Raises UserError when there is no shard, when a number is missing, or when shapes, dtypes or labelling differ.
+    count  the number of shards, if the caller knows it
+
+    Raises UserError, naming the first missing shard, when one is missing, and when shapes, dtypes or labelling differ.
     """
     sides = sorted(folder.glob("shard-*.json"))
-    missing = next((i for i in range(max(1, len(sides))) if not is_done(folder, i)), None)
+    missing = next((i for i in range(max(count, len(sides))) if not is_done(folder, i)), None)
     if missing is not None:
         raise UserError(f"{folder}: {shard_name(missing)} is missing or unfinished: make it before sealing")
     entries = [manifest.entry(folder, name) for name in more]
@@ -268,7 +271,7 @@ def seal_dataset(
             first = kind
         if kind != first:
             raise UserError(f"{folder / name}: holds {kind}, but the shards before it hold {first}")
-    count = sum(shard["count"] for shard in shards)
     facts = {**first, "shards": shards, **(about or {})}
+    samples = sum(shard["count"] for shard in shards)
     kind_name = "vectors" if len(first["shape"]) == 1 else "images"
-    return manifest.seal(folder, kind_name, count, entries, about=facts, made_from=made_from)
+    return manifest.seal(folder, kind_name, samples, entries, about=facts, made_from=made_from)
