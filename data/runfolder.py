@@ -152,11 +152,8 @@ def _check_fork(config: dict[str, Any], path: Path, key: str = "forked_from") ->
         return
     if type(generation) is not int or generation < 0:
         raise UserError(f"{path}: {key}.generation: must be a number from 0 on, is {generation!r}")
-    for name, kind, what in (
-        ("run", str, "a folder"),
-        ("digest", str, "a digest"),
-        ("config", dict, "keys and values"),
-    ):
+    types = {"run": (str, "a folder"), "digest": (str, "a digest"), "config": (dict, "keys and values")}
+    for name, (kind, what) in types.items():
         if not isinstance(about.get(name), kind):
             raise UserError(f"{path}: {key}.{name}: must be {what}, is {about.get(name)!r}")
     _check_fork(about["config"], path, f"{key}.config.forked_from")

@@ -143,7 +143,6 @@ class Taking:
         return {**self._reading, "count": len(rows), "ids": ids}
 
     def _layout(self, rows: NDArray[np.int64], workers: int, progress: bool) -> SampleForm:
-        workers = workers if isinstance(self.source, ImageSource) else 1
         return find_form(self.source, rows, self.settings, workers, progress=progress)
 
     def check(self, ids: ArrayLike) -> None:

@@ -116,23 +116,24 @@ class ImageSource:
                 image = open_image(self.payload(row))
             yield image
 
-    def header(self, row: int, *, sized: bool = True) -> tuple[Channels, tuple[int, int]]:
-        """Channels and (width, height) of one image, mostly from its first bytes. The size is (0, 0) unless `sized`.
+    def header(self, row: int, *, sized: bool = True) -> tuple[Channels, int, int]:
+        """Channels, width and height of one image, mostly from its first bytes. The size is 0 x 0 unless `sized`.
 
         To find the size of a PNG, the whole file must be read, because its EXIF orientation may be at the end.
         """
+
+        def facts(limit: int | None) -> tuple[Channels, int, int]:
+            image = open_image(self.payload(row, limit))
+            return channels_of(image), *(upright_size(image) if sized else (0, 0))
+
         with self.naming(row):
             with contextlib.suppress(Exception):
-                return _facts(open_image(self.payload(row, HEADER)), sized)
-            return _facts(open_image(self.payload(row)), sized)  # some formats have their header elsewhere
+                return facts(HEADER)
+            return facts(None)  # some formats have their header elsewhere
         raise AssertionError
 
     def naming(self, row: int) -> AbstractContextManager[None]:
         return reading(f"{self.where}: {self.names[row]}", NO_IMAGE)
-
-
-def _facts(image: Image.Image, sized: bool) -> tuple[Channels, tuple[int, int]]:
-    return channels_of(image), upright_size(image) if sized else (0, 0)
 
 
 def pick_split(where: str, split: str | None, available: Sequence[str]) -> str:

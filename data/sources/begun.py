@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from entroloop.data import files
-from entroloop.data.errors import UserError, reason
+from entroloop.data.errors import UserError, reading
 from entroloop.data.seeds import Part
 from entroloop.data.sources.base import Source
 from entroloop.data.sources.given import Lists
@@ -79,14 +79,11 @@ class Begun:
         return there
 
     def _unfinished(self) -> dict[str, Any] | None:
-        try:
+        damaged = f"damaged: remove the folder and {self.work} again"
+        with reading(str(self.path), damaged), contextlib.suppress(FileNotFoundError, NotADirectoryError):
             found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
             return found
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except ValueError as error:
-            advice = f"remove the folder and {self.work} again"
-            raise UserError(f"{self.path}: damaged ({reason(error)}): {advice}") from error
+        return None
 
     def check(self, source: str, identity: Mapping[str, Any]) -> None:
         """Raises UserError unless the folder is missing, empty, or holds the same work, finished or not.

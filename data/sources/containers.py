@@ -25,18 +25,8 @@ from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, reading
-from entroloop.data.sources import archives, listing
-from entroloop.data.sources.base import (
-    MISSING,
-    SPLIT_FOLDERS,
-    ImageSource,
-    by_folders,
-    edm_labels,
-    is_image,
-    of_split,
-    split_folders,
-    whole_number,
-)
+from entroloop.data.sources import archives, base, listing
+from entroloop.data.sources.base import ImageSource
 from entroloop.data.sources.given import Given, Lists
 from entroloop.data.sources.listing import Entry, Listing
 from entroloop.data.sources.names import Ignored, Packed, Prefixed
@@ -79,25 +69,25 @@ def images(given: Given) -> ImageSource | None:
 
     EDM's `dataset.json` or the sub-folders give the labels (see `by_folders`).
     """
-    if given.found.find(is_image):
+    if given.found.find(base.is_image):
         return _images("image folder", given.found, given.split, FilePayload)
     if given.head[:2] != b"PK":
         return None
     found = archives.of_zip(given.path)
-    if not found.find(is_image):
+    if not found.find(base.is_image):
         raise UserError(f"{given.path}: holds no images")
     return _images("zip archive", found, given.split, ZipPayload)
 
 
 def _images(kind: str, found: Listing, split: str | None, payload: type[FilePayload | ZipPayload]) -> ImageSource:
-    pictures = found.find(is_image)
-    names = split_folders(found.where, split, pictures)
+    pictures = found.find(base.is_image)
+    names = base.split_folders(found.where, split, pictures)
     samples = payload(found.where, Packed(entry.place for entry in found.take(names)))
-    labels, classes = by_folders(names)
+    labels, classes = base.by_folders(names)
     if EDM in found.entries:
         place = found.take([EDM])[0].place
         with reading(f"{found.where}: {EDM}"):
-            edm = edm_labels(payload(found.where, [place])(0), names, found.where, found.entries)
+            edm = base.edm_labels(payload(found.where, [place])(0), names, found.where, found.entries)
         if edm is not None:
             labels, classes = edm, ()
     ignored = found.ignored({*names, EDM}, pictures)
@@ -165,9 +155,9 @@ def tar_images(tars: Sequence[tuple[str, Path]], where: Path, lists: Lists | Non
         ignored.extend((prefixes[number] + name, reason) for name, reason in found.ignored.items())
     payload = TarPayload([str(path) for _, path in tars], np.concatenate(places))
     given, classes = np.concatenate(labels), tuple[str, ...]()
-    own = given if (given != MISSING).any() else None
+    own = given if (given != base.MISSING).any() else None
     if own is None:
-        own, classes = by_folders(members)
+        own, classes = base.by_folders(members)
     names = Prefixed(prefixes, payload.places[:, 0], members)
     return ImageSource("tar", str(where), names, payload, own, classes, ignored)
 
@@ -201,13 +191,13 @@ def _place_of_list(tar: Path, number: int, shared: Lists) -> Path:
 
 def _listed(tar: Path) -> _Listed:
     found = archives.of_tar(tar)
-    images = _by_key(found, is_image, "images")
+    images = _by_key(found, base.is_image, "images")
     numbers = _by_key(found, _is_number, "labels")
     if lone := numbers.keys() - images.keys():
         raise UserError(f"{tar}: {min(numbers[key] for key in lone)} is a label without an image")
     read = TarPayload([str(tar)], np.insert(_places(found.take(numbers.values())), 0, 0, axis=1))
-    label_of = {key: whole_number(read(row), f"{tar}: {name}") for row, (key, name) in enumerate(numbers.items())}
-    labels = np.array([label_of.get(key, MISSING) for key in images], np.int64)
+    label_of = {key: base.whole_number(read(row), f"{tar}: {name}") for row, (key, name) in enumerate(numbers.items())}
+    labels = np.array([label_of.get(key, base.MISSING) for key in images], np.int64)
     others = found.ignored({*images.values(), *numbers.values()})
     places = _places(found.take(images.values()))
     return _Listed(Packed(images.values()), places, labels, Ignored(others.items()))
@@ -284,6 +274,6 @@ def split_files(names: Sequence[str], where: str, split: str | None) -> list[str
 
     The word may also be in the name of a file's folder.
     """
-    word = re.compile(r"(?<![a-z])(" + "|".join(sorted(SPLIT_FOLDERS, key=len, reverse=True)) + r")(?![a-z])")
+    word = re.compile(r"(?<![a-z])(" + "|".join(sorted(base.SPLIT_FOLDERS, key=len, reverse=True)) + r")(?![a-z])")
     found = [word.search(PurePosixPath(name).name.lower()) or word.search(name.lower()) for name in names]
-    return of_split(where, split, names, [SPLIT_FOLDERS[match[1]] if match else "" for match in found])
+    return base.of_split(where, split, names, [base.SPLIT_FOLDERS[match[1]] if match else "" for match in found])

@@ -1,6 +1,6 @@
 """The work of an import: makes one shard at a time, in this process or in several worker processes.
 
-    Source + rows  ->  scan (headers only)  ->  Found
+    Source + rows  ->  scan (headers only)  ->  channels and size of each image
     Source + SampleForm + ShardTask  ->  one shard on disk
 
 Worker processes import only this module, so it must not import torch.
@@ -11,9 +11,7 @@ N samples, C channels, H height, W width, D features.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import multiprocessing
-import operator
 import os
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -81,30 +79,9 @@ class ShardTask:
     keep: bool = False
 
 
-@dataclass(frozen=True)
-class Found:
-    """The result of a scan.
-
-    channels  3 if any image is in colour, else 1
-    size      (width, height) of the first image
-    name      of the first image
-    odd       name and size of the first image of another size; None if all sizes are equal
-    """
-
-    channels: Channels
-    size: tuple[int, int]
-    name: str
-    odd: tuple[str, tuple[int, int]] | None = None
-
-    def __add__(self, later: Found) -> Found:
-        odd = self.odd or ((later.name, later.size) if later.size != self.size else later.odd)
-        return Found(3 if 3 in (self.channels, later.channels) else 1, self.size, self.name, odd)
-
-
-def scan(source: ImageSource, sized: bool, rows: NDArray[np.int64]) -> Found:
-    """Reads the headers of images. Raises UserError, naming the image, when a header cannot be read."""
-    found = (Found(*source.header(int(row), sized=sized), source.names[int(row)]) for row in rows)
-    return functools.reduce(operator.add, found)
+def scan(source: ImageSource, sized: bool, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Channels, width and height from the headers of images: int64 [n, 3]. Raises UserError, naming a damaged image."""
+    return np.array([source.header(int(row), sized=sized) for row in rows])
 
 
 def read_samples(source: Source, rows: NDArray[np.int64], form: SampleForm) -> Samples:
@@ -190,15 +167,15 @@ def make_shards(
 
 def scan_all(
     source: ImageSource, rows: NDArray[np.int64], workers: int, *, sized: bool = True, progress: bool = False
-) -> Found:
-    """Scans all rows, shared between processes. Raises UserError as `scan` does."""
+) -> NDArray[np.int64]:
+    """Scans all rows, shared between processes: int64 [N, 3], or raises UserError, as `scan` does."""
     pieces = np.array_split(rows, max(1, len(rows) // 500))
     found = []
     with Progress("scan", len(rows), "img", show=progress) as bar:
         for piece, here in zip(pieces, _each(workers, scan, (source, sized), pieces), strict=True):
             found.append(here)
             bar.advance(len(piece))
-    return functools.reduce(operator.add, found)
+    return np.concatenate(found)
 
 
 def check_vectors(source: Source, rows: NDArray[np.int64]) -> None:

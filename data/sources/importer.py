@@ -91,8 +91,6 @@ def import_part(
     more = {"shards": len(pieces), "num_classes": num_classes(opened), "classes": list(opened.classes)}
     if not begun.begin(source, identity, more):
         return opened.ignored
-    if not isinstance(opened, ImageSource):
-        workers = 1
     if settings.pca is not None:
         opened = projected(opened, whole, fitted, settings.pca, dest)
     tasks = [ShardTask(i, start, rows[start:stop]) for i, (start, stop) in enumerate(pieces)]
@@ -115,7 +113,8 @@ def fill(
     """Makes the missing shards of one part of the tasks. Raises Interrupted after a shard when `stop` returns True."""
     mine = [tasks[i] for i in part.of(len(tasks))]
     missing = [task for task in mine if not is_done(dest, task.number)]
-    if not isinstance(source, ImageSource | Projected):
+    samples = source.of if isinstance(source, Projected) else source
+    if not isinstance(samples, ImageSource):  # nothing to decode
         workers = 1
     total, left = (sum(len(task.rows) for task in some) for some in (mine, missing))
     with Progress(title, total, form.unit, done=total - left, show=progress) as bar:

@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from entroloop.data.errors import UserError, reason
@@ -43,11 +43,6 @@ class Entry:
     problem: str = ""
     lost: bool = False
 
-    @property
-    def may_be_folder(self) -> bool:
-        """Whether this entry may be a lost link to a folder of samples."""
-        return self.lost and not PurePosixPath(self.name).suffix
-
 
 class Listing:
     """The visible entries by name, in the order of import, and the names of hidden ones. A hidden folder is one name.
@@ -63,7 +58,8 @@ class Listing:
             if entry.name in self.entries:
                 raise twice(where, entry.name)
             self.entries[entry.name] = entry
-        self._doubtful = [entry for entry in self.entries.values() if entry.may_be_folder]
+        # These links may have led to folders of samples.
+        self._doubtful = [entry for entry in self.entries.values() if entry.lost and not Path(entry.name).suffix]
 
     def find(self, wanted: Callable[[str], bool]) -> list[str]:
         return [name for name in self.entries if wanted(name)]

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from array import array
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,7 @@ class _Names(Sequence[str]):
     @abstractmethod
     def _one(self, row: int) -> str: ...
 
-    @overload
-    def __getitem__(self, row: int) -> str: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[str]: ...
-    def __getitem__(self, row: int | slice) -> str | list[str]:
+    def __getitem__(self, row: Any) -> Any:
         rows = range(len(self))[row]  # raises IndexError
         return self._one(rows) if isinstance(rows, int) else [self._one(i) for i in rows]
 
@@ -91,7 +87,7 @@ class Prefixed(_Names):
         return len(self.ends)
 
     def _one(self, row: int) -> str:
-        return self.prefixes[int(self.which[row])] + self.ends[row]
+        return f"{self.prefixes[int(self.which[row])]}{self.ends[row]}"
 
 
 class _Items(ItemsView[str, str]):

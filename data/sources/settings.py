@@ -130,13 +130,11 @@ def find_form(
         channels, size = color, (0, 0)
     else:
         found = scan_all(source, rows, workers, sized=settings.resolution is None, progress=progress)
-        channels, size = color or found.channels, found.size
-        if found.odd is not None and settings.resolution is None:
-            name, other = found.odd
-            raise UserError(
-                f"{source.where}: images differ in size ({found.name} is {size[0]} x {size[1]}, "
-                f"{name} is {other[0]} x {other[1]}): give --resolution"
-            )
+        channels, size = color or int(found[:, 0].max()), tuple(found[0, 1:].tolist())
+        odd = np.flatnonzero((found[:, 1:] != size).any(1))
+        if len(odd):
+            sizes = (f"{source.names[rows[i]]} is {found[i, 1]} x {found[i, 2]}" for i in (0, odd[0]))
+            raise UserError(f"{source.where}: images differ in size ({', '.join(sizes)}): give --resolution")
     side = settings.resolution
     return SampleForm(
         (channels, size[1], size[0]) if side is None else (channels, side, side),

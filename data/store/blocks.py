@@ -47,20 +47,17 @@ def load_blocks(folder: Path, encoder: str) -> list[NDArray[np.float32]]:
         raise UserError(f"{folder}: holds no features by {encoder}, only by {', '.join(known)}")
     names = [block_name(encoder, i) for i in range(manifest.read(folder).about["blocks"])]
     manifest.check(folder, names)
-    return [load_block(folder / name) for name in names]
+    blocks = []
+    for name in names:
+        with reading(str(folder / name), "damaged feature block"):  # copy-on-write: torch warns about read-only arrays
+            blocks.append(np.load(folder / name, mmap_mode="c", allow_pickle=False))
+    return blocks
 
 
 def load_features(folder: str | Path, encoder: str) -> NDArray[np.float32]:
     """The features of all samples: float32 [N, D], memory-mapped if there is a single block. See `load_blocks`."""
     blocks = load_blocks(Path(folder), encoder)
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-
-
-def load_block(path: Path) -> NDArray[np.float32]:
-    """One block, memory-mapped copy-on-write (torch warns about read-only arrays). Raises UserError when damaged."""
-    with reading(str(path), "damaged feature block"):
-        block: NDArray[np.float32] = np.load(path, mmap_mode="c", allow_pickle=False)
-    return block
 
 
 def encoder_digest(folder: Path, encoder: str) -> str:

@@ -81,19 +81,16 @@ def write_index(
         text = json.dumps({"count": stop - start, "columns": columns}, sort_keys=True).encode() + b"\n"
         manifest.put(folder, name, text)
         shards.append({"name": name, "count": stop - start})
+    named = [one.folder.relative_to(run).as_posix() if one.folder.is_relative_to(run) else OUTSIDE for one in sets]
     facts = {
         "shape": list(sets[0].shape),
         "dtype": sets[0].manifest.about["dtype"],
         "labelled": labels is not None,
         "shards": shards,
-        "sets": [{"name": _name(one, run), "digest": one.manifest.digest} for one in sets],
+        "sets": [{"name": name, "digest": one.manifest.digest} for name, one in zip(named, sets, strict=True)],
     }
     names = [str(shard["name"]) for shard in shards]
     return manifest.seal(folder, KIND, len(origins), names, about={**facts, **about}, made_from=made_from)
-
-
-def _name(one: Dataset, run: Path) -> str:
-    return one.folder.relative_to(run).as_posix() if one.folder.is_relative_to(run) else OUTSIDE
 
 
 class Indexed(Dataset):

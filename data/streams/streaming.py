@@ -15,7 +15,7 @@ N samples, B global batch, b = B / W batch of a rank.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,13 +30,6 @@ from entroloop.data.streams.order import BUFFER, Grouped, rank_batch
 from entroloop.data.streams.stream import Batch
 
 PREFETCH = 4  # batches that a worker keeps ready
-
-
-@dataclass(frozen=True)
-class Damaged:
-    """The message of a UserError, passed from the process that read to the process that trains."""
-
-    message: str
 
 
 class Streaming:
@@ -80,8 +73,8 @@ class Streaming:
         firsts = range(seen + rank * mine, until + rank * mine, batch)
         source = _Batches(Reader(self.dataset, self.buffer), order, firsts, mine)
         for item in _prefetched(source, self.workers) if self.workers else (source[i] for i in range(len(source))):
-            if isinstance(item, Damaged):
-                raise UserError(item.message)
+            if isinstance(item, UserError):
+                raise item
             found, damaged = item
             if damaged and not self.skip_damaged:
                 raise UserError(next(iter(damaged.values())))
@@ -103,7 +96,7 @@ class Streaming:
 
 
 class _Batches(MapDataset[Any]):
-    """Batch number -> Batch, in the process that asks for it. A UserError is returned as a `Damaged`, not raised."""
+    """Batch number -> Batch, in the process that asks for it. A UserError is returned: torch would add a trace."""
 
     def __init__(self, reader: Reader, order: Grouped, firsts: range, size: int) -> None:
         self.reader, self.order, self.firsts, self.size = reader, order, firsts, size
@@ -111,18 +104,18 @@ class _Batches(MapDataset[Any]):
     def __len__(self) -> int:
         return len(self.firsts)
 
-    def __getitem__(self, number: int) -> tuple[Batch, dict[int, str]] | Damaged:
+    def __getitem__(self, number: int) -> tuple[Batch, dict[int, str]] | UserError:
         first = self.firsts[number]
         ids = self.order.rows(first, first + self.size)
         try:
             samples, labels, damaged = self.reader.read(ids)
         except UserError as error:
-            return Damaged(str(error))
+            return error
         found = Batch(torch.from_numpy(samples), None if labels is None else torch.from_numpy(labels), ids, first)
         return found, damaged
 
 
-def _prefetched(source: _Batches, workers: int) -> Iterator[tuple[Batch, dict[int, str]] | Damaged]:
+def _prefetched(source: _Batches, workers: int) -> Iterator[tuple[Batch, dict[int, str]] | UserError]:
     loaded = DataLoader(
         source,
         batch_size=None,

@@ -57,7 +57,7 @@ def source_of(config: Config) -> RealFacts:
     opened = open_source(data.located, data.split)
     count = min(len(opened.names), data.limit or len(opened.names))
     if isinstance(opened, ImageSource):
-        channels, (width, height) = opened.header(0)
+        channels, width, height = opened.header(0)
         shape = (channels, height, width)
     else:
         shape = next(iter(opened.read([0]))).shape
