@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import torch
 
 from entroloop.data.errors import Failed, lacks_memory, reason
@@ -24,9 +23,7 @@ def free_bytes(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserve
-    meminfo = Path("/proc/meminfo").read_text(encoding="ascii")
-    available = re.search(r"MemAvailable:\s+(\d+)", meminfo)
-    free: int = 1024 * int(available[1]) if available else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free: int = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):  # without a control group, or with one that has no limit
         group = Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))

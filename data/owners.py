@@ -23,7 +23,7 @@ WATCH = 5.0  # seconds after which a silent owner counts as dead
 
 
 @functools.cache
-def _machine() -> str:
+def machine() -> str:
     """Eight hexadecimal digits that change with the host, with each start of the kernel, and with the container."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
@@ -44,13 +44,13 @@ def _process(pid: int) -> tuple[str, str] | None:
 def me() -> str:
     """This process as an owner: letters, digits and dots."""
     found = _process(os.getpid())
-    return f"{_machine()}.{os.getpid()}.{found[1] if found else 0}"
+    return f"{machine()}.{os.getpid()}.{found[1] if found else 0}"
 
 
 def is_dead(owner: object) -> bool | None:
     """Whether the owner has ended; None if it is a process of another machine, or no owner at all."""
     match = re.fullmatch(r"([0-9a-f]{8})\.([0-9]{1,9})\.([0-9]+)", owner) if isinstance(owner, str) else None
-    if match is None or match[1] != _machine():
+    if match is None or match[1] != machine():
         return None
     found = _process(int(match[2]))
     if found is not None:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from entroloop.data.errors import UserError, reading
+from entroloop.data.sources.listing import stamp
 from entroloop.data.sources.npy import DAMAGED, Header, load, mapped, read_header
 from entroloop.data.sources.rows import Rows
 from entroloop.data.store import manifest
@@ -86,15 +87,10 @@ def open_rows(path: Path, key: str | None = None) -> Rows:
 def opened(path: Path, key: str | None = None) -> Iterator[Rows]:
     """`open_rows` as a context. Raises UserError at its end if the file has changed since its beginning."""
     rows = open_rows(path, key)
-    before = _stamp(rows.file)
+    before = stamp(str(rows.file))
     yield rows
-    if _stamp(rows.file) != before:
+    if stamp(str(rows.file)) != before:
         raise UserError(f"{path}: changed while it was read; run the command again when it is complete")
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def read_integers(path: Path, count: int) -> NDArray[np.int64]:

@@ -29,9 +29,6 @@ from entroloop.data.errors import UserError, reason
 from entroloop.data.store import manifest, transfer
 from entroloop.data.store.dataset import Dataset
 
-ATTEMPTS = 6
-TIMEOUT = 30.0  # s without a byte
-BACKOFF = 0.5  # s before the second attempt, doubled for each later one
 CACHE_BYTES = 20 * 2**30
 LOCK = ".lock"  # ending of the files by which processes take turns, for files whose SHA-256 begin with the same byte
 
@@ -51,16 +48,18 @@ def open_dataset(source: str, *, cache: Path | None = None, cache_bytes: int = C
 class Remote:
     """A remote folder and the local cache of its files.
 
-    source  an address to which `/NAME` is added, or `pipe:` and a shell command in which `{}` is replaced by the name
-    cache   local folder of at most `limit` bytes; the files used least recently are removed first
+    source   an address to which `/NAME` is added, or `pipe:` and a shell command in which `{}` is replaced by the name
+    cache    local folder of at most `limit` bytes; the files used least recently are removed first
+    timeout  seconds without a byte after which an attempt ends
+    backoff  seconds before the second attempt, doubled for each later one
     """
 
     source: str
     cache: Path
     limit: int = CACHE_BYTES
-    attempts: int = ATTEMPTS
-    timeout: float = TIMEOUT
-    backoff: float = BACKOFF
+    attempts: int = 6
+    timeout: float = 30.0
+    backoff: float = 0.5
 
     def address(self, name: str) -> str:
         if self.source.startswith("pipe:"):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 import mmap
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from entroloop.data import owners
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.world import World
 
@@ -32,7 +32,7 @@ def decode_together(dataset: Dataset, world: World) -> NDArray[Any]:
         out = np.empty(shape, dtype)
         _decode(dataset, out, 0, 1)
         return out
-    machines = world.gather_objects(_machine())
+    machines = world.gather_objects(owners.machine())
     here = [rank for rank, machine in enumerate(machines) if machine == machines[world.rank]]
     size = max(1, math.prod(shape) * dtype.itemsize)
     descriptor = _anonymous(size) if world.rank == here[0] else -1
@@ -58,9 +58,3 @@ def _anonymous(size: int) -> int:
 def _decode(dataset: Dataset, out: NDArray[Any], index: int, count: int) -> None:
     for number in range(index, len(dataset.shard_names), count):
         out[dataset.starts[number] : dataset.starts[number + 1]] = dataset.shard(number)[0]
-
-
-def _machine() -> tuple[str, int]:
-    """Identifies one boot of one machine and one container: equal for processes that see each other under /proc."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return boot, os.stat("/proc/self/ns/pid").st_ino

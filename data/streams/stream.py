@@ -45,20 +45,16 @@ class TrainingStream(Protocol):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: (C, H, W) or (D,)."""
-        ...
 
     @property
     def labels(self) -> Tensor | None:
         """int64 [N], or None for an unlabelled set."""
-        ...
 
     def shards(self) -> Iterator[Tensor]:
         """The samples of one shard after another: uint8 [n, C, H, W] or float32 [n, D]."""
-        ...
 
     def batches(self, *, seed: int, seen: int, until: int, batch: int, rank: int = 0, size: int = 1) -> Iterator[Batch]:
         """The batches of one rank from `seen` to `until` samples; the last batch may extend past `until`.
 
         Raises UserError when the world size does not divide the global batch, or when a shard is damaged.
         """
-        ...

@@ -7,6 +7,7 @@ import pytest
 from ranks import on_ranks
 from test_streaming import COUNTS, make
 
+from entroloop.data import owners
 from entroloop.data.errors import UserError
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.streams import sharing
@@ -33,7 +34,7 @@ def test_ranks_of_a_machine_share_one_copy_of_the_set(tmp_path, size):
 
 def alone(world: World, folder: Path) -> int:
     # As if every rank were on a machine of its own.
-    sharing._machine = lambda: (str(world.rank), 0)
+    owners.machine = lambda: str(world.rank)  # type: ignore[assignment]
     samples = sharing.decode_together(Dataset(folder), world)
     samples[0, 0, 0, 0] = world.rank + 50
     world.barrier()
