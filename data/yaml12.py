@@ -17,14 +17,14 @@ import yaml
 from entroloop.data.errors import UserError
 
 _SCALARS = {
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
     "float": (
         r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?(\.inf|\.Inf|\.INF)|\.nan|\.NaN|\.NAN",
-        "-+.0123456789",
+        list("-+.0123456789"),
     ),
-    "merge": (r"<<", "<"),
+    "merge": (r"<<", ["<"]),
 }
 
 
@@ -55,11 +55,13 @@ class _Loader(yaml.SafeLoader):
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that either version of YAML would read as something else."""
+
+
 for _tag, (_pattern, _first) in _SCALARS.items():
-    for _letter in ("" if _c == "\0" else _c for _c in _first):
-        _Loader.yaml_implicit_resolvers.setdefault(_letter, []).append(
-            (f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"))
-        )
+    for _kind in (_Loader, _Dumper):
+        _kind.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})$"), _first)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader._integer)
 
 
@@ -89,16 +91,6 @@ def _check_depth(value: Any) -> None:
     if isinstance(value, dict | list):
         for inner in value.values() if isinstance(value, dict) else value:
             _check_depth(inner)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes texts that either version of YAML would read as something else."""
-
-
-_Dumper.yaml_implicit_resolvers = {
-    letter: [*yaml.SafeDumper.yaml_implicit_resolvers.get(letter, []), *_Loader.yaml_implicit_resolvers.get(letter, [])]
-    for letter in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
-}
 
 
 def text_of(value: Any) -> str:
