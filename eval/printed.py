@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from entroloop.eval.catalogue import space, title
@@ -83,9 +83,7 @@ def _csv(rows: Mapping[str, Row]) -> str:
         "set", "encoder", "measure", "value", "low", "high", "k", "n_generated", "n_training", "n_reference",
         "entropy_n", "measure_seed", "encoder_digest",
     )  # fmt: skip
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
+    records = []
     for path, row in rows.items():
         of = row["context"]
         ks = {**of["k"], "training_entropy": of["entropy_k"], "generated_entropy": of["entropy_k"]}
@@ -94,8 +92,17 @@ def _csv(rows: Mapping[str, Row]) -> str:
         for name in measures_of(row):
             low, high = _intervals(row).get(name, (None, None))
             value = {"measure": name, "value": row[name], "low": low, "high": high, "k": ks.get(name)}
-            writer.writerow({"set": path, **value, **behind})
-    return out.getvalue().rstrip("\n")
+            records.append({"set": path, **value, **behind})
+    return csv_text(columns, records).rstrip("\n")
+
+
+def csv_text(columns: Sequence[str], records: Iterable[Row]) -> str:
+    """One line per record, after the line of columns; a value that a record lacks is empty."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 
 def _text(rows: Mapping[str, Row], several: bool) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from entroloop.eval.report.runs import REAL_ONLY, Run
@@ -35,16 +35,16 @@ class Arm:
         found = (run.value(generation, encoder, measure) for run in self.runs)
         return [value for value in found if value is not None]
 
+    def by_seed(self, generation: int, encoder: str, measure: str) -> dict[int, float]:
+        found = {run.seed: run.value(generation, encoder, measure) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Keys whose values differ between runs (name and seed aside) -> the value in each run, None where it is absent."""
-    keys = sorted({key for run in runs for key in run.config})
-    differing = {}
-    for key in keys:
-        values = [run.config.get(key) for run in runs]
-        if not _aside(key) and any(value != values[0] for value in values):
-            differing[key] = values
-    return differing
+    keys = sorted({key for run in runs for key in run.config if not _aside(key)})
+    found = {key: [run.config.get(key) for run in runs] for key in keys}
+    return {key: values for key, values in found.items() if any(value != values[0] for value in values)}
 
 
 def _aside(key: str) -> bool:
@@ -125,21 +125,18 @@ class Comparable:
 def comparable(groups: Sequence[Arm]) -> Comparable:
     """The last generation that at least one seed has reached in every arm with rows, and the runs that count there."""
     measured = [arm for arm in groups if arm.generations]
-    furthest = [{run.seed: run for run in sorted(arm.runs, key=_reached)} for arm in measured]
-    shared = set.intersection(*(set(runs) for runs in furthest)) if furthest else set()
-    reached = {seed: min(_reached(runs[seed]) for runs in furthest) for seed in shared}
+    furthest = {arm.label: {run.seed: run for run in sorted(arm.runs, key=_reached)} for arm in measured}
+    shared = set.intersection(*map(set, furthest.values())) if furthest else set()
+    reached = {seed: min(_reached(runs[seed]) for runs in furthest.values()) for seed in shared}
     last = max(reached.values(), default=-1)
     seeds = tuple(sorted(seed for seed in reached if reached[seed] == last)) if last >= 0 else ()
     if not seeds:
         last = min((max(arm.generations) for arm in measured), default=-1)
-    by_label = dict(zip((arm.label for arm in measured), furthest, strict=True))
     kept = []
     for arm in groups:
-        if runs := by_label.get(arm.label):
-            counted = [
-                runs[seed] for seed in sorted(runs) if (seed in seeds if seeds else _reached(runs[seed]) >= last)
-            ]
-            arm = Arm(arm.label, arm.strategy, arm.rest, tuple(counted))
+        if runs := furthest.get(arm.label):
+            counted = seeds or [seed for seed in sorted(runs) if _reached(runs[seed]) >= last]
+            arm = replace(arm, runs=tuple(runs[seed] for seed in counted))
         kept.append(arm)
     counting = {id(run) for arm in kept for run in arm.runs}
     left_out = tuple(run for arm in measured for run in arm.runs if run.rows and id(run) not in counting)

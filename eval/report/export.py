@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
+from entroloop.eval.printed import csv_text
 from entroloop.eval.report import statistics, tables
 from entroloop.eval.report.arms import arms
 from entroloop.eval.report.headline import headline
@@ -60,11 +59,7 @@ def as_csv(runs: Sequence[Run]) -> str:
         "run", "arm", "strategy", "paradigm", "seed", "kind", "generation", "encoder", "measure", "value", "k",
         "n_generated", "n_training", "n_reference", "entropy_n", "measure_seed", "encoder_digest",
     )  # fmt: skip
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(as_records(runs))
-    return out.getvalue()
+    return csv_text(columns, as_records(runs))
 
 
 def _headline(runs: Sequence[Run]) -> list[str]:

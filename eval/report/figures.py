@@ -43,12 +43,8 @@ def main_figures(runs: Sequence[Run]) -> list[Picture]:
     names = tables.encoders(runs)
     if not names:
         return []
-    chosen = {
-        "frechet_distance": tables.distance_encoder(runs, names),
-        "generalization_score": tables.score_encoder(names),
-        "training_entropy": tables.score_encoder(names),
-    }
-    return list(curves(runs, [(chosen[measure], measure) for measure in HEADLINE]))
+    score, distance = tables.score_encoder(names), tables.distance_encoder(runs, names)
+    return list(curves(runs, [(distance if m == "frechet_distance" else score, m) for m in HEADLINE]))
 
 
 def figures(runs: Sequence[Run]) -> list[Picture]:

@@ -119,12 +119,9 @@ def _seeds(even: Comparable) -> str:
         counts = ", ".join(f"{len(arm.runs)} with {arm.label}" for arm in even.measured)
         return f"The arms have no seed in common, so seeds are not paired ({counts})."
     if len(even.seeds) < 3:
-        seeds = (
-            f"One seed ({even.seeds[0]}) shows"
-            if len(even.seeds) == 1
-            else f"Two seeds ({_listed(list(map(str, even.seeds)))}) show"
-        )
-        return f"{seeds} the direction of an effect, not its magnitude; changes below {SAME:.0%} count as none."
+        seeds = "One seed ({}) shows" if len(even.seeds) == 1 else "Two seeds ({}) show"
+        told = seeds.format(_listed([str(seed) for seed in even.seeds]))
+        return f"{told} the direction of an effect, not its magnitude; changes below {SAME:.0%} count as none."
     return (
         f"Means over the {len(even.seeds)} seeds {', '.join(map(str, even.seeds))}. Better and worse mean that the 95% "
         "interval of the differences, paired by seed, excludes 0; it is not corrected for the number of measures."
@@ -219,18 +216,15 @@ def _spread(even: Comparable, score_encoder: str) -> list[str]:
         return []
     spreading = ", ".join(name for name in STRATEGIES.built_in if STRATEGIES.built_in[name].spreads)
     if gap > 0:
-        what, then = "more", "prefers defects to real images"
+        sign, what, then = "+", "more", "prefers defects to real images"
     else:
-        what, then = "less", "keeps more real images than chance and raises recall and coverage, but not precision"
+        sign, what = "", "less"
+        then = "keeps more real images than chance and raises recall and coverage, but not precision"
     with_whom = f" with {arm.label}" if last else ""
     return [
-        f"The spread gap of generation {last}{with_whom} is {_signed(gap)} in {encoder} features: its samples are "
+        f"The spread gap of generation {last}{with_whom} is {sign}{number(gap)} in {encoder} features: its samples are "
         f"{what} spread than held-out images, so a strategy that spreads the training set ({spreading}) {then}."
     ]
-
-
-def _signed(value: float) -> str:
-    return f"{'+' if value > 0 else ''}{number(value)}"
 
 
 def _comparison(even: Comparable, score_encoder: str, distance_encoder: str) -> list[str]:

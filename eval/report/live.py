@@ -17,6 +17,7 @@ from typing import Any
 
 from entroloop.data.errors import UserError, reason
 from entroloop.data.progress import told
+from entroloop.data.store.manifest import is_sealed
 from entroloop.data.store.shards import REAL
 from entroloop.eval.report import figures, page, pictures
 from entroloop.eval.report.arms import Arm, arms
@@ -42,16 +43,6 @@ class Part:
     @property
     def tag(self) -> str:
         return hashlib.sha256(self.html.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A run in the grid: the steps of the real data, those of each generation, and what is told about the run."""
-
-    name: str
-    status: str
-    cells: list[list[dict[str, Any]]]
-    told: list[str]
 
 
 class Live:
@@ -96,7 +87,7 @@ class Live:
         there = [folder for folder in self.folders if run_folders(folder)]
         missing = [str(folder) for folder in self.folders if folder not in there]
         runs = list(map(for_people, read_runs(there)))
-        groups = arms(runs) if runs else []
+        groups = arms(runs)
         rows = list(map(_row, runs, self._states([run.folder for run in runs])))
         if runs:
             self.title = f"Live: {page.title_of(runs)}"
@@ -138,10 +129,11 @@ class Live:
 
 def _newest(run: Run) -> int | None:
     """The last generation whose samples are sealed, of images or vectors."""
-    return next((g for g in reversed(range(run.planned)) if pictures.is_sampled(run, g)), None)
+    return next((g for g in reversed(range(run.planned)) if is_sealed(run.generation_folder(g) / "samples")), None)
 
 
-def _row(run: Run, state: dict[str, Any]) -> _Row:
+def _row(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    """A run in the grid: the steps of the real data, those of each generation, and what is told about the run."""
     cells = [
         [entry for entry in state["phases"] if entry["generation"] == generation]
         for generation in (REAL, *range(state["generations"]))
@@ -152,7 +144,7 @@ def _row(run: Run, state: dict[str, Any]) -> _Row:
         lines += [f"{where}, {entry['phase']}: {told(progress)}" for progress in entry["progress"]]
     if last := state["last"]:
         lines.append(f"last loss {last['loss']:.3g} (generation {last['generation']}, {last['kimg']:.1f} kimg)")
-    return _Row(run.name, state["status"], cells, lines)
+    return {"name": run.name, "status": state["status"], "cells": cells, "told": lines}
 
 
 def _words(entries: Sequence[dict[str, Any]]) -> str:

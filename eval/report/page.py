@@ -21,7 +21,7 @@ from entroloop.data.errors import UserError, unusable
 from entroloop.data.store.shards import REAL
 from entroloop.eval.catalogue import HEADLINE, SHOWN, title
 from entroloop.eval.report import export, headline, pictures, statistics, style, tables, verdicts
-from entroloop.eval.report.arms import arms, comparable
+from entroloop.eval.report.arms import arms, comparable, differences
 from entroloop.eval.report.figures import curves, figures, main_figures, overview
 from entroloop.eval.report.runs import Run, for_people, read_runs
 
@@ -126,7 +126,7 @@ def html(runs: Sequence[Run], *, refresh: int | None = None) -> str:
         everything={name: tables.full_tables(runs, groups, name) for name in names},
         single_origin=tables.single_origin(groups),
         costs=tables.cost_table(runs),
-        differences=tables.difference_table(runs),
+        differences=differences(runs),
         environments=tables.environments(runs),
         context=tables.context(groups),
         base_sizes=tables.baseline_sizes(runs),

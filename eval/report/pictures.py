@@ -18,7 +18,7 @@ from PIL import Image
 
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.index import open_set
-from entroloop.data.store.manifest import MANIFEST, removed
+from entroloop.data.store.manifest import is_sealed, removed
 from entroloop.data.store.shards import REAL
 from entroloop.eval.report.arms import Arm
 from entroloop.eval.report.runs import Run
@@ -41,18 +41,16 @@ class Strip:
     height: int
 
 
+def sealed_set(run: Run, generation: int, folder: str) -> Dataset | None:
+    """A sealed set of images or vectors of a run; None if it does not exist (yet)."""
+    path = run.generation_folder(generation) / folder
+    return open_set(path) if is_sealed(path) else None
+
+
 def dataset(run: Run, generation: int, folder: str) -> Dataset | None:
     """A sealed set of images of a run; None if the set does not exist (yet) or holds vectors."""
-    path = run.generation_folder(generation) / folder
-    if not (path / MANIFEST).exists():
-        return None
-    found = open_set(path)
-    return found if len(found.shape) == 3 else None
-
-
-def is_sampled(run: Run, generation: int) -> bool:
-    """Whether the samples of a generation are sealed."""
-    return (run.generation_folder(generation) / "samples" / MANIFEST).exists()
+    found = sealed_set(run, generation, folder)
+    return None if found is None or len(found.shape) != 3 else found
 
 
 def available(one: Dataset) -> int:
@@ -102,12 +100,9 @@ def candidates(run: Run, generation: int) -> tuple[Dataset, NDArray[np.bool_]] |
 
     None before both sets are sealed, and where no candidate or every candidate was selected.
     """
-    made, training = (
-        run.generation_folder(g) / name for g, name in ((generation - 1, "samples"), (generation, "selected"))
-    )
-    if not all((folder / MANIFEST).exists() for folder in (made, training)):
+    samples, chosen = sealed_set(run, generation - 1, "samples"), sealed_set(run, generation, "selected")
+    if samples is None or chosen is None:
         return None
-    samples, chosen = open_set(made), open_set(training)
     count = int(run.config.get("loop.candidates", 1)) * int(run.config.get("data.size", len(chosen)))
     origin = chosen.provenance
     taken = np.isin(np.arange(min(count, available(samples))), origin.index[origin.generation == generation - 1])

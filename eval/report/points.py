@@ -20,9 +20,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from entroloop.data.store.dataset import Dataset
-from entroloop.data.store.index import open_set
-from entroloop.data.store.manifest import MANIFEST
-from entroloop.eval.report.pictures import available, candidates
+from entroloop.eval.report.pictures import available, candidates, sealed_set
 from entroloop.eval.report.runs import Run
 from entroloop.eval.report.style import STYLE
 
@@ -49,15 +47,12 @@ def clouds(run: Run) -> tuple[list[Cloud], int]:
     axes: NDArray[np.float32] | None = None
     center: NDArray[np.float32] | None = None
     for generation in range(run.planned):
-        folder = run.generation_folder(generation)
-        if not all((folder / name / MANIFEST).exists() for name in ("selected", "samples")):
+        selected, sampled = (sealed_set(run, generation, name) for name in ("selected", "samples"))
+        if selected is None or sampled is None or len(selected.shape) != 1 or selected.shape[0] < 2:
             break
-        sets = [open_set(folder / name) for name in ("selected", "samples")]
-        if len(sets[0].shape) != 1 or sets[0].shape[0] < 2:
-            break
-        training, samples = (_first(one) for one in sets)
+        training, samples = _first(selected), _first(sampled)
         if axes is None or center is None:
-            features, center, axes = sets[0].shape[0], training.mean(0), _axes(training)
+            features, center, axes = selected.shape[0], training.mean(0), _axes(training)
         rejected = _rejected(run, generation, features)
         if features > 2:
             training, samples, rejected = ((one - center) @ axes for one in (training, samples, rejected))

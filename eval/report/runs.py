@@ -214,10 +214,12 @@ def _failure(path: Path) -> str:
 
 def _rows(folder: Path) -> list[Row]:
     path = folder / "metrics.jsonl"
-    if not (folder / manifest.MANIFEST).exists() or not path.exists():
+    if not manifest.is_sealed(folder) or not path.exists():
         return []
     rows = []
-    for number, line in _lines(path):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
         try:
             rows.append(Row.from_json(line))
         except ValueError as error:
@@ -236,11 +238,6 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
             raise UserError(f"{path}: damaged line {number} ({wrong}); delete the line")
         lines.append(value)
     return lines
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that are not empty, numbered from one."""
-    return ((number, line) for number, line in enumerate(path.read_bytes().splitlines(), 1) if line.strip())
 
 
 def _wrong(model: type[BaseModel], value: Any) -> str:

@@ -131,13 +131,8 @@ def _pearson(clusters: Sequence[np.ndarray]) -> float | None:
 
 def paired(ours: Arm, theirs: Arm, generation: int, encoder: str, measure: str) -> list[float]:
     """Differences ours - theirs between runs of equal seed. They share generation 0, so the seed's effect cancels."""
-    other = {run.seed: run.value(generation, encoder, measure) for run in theirs.runs}
-    out = []
-    for run in ours.runs:
-        a, b = run.value(generation, encoder, measure), other.get(run.seed)
-        if a is not None and b is not None:
-            out.append(a - b)
-    return out
+    a, b = (arm.by_seed(generation, encoder, measure) for arm in (ours, theirs))
+    return [a[seed] - b[seed] for seed in a if seed in b]
 
 
 def number(value: float | None, significant: int = 3) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from entroloop.eval.catalogue import RAW, SHOWN, title
 from entroloop.eval.measures.row import Context, EncoderContext, Row
 from entroloop.eval.report import progress, statistics, style, verdicts
-from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable, differences
+from entroloop.eval.report.arms import Arm, arms, baseline_arm, comparable
 from entroloop.eval.report.headline import NAMED, difference, selecting_encoders
 from entroloop.eval.report.runs import Run, for_people
 
@@ -172,22 +172,12 @@ def cost_table(runs: Sequence[Run]) -> dict[str, Any]:
     return {"phases": phases, "calling": calling, "lines": lines if phases else [], "interrupted": interrupted}
 
 
-def difference_table(runs: Sequence[Run]) -> dict[str, list[str]]:
-    return {
-        key: [statistics.number(None) if v is None else str(v) for v in values]
-        for key, values in differences(runs).items()
-    }
-
-
 def environments(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Software and hardware of the runs: every fact under `numerics` in the unsealed statistics, with its values."""
-    found: dict[str, list[str]] = {}
-    for run in runs:
-        for line in run.stats:
-            for key, value in (line.get("numerics") or {}).items():
-                values = found.setdefault(str(key), [])
-                if str(value) not in values:
-                    values.append(str(value))
+    found: dict[str, dict[str, None]] = {}  # each value once, in order
+    for line in (line for run in runs for line in run.stats):
+        for key, value in (line.get("numerics") or {}).items():
+            found.setdefault(str(key), {})[str(value)] = None
     return [(key.replace("_", " "), " | ".join(values)) for key, values in sorted(found.items())]
 
 
@@ -200,8 +190,8 @@ def context(groups: Sequence[Arm]) -> list[tuple[str, list[str]]]:
     for arm in groups:
         for row in (row for run in arm.runs for row in run.rows[-1:]):
             whole = row.context.model_dump(exclude_unset=True)
-            sections = {"all encoders": {key: value for key, value in whole.items() if key != "encoders"}}
-            for name, one in {**sections, **whole.get("encoders", {})}.items():
+            encoders = whole.pop("encoders", {})
+            for name, one in {"all encoders": whole, **encoders}.items():
                 for key, value in one.items():
                     if key != "top_eigenvalues" and value is not None:
                         found.setdefault(name, {}).setdefault(key, {}).setdefault(arm.label, []).append(value)
@@ -236,35 +226,30 @@ def explorer(runs: Sequence[Run], groups: Sequence[Arm], names: Sequence[str]) -
     """Numbers for the plot of any measure against any other: one point per generation of each run."""
     looks = style.styles(groups)
     columns = [(name, m) for name in names for m in measures_of(runs, name)]
+
+    def point(row: Row) -> list[float | None]:
+        return [row.generation, row.value("", "real_share"), *(_short(row.value(*column)) for column in columns)]
+
     return {
         "axes": ["generation", "real_share", *(f"{m} · {name}" for name, m in columns)],
         "titles": ["generation", title("real_share"), *(f"{verdicts.marked(m, name)} · {name}" for name, m in columns)],
-        "start": [
-            _position(columns, "training_entropy", score_encoder),
-            _position(columns, "generalization_score", score_encoder),
-        ],
+        "start": [_position(columns, measure) for measure in ("training_entropy", "generalization_score")],
         "arms": [
             {
                 "label": arm.label,
                 "colour": looks[arm.label].colour,
                 "dash": looks[arm.label].dasharray,
                 "marker": looks[arm.label].outline,
-                "runs": [
-                    [
-                        [row.generation, row.value("", "real_share"), *(_short(row.value(*c)) for c in columns)]
-                        for row in run.rows
-                    ]
-                    for run in arm.runs
-                ],
+                "runs": [list(map(point, run.rows)) for run in arm.runs],
             }
             for arm in groups
         ],
     }
 
 
-def _position(columns: Sequence[tuple[str, str]], measure: str, prefer: Any) -> int:
+def _position(columns: Sequence[tuple[str, str]], measure: str) -> int:
     names = [name for name, m in columns if m == measure]
-    return 2 + columns.index((prefer(names), measure)) if names else 0
+    return 2 + columns.index((score_encoder(names), measure)) if names else 0
 
 
 def _short(value: float | None) -> float | None:

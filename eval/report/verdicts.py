@@ -56,11 +56,6 @@ def cost(measure: str, value: float) -> float | None:
     return None if facts.ideal is None else abs(value - facts.ideal)
 
 
-def by_seed(arm: Arm, generation: int, encoder: str, measure: str) -> dict[int, float]:
-    found = {run.seed: run.value(generation, encoder, measure) for run in arm.runs}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
 def verdict(measure: str, ours: BySeed, theirs: BySeed) -> int:
     """1 when our values are better than theirs, -1 when they are worse, 0 when there is no clear difference.
 
@@ -91,7 +86,7 @@ def sides(
 ) -> tuple[list[str], list[str]]:
     """The judged measures in which an arm's generation is better than another's, and those in which it is worse."""
     found = {
-        measure: verdict(measure, *(by_seed(arm, generation, encoder, measure) for arm, generation in (ours, theirs)))
+        measure: verdict(measure, *(arm.by_seed(generation, encoder, measure) for arm, generation in (ours, theirs)))
         for measure in judged(groups, encoder)
     }
     return [m for m, side in found.items() if side > 0], [m for m, side in found.items() if side < 0]
@@ -102,7 +97,7 @@ def best(groups: Sequence[Arm], generation: int, encoder: str, measure: str) -> 
 
     Fewer than three seeds in common allow no interval, so then no arm is the best.
     """
-    values = {arm.label: by_seed(arm, generation, encoder, measure) for arm in groups}
+    values = {arm.label: arm.by_seed(generation, encoder, measure) for arm in groups}
     for label, ours in values.items():
         others = [theirs for other, theirs in values.items() if other != label]
         if others and all(len(ours.keys() & o.keys()) >= 3 and verdict(measure, ours, o) > 0 for o in others):
