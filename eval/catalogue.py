@@ -32,7 +32,7 @@ class MeasureFacts(Facts):
 DRAWS = 2  # at least so many for intervals and ranges: a single draw has no spread
 
 # The function of the same name in `eval/measures/registry.py` computes each.
-_BUILT_IN = {
+_MEASURES = {
     "frechet_distance": MeasureFacts(
         title="Fréchet distance",
         reading="Distance of two Gaussians fitted to generated and held-out real features; lower is closer.",
@@ -135,12 +135,10 @@ _BUILT_IN = {
     ),
 }
 
-MEASURES = Registry(
-    "measure",
-    "measures",
-    MeasureFacts,
-    {name: replace(facts, target=f"entroloop.eval.measures.registry:{name}") for name, facts in _BUILT_IN.items()},
-)
+_BUILT_IN = {
+    name: replace(facts, target=f"entroloop.eval.measures.registry:{name}") for name, facts in _MEASURES.items()
+}
+MEASURES = Registry("measure", "measures", MeasureFacts, _BUILT_IN)
 
 # A report shows these in this order: the measures, then the facts about the training set.
 SHOWN: dict[str, MeasureFacts] = {

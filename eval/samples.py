@@ -165,19 +165,15 @@ def features_of(
         stored = of.rows.parts[0]
         if stored.ndim == 2 and stored.dtype == np.float32 and stored.dtype.isnative and stored.flags.c_contiguous:
             return stored[mine]
-    count = mine.stop - mine.start
-    with tempfile.TemporaryFile(prefix="entroloop-") as file, Progress("encode", count, "row", show=show) as bar:
+    shape = (mine.stop - mine.start, encoder.dim)
+    with tempfile.TemporaryFile(prefix="entroloop-") as file, Progress("encode", shape[0], "row", show=show) as bar:
         for samples in of.blocks(mine):
             turned: Any = np.ascontiguousarray(samples[..., ::-1]) if mirrored else samples
             features = _encoded(turned, encoder, of.path)
             file.write(np.ascontiguousarray(features).data)
             bar.advance(len(features))
         file.flush()
-        return (
-            np.memmap(file, np.float32, "r", shape=(count, encoder.dim))
-            if count
-            else np.empty((0, encoder.dim), np.float32)
-        )
+        return np.memmap(file, np.float32, "r", shape=shape) if shape[0] else np.empty(shape, np.float32)
 
 
 def _encoded(samples: Samples, encoder: Encoder, path: Path) -> NDArray[np.float32]:

@@ -52,9 +52,9 @@ def intervals(
     others = [name for name in values if name not in (*GIVEN_TRAINING, *WITHOUT)]
     found: dict[str, list[float]] = {name: [] for name in (*copying, *others)}
     for _ in range(times):
-        again = {**measure(redrawn(sets, rng), only=copying).values}
-        again |= measure(half(sets, rng, scaled=True), only=others).values
-        for name, value in again.items():
+        drawn_again = measure(redrawn(sets, rng), only=copying).values
+        halves = measure(half(sets, rng, scaled=True), only=others).values
+        for name, value in (drawn_again | halves).items():
             found[name].append(value)
         drawn()
     out = {}

@@ -105,13 +105,9 @@ class Sets(Exchanges):
         return other
 
     def _load(self, name: str, features: Features) -> Tensor:
-        if len(np.shape(features)) != 2:
-            raise UserError(f"{name}: features have shape {tuple(np.shape(features))}; expected [points, features]")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only maps; nothing here writes to them
-            x = torch.as_tensor(features)
-        check_type(name, x)
-        x = x.to(device=self.world.device, dtype=torch.float32)  # on the CPU, float32 that is mapped stays mapped
+        x = rows_of(name, features).to(
+            device=self.world.device, dtype=torch.float32
+        )  # on the CPU, what is mapped stays mapped
         check_finite(name, x)
         return x
 
@@ -246,10 +242,16 @@ class Sets(Exchanges):
         return self.among(training, np.sort(np.random.default_rng(self.seed).permutation(n)[:size]))
 
 
-def check_type(name: str, features: Tensor) -> None:
-    """Raises UserError, naming the set, unless the features are real numbers."""
-    if features.dtype == torch.bool or features.is_complex():
-        raise UserError(f"{name}: features of type {features.dtype}; expected float32")
+def rows_of(name: str, features: Any) -> Tensor:
+    """The features as a Tensor, not copied. Raises UserError, naming the set, unless they are [n, D] real numbers."""
+    if len(np.shape(features)) != 2:
+        raise UserError(f"{name}: features have shape {tuple(np.shape(features))}; expected [points, features]")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch warns of read-only maps; nothing here writes to them
+        x = torch.as_tensor(features)
+    if x.dtype == torch.bool or x.is_complex():
+        raise UserError(f"{name}: features of type {x.dtype}; expected float32")
+    return x
 
 
 def check_finite(name: str, features: Tensor) -> None:

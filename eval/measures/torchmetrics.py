@@ -35,7 +35,7 @@ from entroloop.eval.measures import frechet
 from entroloop.eval.measures.exchanges import Exchanges
 from entroloop.eval.measures.frechet import Moments, merge, moments
 from entroloop.eval.measures.registry import measure
-from entroloop.eval.measures.sets import Sets, check_finite, check_type, check_width
+from entroloop.eval.measures.sets import Sets, check_finite, check_width, rows_of
 
 Role = Literal["generated", "training", "reference"]
 ROLES: tuple[Role, ...] = ("generated", "training", "reference")
@@ -53,6 +53,8 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
         super().__init__(sync_on_compute=False, dist_sync_on_step=False, **options)
         self.encoder = encoder
         self._world = world
+        for role in ROLES:
+            self.add_state(role, default=[], dist_reduce_fx=None)
 
     @property
     def world(self) -> World:
@@ -63,10 +65,7 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
         """Features [n, D]. Raises UserError unless they are finite real numbers with the role's D of earlier calls."""
         if role not in ROLES:
             raise UserError(f"role {role!r} does not exist: give one of {', '.join(ROLES)}")
-        features = torch.as_tensor(self._encoded(samples))
-        if features.ndim != 2:
-            raise UserError(f"{role}: features have shape {tuple(features.shape)}; expected [samples, features]")
-        check_type(role, features)
+        features = rows_of(role, self._encoded(samples))
         check_finite(role, features)
         for kept in getattr(self, role)[:1]:
             _check_equal(role, {kept.shape[1], features.shape[1]})
@@ -106,17 +105,12 @@ class FeatureMetric(_SetMetric):
     """
 
     name: str = ""
-    generated: list[Tensor]
-    training: list[Tensor]
-    reference: list[Tensor]
 
     def __init__(
         self, encoder: Encode | None = None, *, entropy_size: int | None = None, seed: int = 0, **options: Any
     ) -> None:
         super().__init__(encoder, **options)
         self.entropy_size, self.seed = entropy_size, seed
-        for role in ROLES:
-            self.add_state(role, default=[], dist_reduce_fx=None)
 
     def update(self, samples: Any, role: Role = "generated") -> None:
         """Adds samples to one of the sets."""
@@ -169,13 +163,8 @@ class FrechetDistance(_SetMetric):
 
     higher_is_better = MEASURES.built_in["frechet_distance"].higher_is_better
 
-    def __init__(self, encoder: Encode | None = None, **options: Any) -> None:
-        super().__init__(encoder, **options)
-        for role in ROLES:
-            self.add_state(role, default=[], dist_reduce_fx=None)  # one packed tensor: count, mean, scatter
-
     def update(self, samples: Any, role: Role = "generated") -> None:
-        """Adds samples to one of the sums."""
+        """Adds samples to one of the sums, each of which is one packed tensor."""
         new = moments(self._features(samples, role))
         kept: list[Tensor] = getattr(self, role)
         if kept:
@@ -188,12 +177,11 @@ class FrechetDistance(_SetMetric):
             kept: list[Tensor] = getattr(self, role)
             mine = _unpack(kept[0]) if kept else moments(torch.empty(0, width, device=self.device))
             sums[role] = exchanges.combined(mine)
-        for role in ("generated", "reference" if "reference" in sums else "training"):
+        real = "reference" if "reference" in sums else "training"
+        for role in ("generated", real):
             if role not in sums or sums[role].n < 2:
                 raise UserError(f"{role}: holds too few points; the Frechet distance needs at least 2")
-        value = frechet.frechet_distance(
-            sums["generated"], sums.get("reference", sums.get("training", sums["generated"]))
-        )
+        value = frechet.frechet_distance(sums["generated"], sums[real])
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 
 

@@ -99,7 +99,7 @@ def test_the_distance_keeps_sums_and_no_samples(sets):
     ("act", "message"),
     [
         (lambda m: m.update(cloud(3, 0), role="real"), "role 'real' does not exist"),
-        (lambda m: m.update(cloud(3, 0)[0]), "expected \\[samples, features\\]"),
+        (lambda m: m.update(cloud(3, 0)[0]), "expected \\[points, features\\]"),
         (lambda m: (m.update(cloud(3, 0)), m.compute()), "training: holds 0 points"),
         (lambda m: (m.update(cloud(3, 0)), m.update(cloud(3, 0, d=4)), m.compute()), "different widths: 4, 6"),
     ],
