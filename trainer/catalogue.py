@@ -64,57 +64,36 @@ class TrackerFacts(Facts):
 
 DDPM_STEPS = 1000
 
-_SAMPLERS = "entroloop.trainer.sampler"
-_NETWORKS = "entroloop.trainer.network"
-_SIZES = "entroloop.trainer.network_size"
-_OBJECTIVES = "entroloop.trainer.diffusion"
+_SAMPLERS = {
+    "heun": SamplerFacts("entroloop.trainer.sampler:heun", calls=lambda steps: 2 * steps - 1, churn=True),
+    "euler": SamplerFacts("entroloop.trainer.sampler:euler"),
+    "ddim": SamplerFacts("entroloop.trainer.sampler:euler"),
+    "ddpm": SamplerFacts("entroloop.trainer.sampler:ancestral"),
+    "dpm-solver++": SamplerFacts("entroloop.trainer.sampler:dpm_solver"),
+}
+_NETWORKS = {
+    "unet": NetworkFacts(
+        "entroloop.trainer.network:ImageNetwork", "images", "unet/config.json",
+        counted_by="entroloop.trainer.network_size:unet_parameters",
+    ),
+    "mlp": NetworkFacts(
+        "entroloop.trainer.network:VectorNetwork", "any", "mlp.json",
+        counted_by="entroloop.trainer.network_size:mlp_parameters",
+    ),
+}  # fmt: skip
+_OBJECTIVES = {
+    "edm": ObjectiveFacts("entroloop.trainer.diffusion:EDM"),
+    "ddpm": ObjectiveFacts("entroloop.trainer.diffusion:DDPM", levels=DDPM_STEPS, clips=True),
+}
+_TRACKERS = {
+    name: TrackerFacts("entroloop.trainer.engines.trackers:start_tracker", library=name)
+    for name in ("tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio")
+}
 
-SAMPLERS = Registry(
-    "sampler",
-    "samplers",
-    SamplerFacts,
-    {
-        "heun": SamplerFacts(f"{_SAMPLERS}:heun", calls=lambda steps: 2 * steps - 1, churn=True),
-        "euler": SamplerFacts(f"{_SAMPLERS}:euler"),
-        "ddim": SamplerFacts(f"{_SAMPLERS}:euler"),
-        "ddpm": SamplerFacts(f"{_SAMPLERS}:ancestral"),
-        "dpm-solver++": SamplerFacts(f"{_SAMPLERS}:dpm_solver"),
-    },
-)
-
-NETWORKS = Registry(
-    "network",
-    "networks",
-    NetworkFacts,
-    {
-        "unet": NetworkFacts(
-            f"{_NETWORKS}:ImageNetwork", "images", "unet/config.json", counted_by=f"{_SIZES}:unet_parameters"
-        ),
-        "mlp": NetworkFacts(f"{_NETWORKS}:VectorNetwork", "any", "mlp.json", counted_by=f"{_SIZES}:mlp_parameters"),
-    },
-)
-
-OBJECTIVES = Registry(
-    "objective",
-    "objectives",
-    ObjectiveFacts,
-    {
-        "edm": ObjectiveFacts(f"{_OBJECTIVES}:EDM"),
-        "ddpm": ObjectiveFacts(f"{_OBJECTIVES}:DDPM", levels=DDPM_STEPS, clips=True),
-    },
-)
-
-TRACKERS = Registry(
-    "tracker",
-    "trackers",
-    TrackerFacts,
-    {
-        name: TrackerFacts("entroloop.trainer.engines.trackers:start_tracker", library=name)
-        for name in (
-            "tensorboard", "wandb", "comet_ml", "aim", "mlflow", "clearml", "dvclive", "swanlab", "trackio",
-        )
-    },
-)  # fmt: skip
+SAMPLERS = Registry("sampler", "samplers", SamplerFacts, _SAMPLERS)
+NETWORKS = Registry("network", "networks", NetworkFacts, _NETWORKS)
+OBJECTIVES = Registry("objective", "objectives", ObjectiveFacts, _OBJECTIVES)
+TRACKERS = Registry("tracker", "trackers", TrackerFacts, _TRACKERS)
 
 
 def own_parts(network: str, objective: str, sampler: str) -> dict[str, str]:

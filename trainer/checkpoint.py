@@ -141,12 +141,11 @@ def export(
             for name in [*network.save(here), *pipeline.save(here, network, objective, shape, num_classes)]:
                 manifest.put(folder, inner + name, (here / name).read_bytes())
                 names.append(inner + name)
-    network = averages[""]
     about = {
         "objective": objective,
         "scale": asdict(scale),
         "num_classes": num_classes,
         "shape": list(shape),
-        "parameters": sum(p.numel() for p in network.parameters()),
+        "parameters": sum(p.numel() for p in averages[""].parameters()),
     }
     return manifest.seal(folder, "weights", images_seen, names, about=about, made_from=made_from)

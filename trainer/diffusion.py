@@ -25,10 +25,10 @@ SIGMA_DATA = 0.5
 P_MEAN, P_STD = -1.2, 1.2
 BETAS = (1e-4, 0.02)  # DDPM's first and last beta
 
-Network = Callable[
-    [Tensor, Tensor, Tensor | None], Tensor
-]  # (input [B, ...], noise condition [B], labels [B]) -> [B, ...]
-Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x [B, ...], sigma [B], labels [B]) -> estimate of y
+# (input [B, ...], noise condition [B], labels [B]) -> [B, ...]
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+# (x [B, ...], sigma [B], labels [B]) -> estimate of y
+Denoiser = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:

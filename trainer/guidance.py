@@ -87,12 +87,8 @@ def denoiser_of(weights: Path, config: SampleConfig, guide: Path | None, prepare
             raise UserError(f"sample.guide={guide}: trained as {theirs['objective']}, not {about['objective']}")
         extrapolate_weights(config.guide_weight, second, own, guide)
         return denoiser(about["objective"], prepare(own))
-    return combined(
-        config.guide_kind,
-        config.guide_weight,
-        denoiser(about["objective"], prepare(own)),
-        denoiser(theirs["objective"], prepare(second)),
-    )
+    mine, other = denoiser(about["objective"], prepare(own)), denoiser(theirs["objective"], prepare(second))
+    return combined(config.guide_kind, config.guide_weight, mine, other)
 
 
 def check_guide(folder: Path, shape: Sequence[int], num_classes: int) -> dict[str, Any]:

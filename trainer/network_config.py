@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from entroloop.data.config import HOW, Named, Section
 from entroloop.data.registry import check_options
@@ -24,7 +24,7 @@ class NetworkConfig(Section):
     `mlp` takes small images, too, as vectors of their pixels."""
     options: dict[str, Any] = Field({})
     """Keyword arguments of your own class."""
-    channels: tuple[int, ...] = (16, 32)
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field((16, 32), min_length=1)
     """UNet: channels of each level; each level has half the resolution of the previous level."""
     layers_per_block: int = Field(1, ge=1)
     """UNet: residual blocks per level."""
@@ -53,10 +53,3 @@ class NetworkConfig(Section):
         else:
             check_options(f"network {self.kind}", NETWORKS.load(self.kind), self.options, skip=2)
         return self
-
-    @field_validator("channels")
-    @classmethod
-    def _some_channels(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if not value or min(value) < 1:
-            raise ValueError("give at least one level with a positive number of channels")
-        return value

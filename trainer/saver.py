@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -55,7 +54,7 @@ class Spacing:
 
 
 class Saver:
-    """Writes checkpoints to `folder`, one at a time. As a context, it waits at the end for the file in progress.
+    """Writes checkpoints to `folder`, one at a time.
 
     seen  the number of images seen before the first step
     """
@@ -70,12 +69,8 @@ class Saver:
         self._warm = False
         self._since = self._saved, time.monotonic()  # where the measurement of the speed began
 
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Waits for the file in progress."""
         self._thread.shutdown()
 
     def due(self, steps: int, told: Callable[[], bool]) -> tuple[bool, bool]:

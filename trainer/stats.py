@@ -31,9 +31,7 @@ class Window:
         self._reset()
 
     def _reset(self) -> None:
-        self.losses: list[Tensor] = []
-        self.sigmas: list[Tensor] = []
-        self.norms: list[Tensor] = []
+        self.steps: list[tuple[Tensor, Tensor, Tensor]] = []  # (loss, sigma, norm) of each
         self.waited = 0.0
         self.start = time.monotonic()
 
@@ -42,28 +40,26 @@ class Window:
 
         Every rank calls it at every step.
         """
-        self.losses.append(loss)
-        self.sigmas.append(sigma)
-        self.norms.append(norm)
+        self.steps.append((loss, sigma, norm))
         self.waited += waited
-        if len(self.losses) < self.every:
+        if len(self.steps) < self.every:
             return
-        loss, sigma = (self.world.gather_rows(torch.cat(values)).cpu() for values in (self.losses, self.sigmas))
+        *own, norms = zip(*self.steps, strict=True)
+        loss, sigma = (self.world.gather_rows(torch.cat(values)).cpu() for values in own)
 
         def write() -> None:
-            line = self._line(loss, sigma, seen)
+            line = self._line(loss, sigma, torch.stack(norms).tolist(), seen)
             files.add_line(self.path, line)
             self.tell(line)
 
         self.world.on_main(write)
         self._reset()
 
-    def _line(self, loss: Tensor, sigma: Tensor, seen: int) -> dict[str, Any]:
+    def _line(self, loss: Tensor, sigma: Tensor, norms: list[float], seen: int) -> dict[str, Any]:
         seconds = time.monotonic() - self.start
         bucket = torch.bucketize(sigma, torch.tensor(EDGES))
         names = [f"sigma<{edge}" for edge in EDGES] + [f"sigma>={EDGES[-1]}"]
         by_sigma = {name: float(loss[bucket == i].mean()) for i, name in enumerate(names) if bool((bucket == i).any())}
-        norms = torch.stack(self.norms).tolist()
         finite = [norm for norm in norms if math.isfinite(norm)]
         line: dict[str, Any] = {
             "phase": "train",
@@ -72,7 +68,7 @@ class Window:
             "loss_by_sigma": by_sigma,
             "gradient_norm": sum(finite) / len(finite) if finite else None,
             "lr": learning_rate(self.config, seen - self.config.batch),
-            "images_per_second": round(len(self.losses) * self.config.batch / seconds, 1),
+            "images_per_second": round(len(norms) * self.config.batch / seconds, 1),
             "data_wait_share": round(self.waited / seconds, 4),
         }
         if len(finite) < len(norms):

@@ -9,6 +9,7 @@ It can also be resumed at any other world size and by any other engine.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -163,6 +164,7 @@ class Trainer:
         config, engine = self.job.config, self.engine
         engine.set_rate(learning_rate(config, self.seen))
         losses, sigmas = [], []
+        drawn = drawn or training_noise(self.shape, batch.position, len(batch.samples), self.job.seed, draws=3)
         with casts_kept(self.world.device):
             for i in range(engine.passes):
                 with engine.one_pass(last=i == engine.passes - 1):
@@ -180,22 +182,17 @@ class Trainer:
                 ema.update(self.averages[name], masters, ema.decay(rule, self.seen, config.batch))
         return loss, sigma, norm
 
-    def _loss(self, batch: Batch, drawn: Drawn | None, start: int, count: int) -> tuple[Tensor, Tensor]:
+    def _loss(self, batch: Batch, drawn: Drawn, start: int, count: int) -> tuple[Tensor, Tensor]:
         """(loss [count], sigma [count]) of samples start … start + count - 1 of a batch."""
         config, device = self.job.config, self.world.device
-        position = batch.position + start
         part = slice(start, start + count)
-        if drawn is None:
-            normal, uniform = training_noise(self.shape, position, count, self.job.seed, draws=3)
-        else:
-            normal, uniform = drawn[0][part], drawn[1][part]
+        normal, uniform = (x[part].to(device, non_blocking=True) for x in drawn)
         # Seeds only this device's generator: torch.manual_seed would take one per cent of a small network's step.
         generator = (
             torch.cuda.default_generators[device.index or 0] if device.type == "cuda" else torch.default_generator
         )
-        generator.manual_seed(derive_seed(self.job.seed, 0, "dropout", position))
+        generator.manual_seed(derive_seed(self.job.seed, 0, "dropout", batch.position + start))
         y = self.scale.to_model(batch.samples[part].to(device, non_blocking=True))
-        uniform = uniform.to(device, non_blocking=True)
         if config.flip:
             y = torch.where((uniform[:, 1] < 0.5)[:, None, None, None], y.flip(-1), y)
         labels = None
@@ -203,8 +200,7 @@ class Trainer:
             assert batch.labels is not None
             labels = batch.labels[part].to(device, non_blocking=True)
             labels = labels.masked_fill(uniform[:, 2] < config.label_dropout, self.num_classes)
-        noise = Noise(normal.to(device, non_blocking=True), uniform[:, 0])
-        return training_loss(config.objective, self.engine.call, y, noise, labels)
+        return training_loss(config.objective, self.engine.call, y, Noise(normal, uniform[:, 0]), labels)
 
     def export(self) -> None:
         """Seals the averaged weights. Every rank calls it. Raises Failed as `step` does."""
@@ -248,7 +244,7 @@ def train(
         seed=job.seed, seen=trainer.seen, until=config.images, batch=config.batch, rank=world.rank, size=world.size
     )
     with (
-        trainer.saver as saver,
+        contextlib.closing(trainer.saver) as saver,
         Progress(job.title, config.images, "img", done=trainer.seen, show=world.is_main) as progress,
     ):
         on_progress(progress)

@@ -78,14 +78,10 @@ class TrainConfig(Section):
     """Further averages by name, exported as `ema_<name>` beside the average `ema`."""
 
     @model_validator(mode="after")
-    def _checkpoints_can_be_resumed(self) -> TrainConfig:
+    def _fits_together(self) -> TrainConfig:
         for name in self.more_emas:
             if not name.isidentifier():
                 raise ValueError(f"more_emas.{name}: give names of letters, digits and _")
-        return self
-
-    @model_validator(mode="after")
-    def _a_step_is_part_of_a_generation(self) -> TrainConfig:
         seen = round(self.kimg * 1000)
         if self.batch > seen:
             raise ValueError(

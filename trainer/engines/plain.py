@@ -19,6 +19,7 @@ from entroloop.data.world import World
 from entroloop.trainer.train_config import TrainConfig, micro_batches
 
 Named = dict[str, Tensor]
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # Adam's, by the keys of the optimizer's state
 
 
 class Engine:
@@ -128,12 +129,11 @@ class Engine:
     def state(self) -> dict[str, Any]:
         """Weights, Adam's moments and step count, and fp16's loss scale. Every rank calls it; see `gather`."""
         optimizer, keys = self.adam
-        held = [optimizer.state[key] for key in keys]
+        held = [(optimizer.state[key], master) for key, master in zip(keys, self.masters, strict=True)]
         return {
             "weights": self.gather(self.masters),
-            "exp_avg": self.gather([s["exp_avg"].view_as(m) for s, m in zip(held, self.masters, strict=True)]),
-            "exp_avg_sq": self.gather([s["exp_avg_sq"].view_as(m) for s, m in zip(held, self.masters, strict=True)]),
-            "steps": float(held[0]["step"]),
+            **{moment: self.gather([s[moment].view_as(master) for s, master in held]) for moment in _MOMENTS},
+            "steps": float(held[0][0]["step"]),
             "loss_scale": self._loss_scale(),
         }
 
@@ -146,12 +146,8 @@ class Engine:
         optimizer, keys = self.adam
         for key, master in zip(keys, self.masters, strict=True):
             step = torch.tensor(state["steps"], dtype=torch.float32, device=master.device if self.fused else "cpu")
-            optimizer.state[key] = {
-                "step": step,
-                "exp_avg": torch.zeros_like(master),
-                "exp_avg_sq": torch.zeros_like(master),
-            }
-        for moment in ("exp_avg", "exp_avg_sq"):
+            optimizer.state[key] = {"step": step, **{moment: torch.zeros_like(master) for moment in _MOMENTS}}
+        for moment in _MOMENTS:
             self.scatter(state.get(moment, {}), [optimizer.state[key][moment] for key in keys])
         self._set_loss_scale(state["loss_scale"])
 

@@ -143,10 +143,6 @@ class ZeroEngine(Engine):
     def moved(self, norm: float) -> bool:
         return not self.model.optimizer.overflow
 
-    def set_rate(self, rate: float) -> None:
-        for group in self.model.optimizer.param_groups:
-            group["lr"] = rate
-
     def gather(self, local: Sequence[Tensor]) -> Named:
         from deepspeed.utils import safe_get_full_fp32_param
 
