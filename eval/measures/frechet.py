@@ -74,11 +74,8 @@ def merge(a: Moments, b: Moments) -> Moments:
     if n == 0:
         return a
     shift = b.mean - a.mean
-    return Moments(
-        n,
-        a.mean + shift * (b.n / n),
-        a.scatter + b.scatter + torch.outer(shift, shift) * (a.n * b.n / n),
-    )
+    mean = a.mean + shift * (b.n / n)
+    return Moments(n, mean, a.scatter + b.scatter + torch.outer(shift, shift) * (a.n * b.n / n))
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:

@@ -90,10 +90,7 @@ def entropy_scatter(groups: Sequence[Arm], encoder: str) -> Figure | None:
     if len(entropy_sizes([run for arm in groups for run in arm.runs])) > 1:
         return None
     with matplotlib.rc_context(style.STYLE):
-        names = [arm.label for arm in groups]
-        columns = style.legend_columns(names, 4.6)
-        room = style.legend_height(names, columns, 4.6)
-        figure, (axes,) = style.new_figure(4.6, 3.3 + room, bottom=0.45 + room)
+        figure, axes, columns = style.curve_figure([arm.label for arm in groups], 4.6, 3.3)
         looks = style.styles(groups)
         clusters = [cluster for arm in groups for cluster in entropy_and_score(arm.runs, encoder)]
         if not any(clusters):

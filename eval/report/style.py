@@ -148,11 +148,11 @@ def plain(value: float, _: int) -> str:
     return f"{value:.6g}".replace("-", "\N{MINUS SIGN}")
 
 
-def curve_figure(labels: Sequence[str]) -> tuple[Figure, Axes, int]:
-    """A figure for curves, with room for a legend of these labels, its axes, and the columns of the legend."""
-    columns = legend_columns(labels, _WIDE)
-    room = legend_height(labels, columns, _WIDE)
-    figure, (axes,) = new_figure(_WIDE, 2.8 + room, bottom=0.45 + room)
+def curve_figure(labels: Sequence[str], width: float = _WIDE, height: float = 2.8) -> tuple[Figure, Axes, int]:
+    """A figure with room for a legend of these labels below its `height`, its axes, and the columns of the legend."""
+    columns = legend_columns(labels, width)
+    room = legend_height(labels, columns, width)
+    figure, (axes,) = new_figure(width, height + room, bottom=0.45 + room)
     return figure, axes, columns
 
 
