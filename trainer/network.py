@@ -81,7 +81,25 @@ class ImageNetwork(DenoiserNetwork):
 
     @classmethod
     def make(cls, config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> ImageNetwork:
-        return cls(_unet(config, shape, num_classes))
+        from diffusers import UNet2DModel  # takes seconds to import
+
+        check_unet(config, shape)
+        attention = [level in config.attention for level in range(len(config.channels))]
+        unet = UNet2DModel(
+            sample_size=shape[-1],
+            in_channels=shape[0],
+            out_channels=shape[0],
+            block_out_channels=config.channels,
+            layers_per_block=config.layers_per_block,
+            norm_num_groups=config.norm_groups,
+            down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
+            up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
+            add_attention=config.middle_attention,
+            attention_head_dim=HEAD,
+            dropout=config.dropout,
+            num_class_embeds=num_classes + 1 if num_classes else None,
+        )
+        return cls(unet)
 
     def save(self, folder: Path) -> list[str]:
         self.unet.save_pretrained(folder / "unet")
@@ -275,24 +293,3 @@ def check_attention(backend: Attention, device: torch.device) -> None:
         memory_efficient_attention(q, q, q)
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{key}: xformers does not run on this GPU ({reason(error)}): set sdpa") from error
-
-
-def _unet(config: NetworkConfig, shape: tuple[int, ...], num_classes: int) -> UNet2DModel:
-    from diffusers import UNet2DModel  # takes seconds to import
-
-    check_unet(config, shape)
-    attention = [level in config.attention for level in range(len(config.channels))]
-    return UNet2DModel(
-        sample_size=shape[-1],
-        in_channels=shape[0],
-        out_channels=shape[0],
-        block_out_channels=config.channels,
-        layers_per_block=config.layers_per_block,
-        norm_num_groups=config.norm_groups,
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)),
-        add_attention=config.middle_attention,
-        attention_head_dim=HEAD,
-        dropout=config.dropout,
-        num_class_embeds=num_classes + 1 if num_classes else None,
-    )

@@ -24,7 +24,13 @@ def fitted(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[str, tuple[in
     Raises UserError, naming the key, when the configuration does not fit the shape.
     """
     if config.fold is not None:
-        shape = _folded(config.fold, shape)
+        c, h, w = config.fold
+        if shape != (c * h * w,) or h != w:
+            raise UserError(
+                f"network.fold={list(config.fold)}: needs vectors of {c * h * w} features and equal sides, "
+                f"not samples of shape {list(shape)}"
+            )
+        shape = config.fold
     takes = "vectors" if len(shape) == 1 else "images"
     fitting = [name for name, facts in NETWORKS.built_in.items() if facts.samples in (takes, "any")]
     kind = fitting[0] if config.kind == AUTO else config.kind
@@ -32,17 +38,6 @@ def fitted(config: NetworkConfig, shape: tuple[int, ...]) -> tuple[str, tuple[in
         right = " or ".join(fitting)
         raise UserError(f"network.kind={kind}: samples of shape {list(shape)} need {right} (or auto)")
     return kind, shape
-
-
-def _folded(fold: tuple[int, int, int], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which the UNet sees vectors. Raises UserError when `fold` does not fit the vectors."""
-    c, h, w = fold
-    if shape != (c * h * w,) or h != w:
-        raise UserError(
-            f"network.fold={list(fold)}: needs vectors of {c * h * w} features and equal sides, "
-            f"not samples of shape {list(shape)}"
-        )
-    return fold
 
 
 def check_unet(config: NetworkConfig, shape: tuple[int, ...]) -> None:

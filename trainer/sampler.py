@@ -83,8 +83,7 @@ def heun(
     x = noise.double() * sigmas[0]
     levels = sigmas.tolist()
     for step, (sigma, after) in enumerate(itertools.pairwise(sigmas)):
-        gamma = churn.gamma(levels[step], len(levels) - 1) if churn is not None else 0.0
-        if churn is not None and gamma > 0:
+        if churn is not None and (gamma := churn.gamma(levels[step], len(levels) - 1)) > 0:
             assert fresh_noise is not None
             raised = sigma * (1 + gamma)
             x = x + (raised.square() - sigma.square()).sqrt() * churn.noise * fresh_noise(step).double()
