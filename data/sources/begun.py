@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import itertools
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, reading
@@ -158,30 +160,26 @@ def names_digest(source: Source) -> str:
 
     The digest of `{"names": …, "labels": …, "classes": …}` by `files.digest`, without the JSON of all names at once.
     """
-    labels, sha = source.labels, hashlib.sha256(b"{\n")
-    _add(sha, "classes", source.classes)
-    sha.update(b",\n")
-    if labels is None:
-        sha.update(b'  "labels": null')
-    else:
-        pieces = (labels[at : at + PIECE].tolist() for at in range(0, len(labels), PIECE))
-        _add(sha, "labels", itertools.chain.from_iterable(pieces))
-    sha.update(b",\n")
-    _add(sha, "names", source.names)
+    sha, before = hashlib.sha256(), "{"
+    for key in ("classes", "labels", "names"):
+        sha.update(f'{before}\n  "{key}": '.encode())
+        _add(sha, getattr(source, key))
+        before = ","
     sha.update(b"\n}\n")
     return sha.hexdigest()
 
 
-def _add(sha: hashlib._Hash, key: str, values: Iterable[Any]) -> None:
-    """Adds a key and its list, as `files.json_bytes` writes them."""
-    sha.update(f'  "{key}": ['.encode())
-    left, comma = iter(values), ""
-    while some := list(itertools.islice(left, PIECE)):
-        sha.update(
-            (comma + "\n    " + json.dumps(some, ensure_ascii=False, separators=(",\n    ", ":"))[1:-1]).encode()
-        )
-        comma = ","
-    sha.update(b"\n  ]" if comma else b"]")
+def _add(sha: hashlib._Hash, values: Sequence[Any] | NDArray[np.int64] | None) -> None:
+    """Adds a list as `files.json_bytes` writes it."""
+    if values is None or not len(values):
+        sha.update(b"null" if values is None else b"[]")
+        return
+    for at in range(0, len(values), PIECE):
+        piece = values[at : at + PIECE]
+        plain = piece.tolist() if isinstance(piece, np.ndarray) else list(piece)
+        text = json.dumps(plain, ensure_ascii=False, separators=(",\n    ", ":"))[1:-1]
+        sha.update(f"{',' if at else '['}\n    {text}".encode())
+    sha.update(b"\n  ]")
 
 
 def source_digest(source: Source) -> str:
