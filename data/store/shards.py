@@ -24,7 +24,6 @@ import hashlib
 import io
 import json
 import math
-import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -236,7 +235,7 @@ def parse_shard(raw: bytes, name: str) -> tuple[Samples, NDArray[np.int64] | Non
             key = next(iter(samples.keys() ^ labels.keys()), key)
             raise ValueError(f"{len(samples)} samples and {len(labels)} labels do not go together")
         return np.stack(list(samples.values())), np.array(list(labels.values()), np.int64) if labels else None
-    except (tarfile.TarError, ValueError, OSError, EOFError, SyntaxError, zlib.error) as error:
+    except (ValueError, OSError, EOFError, SyntaxError, zlib.error) as error:
         raise UserError(f"{name}: damaged shard, at sample {key or '(first)'}: {reason(error)}") from error
 
 

@@ -2,6 +2,7 @@
 
 members  ->  write    ->  bytes equal to tarfile's USTAR format with time and owner 0
 bytes    ->  members  ->  (name, payload); every header is checked, and a file that was cut anywhere is refused
+a file   ->  entries  ->  every entry of a tar that any program wrote
 """
 
 from __future__ import annotations
@@ -38,33 +39,22 @@ def write(file: IO[bytes], members: Iterable[tuple[str, bytes]]) -> None:
 
 
 def members(raw: bytes) -> Iterator[tuple[str, bytes]]:
-    """(name, payload) of every regular file, in order.
+    """(name, payload) of every file of an archive that `write` made, in order.
 
-    Raises ValueError, or tarfile.TarError, when the archive is damaged, cut short or holds anything but files and
-    folders.
+    Raises ValueError when the archive is damaged, cut short or holds anything but files.
     """
-    at = 0
-    while True:
-        head = raw[at : at + BLOCK]
-        if len(head) < BLOCK:
-            raise ValueError("the file ends without the archive's end mark")
-        if not any(head):
-            if any(raw[at:]) or len(raw) - at < 2 * BLOCK:
-                raise ValueError("the archive's end mark is damaged")
-            return
-        if int(head[148:156].strip(b" \0") or b"-1", 8) != sum(head) - sum(head[148:156]) + 256:
-            raise ValueError(f"header at byte {at} is damaged")
-        if head[156] not in b"0\0":  # folders, long names and other extensions, which entroloop's own shards lack
-            yield from _rest_by_tarfile(raw, at)
-            return
-        size = int(head[124:136].strip(b" \0") or b"0", 8)
-        name = head[:100].rstrip(b"\0").decode()
-        prefix = head[345:500].rstrip(b"\0").decode() if head[257:263] == b"ustar\0" else ""
-        at += BLOCK
-        if at + size > len(raw):
-            raise ValueError(f"{name} is cut short")
-        yield (f"{prefix}/{name}" if prefix else name), raw[at : at + size]
-        at += size + -size % BLOCK
+    file, at = io.BytesIO(raw), 0
+    while (member := _plain(file, at)) is not None:
+        end = member.offset_data + member.size
+        if end > len(raw):
+            raise ValueError(f"{member.name} is cut short")
+        yield member.name, raw[member.offset_data : end]
+        at = end + -member.size % BLOCK
+    rest = raw[at:]
+    if any(rest[:BLOCK]):
+        raise ValueError(f"header at byte {at} is damaged, or not that of a file")
+    if any(rest) or len(rest) < 2 * BLOCK:
+        raise ValueError("the archive's end mark is damaged or missing")
 
 
 def places(raw: bytes) -> Iterator[tuple[str, int, int, int]]:
@@ -137,12 +127,3 @@ def _size(head: bytes) -> int | None:
     if int(head[148:156].strip(b" \0") or b"-1", 8) != sum(head) - sum(head[148:156]) + 256:
         return None
     return int(head[124:136].strip(b" \0"), 8)
-
-
-def _rest_by_tarfile(raw: bytes, at: int) -> Iterator[tuple[str, bytes]]:
-    file = io.BytesIO(raw[at:])
-    for member in entries(file):
-        if member.issparse() or not (member.isreg() or member.isdir()):
-            raise ValueError(f"{member.name} is not a regular file")
-        if member.isreg():
-            yield member.name, raw[at + member.offset_data : at + member.offset_data + member.size]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from entroloop.data.store import tar
 
-NAMES = st.text("abc./-_ 0123456789", min_size=1, max_size=100)
+NAMES = st.text("abc./-_ 0123456789", min_size=1, max_size=100).filter(lambda name: not name.endswith("/"))
 
 
 def written(members) -> bytes:
@@ -36,26 +36,15 @@ def test_same_bytes_as_tarfile_and_read_back(members):
     assert list(tar.members(raw)) == members
 
 
-@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_long_and_foreign_names_of_every_format(format):
-    members = [("a.png", b"x"), ("folder " * 13 + "/" + "b" * 90 + ".png", b"y" * 600), ("../ü.cls", b"1")]
-    assert list(tar.members(by_tarfile(members, format=format))) == members
-
-
-def test_links_are_refused_and_directories_passed_over():
+@pytest.mark.parametrize("kind", [tarfile.DIRTYPE, tarfile.SYMTYPE])
+def test_what_is_no_file_is_refused(kind):
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
-        folder = tarfile.TarInfo("folder")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        info = tarfile.TarInfo("folder/a")
-        info.size = 1
-        archive.addfile(info, io.BytesIO(b"a"))
-        assert list(tar.members(out.getvalue() + bytes(1024))) == [("folder/a", b"a")]
-        link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(tarfile.TarInfo("a"))
+        link = tarfile.TarInfo("b")
+        link.type, link.linkname = kind, "/etc/passwd"
         archive.addfile(link)
-    with pytest.raises(ValueError, match="link is not a regular file"):
+    with pytest.raises(ValueError, match="header at byte 512 is damaged, or not that of a file"):
         list(tar.members(out.getvalue()))
 
 
