@@ -54,22 +54,22 @@ def _trained(
 ) -> Denoiser:  # fmt: skip
     """One training step. Returns the denoiser of the network."""
     net = _known_network
-    key = "network.kind" if "network.kind" in own else "train.objective"
+    what = _named(own, "network.kind", "train.objective")
     if "network.kind" in own:
         net = build(network, shape, num_classes, 0)
         if not any(p.requires_grad for p in net.parameters()):
             raise UserError(f"network.kind={network.kind}: has no parameters that can be trained")
     clean, noise = SIGMA_DATA * torch.randn(SAMPLES, *shape), Noise(torch.randn(SAMPLES, *shape), torch.rand(SAMPLES))
-    found: Any = _tried(key, own, lambda: training_loss(objective, net, clean, noise, labels))
+    found: Any = _tried(what, lambda: training_loss(objective, net, clean, noise, labels))
     if not isinstance(found, tuple) or len(found) != 2:
-        raise _wrong(key, own, "its loss must return two Tensors, loss and sigma", found)
+        raise _wrong(what, "its loss must return two Tensors, loss and sigma", found)
     loss, sigma = found
     for name, value in (("loss", loss), ("sigma", sigma)):
         if not isinstance(value, Tensor) or value.shape != (SAMPLES,):
-            raise _wrong(key, own, f"its {name} must be a Tensor of shape [{SAMPLES}]", value)
-    _finite(key, own, "loss", loss)
+            raise _wrong(what, f"its {name} must be a Tensor of shape [{SAMPLES}]", value)
+    _finite(what, "loss", loss)
     if "network.kind" in own:
-        _tried(key, own, lambda: loss.mean().backward())
+        _tried(what, lambda: loss.mean().backward())
     return denoiser(objective, net)
 
 
@@ -78,19 +78,17 @@ def _sampled(
     sample: SampleConfig, objective: str, own: dict[str, str], denoise: Denoiser, shape: tuple[int, ...],
     labels: Tensor | None,
 ) -> None:  # fmt: skip
-    key = "sample.sampler" if "sample.sampler" in own else "train.objective"
-    sigmas = _tried(key, own, lambda: noise_levels(sample.model_copy(update={"steps": STEPS}), objective))
-    calls = _tried(key, own, lambda: SAMPLERS.facts(sample.sampler).calls(sample.steps))
+    what = _named(own, "sample.sampler", "train.objective")
+
+    def noise(step: int = 0) -> Tensor:
+        return torch.randn(SAMPLES, *shape)
+
+    sigmas = _tried(what, lambda: noise_levels(sample.model_copy(update={"steps": STEPS}), objective))
+    calls = _tried(what, lambda: SAMPLERS.facts(sample.sampler).calls(sample.steps))
     if not isinstance(calls, int) or calls < 1:
-        raise UserError(f"{key}={own[key]}: calls({sample.steps}) must be a positive integer, is {calls}")
-    drawn = _tried(
-        key, own,
-        lambda: draw(
-            sample.sampler, denoise, torch.randn(SAMPLES, *shape), sigmas, labels,
-            lambda step: torch.randn(SAMPLES, *shape), sample.churn,
-        ),
-    )  # fmt: skip
-    _finite(key, own, "value", drawn)
+        raise UserError(f"{what}: calls({sample.steps}) must be a positive integer, is {calls}")
+    drawn = _tried(what, lambda: draw(sample.sampler, denoise, noise(), sigmas, labels, noise, sample.churn))
+    _finite(what, "value", drawn)
 
 
 def _known_network(x: Tensor, condition: Tensor, labels: Tensor | None) -> Tensor:
@@ -102,20 +100,26 @@ def _known_denoiser(x: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
     return x * (SIGMA_DATA**2 / (SIGMA_DATA**2 + sigma.square()))
 
 
-def _tried(key: str, own: dict[str, str], work: Callable[[], Result]) -> Result:
+def _named(own: dict[str, str], *keys: str) -> str:
+    """`key=name` of the first of the keys that names a thing of the user's own."""
+    key = next(key for key in keys if key in own)
+    return f"{key}={own[key]}"
+
+
+def _tried(what: str, work: Callable[[], Result]) -> Result:
     try:
         return work()
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a user's code may raise anything
-        raise UserError(f"{key}={own[key]}: tried on {SAMPLES} samples it raised {said(error)}") from error
+        raise UserError(f"{what}: tried on {SAMPLES} samples it raised {said(error)}") from error
 
 
-def _finite(key: str, own: dict[str, str], name: str, value: Tensor) -> None:
+def _finite(what: str, name: str, value: Tensor) -> None:
     if not value.isfinite().all():
-        raise UserError(f"{key}={own[key]}: tried on {SAMPLES} samples some {name} is NaN or infinity")
+        raise UserError(f"{what}: tried on {SAMPLES} samples some {name} is NaN or infinity")
 
 
-def _wrong(key: str, own: dict[str, str], must: str, value: Any) -> UserError:
+def _wrong(what: str, must: str, value: Any) -> UserError:
     got = f"a Tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    return UserError(f"{key}={own[key]}: {must}, is {got}")
+    return UserError(f"{what}: {must}, is {got}")
