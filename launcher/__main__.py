@@ -18,18 +18,10 @@ from typing import Annotated, TextIO
 
 import typer
 
-from entroloop.data.errors import (
-    NO_ROOM,
-    Failed,
-    Interrupted,
-    UserError,
-    exhausted,
-    refusal,
-    unusable,
-    with_peers,
-)
+from entroloop.data.errors import NO_ROOM, Failed, Interrupted, UserError, exhausted, refusal, unusable, with_peers
 
-RESUMABLE = 75
+FAILED, REFUSED, RESUMABLE = 1, 2, 75  # exit statuses
+AGAIN = "; run the same command again to go on"
 PROGRESS = "entroloop.data.progress"  # logs to standard error, so that standard output stays that of the command
 
 # By version, typer brings its own click or uses the installed click. This is the base class of its errors in both.
@@ -101,13 +93,13 @@ def _run(arguments: list[str] | None) -> int:
             status = app(args=arguments, standalone_mode=False)
         sys.stdout.flush()  # now, so that a reader who left is noticed here
     except UserError as error:
-        return _refuse(" ".join(str(error).split()))
+        return _ended(" ".join(str(error).split()), REFUSED)
     except typer.Abort as stop:  # typer raises it for KeyboardInterrupt, and for EOFError, which is no keypress here
         if isinstance(stop.__cause__, EOFError):
             raise stop.__cause__ from None
-        return _stopped("stopped")
+        return _ended(f"stopped{AGAIN}", RESUMABLE)
     except (Interrupted, KeyboardInterrupt) as stop:
-        return _stopped(str(stop) or "stopped")
+        return _ended(f"{str(stop) or 'stopped'}{AGAIN}", RESUMABLE)
     except SystemExit as end:  # typer raises it for BrokenPipeError
         if isinstance(end.__context__, BrokenPipeError):
             return _unread()
@@ -117,24 +109,23 @@ def _run(arguments: list[str] | None) -> int:
     except OSError as error:
         if error.errno in NO_ROOM and error.filename is None:  # `data.files` names the files that it writes
             _discard_output()  # what is left of it cannot be written at exit either
-            return _refuse(str(unusable(error, "standard output or a temporary file")))
+            return _ended(str(unusable(error, "standard output or a temporary file")), REFUSED)
         refused = refusal(error)
-        if refused is None:
-            return _failed(exhausted(error))
-        return _refuse(str(refused))
+        return _ended(exhausted(error), FAILED) if refused is None else _ended(str(refused), REFUSED)
     except UnicodeEncodeError:  # a path is stored as text, in the configuration of a run for example
         strange = [word for word in arguments or sys.argv[1:] if word != word.encode(errors="replace").decode()]
         if not strange:
             raise
-        return _refuse(f"{strange[0]}: not UTF-8, so no file of entroloop can contain this name: give another name")
+        line = f"{strange[0]}: not UTF-8, so no file of entroloop can contain this name: give another name"
+        return _ended(line, REFUSED)
     except Failed as error:
-        return _failed(str(error))
+        return _ended(str(error), FAILED)
     except (MemoryError, RuntimeError) as error:
-        return _failed(exhausted(error))
+        return _ended(exhausted(error), FAILED)
     except CommandLineError as error:  # type: ignore[misc]  # found at run time
         if type(error).__name__ == "NoArgsIsHelpError":  # the help is printed already
             return 0
-        return _refuse(" ".join(error.format_message().split()))
+        return _ended(" ".join(error.format_message().split()), REFUSED)
     return int(status or 0)
 
 
@@ -158,22 +149,12 @@ class _Lines(logging.StreamHandler[TextIO]):
         super().handleError(record)
 
 
-def _stopped(why: str) -> int:
-    print(f"entroloop: {why}; run the same command again to go on", file=sys.stderr)
-    return RESUMABLE
-
-
-def _failed(line: str | None) -> int:
+def _ended(line: str | None, status: int) -> int:
     """Prints the line of the error that is being handled, or raises the error where nothing is known about it."""
     if line is None:
         raise
     print(f"entroloop: {line}", file=sys.stderr)
-    return 1
-
-
-def _refuse(line: str) -> int:
-    print(f"entroloop: {line}", file=sys.stderr)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

@@ -49,9 +49,7 @@ class Place:
 
 def place(environment: Mapping[str, str]) -> Place:
     """This process's place by these variables. Raises UserError when they are empty, incomplete or contradictory."""
-    empty = [
-        name for name in (*RANKS, *MASTER, *STEP) if environment.get(name, "-").isspace() or environment.get(name) == ""
-    ]
+    empty = [name for name in (*RANKS, *MASTER, *STEP) if not environment.get(name, "-").strip()]
     if empty:
         raise UserError(f"environment: {empty[0]} is set and empty: unset it")
     if any(name in environment for name in RANKS):
@@ -80,12 +78,10 @@ def _by_torchrun(environment: Mapping[str, str]) -> Place:
             f"environment: {there} without {', '.join(missing)}: start with torchrun, accelerate launch or srun, or "
             f"unset {', '.join(name for name in RANKS if name in environment)}"
         )
-    size, local = _size(environment, "WORLD_SIZE"), _integer(environment, "LOCAL_RANK")
-    rank, port = _below(environment, "RANK", size, "WORLD_SIZE"), _port(environment)
+    size, local = _within(environment, "WORLD_SIZE", 1, MOST), _within(environment, "LOCAL_RANK", 0, MOST)
+    rank, port = _within(environment, "RANK", 0, size - 1, f"below WORLD_SIZE={size}"), _port(environment)
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     again = environment.get("TORCHELASTIC_RESTART_COUNT", "0")  # the agent keeps its store when it restarts its ranks
-    if local < 0:
-        raise UserError(f"environment: LOCAL_RANK={local}: must not be negative")
     return Place(rank, size, local, environment["MASTER_ADDR"], port, agent, name=again)
 
 
@@ -95,16 +91,14 @@ def _is_shell(environment: Mapping[str, str]) -> bool:
 
 
 def _by_srun(environment: Mapping[str, str]) -> Place:
-    size = _size(environment, "SLURM_STEP_NUM_TASKS")
+    size = _within(environment, "SLURM_STEP_NUM_TASKS", 1, MOST)
     if _integer(environment, "SLURM_NTASKS", size) != size:  # srun sets both
         raise UserError(
             f"environment: SLURM_STEP_NUM_TASKS={size} is left over from the step of another job (SLURM_NTASKS="
             f"{environment['SLURM_NTASKS']}): unset SLURM_STEP_ID, or start with srun"
         )
-    rank, local = (
-        _below(environment, "SLURM_PROCID", size, "SLURM_STEP_NUM_TASKS"),
-        _integer(environment, "SLURM_LOCALID"),
-    )
+    rank = _within(environment, "SLURM_PROCID", 0, size - 1, f"below SLURM_STEP_NUM_TASKS={size}")
+    local = _within(environment, "SLURM_LOCALID", 0, MOST)
     job, step = _integer(environment, "SLURM_JOB_ID"), _integer(environment, "SLURM_STEP_ID")
     address = environment.get("MASTER_ADDR") or first_host(environment.get("SLURM_STEP_NODELIST", ""))
     port = _port(environment) if "MASTER_PORT" in environment else FIRST_PORT + (8 * job + step) % PORTS
@@ -128,25 +122,16 @@ def _integer(environment: Mapping[str, str], name: str, default: int | None = No
     return int(text)
 
 
-def _size(environment: Mapping[str, str], name: str) -> int:
-    size = _integer(environment, name)
-    if not 1 <= size <= MOST:
-        raise UserError(f"environment: {name}={size}: must be from 1 to {MOST}")
-    return size
-
-
-def _below(environment: Mapping[str, str], name: str, size: int, of: str) -> int:
+def _within(environment: Mapping[str, str], name: str, least: int, most: int, limit: str = "") -> int:
+    """The integer of a variable, from `least` to `most`. The error says `limit` for `most`, if it is given."""
     value = _integer(environment, name)
-    if not 0 <= value < size:
-        raise UserError(f"environment: {name}={value}: must be from 0 to below {of}={size}")
+    if not least <= value <= most:
+        raise UserError(f"environment: {name}={value}: must be from {least} to {limit or most}")
     return value
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    port = _integer(environment, "MASTER_PORT")
-    if not 0 < port < 2**16:
-        raise UserError(f"environment: MASTER_PORT={port}: must be from 1 to 65535")
-    return port
+    return _within(environment, "MASTER_PORT", 1, 2**16 - 1)
 
 
 def world_from_environment(

@@ -11,7 +11,7 @@ import typer
 from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError
 from entroloop.eval.catalogue import DRAWS
-from entroloop.launcher.commands.common import Quiet, Verbose, one_of
+from entroloop.launcher.commands.common import WHICH, Quiet, Verbose, one_of
 
 FORMATS = ("text", "json", "csv", "latex", "markdown")
 
@@ -38,10 +38,7 @@ def measure_command(
     ] = None,
     key: Annotated[
         list[str] | None,
-        typer.Option(
-            help="The array of an .npz file, or the encoder of a feature folder, if there are several. Give it once "
-            "for all such sets, or once per set."
-        ),
+        typer.Option(help=f"{WHICH}. Give it once for all such sets, or once per set."),
     ] = None,
     encoder: Annotated[
         str,
