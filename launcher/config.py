@@ -6,7 +6,6 @@ Sections are defined beside the code they configure. A configuration is frozen a
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import json
 import re
@@ -20,7 +19,7 @@ from entroloop.data import yaml12
 from entroloop.data.config import HOW, PATH, DataConfig, Section
 from entroloop.data.errors import UserError, reading
 from entroloop.data.paths import expanded
-from entroloop.data.registry import is_own, search_also
+from entroloop.data.registry import hint, is_own, search_also
 from entroloop.data.runfolder import FORMAT, Layout, read_config
 from entroloop.eval.evaluation_config import EvaluationConfig
 from entroloop.launcher import explain
@@ -128,53 +127,51 @@ class Config(Section):
         return -(-self.samples // self.sample.shard_size)
 
     @model_validator(mode="after")
-    def _jobs_are_known(self) -> Config:
-        known = [*BY_NAME, *KINDS]
+    def _sections_fit(self) -> Config:
+        for problem in self._problems():
+            raise ValueError(problem)
+        return self
+
+    def _problems(self) -> Iterator[str]:
+        """Contradictions between sections, one line each. Other checks of sections raise UserError themselves."""
+        loop, selection, train, sample = self.loop, self.selection, self.train, self.sample
+        jobs = [*BY_NAME, *KINDS]
         for kind in self.slurm.phases:
-            if kind not in known:
-                near = difflib.get_close_matches(kind, known, n=1, cutoff=0.3)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ValueError(f"slurm.phases.{kind}: must be one of {', '.join(known)}{hint}")
-        return self
-
-    @model_validator(mode="after")
-    def _drawn_as_the_strategy_can(self) -> Config:
-        if self.loop.draw == "stratified" and self.selection.strategy != "random":
-            raise ValueError(f"loop.draw=stratified: is for selection.strategy=random, not {self.selection.strategy}")
-        return self
-
-    @model_validator(mode="after")
-    def _all_are_not_chosen(self) -> Config:
-        loop, strategy = self.loop, self.selection.strategy
-        chosen_how = loop.draw != "uniform" or loop.balanced or self.selection.options
-        if loop.all_candidates and (strategy != "random" or chosen_how):
-            raise ValueError(
+            if kind not in jobs:
+                yield f"slurm.phases.{kind}: no such kind of job: {hint(kind, jobs)}"
+        if loop.draw == "stratified" and selection.strategy != "random":
+            yield f"loop.draw=stratified: is for selection.strategy=random, not {selection.strategy}"
+        chosen_how = loop.draw != "uniform" or loop.balanced or selection.options
+        if loop.all_candidates and (selection.strategy != "random" or chosen_how):
+            yield (
                 "loop.all_candidates=true: nothing is chosen: leave loop.draw, loop.balanced and selection.options out "
-                f"and set selection.strategy=random (is {strategy})"
+                f"and set selection.strategy=random (is {selection.strategy})"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _a_classifier_has_something_to_learn_from(self) -> Config:
         if "classifier" in self.encoders and not self.data.labelled:
-            raise ValueError("data.labelled=0: the encoder classifier needs labelled real images: give it some hundred")
-        return self
+            yield "data.labelled=0: the encoder classifier needs labelled real images: give it some hundred"
+        if self.generations > 1 and self.chooses_by_class and not train.labels:
+            yield f"{self.chooses_by_class}: only a model with train.labels=true samples known classes"
+        yield from self._impossible_choices()
+        check_fits_model(sample, train.objective, train.labels)
+        if sample.guidance != 1 and not train.label_dropout:
+            yield (
+                f"sample.guidance={sample.guidance:g}: with train.label_dropout=0 the network never learns what "
+                "is without a label: set it to 0.1"
+            )
+        check_effects(self)
+        if sample.guide_kind == "neon" and sample.guide_generation(1) is not None and not train.warm_start:
+            yield f"sample.guide={sample.guide}: neon extrapolates finetuned weights: set train.warm_start=true"
 
-    @model_validator(mode="after")
-    def _every_choice_is_possible(self) -> Config:
-        selection, loop, n = self.selection, self.loop, self.data.size
-        if self.generations > 1 and self.chooses_by_class and not self.train.labels:
-            raise ValueError(f"{self.chooses_by_class}: only a model with train.labels=true samples known classes")
-        if not selection.options:
-            return self
-        for generation in range(1, min(self.generations, settled(loop, n) + 1)):
+    def _impossible_choices(self) -> Iterator[str]:
+        """One line per generation in which the strategy's options do not fit the number of candidates."""
+        options, loop, n = self.selection.options, self.loop, self.data.size
+        for generation in range(1, min(self.generations, settled(loop, n) + 1)) if options else ():
             chosen, candidates = choice(loop, generation, n)
             if chosen:
                 try:
-                    check_fit(selection.strategy, selection.options, chosen, candidates)
+                    check_fit(self.selection.strategy, options, chosen, candidates)
                 except UserError as error:
-                    raise ValueError(f"selection.options of generation {generation}: {error}") from error
-        return self
+                    yield f"selection.options of generation {generation}: {error}"
 
     @property
     def chooses_by_class(self) -> str:
@@ -184,30 +181,6 @@ class Config(Section):
         if self.selection.options.get("per_class"):
             return "selection.options.per_class=true"
         return f"selection.strategy={self.selection.strategy}" if self.selection.by_class else ""
-
-    @model_validator(mode="after")
-    def _samples_as_it_was_trained(self) -> Config:
-        check_fits_model(self.sample, self.train.objective, self.train.labels)
-        if self.sample.guidance != 1 and not self.train.label_dropout:
-            raise ValueError(
-                f"sample.guidance={self.sample.guidance:g}: with train.label_dropout=0 the network never learns what "
-                "is without a label: set it to 0.1"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _every_key_has_an_effect(self) -> Config:
-        check_effects(self)
-        return self
-
-    @model_validator(mode="after")
-    def _neon_has_finetuned_weights(self) -> Config:
-        inside = self.sample.guide_generation(1) is not None
-        if self.sample.guide_kind == "neon" and inside and not self.train.warm_start:
-            raise ValueError(
-                f"sample.guide={self.sample.guide}: neon extrapolates finetuned weights: set train.warm_start=true"
-            )
-        return self
 
     def settled(self) -> dict[str, Any]:
         """The configuration as plain values without `sweep`, which are saved with the run and compared on resume."""

@@ -22,9 +22,9 @@ from entroloop.data.catalogue import ENCODERS
 from entroloop.data.errors import UserError, unusable
 from entroloop.data.features import dinov2, inception, weights
 from entroloop.launcher.run.facts import processor, version
-from entroloop.selection.exact.distance import pair_distances
+from entroloop.selection.exact.canary import check_products
 from entroloop.selection.exact.formats import LONGER, NumberFormat, shortest_format
-from entroloop.selection.exact.intervals import InexactProductError, check
+from entroloop.selection.exact.intervals import InexactProductError
 from entroloop.selection.exact.sketch import Frame, Sketch, product
 from entroloop.selection.neighbours import nearest
 from entroloop.slurm import client
@@ -107,10 +107,8 @@ def _devices() -> Iterator[tuple[str, str]]:
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         bf16 = "bf16" if facts.major >= 8 else "no bf16"
-        yield (
-            f"cuda:{number}",
-            f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB, {facts.major}.{facts.minor}, {bf16}",
-        )
+        memory_of = f"{facts.total_memory / 2**30:.0f} GiB"
+        yield f"cuda:{number}", f"{facts.name}, {memory_of}, {facts.major}.{facts.minor}, {bf16}"
     for name in ("CUDA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE"):
         if name in os.environ:
             yield name, os.environ[name]
@@ -157,8 +155,7 @@ def _exactness() -> Iterator[tuple[str, str]]:
         "features": torch.randn((256, 64), generator=draw),
         "pixels": torch.randint(0, 256, (256, 192), generator=draw, dtype=torch.uint8),
     }
-    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    for device in devices:
+    for device in ("cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))):
         for what, own in rows.items():
             chosen = shortest_format(own.to(device))
             form: NumberFormat | None = chosen
@@ -169,18 +166,11 @@ def _exactness() -> Iterator[tuple[str, str]]:
 
 
 def _checked(rows: torch.Tensor, form: NumberFormat) -> str:
-    """Multiplies all pairs of rows, and checks that every product agrees with the distance of its pair."""
-    sketch = Sketch.of(rows, Frame.of(rows), form)
-    n = len(rows)
-    products = product(sketch, sketch.turn()).reshape(-1)
-    i, j = torch.meshgrid(*[torch.arange(n, device=rows.device)] * 2, indexing="ij")
-    i, j = i.reshape(-1), j.reshape(-1)
-    distances = pair_distances(rows, i, rows, j)
     try:
-        check(form, sketch.errors[i] + sketch.errors[j], products, distances, sketch.frame.scale)
+        check_products(rows, form)
     except InexactProductError as error:
         return f"{WRONG}{error}"
-    return f"{n * n:,} products within their certificates"
+    return f"{len(rows) ** 2:,} products within their certificates"
 
 
 def _speed() -> Iterator[tuple[str, str]]:

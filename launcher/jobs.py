@@ -13,7 +13,6 @@ import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from entroloop.data.jobs import Job
 from entroloop.data.runfolder import PREPARE, Layout
@@ -23,9 +22,7 @@ from entroloop.launcher.config import Config
 from entroloop.launcher.run.phase import Pieces
 from entroloop.launcher.run.phases import BY_NAME
 from entroloop.launcher.run.recipes import is_sealed, next_step, steps
-
-if TYPE_CHECKING:
-    from entroloop.launcher import sweep
+from entroloop.launcher.sweep import SweepRun, furthest_shared
 
 
 def jobs_of(config: Config, file: str) -> list[Job]:
@@ -95,7 +92,7 @@ def missing_parts(config: Config, folder: Path, pieces: Pieces) -> tuple[int, tu
     return count, tuple(sorted({i % count for i in missing}))
 
 
-def sweep_jobs(base: Config, arms: Sequence[sweep.SweepRun], file: str) -> list[Job]:
+def sweep_jobs(base: Config, arms: Sequence[SweepRun], file: str) -> list[Job]:
     """Shared work first (an array for leaders, one for leaders of leaders, …), then every arm, then the report."""
     unfinished = [arm for arm in arms if next_step(is_sealed(arm.layout), arm.config.generations) is not None]
     if not unfinished and (base.run_folder / "report.html").exists():
@@ -119,13 +116,11 @@ def _arms(key: str, command: tuple[str, ...], tasks: tuple[int, ...], count: int
     return Job(key, "arm", command, ranks=True, tasks=tasks, of=count, needs="node", scratch=True)
 
 
-def _shares_unsealed(arm: sweep.SweepRun, arms: Sequence[sweep.SweepRun]) -> bool:
+def _shares_unsealed(arm: SweepRun, arms: Sequence[SweepRun]) -> bool:
     """Whether other arms wait for a step of this arm that is not sealed."""
-    from entroloop.launcher.sweep import furthest_shared
-
     step = furthest_shared(arm, arms)
     return step is not None and not is_sealed(arm.layout)(step)
 
 
-def _depth(arm: sweep.SweepRun) -> int:
+def _depth(arm: SweepRun) -> int:
     return 0 if arm.leader is None else 1 + _depth(arm.leader)

@@ -5,6 +5,8 @@ values of a file, texts  ->  with_overrides  ->  changed values
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +18,9 @@ _GRID = "sweep.grid."
 
 def with_overrides(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of the values with these keys changed. Raises UserError, naming the key, for anything but `key=value`."""
-    values: dict[str, Any] = _copy(raw)
+    values: dict[str, Any] = copy.deepcopy(dict(raw))
     for key, value in map(_split, overrides):
-        _set(values, key, _parsed(value, key))
+        _set(values, key, parsed(value, key))
     return values
 
 
@@ -33,15 +35,10 @@ def _split(text: str) -> tuple[str, str]:
 def check_overrides(overrides: Sequence[str]) -> None:
     """Raises UserError for a key that is given twice, by itself or within a section that a later override replaces."""
     given = [_split(text)[0] for text in overrides]
-    for number, key in enumerate(given):
-        for later in given[number + 1 :]:
-            if key == later or key.startswith(f"{later}."):
-                again = "again" if key == later else f"by {later}"
-                raise UserError(f"{key}: given on the command line, and replaced {again} after it: give it once")
-
-
-def _copy(value: Any) -> Any:
-    return {k: _copy(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+    for key, later in itertools.combinations(given, 2):
+        if key == later or key.startswith(f"{later}."):
+            again = "again" if key == later else f"by {later}"
+            raise UserError(f"{key}: given on the command line, and replaced {again} after it: give it once")
 
 
 def _set(values: dict[str, Any], key: str, value: Any) -> None:
@@ -63,7 +60,7 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
     values[last] = value
 
 
-def _parsed(text: str, key: str) -> Any:
+def parsed(text: str, key: str) -> Any:
     """Parses the value of an override by the rules of the file. What is no YAML is text, for example `a: b`.
 
     Raises UserError, naming the key, when a mapping gives a key twice.

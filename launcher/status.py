@@ -33,12 +33,16 @@ def inspect(folder: Path) -> dict[str, Any]:
     Raises UserError when the folder is neither a run nor a sweep.
     """
     if (folder / CONFIG).is_file():
-        return _with_jobs(folder, _inspect_run(folder, lease.living(Layout(folder).all_leases())))
+        return _with_jobs(folder, _inspect_run(folder, _leases([folder])))
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     if not runs:
         raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} in it or one level below)")
-    leases = lease.living(path for run in runs for path in Layout(run).all_leases())
+    leases = _leases(runs)
     return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run, leases) for run in runs]})
+
+
+def _leases(runs: Sequence[Path]) -> Leases:
+    return lease.living(path for run in runs for path in Layout(run).all_leases())
 
 
 def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
@@ -61,19 +65,14 @@ def _with_jobs(folder: Path, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inspect_run(folder: Path, leases: Leases) -> dict[str, Any]:
-    state = _state(folder, leases)
-    last = _last_line(Layout(folder), state["generations"])
-    run = read_run(folder)
-    return {**state, "last": last, "spread_gap": _spread_gaps(run), "vectors": run.vectors, "bytes": used(folder)}
+    state, run = _state(folder, leases), read_run(folder)
+    return {**state, "spread_gap": _spread_gaps(run), "vectors": run.vectors, "bytes": used(folder)}
 
 
 def states(runs: Sequence[Path]) -> list[dict[str, Any]]:
     """The state of each of these runs with the last numbers of its training, as plain values."""
-    leases = lease.living(path for run in runs for path in Layout(run).all_leases())
-    found = [_state(run, leases) for run in runs]
-    return [
-        {**state, "last": _last_line(Layout(run), state["generations"])} for run, state in zip(runs, found, strict=True)
-    ]
+    leases = _leases(runs)
+    return [_state(run, leases) for run in runs]
 
 
 def _state(folder: Path, leases: Leases) -> dict[str, Any]:
@@ -84,17 +83,16 @@ def _state(folder: Path, leases: Leases) -> dict[str, Any]:
     found = []
     for step in steps(generations):
         parts = [alive[path] for path in layout.leases(step) if path in alive]
-        done = sum(float((part["progress"] or {}).get("done", 0)) for part in parts)
-        total = sum(float((part["progress"] or {}).get("total", 0)) for part in parts)
+        progress = [part["progress"] for part in parts if part["progress"]]
         state = "sealed" if sealed(step) else "running" if parts else "pending"
         found.append(
             {
                 "generation": step.generation,
                 "phase": step.phase,
                 "state": state,
-                "done": done,
-                "total": total,
-                "progress": [part["progress"] for part in parts if part["progress"]],
+                "done": sum(float(part.get("done", 0)) for part in progress),
+                "total": sum(float(part.get("total", 0)) for part in progress),
+                "progress": progress,
                 "owners": [f"{part['host']}:{part['pid']}" for part in parts],
             }
         )
@@ -110,7 +108,9 @@ def _state(folder: Path, leases: Leases) -> dict[str, Any]:
         if status in ("", "finished"):
             begun = any(entry["state"] == "sealed" for entry in found)
             status, reason = "stopped" if begun else "not begun", ""
-    return {"run": folder.name, "status": status, "reason": reason, "generations": generations, "phases": found}
+    last = _last_line(layout, generations)
+    told = {"run": folder.name, "status": status, "reason": reason}
+    return {**told, "generations": generations, "phases": found, "last": last}
 
 
 def _spread_gaps(run: Run) -> dict[str, dict[int, float | None]]:
@@ -176,10 +176,11 @@ def used(run: Path) -> dict[str, int]:
 def table(found: dict[str, Any]) -> str:
     """The state of `inspect` as a table for people: one row per generation, one column per phase."""
     if "jobs" in found:
-        from entroloop.slurm.states import table_of
+        from entroloop.slurm import states as slurm_states
 
         rest = {key: value for key, value in found.items() if key != "jobs"}
-        return f"{table(rest)}\n{table_of(found['jobs'], found['queue'])}"
+        jobs = [slurm_states.JobState(**job) for job in found["jobs"]]
+        return f"{table(rest)}\n{slurm_states.table(jobs, found['queue'])}"
     if "runs" in found:
         return "\n\n".join(table(run) for run in found["runs"])
     reason = f" ({found['reason']})" if found["reason"] else ""
@@ -214,10 +215,9 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     """
     found = []
     paths = list(run_folders(folder))
-    leases = lease.living(path for run in paths for path in Layout(run).all_leases())
+    leases = _leases(paths)
     for path in paths:
         run: dict[str, Any] = {"run": str(path.relative_to(folder)) if path != folder else path.name}
-        about: dict[str, Any]
         try:
             state, kept = _state(path, leases), read_run(path)
         except UserError as error:

@@ -17,6 +17,7 @@ from entroloop.launcher.config import Config
 from entroloop.launcher.jobs import jobs_of, sweep_jobs
 from entroloop.launcher.run.lease import Lease
 from entroloop.launcher.run.resume import open_run
+from entroloop.launcher.sweep import arms_of
 from entroloop.slurm import sbatch, submit
 from entroloop.slurm.sbatch import Site, site_of
 from entroloop.slurm.submit import Plan, check_python
@@ -36,9 +37,7 @@ def submit_sweep(path: Path, overrides: Sequence[str]) -> tuple[Plan, Path]:
 
     Returns the plan that was carried out, and the sweep's folder.
     """
-    from entroloop.launcher import sweep  # needs torch
-
-    base, arms = sweep.arms_of(path, overrides)
+    base, arms = arms_of(path, overrides)
     check_python(base.slurm, which(base.slurm.python), sys.executable)
     for arm in arms:
         open_run(arm.config)

@@ -176,12 +176,9 @@ def run(path: Path, overrides: Sequence[str], should_stop: Callable[[], bool]) -
 
 def while_shared(arm: SweepRun, arms: Sequence[SweepRun]) -> Config:
     """The arm's configuration, changed to remove nothing while other arms still link to its sealed folders."""
-    leads = any(other.leader is arm for other in arms)
-    return (
-        arm.config.model_copy(update={"keep": KeepConfig(checkpoints=arm.config.keep.checkpoints)})
-        if leads
-        else arm.config
-    )
+    if all(other.leader is not arm for other in arms):
+        return arm.config
+    return arm.config.model_copy(update={"keep": KeepConfig(checkpoints=arm.config.keep.checkpoints)})
 
 
 def _start(arm: SweepRun, arms: Sequence[SweepRun]) -> bool:
@@ -192,8 +189,7 @@ def _start(arm: SweepRun, arms: Sequence[SweepRun]) -> bool:
         arm.status = 0
         return True
     saved = arm.layout.run / "sweep-arm.yaml"
-    text = dump(while_shared(arm, arms))
-    files.put(saved, text)
+    files.put(saved, dump(while_shared(arm, arms)))
     with (arm.layout.log).open("ab") as output:
         arm.process = subprocess.Popen(
             [sys.executable, "-m", "entroloop.launcher", "run", str(saved)],
@@ -211,7 +207,7 @@ def _start(arm: SweepRun, arms: Sequence[SweepRun]) -> bool:
 def _finished(arm: SweepRun, start: float) -> None:
     assert arm.process is not None
     arm.status = arm.process.returncode
-    said = "done" if arm.status == 0 else f"failed with status {arm.status}, see {arm.layout.run / 'log.txt'}"
+    said = "done" if arm.status == 0 else f"failed with status {arm.status}, see {arm.layout.log}"
     log.info("%8.1f s  %-40s  %s", time.monotonic() - start, arm.config.name, said)
 
 

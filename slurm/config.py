@@ -24,14 +24,12 @@ def seconds(time: str) -> int:
     """
     if match := re.fullmatch(r"(\d+)([mhd])", time):
         return int(match[1]) * _UNITS[match[2]] * 60
-    if match := re.fullmatch(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?", time):
-        days, hours, minutes, rest = (int(group or 0) for group in match.groups())
-        return ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if re.fullmatch(r"\d+(:\d+){0,2}", time):
-        parts = [int(part) for part in time.split(":")]
-        if len(parts) == 3:
-            return (parts[0] * 60 + parts[1]) * 60 + parts[2]
-        return parts[0] * 60 + (parts[1] if len(parts) == 2 else 0)
+    if match := re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", time):
+        days, *clock = match.groups()
+        if days is None and clock[2] is None:  # minutes, or minutes:seconds
+            clock = [None, *clock[:2]]
+        hours, minutes, rest = (int(part or 0) for part in clock)
+        return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
     raise ValueError(f"{time}: give a time limit such as 90m, 12h, 2d, 12:00:00 or 1-12:00:00")
 
 
@@ -86,6 +84,15 @@ class Resources(Section):
             if isinstance(value, tuple) and not text.startswith("--"):
                 raise ValueError(f"{text}: give options as sbatch takes them, for example --exclusive")
         return value
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.processes or self.gpus_per_node or 1
+
+    @property
+    def ranks(self) -> int:
+        """Number of processes on all nodes together."""
+        return (self.nodes or 1) * self.ranks_per_node
 
 
 class SlurmConfig(Resources):

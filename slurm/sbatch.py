@@ -55,9 +55,8 @@ def site_of(folder: Path, threads: int = 1) -> Site:
 def render(job: Job, config: SlurmConfig, site: Site) -> str:
     """The batch script of a job. The script's one argument is the number to add to SLURM_ARRAY_TASK_ID."""
     wanted = config.of(job.kind, job.needs)
-    ranks = ((wanted.nodes or 1) * processes(wanted)) if job.ranks else 1
     return _environment().get_template("job.sh.j2").render(
-        job=job, config=config, site=site, wanted=wanted, ranks=ranks, processes=processes(wanted),
+        job=job, config=config, site=site, wanted=wanted, ranks=wanted.ranks if job.ranks else 1,
         options=_options(job, config, site, wanted), arguments=" ".join(_quoted(a) for a in job.arguments),
         extends=" ".join(map(shlex.quote, job.extends)), q=lambda value: shlex.quote(str(value)),
         scratch=config.scratch if job.scratch else None, shutdown=max(1, config.lead - 30),
@@ -76,11 +75,6 @@ def scripts(jobs: Sequence[Job], config: SlurmConfig, site: Site, kind: str | No
         after = f" --dependency={job.condition}:<{'>:<'.join(job.after)}>" if job.after else ""
         texts.append(f"# ==== {job.key}: sbatch{array}{after}\n{render(job, config, site)}")
     return "\n".join(texts)
-
-
-def processes(wanted: Resources) -> int:
-    """Processes per node."""
-    return wanted.processes or wanted.gpus_per_node or 1
 
 
 def _options(job: Job, config: SlurmConfig, site: Site, wanted: Resources) -> list[str]:

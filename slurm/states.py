@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping
@@ -54,7 +55,8 @@ def read(folder: Path, mark: str, patience: float = 10.0) -> tuple[list[JobState
     unclear = [id_ for place, id_ in records.items() if place not in live and _state(notes[place], id_) is None]
     final = {} if problem or not unclear else client.ended(unclear, patience)
     found = []
-    for place in sorted({*records, *live}, key=lambda p: (_order(records, p[0]), p[1] if p[1] is not None else -1)):
+    order = list(dict.fromkeys(key for key, _ in [*records, *live]))
+    for place in sorted({*records, *live}, key=lambda p: (order.index(p[0]), -1 if p[1] is None else p[1])):
         id_ = live[place].id if place in live else records[place]
         found.append(_judge(folder, place, id_, live.get(place), notes.get(place) or {}, None if problem else final))
     return found, problem
@@ -73,10 +75,6 @@ def _records(folder: Path) -> dict[tuple[str, int | None], str]:
             own = None if task is None else task + value["offset"]
             found[value["key"], own] = value["id"] if task is None else f"{value['id']}_{task}"
     return found
-
-
-def _order(records: Mapping[tuple[str, int | None], str], key: str) -> int:
-    return next((i for i, place in enumerate(records) if place[0] == key), len(records))
 
 
 def _note(folder: Path, key: str, task: int | None) -> dict[str, str]:
@@ -150,9 +148,4 @@ def for_status(folder: Path) -> dict[str, Any]:
     """The entries that `entroloop status` adds for runs with jobs: `jobs`, and `queue`, why the queue is unknown."""
     site = site_of(folder)
     found, problem = read(site.folder, site.mark)
-    return {"jobs": [vars(job) | {} for job in found], "queue": problem} if found else {}
-
-
-def table_of(jobs: list[dict[str, Any]], problem: str) -> str:
-    """The jobs of `for_status` as text."""
-    return table([JobState(**job) for job in jobs], problem)
+    return {"jobs": [dataclasses.asdict(job) for job in found], "queue": problem} if found else {}

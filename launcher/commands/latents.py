@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from entroloop.launcher.commands.common import Quiet, Verbose, part_option
+from entroloop.launcher.commands.common import Quiet, Verbose, part_option, set_line
 
 
 def latents_command(
@@ -31,7 +31,6 @@ def latents_command(
     autoencoder = Autoencoder(vae, world.device)
     convert(source, dest, autoencoder, back=decode, part=part, should_stop=stop)
     if part is None:
-        sealed = manifest.read(dest)
-        typer.echo(f"{dest}: {sealed.count:,} {sealed.kind} of {' x '.join(map(str, sealed.about['shape']))}")
+        typer.echo(set_line(dest, manifest.read(dest)))
     else:
         typer.echo(f"{dest}: part {part} done")

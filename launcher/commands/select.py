@@ -71,9 +71,11 @@ def select_command(
     from entroloop.selection import select
     from entroloop.selection.options import check_options
 
-    options: dict[str, Any] = parse_options(option or [])
+    options = parse_options(option or [])
     check_options(strategy, options)
-    _check_out(out)
+    if out.suffix != ".npy":
+        raise UserError(f"--out: must end in .npy, is {out}")
+    files.check_place(out)
     if reference_labels is not None and reference is None:
         raise UserError("--reference-labels: give --reference, whose classes these are")
     world = world_from_environment()
@@ -120,12 +122,6 @@ def select_command(
         typer.echo(json.dumps(done) if as_json else f"{out}: {size} of {len(rows)} rows, by {strategy}{written}")
 
 
-def _check_out(out: Path) -> None:
-    if out.suffix != ".npy":
-        raise UserError(f"--out: must end in .npy, is {out}")
-    files.check_place(out)
-
-
 def _check_alike(real: Rows, rows: Rows) -> None:
     if real.shape != rows.shape:
         raise UserError(f"{real.where}: rows of shape {[*real.shape]}, but {rows.where} has {[*rows.shape]}")
@@ -161,26 +157,17 @@ def _taking(rows: Rows, source: str | None, write: Path | None, form: str) -> Ta
     return taking
 
 
-def parse_options(pairs: list[str]) -> dict[str, float | int | str | bool]:
-    """Parses `key=value` texts. A value that reads as true/false, an integer or a number becomes one."""
-    out: dict[str, float | int | str | bool] = {}
+def parse_options(pairs: list[str]) -> dict[str, Any]:
+    """Parses `key=value` texts. Values are read as in a configuration."""
+    from entroloop.launcher.overrides import parsed
+
+    out: dict[str, Any] = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")
         if not sign or not name:
             raise UserError(f"--option: must be key=value, is {pair!r}")
-        out[name.replace("-", "_")] = _value(text)
+        out[name.replace("-", "_")] = parsed(text, f"--option {name}")
     return out
-
-
-def _value(text: str) -> float | int | str | bool:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def _radii(chosen: Selection) -> dict[str, float]:

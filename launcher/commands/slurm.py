@@ -25,14 +25,6 @@ def submit_command(config: ConfigFile, overrides: Overrides = None) -> None:
     print(said(submit_run(settings), settings.run_folder))
 
 
-def submit_sweep(path: Path, overrides: list[str]) -> None:
-    """Does the work of `entroloop sweep --slurm`."""
-    from entroloop.launcher import submit
-    from entroloop.slurm.submit import said
-
-    print(said(*submit.submit_sweep(path, overrides)))
-
-
 @app.command("script")
 def script_command(
     config: ConfigFile,

@@ -18,9 +18,10 @@ def sweep_command(
 ) -> None:
     """Run a grid of runs side by side (strategy x paradigm x seed), then write one report."""
     if slurm:
-        from entroloop.launcher.commands.slurm import submit_sweep
+        from entroloop.launcher.submit import submit_sweep
+        from entroloop.slurm.submit import said
 
-        submit_sweep(config, overrides or [])
+        print(said(*submit_sweep(config, overrides or [])))
         return
     from entroloop.launcher import sweep
     from entroloop.launcher.process import StopFlag, check_alone

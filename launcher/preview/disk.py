@@ -87,23 +87,18 @@ def _dim(encoder: str, shape: tuple[int, ...]) -> int:
 
 def generation_bytes(config: Config, source: RealFacts, generation: int, parameters: int) -> dict[str, int]:
     """Bytes of one generation's folders by name; for generation -1, of the real data."""
-    one = sample_bytes(source.shape, source.labelled)
+    data, one = config.data, sample_bytes(source.shape, source.labelled)
     features = 4 * sum(_dim(name, source.shape) for name in config.encoders)
     if generation < 0:
-        imported = (
-            0
-            if manifest.is_sealed(Path(config.data.located))
-            else shards_bytes(source.count, config.data.shard_size, one)
-        )
+        imported = 0 if manifest.is_sealed(Path(data.located)) else shards_bytes(source.count, data.shard_size, one)
         return {"images": imported, "features": source.count * features}
-    trained = training_size(config.loop, generation, config.data.size)
-    indexed = config.data.selected == "index"
+    trained = training_size(config.loop, generation, data.size)
+    indexed = data.selected == "index"
+    sample = sample_bytes(source.shape, config.train.labels)
     return {
-        "selected": COLUMNS * trained if indexed else shards_bytes(trained, config.data.shard_size, one),
+        "selected": COLUMNS * trained if indexed else shards_bytes(trained, data.shard_size, one),
         "weights": 4 * parameters * (1 + len(config.train.more_emas)),
-        "samples": shards_bytes(
-            config.samples, config.sample.shard_size, sample_bytes(source.shape, config.train.labels)
-        ),
+        "samples": shards_bytes(config.samples, config.sample.shard_size, sample),
         "features": config.samples * features,
     }
 

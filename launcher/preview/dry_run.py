@@ -15,7 +15,7 @@ from entroloop.data.runfolder import PREPARE, Layout, Step
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.disk import LISTED, RealFacts, describe_disk, listed, source_of
-from entroloop.launcher.preview.memory import describe_network, processes
+from entroloop.launcher.preview.memory import describe_network
 from entroloop.launcher.run.machine import check_machine, check_space
 from entroloop.launcher.run.phases import BY_NAME, PHASES
 from entroloop.launcher.run.phases.sample import is_guided
@@ -77,7 +77,7 @@ def _described(config: Config, source: RealFacts | None) -> str:
         f"space, N = {config.data.size}, c = {config.loop.candidates}, {config.generations} generations, seed "
         f"{config.seed}"
     ]
-    micro_batches(config.train, processes(config))
+    micro_batches(config.train, config.slurm.of("train").ranks)
     lines += [_forecast(config, PREPARE), *describe_network(config)]
     for generation in listed(config.generations):
         if generation > LISTED:

@@ -57,12 +57,6 @@ def count_parameters(config: Config, shape: tuple[int, ...]) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def processes(config: Config) -> int:
-    """W, the number of processes that the section `slurm` asks for."""
-    job = config.slurm.of("train")
-    return (job.nodes or 1) * (job.processes or job.gpus_per_node or 1)
-
-
 def bytes_per_process(config: Config, parameters: int, engine: str, size: int) -> int:
     """Bytes that each of `size` processes holds.
 
@@ -87,7 +81,7 @@ def describe_network(config: Config) -> list[str]:
         shape, known_from = sample_shape(config)
     except UserError as error:
         return [f"network        parameters and memory are not known yet: {error}"]
-    parameters, size = count_parameters(config, shape), processes(config)
+    parameters, size = count_parameters(config, shape), config.slurm.of("train").ranks
     sizes = {engine: bytes_per_process(config, parameters, engine, size) / 2**20 for engine in ENGINES}
     found = ", ".join(f"{e} {mib:,.0f}{' (this one)' if e == config.train.engine else ''}" for e, mib in sizes.items())
     return [

@@ -19,7 +19,6 @@ import time
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from entroloop.data import files, owners
@@ -176,9 +175,7 @@ class Lease:
         if not self.held():
             raise LeaseLost(f"{self.path.parent}: another process took over {self.what} while this one was frozen")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.release()
         os.close(self._file)
 

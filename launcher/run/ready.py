@@ -65,17 +65,12 @@ def uses_own_parts(config: Config, ahead: Collection[Phase]) -> bool:
 
 def check_real(config: Config, real: RealFacts) -> None:
     """Raises UserError when the real data do not satisfy all that the configuration requires of them."""
-    data = config.data
+    data, classes = config.data, real.classes if config.train.labels else 0
     _check_import_keys(config, real)
     split = split_real(
-        real.count,
-        data.size,
-        data.heldout,
-        data.labelled,
-        data.trusted,
-        split_seed=data.split_seed,
-        run_seed=config.seed,
-    )
+        real.count, data.size, data.heldout, data.labelled, data.trusted,
+        split_seed=data.split_seed, run_seed=config.seed,
+    )  # fmt: skip
     check_fresh(config.loop, config.generations, data.size, len(split.fresh))
     if not real.labelled:
         if "classifier" in config.encoders:
@@ -87,16 +82,13 @@ def check_real(config: Config, real: RealFacts) -> None:
     if config.sample.guide_folder:
         from entroloop.trainer.guidance import check_base, check_guide  # needs torch
 
-        classes = real.classes if config.train.labels else 0
         check_guide(config.sample.guide_folder, real.shape, classes)
         if config.sample.guide_kind == "neon":
             check_base(config.sample.guide_folder, config.network, config.train.objective, real.shape, classes)
     if config.train.initial_folder:
         from entroloop.trainer import initial  # needs torch
 
-        initial.load(
-            config.train.initial_folder, config.network, real.shape, real.classes if config.train.labels else 0
-        )
+        initial.load(config.train.initial_folder, config.network, real.shape, classes)
     count_parameters(config, real.shape)
 
 

@@ -15,7 +15,6 @@ import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from entroloop.data import files
 from entroloop.data.errors import UserError
@@ -158,12 +157,6 @@ def _begun_otherwise(marker: Path, recipe: str) -> bool:
 def _forget(stats: Path, phase: str) -> None:
     """Removes a phase's lines of statistics."""
     if stats.exists():
-        lines = [line for line in stats.read_text().splitlines(keepends=True) if _phase_of(line) != phase]
-        files.put(stats, "".join(lines).encode())
-
-
-def _phase_of(line: str) -> Any:
-    try:
-        return json.loads(line)["phase"]
-    except (ValueError, KeyError, TypeError):
-        return None
+        every = (value for _, value in files.json_lines(stats) if isinstance(value, dict))
+        kept = [json.dumps(value) for value in every if value.get("phase") != phase]
+        files.put(stats, "".join(f"{line}\n" for line in kept).encode())

@@ -52,7 +52,7 @@ def prove(device: torch.device) -> None:
     in_use = [shortest_format(_known(form, _WIDTHS[0], device)) for form in (INT8, BF16)]
     for form, width in itertools.product(dict.fromkeys([*in_use, F32, F64]), _WIDTHS):
         try:
-            _check(_known(form, width, device), form)
+            check_products(_known(form, width, device), form)
         except InexactProductError as error:
             raise UserError(
                 f"{device}: {form.name} products are less exact than torch's settings promise, so selection would be "
@@ -61,7 +61,8 @@ def prove(device: torch.device) -> None:
             ) from error
 
 
-def _check(rows: Tensor, form: NumberFormat) -> None:
+def check_products(rows: Tensor, form: NumberFormat) -> None:
+    """Raises InexactProductError if the product of any two of the rows, [n, D], disagrees with their distance."""
     sketch = Sketch.of(rows, Frame.of(rows), form)
     i, j = torch.ones(len(rows), len(rows), device=rows.device).nonzero().unbind(1)
     result = product(sketch, sketch.turn())[i, j]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from entroloop.data.features import weights
 from entroloop.launcher import doctor
 from entroloop.launcher.__main__ import _register, app
-from entroloop.selection.exact import formats, sketch
+from entroloop.selection.exact import canary, formats, sketch
 
 _register()
 
@@ -55,7 +55,7 @@ def test_expected_times_follow_from_the_measured_speed():
 def test_a_product_that_is_less_exact_than_its_format_is_found(form, monkeypatch):
     rows = torch.randn((64, 32), generator=torch.Generator().manual_seed(0))
     assert "4,096 products within" in doctor._checked(rows, form)
-    monkeypatch.setattr(doctor, "product", lambda *arguments: _worse(sketch.product(*arguments), form))
+    monkeypatch.setattr(canary, "product", lambda *arguments: _worse(sketch.product(*arguments), form))
     assert doctor._checked(rows, form).startswith(doctor.WRONG)
 
 

@@ -6,22 +6,18 @@ samples  ->  generation/features
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from entroloop.data.runfolder import Step
+from entroloop.data.seeds import Part
 from entroloop.data.store.blocks import missing
+from entroloop.data.store.dataset import Dataset
 from entroloop.launcher.run.phase import Phase, Pieces
 
 if TYPE_CHECKING:
     from entroloop.data.features.encoder import Encoder
-    from entroloop.data.seeds import Part
-    from entroloop.data.store.dataset import Dataset
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
-
-
-def _decides(config: Config, generation: int) -> dict[str, Any]:
-    return {"encoders": config.encoders}
 
 
 def _forecast(config: Config, generation: int) -> str:
@@ -52,7 +48,6 @@ def encode_part(
 ) -> None:
     """Encodes this rank's share. Returns when every rank has encoded its share."""
     from entroloop.data.features.blocks import encode_blocks
-    from entroloop.data.seeds import Part
 
     world = context.world
     mine = (part or Part()).split(world.rank, world.size)
@@ -67,7 +62,7 @@ def encode_part(
 ENCODE = Phase(
     "encode",
     reads=lambda config, generation: [Step(generation, "sample")],
-    decides=_decides,
+    decides=lambda config, generation: {"encoders": config.encoders},
     work=_work,
     forecast=_forecast,
     in_parts=True,

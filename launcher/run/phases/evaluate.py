@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 
 from entroloop.data.runfolder import PREPARE, Step
 from entroloop.data.store import manifest
+from entroloop.data.store.blocks import encoder_digest
 from entroloop.data.store.dataset import Dataset
 from entroloop.data.store.shards import REAL, Samples
+from entroloop.eval.catalogue import space
 from entroloop.launcher.run.phase import Phase
 from entroloop.launcher.run.phases.select import training_set
+from entroloop.selection.catalogue import STRATEGIES
 from entroloop.selection.pool import origins
 
 if TYPE_CHECKING:
@@ -61,8 +64,6 @@ def _forecast(config: Config, generation: int) -> str:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
-    from entroloop.eval.catalogue import space
-
     if not context.config.evaluation.measures_generation(step.generation):
         context.world.on_main(lambda: _seal(context, step, 0, None))
         return NOT_MEASURED
@@ -78,8 +79,6 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 def _warn_of_defects(config: Config, row: Row) -> None:
     """Logs a warning if the next selection prefers rows that are far from each other, and generated ones are."""
-    from entroloop.selection.catalogue import STRATEGIES
-
     strategy, encoder = config.selection.strategy, config.selection.encoder
     gap = row.value(encoder, "spread_gap")
     if STRATEGIES.facts(strategy).spreads and gap is not None and gap > 0 and row.generation != config.generations - 1:
@@ -92,7 +91,6 @@ def _warn_of_defects(config: Config, row: Row) -> None:
 
 def evaluate(context: Context, step: Step) -> Row:
     """Computes and seals a generation's row of measures. Returns the row on every rank."""
-    from entroloop.data.store.blocks import encoder_digest
     from entroloop.eval.measures.generation import FeatureSets, baseline_row, evaluate_generation
 
     config, world, generation = context.config, context.world, step.generation
@@ -147,11 +145,8 @@ def _mirrored(context: Context, selected: Dataset, encoder: str) -> NDArray[np.f
         return None
     rows = _mine(context.world, np.arange(len(selected)))
     blocks = [rows[start : start + BLOCK] for start in range(0, max(1, len(rows)), BLOCK)]
-    return np.concatenate([context.encoders[encoder](_flipped(selected.take(block))) for block in blocks])
-
-
-def _flipped(images: Samples) -> Samples:
-    return cast(Samples, np.ascontiguousarray(images[..., ::-1]))
+    flipped = (cast(Samples, np.ascontiguousarray(selected.take(block)[..., ::-1])) for block in blocks)
+    return np.concatenate([context.encoders[encoder](images) for images in flipped])
 
 
 EVALUATE = Phase(

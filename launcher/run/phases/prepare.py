@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entroloop.data import files
-from entroloop.data.runfolder import Layout, Step
+from entroloop.data.runfolder import Step
+from entroloop.data.seeds import Part, derive_seed
+from entroloop.data.sources.settings import Settings
 from entroloop.data.store import manifest
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.run.phase import Phase
 from entroloop.launcher.run.phases.encode import encode_part, encode_set
 
 if TYPE_CHECKING:
-    from entroloop.data.seeds import Part
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
 
@@ -48,7 +49,6 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 def _begin(context: Context, step: Step) -> None:
     """Imports the real data, checks them, and fits the classifier. Leaves finished results alone."""
     from entroloop.data.sources.importer import import_dataset
-    from entroloop.data.sources.settings import Settings
     from entroloop.launcher.preview.disk import RealFacts
     from entroloop.launcher.run.ready import check_real
     from entroloop.launcher.run.resume import start_over
@@ -67,7 +67,6 @@ def _begin(context: Context, step: Step) -> None:
 
 def _fit_classifier(context: Context, step: Step) -> None:
     from entroloop.data.features import classifier
-    from entroloop.data.seeds import derive_seed
 
     real, split = context.real, context.split
     labels = real.labels
@@ -81,11 +80,7 @@ def _fit_classifier(context: Context, step: Step) -> None:
     classifier.save(context.layout.classifier, model, {"heldout_accuracy": accuracy}, made_from)
 
 
-def _begins(layout: Layout, generation: int) -> list[Path]:
-    return [layout.classifier]
-
-
 PREPARE = Phase(
     "prepare", reads=lambda config, generation: [], decides=_decides, work=_work, forecast=_forecast, once=True,
-    in_parts=True, processes="one", encodes=True, begins=_begins,
+    in_parts=True, processes="one", encodes=True, begins=lambda layout, generation: [layout.classifier],
 )  # fmt: skip

@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from entroloop.data.errors import UserError
 from entroloop.data.runfolder import Layout, Step
+from entroloop.data.seeds import Part
 from entroloop.data.store import manifest
-from entroloop.data.store.shards import is_done, read_shard, shard_name
+from entroloop.data.store.shards import is_done, read_shard, seal_dataset, shard_name
 from entroloop.data.wording import counted, say_once
 from entroloop.launcher.run.phase import Phase, Pieces
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from entroloop.data.seeds import Part
     from entroloop.data.world import World
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 def _reads(config: Config, generation: int) -> Iterator[Step]:
     yield Step(generation, "train")
-    guide = guide_step(config, generation)
-    if guide:
+    if guide := guide_step(config, generation):
         yield guide
     if config.sample.labels == "training":
         yield Step(generation, "select")
@@ -42,15 +41,9 @@ def guide_step(config: Config, generation: int) -> Step | None:
     return Step(number, "train") if number is not None and 0 <= number < generation else None
 
 
-def _outside(config: Config, generation: int) -> dict[str, Path]:
-    """The guide's folder of weights, where it is outside the run."""
-    guide = config.sample.guide_folder
-    return {"guide": guide} if guide else {}
-
-
 def is_guided(config: Config, generation: int) -> bool:
     """Whether a generation is sampled with a guide. A guide of the same run must be an earlier generation."""
-    return guide_step(config, generation) is not None or bool(_outside(config, generation))
+    return guide_step(config, generation) is not None or bool(config.sample.guide_folder)
 
 
 def guide_of(config: Config, layout: Layout, generation: int) -> Path | None:
@@ -58,7 +51,7 @@ def guide_of(config: Config, layout: Layout, generation: int) -> Path | None:
 
     Raises UserError when the guide is a generation that the run does not have, or its weights are not sealed.
     """
-    for folder in _outside(config, generation).values():
+    if folder := config.sample.guide_folder:
         try:
             manifest.read(folder)
         except UserError as error:
@@ -91,8 +84,6 @@ def _fits(config: Config, world: World) -> None:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
-    from entroloop.data.seeds import Part
-    from entroloop.data.store.shards import seal_dataset
     from entroloop.trainer.generate import SamplePlan, generate
 
     config, world, generation = context.config, context.world, step.generation
@@ -139,8 +130,6 @@ def _encode_early(context: Context, step: Step) -> Callable[[int], None]:
 
 def label_histogram(context: Context, step: Step) -> NDArray[np.int64] | None:
     """Frequencies of the classes to sample, by `sample.labels`: counts, int64 [classes]; None for equal frequencies."""
-    import numpy as np
-
     rule = context.config.sample.labels
     if rule == "balanced" or not context.config.train.labels:
         return None
@@ -156,14 +145,10 @@ def _say_who_idles(world: World, shards: int) -> None:
         say_once(f"sampling: {counted(shards, 'shard')} for {world.size} ranks, {idle} idle: lower sample.shard_size")
 
 
-def _begins(layout: Layout, generation: int) -> list[Path]:
-    return [layout.of(Step(generation, "encode"))]  # written by `overlap`
-
-
 SAMPLE = Phase(
     "sample",
     reads=_reads,
-    outside=_outside,
+    outside=lambda config, generation: {"guide": folder} if (folder := config.sample.guide_folder) else {},
     decides=_decides,
     work=_work,
     forecast=_forecast,
@@ -172,7 +157,7 @@ SAMPLE = Phase(
     processes="one",
     ready=lambda config, layout: guide_of(config, layout, 0),
     fits=_fits,
-    begins=_begins,
+    begins=lambda layout, generation: [layout.of(Step(generation, "encode"))],  # written by `overlap`
     removable=lambda config: config.keep.samples == "needed",
     spared=1,  # the report shows its images
 )

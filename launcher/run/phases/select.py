@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from entroloop.data.errors import naming
 from entroloop.data.runfolder import PREPARE, Step
+from entroloop.data.seeds import Part, derive_seed, permutation
 from entroloop.data.store.shards import REAL
 from entroloop.launcher.run.phase import Phase
 from entroloop.selection.pool import origins, pool_of, pool_size, training_size
+from entroloop.selection.training_set import Candidates, index_selected, write_selected, write_shards
 
 if TYPE_CHECKING:
-    from entroloop.data.seeds import Part
     from entroloop.launcher.config import Config
     from entroloop.launcher.run.context import Context
-    from entroloop.selection.training_set import Candidates
 
 
 def _reads(config: Config, generation: int) -> Iterator[Step]:
@@ -68,9 +68,6 @@ def _forecast(config: Config, generation: int) -> str:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
-    from entroloop.data.seeds import Part
-    from entroloop.selection.training_set import write_shards
-
     said, sources, ids = _chosen(context, step)
     data, world, folder = context.config.data, context.world, context.layout.of(step)
     if data.selected == "shards":
@@ -83,8 +80,6 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 def _chosen(context: Context, step: Step) -> tuple[str, list[Candidates], NDArray[np.int64]]:
     """Returns the text for the log, the candidates, and the ids of the chosen candidates in their concatenation."""
-    from entroloop.selection.training_set import Candidates
-
     config, generation = context.config, step.generation
     real = Candidates(context.real, context.split.training, real=True)
     if generation == 0:
@@ -128,8 +123,6 @@ def _chosen(context: Context, step: Step) -> tuple[str, list[Candidates], NDArra
 
 def _kept_real(context: Context, generation: int, count: int) -> NDArray[np.int64]:
     """Rows of `loop.keep_real`, drawn anew in every generation: int64 [count], sorted."""
-    from entroloop.data.seeds import derive_seed, permutation
-
     training = context.split.training
     drawn = permutation(derive_seed(context.config.seed, generation, "keep real"), len(training))
     return np.sort(training[drawn[:count]])
@@ -139,7 +132,6 @@ def _choose(
     context: Context, features: NDArray[np.float32], size: int, sources: list[Candidates], generation: int
 ) -> NDArray[np.int64]:
     """Chooses rows of the candidates' features, int64 [size], and records facts of the choice."""
-    from entroloop.data.seeds import derive_seed
     from entroloop.selection import select
 
     selection, loop, world = context.config.selection, context.config.loop, context.world
@@ -165,15 +157,12 @@ def _choose(
             seed=derive_seed(context.config.seed, generation, "select"), world=world, metric=selection.metric,
             labels=labels, generations=generations, reference=real[trusted], reference_labels=known, **options,
         )  # fmt: skip
-    ids: NDArray[np.int64] = np.asarray(chosen.ids)
-    finite = np.asarray(chosen.radii)[np.isfinite(np.asarray(chosen.radii))]
+    finite = chosen.radii[np.isfinite(chosen.radii)]
     context.facts |= {"radius_median": float(np.median(finite)) if len(finite) else None, **chosen.info}
-    return ids
+    return chosen.ids
 
 
 def _write(context: Context, step: Step, sources: list[Candidates], ids: NDArray[np.int64]) -> None:
-    from entroloop.selection.training_set import index_selected, write_selected
-
     data, folder = context.config.data, context.layout.of(step)
     about: dict[str, Any] = {}
     if context.real.labelled:

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from entroloop.data.errors import UserError
-from entroloop.data.runfolder import Layout, Step
+from entroloop.data.runfolder import Step
+from entroloop.data.seeds import Part, derive_seed
 from entroloop.data.store import manifest
+from entroloop.data.store.dataset import Dataset
+from entroloop.data.store.index import Indexed
 from entroloop.launcher.run.phase import Phase
 from entroloop.launcher.run.phases.select import training_set
 from entroloop.selection.pool import training_size
+from entroloop.selection.training_set import write_as_shards
 
 if TYPE_CHECKING:
-    from entroloop.data.seeds import Part
-    from entroloop.data.store.dataset import Dataset
     from entroloop.data.streams.stream import TrainingStream
     from entroloop.data.world import World
     from entroloop.launcher.config import Config
@@ -61,7 +63,6 @@ def _fits(config: Config, world: World) -> None:
 
 
 def _work(context: Context, step: Step, part: Part | None) -> str:
-    from entroloop.data.seeds import derive_seed
     from entroloop.data.streams.choice import open_stream
     from entroloop.trainer import initial, network
     from entroloop.trainer.train import TrainJob, train
@@ -102,10 +103,6 @@ def _work(context: Context, step: Step, part: Part | None) -> str:
 
 def _staged(found: Dataset, scratch: Path, world: World) -> Dataset:
     """Copies a training set to this machine's own disk and opens the copy. An index is copied as shards."""
-    from entroloop.data.store.dataset import Dataset
-    from entroloop.data.store.index import Indexed
-    from entroloop.selection.training_set import write_as_shards
-
     copy = scratch / f"entroloop-{found.manifest.digest[:16]}"
 
     def write() -> None:
@@ -130,10 +127,7 @@ def _damaged(context: Context, data: TrainingStream) -> str:
     return f", {len(set(every))} damaged samples left out ({len(every)} times)"
 
 
-def _begins(layout: Layout, generation: int) -> list[Path]:
-    return [layout.checkpoints(generation)]
-
-
 TRAIN = Phase(
-    "train", reads=_reads, decides=_decides, work=_work, forecast=_forecast, trains=True, fits=_fits, begins=_begins
-)
+    "train", reads=_reads, decides=_decides, work=_work, forecast=_forecast, trains=True, fits=_fits,
+    begins=lambda layout, generation: [layout.checkpoints(generation)],
+)  # fmt: skip
