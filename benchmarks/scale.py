@@ -26,7 +26,7 @@ from entroloop.data.world import World
 from entroloop.selection import nearest, select
 
 NAMES = ("nearest", "greedy", "threshold-decay", "two levels")
-ACTIVE = 8192  # rows that greedy keeps up to date
+ACTIVE = 8192  # rows that greedy keeps up to date, as a rule
 BLOCK = 512  # rows of a block of the threshold filter
 PASSES = 20  # of the filter until half of the rows are chosen
 GREEDY = 0.6  # pairs that greedy compares per pair of a row and a pick, in the time of a pair of `nearest`
@@ -37,20 +37,23 @@ def model(name: str, n: int, d: int, ranks: int) -> tuple[float, float]:
 
     The constants were counted on a mixture of clusters.
     """
-    m, row = n // 2, 4 * d + 24  # a proposal travels with its id, its bound and a place for its rank's edge
+    m, row = n // 2, 4 * d + 32  # a proposal travels with its id, its bound and its rank's edge
     if name == "nearest":  # every block visits half of the ranks, and its lists of one neighbour travel home
-        return 2 * (ranks // 2) + 5, ranks // 2 * n / ranks * (4 * d + 16)
-    if name == "threshold-decay":  # a row is proposed 1.6 times, and a pass ends with blocks that are not full
-        blocks = 1.6 * m / BLOCK + 1.5 * PASSES
-        return blocks + PASSES + 7, blocks * (BLOCK + ranks) * row
-    stay = min(1.5 * m, ACTIVE)  # rows that are proposed and not chosen
+        return 2 * (ranks // 2) + 5, ranks // 2 * n / ranks * (4 * d + 24)
+    if (
+        name == "threshold-decay"
+    ):  # a row is proposed 1.6 times, and a pass ends with blocks that are not full, or empty
+        full, padding = 1.6 * m / BLOCK, min(5 * ranks, BLOCK // 2)
+        filled = full + 0.75 * PASSES
+        return 2 * full + 3.25 * PASSES + 7, (1.6 * m + 90 * PASSES + padding * filled) * row
+    stay = min(m, ACTIVE // 2)  # rows that are proposed and not chosen
     if name == "two levels":  # exact greedy among the rows that the parts chose; the parts need no exchange
-        n, stay = int(1.25 * m), min(0.5 * m, ACTIVE)
+        n, stay = int(1.25 * m), min(m, ACTIVE) // 2
     wakes = 1 if n <= ACTIVE else 3 + (n - ACTIVE) / 1100
     blocks = 2 * wakes + 12
     room = 1.35 * (m + stay) + blocks * ranks  # rows, padded to the fullest rank
     near = min(ranks, 16) * min(2 * m, 12_000)  # distances inside large blocks, of which few ranks have any
-    return 5 + blocks + 3.2 * wakes, room * row + near * 24
+    return 5 + 2 * blocks + wakes, room * row + near * 24
 
 
 def count(name: str, n: int, d: int, ranks: int) -> tuple[int, int]:

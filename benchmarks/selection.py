@@ -111,7 +111,8 @@ class Bench:
             name, rows = f"nearest {k} x {d} against faiss", mixture(k, d).numpy()
             self.compare(name, partial(faiss_nearest, rows), partial(nearest, rows, rows, exclude_self=True), 1.2)
         self.memory(262_144 // (8 if self.options.quick else 1))
-        self.ranks(32_768 // (8 if self.options.quick else 1))
+        for total in (32_768, 65_536):
+            self.ranks(total // (8 if self.options.quick else 1))
         self.two_level()
         self.adaptive()
         if self.options.large:

@@ -98,8 +98,9 @@ class World:
         if sends_in_turn(x, rows):
             own = [x.contiguous() if r == self.rank else x.new_empty((n, *x.shape[1:])) for r, n in enumerate(rows)]
             return torch.cat([self.broadcast(part, r) if len(part) else part for r, part in enumerate(own)])
-        padded = x.new_zeros((most, *x.shape[1:]), device=self.device)
-        padded[: len(x)] = x
+        padded = x.to(self.device).contiguous()
+        if len(x) < most:
+            padded = torch.cat([padded, padded.new_zeros((most - len(x), *x.shape[1:]))])
         parts = [torch.empty_like(padded) for _ in rows]
         dist.all_gather(parts, padded)
         self._count(*parts)

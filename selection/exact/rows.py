@@ -9,7 +9,7 @@ Shapes: n_r rows of this rank, N rows of all ranks, D features, M ids asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -64,28 +64,37 @@ class RankRows:
         return out
 
     def share(
-        self, local: Tensor, value: Tensor, most: int, edge: tuple[float, float, float]
-    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float, float]]]:
-        """Every rank's proposals on every rank, in one exchange of a fixed shape.
+        self, local: Tensor, value: Tensor, counts: Sequence[int], edge: tuple[float, float]
+    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[float, float]]]:
+        """Every rank's proposals on every rank, in one exchange.
 
-        local  [P] int64: at most `most` rows of this rank        value  [P] float64: a number per row
-        edge   three numbers of this rank
-        ->     global ids int64, values float64, rows [., D], of all ranks in rank order; every rank's edge
+        local   [P] int64: rows of this rank        value  [P] float64: a number per row
+        counts  the P of every rank
+        edge    two numbers of this rank
+        ->      global ids int64, values float64, rows [., D], of all ranks in rank order; the edges of the ranks that
+                propose
         """
-        width = self.rows.shape[1] * self.rows.element_size()
-        numbers = torch.zeros((most + 1, 3), dtype=torch.float64, device=self.rows.device)
-        packed = torch.zeros((most + 1, width + 24), dtype=torch.uint8, device=self.rows.device)
-        count = len(local)
-        numbers[:count, 0] = (local + self.offset).double()  # exact below 2^53
-        numbers[:count, 1] = value
-        numbers[count:, 0] = -1
-        numbers[most] = numbers.new_tensor(edge)
-        packed[:count, :width] = self.rows.index_select(0, local).view(torch.uint8).view(count, width)
-        packed[:, width:] = numbers.view(torch.uint8).view(most + 1, 24)
-        packed = self.world.gather_rows(packed, [most + 1] * self.world.size)
-        numbers = packed[:, width:].contiguous().view(torch.float64)
-        is_edge = torch.arange(len(packed), device=packed.device) % (most + 1) == most
-        given = ((numbers[:, 0] >= 0) > is_edge).nonzero()[:, 0]
-        rows = packed.index_select(0, given)[:, :width].contiguous().view(self.rows.dtype)
-        edges = [(float(a), float(b), float(c)) for a, b, c in numbers[most :: most + 1].tolist()]
-        return numbers[given, 0].long(), numbers[given, 1], rows, edges
+        with_edge = value.new_tensor(edge).expand(len(local), 2)
+        numbers = torch.cat([(local + self.offset).double()[:, None], value[:, None], with_edge], 1)  # exact below 2^53
+        packed = self.world.gather_rows(pack(self.rows.index_select(0, local), numbers), counts)
+        rows, numbers = unpack(packed, self.rows)
+        first = [sum(counts[:rank]) for rank, count in enumerate(counts) if count]
+        edges = [(a, b) for a, b in numbers[first, 2:].tolist()]
+        return numbers[:, 0].long(), numbers[:, 1], rows, edges
+
+
+def pack(rows: Tensor, numbers: Tensor) -> Tensor:
+    """Rows [n, D] and float64 numbers [n, F] as bytes [n, .], for a single exchange. `unpack` is the inverse."""
+    first, width = 8 * numbers.shape[1], rows.shape[1] * rows.element_size()
+    packed = torch.empty((len(rows), first + width), dtype=torch.uint8, device=rows.device)
+    packed[:, :first] = numbers.contiguous().view(torch.uint8)
+    packed[:, first:] = rows.contiguous().view(torch.uint8)
+    return packed
+
+
+def unpack(packed: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the width and dtype of `like`, and the numbers packed with them."""
+    first = packed.shape[1] - like.shape[1] * like.element_size()
+    # `contiguous` would keep the stride of a single row, which its dtype need not divide
+    numbers, rows = (part.clone(memory_format=torch.contiguous_format) for part in packed.tensor_split([first], dim=1))
+    return rows.view(like.dtype), numbers.view(torch.float64)

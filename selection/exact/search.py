@@ -20,7 +20,7 @@ from entroloop.selection.exact import topk
 from entroloop.selection.exact.bounds import SWEEP_ROWS, Pairs, contenders, lowest_both
 from entroloop.selection.exact.formats import NumberFormat
 from entroloop.selection.exact.indices import Index, merge_candidates
-from entroloop.selection.exact.rows import RankRows
+from entroloop.selection.exact.rows import RankRows, pack, unpack
 from entroloop.selection.exact.sketch import Frame, Sketch, tile_columns
 from entroloop.selection.exact.spaces import Metric
 
@@ -96,16 +96,18 @@ class Parts:
             return
         step = _block_rows(own, 16 * self.best[0].shape[1] * half)
         for start in range(0, max(own.counts), step):
-            block, answers = own.rows[start : start + step], []
+            part, answers = slice(start, start + step), []
+            block = pack(own.rows[part], self.best[0][part, -1:])  # only nearer rows matter
             held = [min(max(count - start, 0), step) for count in own.counts]  # rows of each rank's block
             for hop in range(half + 1):
                 coming = held[(world.rank - hop - 1) % world.size]
                 following = world.start_rotate(block, coming) if hop < half else None
                 if hop:
-                    answers.append(self._search_both(block, (world.rank - hop) % world.size, start))
+                    rows, level = unpack(block, own.rows)
+                    answers.append(self._search_both(rows, level[:, 0], (world.rank - hop) % world.size, start))
                 if following:
                     block = following()
-            distances, ids = (x[start : start + step] for x in self.best)
+            distances, ids = (x[part] for x in self.best)
             merged = topk.merge((distances, ids), self._bring_home(answers, held), distances.shape[1])
             distances[:], ids[:] = merged
 
@@ -126,9 +128,10 @@ class Parts:
         first = self.queries.offset + block
         _search(side, columns, first, self.lists(start), self._ignored(start, first), lowest=lowest)
 
-    def _search_both(self, block: Tensor, source: int, start: int) -> Lists:
+    def _search_both(self, block: Tensor, level: Tensor, source: int, start: int) -> Lists:
         """Merges another rank's block into the lists. Returns the lists of the block's rows among these queries.
 
+        level  float64 [m]: rows further from a row of the block than this are of no use to its list
         Two ranks that hold each other's blocks share the work: the lower rank compares the first half of its rows.
         """
         own = self.queries
@@ -151,7 +154,7 @@ class Parts:
             distances, ids = self.lists(top)
             _search(side, columns, first, (distances[:count], ids[:count]), None, lowest=lowest)
             theirs = answers[0][skipped:], answers[1][skipped:]
-            _search(other, side.turn(), own.offset + top, theirs, None, lowest=opposite)
+            _search(other, side.turn(), own.offset + top, theirs, None, lowest=opposite, level=level[skipped:])
         return answers
 
     def _bring_home(self, answers: list[Lists], held: list[int]) -> Lists:
@@ -207,17 +210,18 @@ def _search(
     ignore: Tensor | None,
     rest: Tensor | None = None,
     lowest: Tensor | None = None,
+    level: Tensor | None = None,
 ) -> None:
     """Merges one bank block into the queries' lists, in place. `rest` limits this to some queries; None: all.
 
-    `lowest` are products that `contenders` then need not compute.
+    `lowest` are products that `contenders` then need not compute. Rows further away than `level` may be left out.
     """
     if rest is not None:
         some = lists[0][rest], lists[1][rest]
         _search(side.take(rest), columns, first, some, None if ignore is None else ignore[rest])
         lists[0][rest], lists[1][rest] = some
         return
-    level = lists[0][:, -1].clone()
+    level = lists[0][:, -1].clone() if level is None else torch.minimum(lists[0][:, -1], level)
     waiting: list[Pairs] = []
     for pairs in contenders(side, columns, level, lists[0].shape[1], ignore=ignore, lowest=lowest):
         waiting.append(pairs)

@@ -29,7 +29,7 @@ from entroloop.selection.rules.problem import Problem, Selection
 
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
-_ACTIVE = 4096  # rows kept up to date at a time; twice as many over several ranks or on a GPU
+_ACTIVE = 4096  # rows kept up to date at a time; more over several ranks or on a GPU
 _SPARE = 2  # times the rows still to be picked that are kept up to date or put into a block at most
 _FEW = 2048  # rows of which more than needed cost less than a further round
 _PAIRS = 4096  # distances inside a block below which it is never too large
@@ -56,28 +56,28 @@ def greedy(
     on_gpu = own.rows.device.type == "cuda"
     block_size, level = _GPU_BLOCK if on_gpu else SMALLEST_BLOCK, np.inf
     few = _GPU_PAIRS if on_gpu else _PAIRS
-    most_active = np.zeros(own.world.size, np.int64)  # rows of each rank that may still be active
-    ends = np.cumsum(own.counts)
     while frontier.count < size:
         useful = min(_ACTIVE, max(_FEW, _SPARE * (size - frontier.count)))
-        if own.world.size > 1 or on_gpu:
-            useful = 2 * _ACTIVE  # more than may be needed, because each round costs exchanges or launches
-        ids, bound, rows, edge = _propose(frontier, min(block_size, useful), most_active)
-        if len(ids) == 0:
-            level = _wake(frontier, most_active, useful)
+        if on_gpu:
+            useful = 2 * _ACTIVE  # more than may be needed, because each round costs launches
+        elif own.world.size > 1:  # more than may be needed, because each round costs exchanges
+            useful = min(3 * _ACTIVE, max(_ACTIVE, 4 * frontier.count))  # the first picks lower most bounds
+        held, marks = _survey(frontier, useful)
+        if not any(held):
+            level, held = _wake(frontier, marks, useful)
             if level == 0:
                 # Only duplicates of picks are left, all at distance 0; they are chosen by ascending id.
                 radii[frontier.count :] = 0.0
                 frontier.fill(torch.arange(own.total))
-            continue
+            if not any(held):
+                continue
+        ids, bound, rows, edge = _propose(frontier, min(block_size, useful), held)
         points = frontier.points(ids, rows)
         block = Block(points, bound, own.world)
         picks = _pick(block, bound, ids.cpu().numpy(), edge, level, radii[frontier.count :])
         _store(frontier, ids, bound)
         on_progress(len(picks))
         order = torch.tensor(picks, device=ids.device)
-        owners = np.searchsorted(ends, ids[order].cpu().numpy(), "right")
-        most_active -= np.bincount(owners, minlength=len(most_active))
         frontier.admit(ids[order], points.take(order), level)
         if block.pairs > max(few, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, min(len(ids), block_size // 2))
@@ -120,22 +120,17 @@ def _pick(
 
 
 def _propose(
-    frontier: Frontier, block_size: int, most_active: NDArray[np.int64]
+    frontier: Frontier, block_size: int, held: list[int]
 ) -> tuple[Tensor, NDArray[np.float64], Tensor | None, tuple[float, int]]:
     """The next block, the same on every rank, in ascending order of ids.
 
-    most_active  [world size], changed: upper limit of each rank's number of active rows, which keeps messages short
+    held  number of active rows of each rank
     -> ids [B], their bounds [B], their rows [B, D] (None with one rank), and the edge: the largest (bound, id) outside
     """
     own = frontier.own
     active = frontier.active
     bound = frontier.bound[active]
-    most = -(-block_size // own.world.size)
-    if own.world.size > 1:
-        most = min(most, int(most_active.max()))
-        if most == 0:
-            return active[:0], np.empty(0), None, (CHOSEN, 0)
-    held = len(active)
+    most = min(-(-block_size // own.world.size), max(held))
     edge, edge_id = CHOSEN, 0
     if len(active) > most:
         kth = torch.topk(bound, most).values[-1]
@@ -148,8 +143,7 @@ def _propose(
         active, bound = active[inside], bound[inside]
     if own.world.size == 1:
         return active, bound.cpu().numpy(), None, (edge, edge_id)
-    ids, bound, rows, edges = own.share(active, bound, most, (edge, edge_id, held))
-    most_active[:] = [int(count) for _, _, count in edges]
+    ids, bound, rows, edges = own.share(active, bound, [min(most, count) for count in held], (edge, edge_id))
     highest = max(edges, key=lambda e: (e[0], -e[1]))
     return ids, bound.cpu().numpy(), rows, (highest[0], int(highest[1]))
 
@@ -160,35 +154,40 @@ def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
-def _wake(frontier: Frontier, most_active: NDArray[np.int64], wanted: int) -> float:
-    """Brings the rows with the largest bounds up to date and activates them. Returns the level: rows below it sleep.
+def _survey(frontier: Frontier, wanted: int) -> tuple[list[int], Tensor]:
+    """The number of active rows of each rank; and marks: quantiles of the largest `wanted` bounds of each rank.
 
-    most_active  [world size], written: number of active rows of each rank
-    wanted       about the number of rows of all ranks to bring up to date
-    The level is 0 if no remaining row has a positive distance to the picks.
+    -> counts; marks float64 [world size, _QUANTILES] descending, used where no rank has active rows
     """
-    world, bound = frontier.own.world, frontier.bound
-    top = torch.topk(bound, min(wanted, len(bound))).values
-    if world.size == 1:
-        level = float(top[-1])
-        highest = float(top[0])
-    else:
-        marks = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
-        if len(top):
-            marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
-        marks, order = world.gather_rows(marks, [_QUANTILES] * world.size).sort(descending=True)
-        # Each mark represents an equal share of the rows that its rank looked at.
-        rows = torch.tensor(frontier.own.counts, dtype=torch.float64, device=bound.device).clamp(max=wanted)
-        woken = (rows / _QUANTILES).repeat_interleave(_QUANTILES)[order].cumsum(0)
-        level = float(marks[min(int((woken < wanted).sum()), len(marks) - 1)])
-        highest = float(marks[0])
-    if highest <= 0:
-        return 0.0
+    world, bound, active = frontier.own.world, frontier.bound, len(frontier.active)
+    marks = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
+    if active == 0 and len(bound):
+        top = torch.topk(bound, min(wanted, len(bound))).values
+        marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
+    found = world.gather_rows(torch.cat([marks.new_tensor([active]), marks])[None], [1] * world.size)
+    return found[:, 0].long().tolist(), found[:, 1:]
+
+
+def _wake(frontier: Frontier, marks: Tensor, wanted: int) -> tuple[float, list[int]]:
+    """Brings the rows with the largest bounds up to date and activates them.
+
+    marks   as from `_survey`
+    wanted  about the number of rows of all ranks to bring up to date
+    ->      the level: rows below it sleep, and 0 means that no remaining row has a positive distance to the picks; the
+            number of active rows of each rank
+    """
+    own, bound = frontier.own, frontier.bound
+    # Each mark represents an equal share of the rows that its rank looked at.
+    rows = torch.tensor(own.counts, dtype=torch.float64, device=bound.device).clamp(max=wanted) / _QUANTILES
+    marks, order = marks.flatten().sort(descending=True)
+    woken = rows.repeat_interleave(_QUANTILES)[order].cumsum(0)
+    level = float(marks[min(int((woken < wanted).sum()), len(marks) - 1)])
+    if float(marks[0]) <= 0:
+        return 0.0, [0] * own.world.size
     level = max(level, float(np.nextafter(0, 1)))
     awake = (bound >= level).nonzero()[:, 0]
     frontier.activate(frontier.refresh(awake, level))
-    most_active[:] = world.gather_counts(len(frontier.active))
-    return level
+    return level, own.world.gather_counts(len(frontier.active))
 
 
 def two_level_greedy(

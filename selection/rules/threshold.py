@@ -152,10 +152,13 @@ def _propose(frontier: Frontier, most: int, waiting: Tensor, position: Tensor) -
         return active, bound, None
     rest = frontier.active[most : most + 1] if len(frontier.active) > most else waiting[:1]
     edge = float(position[int(rest) + own.offset]) if len(rest) else np.inf
-    ids, bound, rows, edges = own.share(active, bound, most, (edge, 0.0, 0.0))
+    counts = own.world.gather_counts(len(active))
+    if not any(counts):
+        return active, bound, None
+    ids, bound, rows, edges = own.share(active, bound, counts, (edge, 0.0))
     place = position[ids.cpu()].to(ids.device)
     turn = torch.argsort(place)
-    turn = turn[place[turn] < min(e for e, _, _ in edges)]
+    turn = turn[place[turn] < min(edges)[0]]
     return ids[turn], bound[turn], rows[turn]
 
 

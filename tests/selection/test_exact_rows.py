@@ -39,9 +39,10 @@ def test_every_rank_gets_the_rows_it_asks_for_in_order(size, dtype):
 
 def _share(world, parts):
     own = RankRows.of(torch.from_numpy(parts[world.rank]), world)
-    local = torch.arange(min(2, len(own.rows)))
+    counts = [min(rank, len(part)) for rank, part in enumerate(parts)]  # rank 0 proposes nothing
+    local = torch.arange(counts[world.rank])
     before = world.traffic.exchanges
-    ids, values, rows, edges = own.share(local, local.double() + 0.5, 2, (world.rank + 0.25, 7.0, 9.0))
+    ids, values, rows, edges = own.share(local, local.double() + 0.5, counts, (world.rank + 0.25, 7.0))
     return ids.tolist(), values.tolist(), rows.numpy(), edges, world.traffic.exchanges - before
 
 
@@ -50,12 +51,13 @@ def test_proposals_of_all_ranks_arrive_in_one_exchange(size):
     x = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float32)
     parts = split(x, size)
     offsets = np.cumsum([0] + [len(p) for p in parts])
-    expected = [int(o) + i for o, p in zip(offsets, parts, strict=False) for i in range(min(2, len(p)))]
+    counts = [min(rank, len(part)) for rank, part in enumerate(parts)]
+    expected = [int(o) + i for o, count in zip(offsets, counts, strict=False) for i in range(count)]
     for ids, values, rows, edges, exchanges in on_ranks(size, _share, parts):
         assert ids == expected
-        assert values == [i + 0.5 for p in parts for i in range(min(2, len(p)))]
+        assert values == [i + 0.5 for count in counts for i in range(count)]
         np.testing.assert_array_equal(rows, x[expected])
-        assert edges == [(rank + 0.25, 7.0, 9.0) for rank in range(size)]
+        assert edges == [(rank + 0.25, 7.0) for rank in range(size) if counts[rank]]
         assert exchanges == 1
 
 
