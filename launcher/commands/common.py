@@ -58,6 +58,12 @@ def _part(text: str) -> Any:
     return parse_part(text)
 
 
+def _at_least_one(workers: int | None) -> int | None:
+    if workers is not None and workers < 1:
+        raise UserError(f"--workers {workers}: must be at least 1")
+    return workers
+
+
 WHICH = "The array of an .npz file, or the encoder of a feature folder, if there are several"
 Source = Annotated[str, typer.Argument(help="Any source that import reads: a name, a file or a folder.")]
 Resolution = Annotated[int | None, typer.Option(help="Side in pixels, after a centre crop to a square.")]
@@ -74,7 +80,7 @@ Filter = Annotated[
     ),
 ]
 SourceKey = Annotated[str | None, typer.Option("--key", help=f"{WHICH}.")]
-Workers = Annotated[int | None, typer.Option(min=1, help="Number of processes; default one per core.")]
+Workers = Annotated[int | None, typer.Option(help="Number of processes; default one per core.", callback=_at_least_one)]
 Part = Annotated[
     Any, part_option(help="i::n makes only the pieces i, i + n, …; run once more without --part to complete.")
 ]
