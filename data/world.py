@@ -101,10 +101,13 @@ class World:
         padded = x.to(self.device).contiguous()
         if len(x) < most:
             padded = torch.cat([padded, padded.new_zeros((most - len(x), *x.shape[1:]))])
-        parts = [torch.empty_like(padded) for _ in rows]
-        dist.all_gather(parts, padded)
-        self._count(*parts)
-        return torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)]).to(x.device)
+        out = padded.new_empty((self.size * most, *x.shape[1:]))
+        parts = out.tensor_split(self.size)  # of one tensor, because fresh memory can take longer than the exchange
+        dist.all_gather(list(parts), padded)
+        self._count(out)
+        if min(rows) < most:
+            out = torch.cat([part[:n] for part, n in zip(parts, rows, strict=True)])
+        return out.to(x.device)
 
     def gather_counts(self, n: int) -> list[int]:
         """Every rank's integer, in rank order."""
