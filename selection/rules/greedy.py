@@ -30,7 +30,8 @@ from entroloop.selection.rules.problem import Problem, Selection
 SMALLEST_BLOCK = 64
 LARGEST_BLOCK = 4096
 _ACTIVE = 4096  # rows kept up to date at a time; more over several ranks or on a GPU
-_SPARE = 2  # times the rows still to be picked that are kept up to date or put into a block at most
+_SPARE = 2  # times the rows still to be picked that are kept up to date or put into a block at most, on one rank
+_SPARE_OF_RANKS = 4.5  # the same with several ranks, where one round more costs more than the rows
 _FEW = 2048  # rows of which more than needed cost less than a further round
 _PAIRS = 4096  # distances inside a block below which it is never too large
 _GPU_BLOCK = LARGEST_BLOCK  # rows of the first block on a GPU
@@ -56,19 +57,25 @@ def greedy(
     on_gpu = own.rows.device.type == "cuda"
     block_size, level = _GPU_BLOCK if on_gpu else SMALLEST_BLOCK, np.inf
     few = _GPU_PAIRS if on_gpu else _PAIRS
+    held, marks = _survey(frontier, level, _ACTIVE)
     while frontier.count < size:
-        useful = min(_ACTIVE, max(_FEW, _SPARE * (size - frontier.count)))
         if on_gpu:
             useful = 2 * _ACTIVE  # more than may be needed, because each round costs launches
         elif own.world.size > 1:  # more than may be needed, because each round costs exchanges
-            useful = min(3 * _ACTIVE, max(_ACTIVE, 4 * frontier.count))  # the first picks lower most bounds
-        held, marks = _survey(frontier, useful)
+            spare = int(_SPARE_OF_RANKS * (size - frontier.count))
+            useful = max(_ACTIVE, min(3 * _ACTIVE, 4 * frontier.count, spare))  # the first picks lower most bounds
+        else:
+            useful = min(_ACTIVE, max(_FEW, _SPARE * (size - frontier.count)))
         if not any(held):
-            level, held = _wake(frontier, marks, useful)
+            level = _level(marks, useful)
             if level == 0:
                 # Only duplicates of picks are left, all at distance 0; they are chosen by ascending id.
                 radii[frontier.count :] = 0.0
                 frontier.fill(torch.arange(own.total))
+                break
+            awake = (frontier.bound >= level).nonzero()[:, 0]
+            frontier.activate(frontier.refresh(awake, level))
+            held, marks = _survey(frontier, level, useful)
             if not any(held):
                 continue
         ids, bound, rows, edge = _propose(frontier, min(block_size, useful), held)
@@ -79,6 +86,11 @@ def greedy(
         on_progress(len(picks))
         order = torch.tensor(picks, device=ids.device)
         frontier.admit(ids[order], points.take(order), level)
+        if len(ids) == sum(held):  # no row is active any more, and every rank knows the bounds of those that were
+            left = torch.from_numpy(bound)
+            held, marks = [], torch.cat([marks, torch.stack([left, torch.ones_like(left)], 1)])
+        elif frontier.count < size:
+            held, marks = _survey(frontier, level, useful)
         if block.pairs > max(few, _PAIRS_A_PICK * len(picks)):
             block_size = max(SMALLEST_BLOCK, min(len(ids), block_size // 2))
         elif block.pairs < max(few // 2, _PAIRS_A_PICK // 2 * len(picks)):
@@ -154,40 +166,32 @@ def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
     frontier.bound[local] = torch.from_numpy(bound).to(frontier.bound.device)[place]
 
 
-def _survey(frontier: Frontier, wanted: int) -> tuple[list[int], Tensor]:
-    """The number of active rows of each rank; and marks: quantiles of the largest `wanted` bounds of each rank.
+def _survey(frontier: Frontier, level: float, wanted: int) -> tuple[list[int], Tensor]:
+    """The number of active rows of each rank, and marks that tell how the largest bounds below the level lie.
 
-    -> counts; marks float64 [world size, _QUANTILES] descending, used where no rank has active rows
-    """
-    world, bound, active = frontier.own.world, frontier.bound, len(frontier.active)
-    marks = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
-    if active == 0 and len(bound):
-        top = torch.topk(bound, min(wanted, len(bound))).values
-        marks = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
-    found = world.gather_rows(torch.cat([marks.new_tensor([active]), marks])[None], [1] * world.size)
-    return found[:, 0].long().tolist(), found[:, 1:]
-
-
-def _wake(frontier: Frontier, marks: Tensor, wanted: int) -> tuple[float, list[int]]:
-    """Brings the rows with the largest bounds up to date and activates them.
-
-    marks   as from `_survey`
-    wanted  about the number of rows of all ranks to bring up to date
-    ->      the level: rows below it sleep, and 0 means that no remaining row has a positive distance to the picks; the
-            number of active rows of each rank
+    wanted  rows of each rank that the marks stand for, at most
+    ->      counts; marks float64 [M, 2] on the CPU: a bound, and the number of rows that it stands for
     """
     own, bound = frontier.own, frontier.bound
-    # Each mark represents an equal share of the rows that its rank looked at.
-    rows = torch.tensor(own.counts, dtype=torch.float64, device=bound.device).clamp(max=wanted) / _QUANTILES
-    marks, order = marks.flatten().sort(descending=True)
-    woken = rows.repeat_interleave(_QUANTILES)[order].cumsum(0)
-    level = float(marks[min(int((woken < wanted).sum()), len(marks) - 1)])
-    if float(marks[0]) <= 0:
-        return 0.0, [0] * own.world.size
-    level = max(level, float(np.nextafter(0, 1)))
-    awake = (bound >= level).nonzero()[:, 0]
-    frontier.activate(frontier.refresh(awake, level))
-    return level, own.world.gather_counts(len(frontier.active))
+    looked_at = [min(wanted, count) for count in own.counts]
+    quantiles = torch.full((_QUANTILES,), CHOSEN, dtype=torch.float64, device=bound.device)
+    if len(bound):
+        top = torch.topk(torch.where(bound < level, bound, CHOSEN), looked_at[own.world.rank]).values
+        quantiles = top[torch.linspace(0, len(top) - 1, _QUANTILES, device=bound.device).long()]
+    message = torch.cat([quantiles.new_tensor([len(frontier.active)]), quantiles])[None]
+    found = own.world.gather_rows(message, [1] * own.world.size).cpu()
+    rows = (torch.tensor(looked_at, dtype=torch.float64) / _QUANTILES).repeat_interleave(_QUANTILES)
+    return found[:, 0].long().tolist(), torch.stack([found[:, 1:].flatten(), rows], 1)
+
+
+def _level(marks: Tensor, wanted: int) -> float:
+    """The bound above which about that many rows lie; 0 if no row has a positive bound. Marks as from `_survey`."""
+    bounds, order = marks[:, 0].sort(descending=True)
+    if float(bounds[0]) <= 0:
+        return 0.0
+    woken = marks[order, 1].cumsum(0)
+    level = float(bounds[min(int((woken < wanted).sum()), len(bounds) - 1)])
+    return max(level, float(np.nextafter(0, 1)))
 
 
 def two_level_greedy(
