@@ -50,7 +50,7 @@ def model(name: str, n: int, d: int, ranks: int) -> tuple[float, float]:
     if name == "two levels":  # exact greedy among the rows that the parts chose; the parts need no exchange
         n, stay = int(1.25 * m), min(m, ACTIVE) // 2
     wakes = 1 if n <= ACTIVE else 3 + (n - ACTIVE) / 1100
-    blocks = 2 * wakes + 12
+    blocks = wakes + 12
     room = 1.35 * (m + stay) + blocks * ranks  # rows, padded to the fullest rank
     near = min(ranks, 16) * min(2 * m, 12_000)  # distances inside large blocks, of which few ranks have any
     return 5 + 2 * blocks + wakes, room * row + near * 24

