@@ -27,7 +27,7 @@ from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.options import check_row
 from entroloop.selection.rules.problem import Problem, Selection
 
-SMALLEST_BLOCK = 64
+SMALLEST_BLOCK = 128
 LARGEST_BLOCK = 4096
 _ACTIVE = 4096  # rows kept up to date at a time; more over several ranks or on a GPU
 _SPARE = 2  # times the rows still to be picked that are kept up to date or put into a block at most, on one rank
