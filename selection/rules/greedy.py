@@ -57,15 +57,9 @@ def greedy(
     on_gpu = own.rows.device.type == "cuda"
     block_size, level = _GPU_BLOCK if on_gpu else SMALLEST_BLOCK, np.inf
     few = _GPU_PAIRS if on_gpu else _PAIRS
-    held, marks = _survey(frontier, level, _ACTIVE)
+    held, marks = _survey(frontier, level, _useful(frontier))
     while frontier.count < size:
-        if on_gpu:
-            useful = 2 * _ACTIVE  # more than may be needed, because each round costs launches
-        elif own.world.size > 1:  # more than may be needed, because each round costs exchanges
-            spare = int(_SPARE_OF_RANKS * (size - frontier.count))
-            useful = max(_ACTIVE, min(3 * _ACTIVE, 4 * frontier.count, spare))  # the first picks lower most bounds
-        else:
-            useful = min(_ACTIVE, max(_FEW, _SPARE * (size - frontier.count)))
+        useful = _useful(frontier)
         if not any(held):
             level = _level(marks, useful)
             if level == 0:
@@ -96,6 +90,17 @@ def greedy(
         elif block.pairs < max(few // 2, _PAIRS_A_PICK // 2 * len(picks)):
             block_size = min(LARGEST_BLOCK, block_size * 2)
     return frontier.chosen.cpu(), torch.from_numpy(radii)
+
+
+def _useful(frontier: Frontier) -> int:
+    """The number of rows of all ranks that are worth keeping up to date now."""
+    rest = len(frontier.chosen) - frontier.count
+    if frontier.own.rows.device.type == "cuda":
+        return 2 * _ACTIVE  # more than may be needed, because each round costs launches
+    if frontier.own.world.size > 1:  # more than may be needed, because each round costs exchanges
+        spare = int(_SPARE_OF_RANKS * rest)
+        return max(_ACTIVE, min(3 * _ACTIVE, 4 * frontier.count, spare))  # the first picks lower most bounds
+    return min(_ACTIVE, max(_FEW, _SPARE * rest))
 
 
 def _pick(
@@ -169,6 +174,7 @@ def _store(frontier: Frontier, ids: Tensor, bound: NDArray[np.float64]) -> None:
 def _survey(frontier: Frontier, level: float, wanted: int) -> tuple[list[int], Tensor]:
     """The number of active rows of each rank, and marks that tell how the largest bounds below the level lie.
 
+    level   rows with bounds below it sleep
     wanted  rows of each rank that the marks stand for, at most
     ->      counts; marks float64 [M, 2] on the CPU: a bound, and the number of rows that it stands for
     """
