@@ -207,7 +207,9 @@ def _ranks(what: str, size: int, n: int) -> float:
 
 def rank_worker(what: str, folder: str, size: int, n: int, rank: int) -> None:
     torch.set_num_threads(1)
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})  # as launchers of clusters bind ranks to cores
+    if sys.platform == "linux":  # as launchers of clusters bind ranks to cores
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[rank % len(cores)]})
     world = join(rank, size, init_method=f"file://{folder}/rendezvous", device=torch.device("cpu"))
     x = mixture(n, 384)[n * rank // size : n * (rank + 1) // size]
     run = {
