@@ -8,7 +8,7 @@ import report_runs
 
 pytestmark = pytest.mark.skipif(chromium.FOUND is None, reason=chromium.MISSING)
 
-PHONE, DESK, PAPER = 390, 1280, 717  # CSS pixels; A4 without the margins that chromium leaves
+SMALL, PHONE, DESK, PAPER = 320, 390, 1280, 717  # CSS pixels; A4 without the margins that chromium leaves
 AXE = Path(__file__).parents[2] / ".venv/npm/node_modules/axe-core/axe.min.js"
 
 
@@ -26,16 +26,19 @@ def shown(once, tmp_path_factory):
         assert browser.errors == []
 
 
-@pytest.mark.parametrize("width", [PHONE, DESK])
+@pytest.mark.parametrize("width", [SMALL, PHONE, DESK])
 def test_every_picture_is_drawn_and_the_page_does_not_scroll_sideways(shown, width):
     seen = shown(width).evaluate("""({
       broken: [...document.images].filter(i => !i.complete || !i.naturalWidth).length, images: document.images.length,
       dots: document.querySelectorAll("#any .dot").length, wide: document.documentElement.scrollWidth - innerWidth,
+      open: document.querySelectorAll("details").forEach(one => one.open = true),
+      wide_open: document.documentElement.scrollWidth - innerWidth,
     })""")
     assert seen["broken"] == 0
     assert seen["images"] > 20
     assert seen["dots"] == 8
     assert seen["wide"] <= 0
+    assert seen["wide_open"] <= 0
 
 
 def test_wide_tables_scroll_with_a_hint_and_keep_their_first_column(shown):
