@@ -8,11 +8,13 @@ rate. After 40 steps exported weights therefore agree to a few learning rates in
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import forked
@@ -23,6 +25,7 @@ from loops import VECTORS, command, sealed_bytes, tiny_file
 
 from entroloop.data.runfolder import Layout, Step
 from entroloop.trainer import network
+from entroloop.trainer.engines.zero import load_extension
 
 pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
@@ -265,8 +268,6 @@ def _starts_after_a_kill():
     """For a forked process: loads the extension, then once more as after a kill while it was compiled."""
     from deepspeed.ops.op_builder.builder import OpBuilder
 
-    from entroloop.trainer.engines.zero import load_extension
-
     load_extension()
     for built in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("*/*.so"):
         (built.parent / "lock").touch()
@@ -278,3 +279,17 @@ def _starts_after_a_kill():
 def test_a_start_of_zero_that_was_killed_stops_no_later_one():
     ended = forked.Forked(_starts_after_a_kill, merged=True, DS_ACCELERATOR="cpu").result(180)
     assert ended.returncode == 0, ended.stdout
+
+
+def test_the_extension_is_compiled_by_the_ninja_beside_python(tmp_path, monkeypatch):
+    found = []
+    deepspeed = types.SimpleNamespace(build_shm_op=lambda: found.append(shutil.which("ninja")))
+    for name in ("deepspeed", "deepspeed.comm", "deepspeed.comm.torch"):  # importing the real one takes seconds
+        monkeypatch.setitem(sys.modules, name, deepspeed)
+    for name in ("PATH", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for _ in range(2):
+        load_extension()
+    beside = Path(sys.executable).parent
+    assert found == [str(beside / "ninja")] * 2
+    assert os.get_exec_path() == [str(beside), str(tmp_path)]

@@ -34,6 +34,9 @@ def load_extension() -> None:
     torch marks a compilation by a file that a killed process leaves behind, and on which every later process would wait
     for ever. So the processes of one machine take turns under a lock that the kernel releases, in a folder of their
     own, and the first thing that each does is to remove such a file.
+
+    The compilation needs the command `ninja`. It is installed beside python, whose folder is not in PATH unless the
+    environment is active. A ninja of another version would compile again what was compiled before.
     """
     from deepspeed.comm.torch import build_shm_op
 
@@ -42,6 +45,9 @@ def load_extension() -> None:
     folder = folder if folder.name == name else folder / name
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    first, *others = os.get_exec_path()
+    if first != (beside := str(Path(sys.executable).parent)):
+        os.environ["PATH"] = os.pathsep.join([beside, first, *others])
     with (folder / "turn").open("w") as turn:
         with contextlib.suppress(OSError):  # a file system without locks
             fcntl.flock(turn, fcntl.LOCK_EX)
