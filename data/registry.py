@@ -103,11 +103,13 @@ def is_own(name: str) -> bool:
     return OWN.fullmatch(name) is not None
 
 
-def hint(name: object, known: Iterable[str], otherwise: str = "give one of") -> str:
-    """`did you mean X?`, or a list of all names if none is near."""
+def hint(
+    name: object, known: Iterable[str], otherwise: str = "give one of", listed: Iterable[str] | None = None
+) -> str:
+    """`did you mean X?`, or a list of names if none is near: of all `known`, or those `listed`."""
     names = list(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names)}"
+    return f"did you mean {near[0]}?" if near else f"{otherwise} {', '.join(names if listed is None else listed)}"
 
 
 def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> UserError:

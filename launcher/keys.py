@@ -105,7 +105,8 @@ def find(model: type[BaseModel], section: str | None) -> list[Key]:
     found = [key for key in every if key.name == section or key.name.startswith(f"{section}.")]
     if not found:
         names = {key.name for key in every} | {key.name.rpartition(".")[0] for key in every if "." in key.name}
-        raise UserError(f"{section}: no section, key or run of that name: {hint(section, sorted(names))}")
+        near = hint(section, sorted(names), listed=dict.fromkeys(key.name.partition(".")[0] for key in every))
+        raise UserError(f"{section}: no section, key, run or packaged configuration of that name: {near}")
     return found
 
 

@@ -61,6 +61,9 @@ def test_a_key_that_is_a_name_lists_every_built_in_name(key, registry):
 def test_an_unknown_section_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"^trian: .*train"):
         find(Config, "trian")
+    with pytest.raises(UserError, match=r"give one of .*, seed, .*, train, ") as refused:
+        find(Config, "runs/frist")
+    assert "train.lr" not in str(refused.value)
 
 
 def config(capsys, *arguments):
