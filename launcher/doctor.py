@@ -46,8 +46,7 @@ def examine(folder: Path) -> dict[str, Facts]:
 
     Raises UserError when there is no such folder.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder: give an existing one, whose disk is then tried")
+    files.check_folder(folder)
     sections: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
         "versions": _versions,
         "machine": _machine,
@@ -145,7 +144,7 @@ def _slurm() -> Iterator[tuple[str, str]]:
         try:
             yield "version", client.call(["sbatch", "--version"], patience=10).strip()
         except UserError as error:
-            yield "controller", f"not found ({str(error)[:120]})"
+            yield "controller", f"not found ({error})"
 
 
 def _exactness() -> Iterator[tuple[str, str]]:

@@ -59,8 +59,9 @@ def call(arguments: Sequence[str], patience: float = PATIENCE) -> str:
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{name}: no answer from the cluster in {patience:.0f} s: try again later") from error
     if done.returncode:
-        said = " ".join((done.stderr or done.stdout).split()) or f"ended with status {done.returncode}"
-        raise UserError(f"{name}: {said.removeprefix(f'{name}: error: ')}")
+        said = re.sub(rf"^{name}: ((error|fatal): )?", "", done.stderr or done.stdout, flags=re.MULTILINE)
+        lines = filter(None, map(str.strip, said.splitlines()))
+        raise UserError(f"{name}: {'; '.join(lines) or f'ended with status {done.returncode}'}")
     return done.stdout
 
 

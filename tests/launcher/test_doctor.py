@@ -85,6 +85,10 @@ def test_an_error_of_sbatch_is_not_its_version(tmp_path, monkeypatch):
     for said, expected in (
         ("echo slurm 23.11.4", {"version": "slurm 23.11.4"}),
         ("echo 'sbatch: error: no server' >&2; exit 1", {"controller": "not found (sbatch: no server)"}),
+        (
+            "echo 'sbatch: error: no address' >&2; echo 'sbatch: fatal: no server' >&2; exit 1",
+            {"controller": "not found (sbatch: no address; no server)"},
+        ),
     ):
         sbatch.write_text(f"#!/bin/sh\n{said}\n")
         sbatch.chmod(0o755)
