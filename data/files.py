@@ -108,6 +108,12 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(f"{path}: is a device or pipe: give the name of a file")
 
 
+def check_folder(folder: Path) -> None:
+    """Raises UserError when there is no folder of that name."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: {'is a file: give a folder' if folder.exists() else 'no such folder'}")
+
+
 def check_place(path: Path, given: Path | None = None) -> None:
     """Makes the folder of a file that will be written. Raises UserError when the file cannot be written.
 

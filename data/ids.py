@@ -22,7 +22,7 @@ def check_ids(ids: str | Path | ArrayLike, count: int) -> NDArray[np.int64]:
     where = str(ids) if isinstance(ids, str | Path) else "ids"
     if isinstance(ids, str | Path):
         if not Path(ids).is_file():
-            raise UserError(f"{where}: no such file")
+            raise UserError(f"{where}: {'is a folder: give a .npy file' if Path(ids).is_dir() else 'no such file'}")
         with Path(ids).open("rb") as file:
             head = file.read(6)
         if not head.startswith((b"\x93NUMPY", b"PK")):

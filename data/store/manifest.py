@@ -129,8 +129,7 @@ def read(folder: Path) -> Manifest:
     format number.
     """
     path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    files.check_folder(folder)
     if not path.is_file():
         raise UserError(f"{folder}: not sealed (no {MANIFEST}): either unfinished or not made by entroloop")
     try:

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from entroloop.data.errors import Failed, UserError
+from entroloop.data import files
+from entroloop.data.errors import Failed
 from entroloop.data.wording import counted
 from entroloop.launcher.commands.common import JOBS, PHASES, ConfigFile, Overrides, one_of
 
@@ -44,8 +45,7 @@ def cancel_command(run: Annotated[Path, typer.Argument(help="Folder of a run or 
     from entroloop.slurm.sbatch import site_of
     from entroloop.slurm.submit import cancel
 
-    if not run.is_dir():
-        raise UserError(f"{run}: no such folder")
+    files.check_folder(run)
     numbers = cancel(site_of(run).mark)
     print(
         f"cancelled {counted(len(numbers), 'job')}: {' '.join(numbers)}" if numbers else "nothing is queued or running"

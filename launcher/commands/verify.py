@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from entroloop.data import files
 from entroloop.data.errors import UserError
 from entroloop.data.wording import counted
 from entroloop.launcher.commands.common import Json, Quiet, Verbose
@@ -32,8 +33,7 @@ def verify_command(
     from entroloop.data.store import index, manifest
     from entroloop.launcher.run import intact
 
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder")
+    files.check_folder(folder)
     there = intact.look(folder)
     if not (there.sealed or there.runs or there.unreadable):
         raise UserError(f"{folder}: holds nothing sealed: not a data set or run of entroloop")

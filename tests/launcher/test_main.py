@@ -154,3 +154,16 @@ def test_help_and_messages_name_the_same_choices():
     assert shown["run", "phase"] == "|".join(common.PHASES)
     assert shown["take", "form"] == "shards|folder|npz|keys"
     assert shown["import", "encoding"] == "png|npy"
+
+
+@pytest.mark.parametrize("words", ["verify GIVEN", "doctor GIVEN", "slurm cancel GIVEN", "take digits GIVEN chosen"])
+def test_what_is_there_but_of_another_kind_is_not_said_to_be_missing(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    given, said = Path("given"), "given: is a file: give a folder"
+    if words.startswith("take"):
+        given.mkdir()
+        said = "given: is a folder: give a .npy file"
+    else:
+        given.touch()
+    ended = command(*words.replace("GIVEN", "given").split())
+    assert (ended.returncode, ended.stderr) == (2, f"entroloop: {said}\n")
