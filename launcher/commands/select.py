@@ -99,8 +99,9 @@ def select_command(
             "trim": trim,
             "trim_k": trim_k,
         }
-        given = {name: f"--{name.replace('_', '-')}" for name in ("size", *settings)}
-        given |= {"features": rows.where, "queries": rows.where, "reference": str(reference)}
+        given: dict[str, object] = {name: f"--{name.replace('_', '-')}" for name in ("size", *settings)}
+        given |= {"features": rows.where, "queries": rows.where, "reference": reference or "--reference"}
+        given |= {"labels": labels or "--labels", "generations": generations or "--generations"}
         with naming(**given), Progress("select", size, "row", show=world.is_main) as progress:
             chosen = select(
                 mine, size, strategy, world=world, on_progress=progress.advance, **settings, **more, **options

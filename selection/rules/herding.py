@@ -48,7 +48,7 @@ def herding(problem: Problem) -> Selection:
     """
     own, reference = problem.candidates, problem.reference
     if reference is None or reference.total < 2:
-        raise UserError("herding: needs reference, at least 2 rows of real data")
+        raise UserError("reference: herding needs at least 2 rows of real data")
     embed = _embedding(problem)
     sums = torch.zeros(2 * FREQUENCIES, dtype=torch.int64, device=own.rows.device)
     for rows in torch.split(reference.rows, BLOCK):

@@ -17,14 +17,14 @@ def random(problem: Problem, *, stratified: bool = False) -> Selection:
     if not stratified:
         return problem.selection(problem.order()[: problem.size])
     if problem.generations is None:
-        raise UserError("random: stratified needs generations, one integer a row")
+        raise UserError("generations: stratified random selection needs one integer per row")
     return problem.selection(_balanced(problem, problem.generations))
 
 
 def random_class_balanced(problem: Problem) -> Selection:
     """As equal a number as possible from each class, at random within the class. Raises UserError without labels."""
     if problem.labels is None:
-        raise UserError("random-class-balanced: needs labels, one integer a row")
+        raise UserError("labels: random-class-balanced needs one integer per row")
     return problem.selection(_balanced(problem, problem.labels))
 
 

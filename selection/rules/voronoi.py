@@ -24,7 +24,7 @@ def voronoi(problem: Problem) -> Selection:
     """
     own, reference = problem.candidates, problem.reference
     if reference is None:
-        raise UserError("voronoi: needs reference, rows of real data")
+        raise UserError("reference: voronoi needs rows of real data")
     _, found = nearest(own.rows, reference.rows, world=own.world)
     order = problem.order().numpy()
     cell = own.world.gather_rows(torch.from_numpy(found[:, 0].copy()), own.counts).numpy()[order]

@@ -237,6 +237,13 @@ def test_errors_of_the_calculation_name_the_file_or_option(tmp_path):
         "zero.npy: row 17 is zero and": lambda: select_command(tmp_path / "zero.npy", 3, out, metric="cosine"),
         "--size: must be": lambda: select_command(tmp_path / "x.npy", 10**6, out),
         "--per-class: needs labels": lambda: select_command(tmp_path / "x.npy", 3, out, per_class=True),
+        "--reference: herding needs": lambda: select_command(tmp_path / "x.npy", 3, out, "herding"),
+        "--labels: random-class-balanced needs": lambda: select_command(
+            tmp_path / "x.npy", 3, out, "random-class-balanced"
+        ),
+        "--generations: stratified": lambda: select_command(
+            tmp_path / "x.npy", 3, out, "random", option=["stratified=true"]
+        ),
         "--reference-labels: give --reference": lambda: select_command(
             tmp_path / "x.npy", 3, out, reference_labels=tmp_path / "x.npy"
         ),

@@ -173,7 +173,7 @@ def first_rows(problem, *, after=0):
         ),
         (5, "greedy", {"labels": [1, 2]}, "labels: must be 500 integers"),
         (5, "greedy", {"seed": -1}, "seed: must be an integer of at least 0"),
-        (5, "random", {"stratified": True}, "random: stratified needs generations"),
+        (5, "random", {"stratified": True}, "generations: stratified random selection needs"),
         (5, "greedy", {"reference": np.ones((2, 3))}, "reference: must hold rows of 64 features"),
     ],
 )
