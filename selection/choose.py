@@ -23,7 +23,7 @@ from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.selection.exact.canary import prove_gpu
 from entroloop.selection.exact.rows import RankRows
-from entroloop.selection.exact.spaces import check_rows, fit_metric
+from entroloop.selection.exact.spaces import Metric, check_mapped, check_rows, fit_metric
 from entroloop.selection.neighbours import checked, nearest
 from entroloop.selection.options import OF_A_RUN, check_fit, check_options
 from entroloop.selection.rules.problem import Problem, Selection, order_radii, quotas
@@ -55,7 +55,8 @@ def select(
 ) -> Selection:
     """Chooses `size` of the rows of all ranks. Every rank gets the same result, for any number of ranks.
 
-    features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8
+    features             [n_r, D] this rank's rows: array, tensor or memory map of float32, float64, float16 or uint8,
+                         values within ±1e150
     labels, generations  [n_r] integers, one per row, if the strategy or `per_class` needs them
     reference            [., D] this rank's rows of real data, for strategies that match it or need it
     reference_labels     [.] integers, the classes of these rows: with `per_class` each class is matched to its own rows
@@ -91,14 +92,14 @@ def select(
     if real is not None:
         check_rows(metric, real, "reference")
     fitted = fit_metric(metric, own)
-    own = replace(own, rows=fitted.rows(own.rows))
+    own = _mapped(fitted, own, "features")
     problem = Problem(
         own,
         int(size),
         int(seed),
         _integers(labels, "labels", own),
         _integers(generations, "generations", own),
-        None if real is None else replace(real, rows=fitted.rows(real.rows)),
+        None if real is None else _mapped(fitted, real, "reference"),
         on_progress,
     )
     kept = None
@@ -114,6 +115,12 @@ def select(
     if kept is not None:
         chosen = replace(chosen, ids=kept.numpy()[chosen.ids], info={**chosen.info, "trimmed": own.total - len(kept)})
     return chosen
+
+
+def _mapped(fitted: Metric, own: RankRows, name: str) -> RankRows:
+    rows = fitted.rows(own.rows)
+    check_mapped(fitted, own, name, rows)
+    return replace(own, rows=rows)
 
 
 def _integers(values: Any, name: str, own: RankRows) -> Tensor | None:

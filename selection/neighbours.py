@@ -27,7 +27,7 @@ from entroloop.selection.exact.indices import TREE_FEATURES, FaissIndex, Index, 
 from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.search import Parts
 from entroloop.selection.exact.sketch import Frame
-from entroloop.selection.exact.spaces import check_rows, fit_metric
+from entroloop.selection.exact.spaces import check_mapped, check_rows, fit_metric
 
 Backend = Literal["auto", "torch", "faiss"]
 
@@ -46,9 +46,9 @@ def nearest(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """The k nearest bank rows of each query, exact; ties go to the smaller id.
 
-    queries, bank  [n, D] and [m, D] float32, float64, float16 or uint8: arrays, tensors or memory maps, which are read
-                   in blocks sized by the free memory. With a `world` each rank passes its own rows; ids count bank
-                   rows in rank order.
+    queries, bank  [n, D] and [m, D] float32, float64, float16 or uint8, values within ±1e150: arrays, tensors or
+                   memory maps, which are read in blocks sized by the free memory. With a `world` each rank passes its
+                   own rows; ids count bank rows in rank order.
     exclude_self   query i is bank row i and does not count as its own neighbour
     metric         euclidean, cosine (1 - cos), or whitened (Mahalanobis under the covariance of the bank)
     backend        torch, faiss, or auto: a k-d tree for at most 8 features on one CPU rank; torch for a set against
@@ -72,6 +72,8 @@ def nearest(
     for own, name in ((q, "queries"), (b, "bank")):
         check_rows(metric, own, name)
     fitted = fit_metric(metric, b)
+    for own, name in ((q, "queries"), (b, "bank")):
+        check_mapped(fitted, own, name)
     form = shortest_format(fitted.rows(b.rows[:0]), fitted.rows(q.rows[:0]))
     frame = Frame.of(fitted.rows(b.rows[:: max(1, len(b.rows) // 1024)]), world)
     same = exclude_self or bank is queries
@@ -93,14 +95,14 @@ def checked(features: Any, name: str, world: World) -> RankRows:
     """
     rows = world.agree(lambda: as_rows(features, name, world.device if world.device.type != "cpu" else None))
     mine = (len(rows), rows.shape[1], rows.dtype, first_bad_row(rows))
-    answers: list[tuple[int, int, torch.dtype, int]] = world.gather_objects(mine)
+    answers: list[tuple[int, int, torch.dtype, tuple[int, float] | None]] = world.gather_objects(mine)
     held = [answer for answer in answers if answer[0]] or answers
     offset, (_, first_width, dtype, _) = 0, held[0]
     for count, width, _, bad in answers:
         if width != first_width:
             raise UserError(f"{name}: ranks hold {first_width} and {width} features per row: they must be equal")
-        if bad >= 0:
-            raise bad_row_error(name, offset + bad)
+        if bad:
+            raise bad_row_error(name, offset + bad[0], bad[1])
         offset += count
     others = sorted({str(other).removeprefix("torch.") for _, _, other, _ in held})
     if len(others) > 1:

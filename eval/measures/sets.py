@@ -64,7 +64,7 @@ class Sets(Exchanges):
                                     model was trained with flips: a mirrored copy then counts as a copy
 
     Raises UserError for a seed below 0 or above 2**32 - 1. Raises UserError naming the set when its shape does not fit,
-    it has fewer than two points or one of its values is not finite.
+    it has fewer than two points or one of its values is not finite in float32.
     """
 
     def __init__(
@@ -255,9 +255,9 @@ def rows_of(name: str, features: Any) -> Tensor:
 
 
 def check_finite(name: str, features: Tensor) -> None:
-    """Raises UserError, naming the set, when a value is inf or nan."""
-    if first_bad_row(features) >= 0:
-        raise UserError(f"{name}: features hold values that are not finite (inf or nan)")
+    """Raises UserError, naming the set, when a value is inf, nan or beyond the range of float32."""
+    if first_bad_row(features, torch.finfo(torch.float32).max):
+        raise UserError(f"{name}: features hold values that are not finite in float32 (inf, nan, or beyond ±3.4e38)")
 
 
 def check_width(name: str, width: int, generated: int) -> None:

@@ -62,7 +62,7 @@ class _SetMetric(Metric):  # type: ignore[misc]  # torchmetrics comes without ch
         return current(self.device) if self._world is None else self._world
 
     def _features(self, samples: Any, role: str) -> Tensor:
-        """Features [n, D]. Raises UserError unless they are finite real numbers with the role's D of earlier calls."""
+        """Features [n, D]. Raises UserError unless they are finite in float32, with the role's D of earlier calls."""
         if role not in ROLES:
             raise UserError(f"role {role!r} does not exist: give one of {', '.join(ROLES)}")
         features = rows_of(role, self._encoded(samples))

@@ -1,6 +1,6 @@
 """The canonical distance of two rows, and the checks on features.
 
-    array, memory map or tensor  ->  as_rows, check_finite  ->  tensor [N, D]  ->  pair_distances  ->  float64
+    array, memory map or tensor  ->  as_rows, first_bad_row  ->  tensor [N, D]  ->  pair_distances  ->  float64
 
 Every distance that `selection` returns or compares exactly is computed here: coordinates are widened to float64,
 subtracted, squared and summed in a fixed order. The value depends on the two points alone, not on blocks, ranks,
@@ -23,8 +23,9 @@ from torch import Tensor
 from entroloop.data import memory
 from entroloop.data.errors import UserError
 
+LARGEST = 1e150  # of a value: with 4e7 features the squared distance (2e150)^2 D is still below float64's 1.8e308
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.uint8)
-_CHECK_ELEMENTS = 1 << 24  # elements per step of the NaN check: 64 MiB of float32
+_CHECK_ELEMENTS = 1 << 24  # elements per step of the check of values: 64 MiB of float32
 _CHUNK_ELEMENTS = 1 << 18  # elements computed at a time: 2 MiB of float64, which stays in a processor's cache
 _GPU_CHUNK_ELEMENTS = 1 << 28  # most on a GPU, where every chunk costs launches: 2 GiB of float64
 
@@ -41,7 +42,7 @@ def as_rows(features: Any, name: str = "features", device: torch.device | None =
     """A tensor [N, D] over the same memory where possible; memory maps stay memory maps.
 
     features  array, memory map or tensor [N, D] of float32, float64, float16 or uint8
-    Raises UserError for another number of dimensions or dtype, or no columns. `check_finite` checks the values.
+    Raises UserError for another number of dimensions or dtype, or no columns. `first_bad_row` checks the values.
     """
     if not isinstance(features, Tensor):
         array = np.asarray(features)
@@ -64,30 +65,28 @@ def as_rows(features: Any, name: str = "features", device: torch.device | None =
     return rows if device is None else rows.to(device)
 
 
-def first_bad_row(x: Tensor) -> int:
-    """The first row with a NaN or an infinity, -1 if every value is finite."""
+def first_bad_row(x: Tensor, largest: float = LARGEST) -> tuple[int, float] | None:
+    """The first row with a value that is NaN or beyond ±largest, and that value; None if there is no such row."""
     if not x.dtype.is_floating_point:
-        return -1
+        return None
+    largest = min(largest, torch.finfo(x.dtype).max)
     step = max(1, _CHECK_ELEMENTS // x.shape[1])
     for start in range(0, len(x), step):
         part = x[start : start + step]
-        if math.isfinite(float(part.sum())):
-            continue  # a sum of finite values may overflow; then every row is checked
-        bad = ~torch.isfinite(part).all(1)
-        if bool(bad.any()):
-            return start + int(bad.int().argmax())
-    return -1
+        low, high = torch.aminmax(part)  # NaN if any value is NaN
+        if not (-largest <= float(low) and float(high) <= largest):
+            bad = ~(part.abs() <= largest)
+            row = int(bad.any(1).int().argmax())
+            return start + row, float(part[row][bad[row]][0])
+    return None
 
 
-def bad_row_error(name: str, row: int) -> UserError:
-    return UserError(f"{name}: row {row} holds NaN or infinity; every feature must be finite")
-
-
-def check_finite(x: Tensor, name: str = "features") -> None:
-    """Raises UserError naming the first row with a NaN or an infinity."""
-    row = first_bad_row(x)
-    if row >= 0:
-        raise bad_row_error(name, row)
+def bad_row_error(name: str, row: int, value: float, largest: float = LARGEST) -> UserError:
+    """The error of a row with a value that `first_bad_row` finds."""
+    if not math.isfinite(value):
+        return UserError(f"{name}: row {row} holds NaN or infinity; every feature must be finite")
+    within = f"within ±{largest:.0e}, because products of larger ones overflow"
+    return UserError(f"{name}: row {row} holds {value:.2g}; every feature must be {within}")
 
 
 def fold_sum(x: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from entroloop.data.errors import UserError
 from entroloop.selection.catalogue import DISTANCES
-from entroloop.selection.exact.distance import fold_sum, power_of_two, root
+from entroloop.selection.exact.distance import bad_row_error, first_bad_row, fold_sum, power_of_two, root
 from entroloop.selection.exact.rows import RankRows
 
 _BITS = 18  # per slice; products of slices summed over 2^14 rows or features stay below 2^53
@@ -41,6 +41,7 @@ class Metric:
 
     name: str
     rows: Callable[[Tensor], Tensor]
+    bank: RankRows
 
     def report(self, distance: Tensor) -> Tensor:
         return distance.square() / 2 if DISTANCES.facts(self.name).angular else distance
@@ -54,7 +55,7 @@ def fit_metric(name: str, bank: RankRows) -> Metric:
     rows = DISTANCES.load(name)(bank)
     if not callable(rows):
         raise UserError(f"metric {name}: called with the bank it must return a map of rows, not {type(rows).__name__}")
-    return Metric(name, rows)
+    return Metric(name, rows, bank)
 
 
 def euclidean(bank: RankRows) -> Callable[[Tensor], Tensor]:
@@ -80,6 +81,25 @@ def check_rows(name: str, own: RankRows, what: str) -> None:
             if bool(zero.any()):
                 row = own.offset + start + int(zero.int().argmax())
                 raise UserError(f"{what}: row {row} is zero and has no direction under metric {name}")
+
+    own.world.agree(check)
+
+
+def check_mapped(fitted: Metric, own: RankRows, what: str, mapped: Tensor | None = None) -> None:
+    """Raises UserError on every rank, naming the first row that the metric maps to NaN or a value that is too large.
+
+    mapped  the rows as the metric maps them; None: they are mapped here, block by block
+    No built-in metric maps rows of its bank, or of narrower dtypes than float64, to such values.
+    """
+    if fitted.name in DISTANCES.built_in and (own is fitted.bank or own.rows.dtype != torch.float64):
+        return
+
+    def check() -> None:
+        for start in range(0, len(own.rows), _ROWS):
+            block = slice(start, start + _ROWS)
+            bad = first_bad_row(fitted.rows(own.rows[block]) if mapped is None else mapped[block])
+            if bad:
+                raise bad_row_error(f"{what}: metric {fitted.name}", own.offset + start + bad[0], bad[1])
 
     own.world.agree(check)
 

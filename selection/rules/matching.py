@@ -17,17 +17,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from entroloop.selection.exact.distance import bad_row_error, first_bad_row
 from entroloop.selection.exact.spaces import fit_metric
 from entroloop.selection.rules.problem import Problem, Selection
 
+_LARGEST = 1e70  # of a whitened value: sums of fourth powers stay finite
+
 
 def covariance_matching(problem: Problem, *, directions: int = 32, window: int = 64) -> Selection:
-    """directions: number of principal directions of the reference used; window: number of candidates per pick."""
+    """directions: number of principal directions of the reference used; window: number of candidates per pick.
+
+    Raises UserError for a row that the whitening takes beyond 1e70.
+    """
     reference = problem.reference or problem.candidates
     whiten = fit_metric("whitened", reference).rows
     rows = whiten(problem.candidates.rows)[:, -directions:].contiguous()
-    u = problem.candidates.world.gather_rows(rows, problem.candidates.counts).cpu().numpy()
     world = problem.candidates.world
+    rows = world.gather_rows(rows, problem.candidates.counts)
+    if bad := first_bad_row(rows, _LARGEST):
+        raise bad_row_error("features: whitened by the reference", *bad, _LARGEST)
+    u = rows.cpu().numpy()
     chosen, gap = _herded(u, problem.order().numpy().copy(), problem.size, window) if world.is_main else (None, 0.0)
     world.barrier()
     ids = torch.from_numpy(chosen) if chosen is not None else torch.empty(problem.size, dtype=torch.int64)

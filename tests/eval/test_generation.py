@@ -211,6 +211,7 @@ def test_few_points_shrink_k_and_say_so():
         (cloud(1), "generated: holds 1 point"),
         (cloud(5)[0], "expected \\[points, features\\]"),
         (np.full((5, 8), np.nan, dtype=np.float32), "not finite"),
+        (np.full((5, 8), 1e39), "not finite in float32"),
         (np.ones((5, 8), dtype=bool), "expected float32"),
     ],
 )

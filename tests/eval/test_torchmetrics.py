@@ -115,6 +115,7 @@ def test_wrong_use_is_one_clear_line(act, message):
     [
         (lambda m: m.update(cloud(9, 0) / 0, role="training"), "^training: features hold values that are not finite"),
         (lambda m: m.update(cloud(9, 0) * np.nan), "^generated: features hold values that are not finite"),
+        (lambda m: m.update(cloud(9, 0).double() * 1e160), "^generated: .* not finite in float32"),
         (lambda m: m.update(cloud(9, 0).to(torch.complex64)), "^generated: features of type torch.complex64"),
         (lambda m: m.update(cloud(9, 0) > 0), "^generated: features of type torch.bool; expected float32"),
         (lambda m: (m.update(cloud(9, 0)), m.update(cloud(9, 0, d=4))), "^generated: features of different widths: 4,"),

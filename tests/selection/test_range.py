@@ -1,0 +1,106 @@
+"""Values at the ends of what number formats hold: exact results, or one line that names the row."""
+
+import re
+
+import numpy as np
+import pytest
+from slow_references import nearest as slow
+from slow_references import split
+from thread_world import on_threads
+
+from entroloop.data.errors import UserError
+from entroloop.selection import generalization_score, kl_entropy, nearest, select
+from entroloop.selection.catalogue import DISTANCES, STRATEGIES
+
+BACKENDS = ["torch", "faiss", "auto"]  # auto: a k-d tree for few features
+WITHIN = r"every feature must be within ±1e\+150, because products of larger ones overflow$"
+
+
+def _rows(d, n=300):
+    return np.random.default_rng(d).normal(size=(n, d))
+
+
+def _with(value, row=3):
+    x = _rows(6, 40)
+    x[row, 2] = value
+    return x
+
+
+def _check(result, expected):
+    np.testing.assert_array_equal(result[1], expected[1])
+    np.testing.assert_allclose(result[0], expected[0], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("d", [4, 16])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_largest_values_are_searched_exactly(backend, d):
+    x = _rows(d)
+    x *= 1e150 / np.abs(x).max()
+    _check(nearest(x, x, 2, exclude_self=True, backend=backend), slow(x, x, 2, True))
+    _check(nearest(x[:9], x, 2, backend=backend), slow(x[:9], x, 2, False))
+
+
+@pytest.mark.parametrize("metric", DISTANCES.built_in)
+@pytest.mark.parametrize("strategy", STRATEGIES.built_in)
+def test_strategies_take_the_largest_values_and_refuse_larger_ones(strategy, metric):
+    x, given = _rows(6, 40), {"labels": np.arange(40) % 3, "metric": metric}
+    x *= 1e150 / np.abs(x).max()
+    assert np.isfinite(select(x, 9, strategy, reference=x[:20], **given).radii[1:]).all()
+    with pytest.raises(UserError, match=rf"^features: row 3 holds 1e\+160; {WITHIN}"):
+        select(_with(1e160), 9, strategy, **given)
+    with pytest.raises(UserError, match=rf"^reference: row 3 holds -1\.1e\+154; {WITHIN}"):
+        select(x, 9, strategy, reference=_with(-1.1e154), **given)
+
+
+@pytest.mark.parametrize("value", [1.1e150, -1e154, 1.7e308])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_search_refuses_values_whose_squared_distances_may_overflow(backend, value):
+    for queries, bank, name in ((_with(value), _rows(6), "queries"), (_rows(6), _with(value), "bank")):
+        with pytest.raises(UserError, match=rf"^{name}: row 3 holds {re.escape(f'{value:.2g}')}; {WITHIN}"):
+            nearest(queries, bank, backend=backend)
+
+
+@pytest.mark.parametrize("call", [kl_entropy, lambda x: generalization_score(x, x)])
+def test_entropies_refuse_them(call):
+    with pytest.raises(UserError, match=rf"^queries: row 3 holds 1e\+160; {WITHIN}"):
+        call(_with(1e160))
+    with pytest.raises(UserError, match=r"^queries: row 3 holds NaN or infinity; every feature must be finite$"):
+        call(_with(np.nan))
+
+
+def exponential(bank):
+    return lambda rows: rows.exp()
+
+
+def _steep(world, parts, call):
+    try:
+        return call(parts[world.rank], world, f"{__name__}:exponential")
+    except UserError as error:
+        return str(error)
+
+
+def _searched(x, world, metric):
+    return nearest(x, x, world=world, metric=metric)
+
+
+def _selected(x, world, metric):
+    return select(x, 9, world=world, metric=metric)
+
+
+@pytest.mark.parametrize(("value", "text"), [(400, "5.2e+173; every feature must be within"), (800, "NaN or infinity")])
+@pytest.mark.parametrize(("call", "name"), [(_searched, "queries"), (_selected, "features")])
+def test_every_rank_names_the_row_and_the_metric_that_maps_it_too_far(call, name, value, text):
+    answers = on_threads(2, _steep, split(_with(value, 30), 2), call)
+    assert answers[0] == answers[1]
+    assert answers[0].startswith(f"{name}: metric {__name__}:exponential: row 30 holds {text}")
+
+
+def test_whitening_by_a_bank_of_another_size_is_refused():
+    with pytest.raises(UserError, match=r"^queries: metric whitened: row 0 holds .*e\+200; every feature must be"):
+        nearest(_rows(6) * 1e100, _rows(6) * 1e-100, metric="whitened")
+    with pytest.raises(UserError, match=r"^queries: metric whitened: row 0 holds NaN or infinity"):
+        nearest(_rows(6) * 1e149, _rows(6) * 1e-160, metric="whitened")
+    with pytest.raises(UserError, match=r"^reference: metric whitened: row 0 holds"):
+        select(_rows(6) * 1e-100, 9, metric="whitened", reference=_rows(6) * 1e100)
+    with pytest.raises(UserError, match=r"^features: whitened by the reference: row 0 .* within ±1e\+70,"):
+        select(_rows(6) * 1e80, 9, "covariance-matching", reference=_rows(6))
