@@ -28,6 +28,7 @@ from entroloop.selection.exact.distance import chunk_rows
 from entroloop.selection.exact.formats import BF16, INT8, NumberFormat
 
 TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
+_FARTHEST = 2.0**48  # coordinates are rounded to at most this, so that no format overflows in a product
 ON_GPU = 16  # times as many on a GPU, where starting a product takes longer than the product
 
 
@@ -114,11 +115,11 @@ class Sketch:
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
             y = (rows[part].to(work) - centre) * frame.scale
-            z = y.to(form.dtype)
+            z = y.clamp(-_FARTHEST, _FARTHEST).to(form.dtype)
             wide = z.to(work)
             norms = torch.linalg.vector_norm(wide, dim=1, dtype=torch.float64)
             torch.mul(z, -2, out=factor[part, :d])  # exact
-            y -= wide  # y and wide are one tensor if nothing is rounded
+            y -= wide
             lost = torch.linalg.vector_norm(y, dim=1, dtype=torch.float64)
             torch.mul(norms, norms, out=square[part])
             torch.add(lost.mul_(1 + slack), norms.add_(2.0**-60), alpha=slack, out=errors[part, 1])

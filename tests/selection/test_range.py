@@ -4,13 +4,20 @@ import re
 
 import numpy as np
 import pytest
+import slow_references
+import torch
 from slow_references import nearest as slow
 from slow_references import split
 from thread_world import on_threads
 
 from entroloop.data.errors import UserError
-from entroloop.selection import generalization_score, kl_entropy, nearest, select
+from entroloop.selection import generalization_score, kl_entropy, nearest, neighbours, select
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
+from entroloop.selection.exact import formats, frontier
+from entroloop.selection.exact.rows import RankRows
+from entroloop.selection.rules import problem
+from entroloop.selection.rules.greedy import greedy
+from entroloop.selection.rules.threshold import threshold_decay
 
 BACKENDS = ["torch", "faiss", "auto"]  # auto: a k-d tree for few features
 WITHIN = r"every feature must be within ±1e\+150, because products of larger ones overflow$"
@@ -104,3 +111,31 @@ def test_whitening_by_a_bank_of_another_size_is_refused():
         select(_rows(6) * 1e-100, 9, metric="whitened", reference=_rows(6) * 1e100)
     with pytest.raises(UserError, match=r"^features: whitened by the reference: row 0 .* within ±1e\+70,"):
         select(_rows(6) * 1e80, 9, "covariance-matching", reference=_rows(6))
+
+
+@pytest.mark.parametrize(
+    ("form", "dtype", "scale", "far"),
+    [
+        (formats.BF16, np.float32, 1, 1e25),
+        (formats.F32, np.float32, 1e-20, 3e38),
+        (formats.F64, np.float64, 1, 1e40),
+        (formats.BF16, np.float64, 1e-140, 1e149),
+    ],
+)
+def test_a_row_far_from_those_that_a_frame_is_fitted_to_spoils_nothing(form, dtype, scale, far, monkeypatch):
+    """Products with such a row overflowed in every format: wrong neighbours, wrong picks, or a traceback."""
+    for module in (frontier, neighbours, problem):
+        monkeypatch.setattr(module, "shortest_format", lambda *rows: form)
+    x = (_rows(10, 2100) * scale).astype(dtype)
+    x[1, 4] = far  # frames are fitted to every second row
+    for backend in ("torch", "faiss"):
+        _check(nearest(x, x, 2, exclude_self=True, backend=backend), slow(x, x, 2, True))
+        _check(nearest(x[:9], x[9:], 2, backend=backend), slow(x[:9], x[9:], 2, False))
+        _check(nearest(x[9:30], x, 2, backend=backend), slow(x[9:30], x, 2, False))
+    rows, order, level = RankRows.of(torch.from_numpy(x)), np.random.default_rng(0).permutation(len(x)), 4.0 * scale
+    filtered = threshold_decay(rows, 40, torch.from_numpy(order), level, 0.9)
+    for found, expected in (
+        (greedy(rows, 40, 5), slow_references.greedy(x, 40, 5)),
+        (filtered, slow_references.threshold_decay(x, 40, order, level, 0.9)),
+    ):
+        _check([part.numpy() for part in found][::-1], expected[1::-1])
