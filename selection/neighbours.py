@@ -55,9 +55,10 @@ def nearest(
                    itself or where the device has a fast short format; else faiss if it is installed
     ->             numpy arrays: distances float64 [n, k] ascending, ids int64 [n, k], for this rank's queries
 
-    All back ends compute the returned distances as direct float64 sums. A candidate list holds the true neighbours if
-    every row outside it is certainly further away than the k-th distance inside. The torch back end takes *all* rows
-    that its certified intervals do not rule out (see `bounds`); if the intervals are too wide, it uses a longer format.
+    All back ends compute the returned distances as direct float64 sums, in which differences below 1e-162 count as 0.
+    A candidate list holds the true neighbours if every row outside it is certainly further away than the k-th distance
+    inside. The torch back end takes *all* rows that its certified intervals do not rule out (see `bounds`); if the
+    intervals are too wide, it uses a longer format.
     faiss and the tree are asked for more than k neighbours, and the condition is checked for each query with the error
     bound of their distances. Where it fails, they are asked for still more. Queries that fail to the end go to the
     torch back end.

@@ -4,8 +4,9 @@
 
 Every distance that `selection` returns or compares exactly is computed here: coordinates are widened to float64,
 subtracted, squared and summed in a fixed order. The value depends on the two points alone, not on blocks, ranks,
-threads or device, because each step is one IEEE operation per element. Matrix products elsewhere only bound distances.
-A bound decides a pair if its error cannot change the decision; every other pair needs the canonical distance.
+threads or device, because each step is one IEEE operation per element. Squares underflow, so differences below about
+1e-154 lose digits and differences below 1e-162 count as 0. Matrix products elsewhere only bound distances. A bound
+decides a pair if its error cannot change the decision; every other pair needs the canonical distance.
 
 Shapes: N points, D features, P pairs.
 """

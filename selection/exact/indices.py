@@ -27,6 +27,7 @@ from entroloop.selection.exact.sketch import Frame, Sketch
 TREE_FEATURES = 8  # most features for which a k-d tree is faster than products
 _MOST = 256  # candidates of the last try
 _TREE_ROUNDING = 1e-12  # relative error of the tree's float64 distances, with a wide margin
+_TREE_UNDERFLOW = 1e-160  # absolute error of distances whose squares underflow
 
 Search = Callable[[Tensor, int], tuple[Tensor, Callable[[Tensor], Tensor]]]
 
@@ -118,7 +119,7 @@ class TreeIndex:
         def search(numbers: Tensor, c: int) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
             distance, found = self.tree.query(wide[numbers.numpy()], k=range(1, c + 1), workers=torch.get_num_threads())
             last = torch.from_numpy(distance[:, -1].copy())
-            return torch.from_numpy(found), lambda far: last > far * (1 + _TREE_ROUNDING)
+            return torch.from_numpy(found), lambda far: last > far * (1 + _TREE_ROUNDING) + _TREE_UNDERFLOW
 
         return search
 

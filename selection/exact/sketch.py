@@ -28,8 +28,9 @@ from entroloop.selection.exact.distance import chunk_rows
 from entroloop.selection.exact.formats import BF16, INT8, NumberFormat
 
 TILE_COLUMNS = 512  # right rows per product; the result with TILE_ROWS left rows stays in a core's cache
-_FARTHEST = 2.0**48  # coordinates are rounded to at most this, so that no format overflows in a product
 ON_GPU = 16  # times as many on a GPU, where starting a product takes longer than the product
+_FINEST = 2.0**470  # a larger scale would show what the squares in canonical distances lose to underflow
+_FARTHEST = 2.0**48  # coordinates are rounded to at most this, so that no format overflows in a product
 
 
 def tile_columns(device: torch.device) -> int:
@@ -70,7 +71,7 @@ class Frame:
         centre = sums[:-1] / sums[-1].clamp(min=1)
         largest = (sample - centre).square().sum(1).max()[None] if len(sample) else sums.new_zeros(1)
         norm = float(world.all_reduce(largest, "max")) ** 0.5
-        return cls(centre, 2.0 ** -int(np.ceil(np.log2(norm))) if norm > 0 else 1.0)
+        return cls(centre, min(2.0 ** -int(np.ceil(np.log2(norm))), _FINEST) if norm > 0 else 1.0)
 
 
 @dataclass(frozen=True)

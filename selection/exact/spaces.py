@@ -108,6 +108,8 @@ def _unit_rows(rows: Tensor) -> Tensor:
     out = torch.empty(rows.shape, dtype=torch.float64, device=rows.device)
     for start in range(0, len(rows), _ROWS):
         part = rows[start : start + _ROWS].double()
+        if rows.dtype == torch.float64:  # scaled so that no square underflows
+            part = part * power_of_two(-torch.frexp(part.abs().amax(1, keepdim=True)).exponent)
         length = root(fold_sum(part.square())).clamp(min=_SMALLEST_LENGTH)
         torch.div(part, length[:, None], out=out[start : start + len(part)])
     return out

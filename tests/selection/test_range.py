@@ -15,11 +15,12 @@ from entroloop.selection import generalization_score, kl_entropy, nearest, neigh
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
 from entroloop.selection.exact import formats, frontier
 from entroloop.selection.exact.rows import RankRows
+from entroloop.selection.neighbours import Backend
 from entroloop.selection.rules import problem
 from entroloop.selection.rules.greedy import greedy
 from entroloop.selection.rules.threshold import threshold_decay
 
-BACKENDS = ["torch", "faiss", "auto"]  # auto: a k-d tree for few features
+BACKENDS: list[Backend] = ["torch", "faiss", "auto"]  # auto: a k-d tree for few features
 WITHIN = r"every feature must be within ±1e\+150, because products of larger ones overflow$"
 
 
@@ -45,6 +46,28 @@ def test_the_largest_values_are_searched_exactly(backend, d):
     x *= 1e150 / np.abs(x).max()
     _check(nearest(x, x, 2, exclude_self=True, backend=backend), slow(x, x, 2, True))
     _check(nearest(x[:9], x, 2, backend=backend), slow(x[:9], x, 2, False))
+
+
+@pytest.mark.parametrize("scale", [1e-154, 1e-160, 1e-161, 1e-162, 1e-165, 1e-310, 5e-324])
+@pytest.mark.parametrize("d", [4, 16])
+def test_differences_whose_squares_underflow_are_compared_as_the_canonical_distance_says(d, scale):
+    x = _rows(d, 80) * scale
+    for backend in BACKENDS:
+        _check(nearest(x, x, 2, exclude_self=True, backend=backend), slow(x, x, 2, True))
+        _check(nearest(x[:9], x[9:], 2, backend=backend), slow(x[:9], x[9:], 2, False))
+    np.testing.assert_array_equal(select(x, 20, start=5).ids, slow_references.greedy(x, 20, 5)[0])
+    assert set(select(x, 80, "threshold-decay").ids) == set(range(80))
+
+
+@pytest.mark.parametrize(
+    ("metric", "exponent"),
+    [("cosine", -540), ("cosine", -1074), ("cosine", 490), ("whitened", -900), ("whitened", 490)],
+)
+def test_metrics_that_ignore_the_scale_give_small_rows_the_distances_of_others(metric, exponent):
+    x = np.random.default_rng(0).integers(-9, 9, size=(60, 5)) + 0.0
+    found, expected = (nearest(rows, rows, 2, exclude_self=True, metric=metric) for rows in (x * 2.0**exponent, x))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("metric", DISTANCES.built_in)
