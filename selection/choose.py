@@ -21,10 +21,9 @@ from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.world import World
 from entroloop.selection.catalogue import DISTANCES, STRATEGIES
-from entroloop.selection.exact.canary import prove_gpu
 from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.exact.spaces import Metric, check_mapped, check_rows, fit_metric
-from entroloop.selection.neighbours import checked, nearest
+from entroloop.selection.neighbours import check_device, checked, nearest
 from entroloop.selection.options import OF_A_RUN, check_fit, check_options
 from entroloop.selection.rules.problem import Problem, Selection, order_radii, quotas
 
@@ -78,7 +77,6 @@ def select(
     function: Strategy = STRATEGIES.load(strategy)
     check_options(strategy, {**options, "trim": trim, "trim_k": trim_k, "per_class": per_class}, also=OF_A_RUN)
     DISTANCES.check(metric)
-    prove_gpu(world)
     own = checked(features, "features", world)
     if isinstance(size, bool) or not isinstance(size, int | np.integer) or not 1 <= size <= own.total:
         raise UserError(f"size: must be an integer between 1 and the {own.total} rows there are, is {size}")
@@ -90,6 +88,7 @@ def select(
         raise UserError(f"reference: must hold rows of {own.rows.shape[1]} features, has shape {shape}")
     check_rows(metric, own, "features")
     if real is not None:
+        check_device(own, real, "features", "reference")
         check_rows(metric, real, "reference")
     fitted = fit_metric(metric, own)
     own = _mapped(fitted, own, "features")

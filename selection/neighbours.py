@@ -20,7 +20,7 @@ from entroloop.data.memory import enough_memory
 from entroloop.data.precision import full_precision
 from entroloop.data.registry import unknown
 from entroloop.data.world import World
-from entroloop.selection.exact.canary import prove_gpu
+from entroloop.selection.exact.canary import prove
 from entroloop.selection.exact.distance import as_rows, bad_row_error, first_bad_row
 from entroloop.selection.exact.formats import shortest_format
 from entroloop.selection.exact.indices import TREE_FEATURES, FaissIndex, Index, TreeIndex, has_faiss
@@ -66,7 +66,6 @@ def nearest(
     Raises UserError for unusable input, and InexactProductError when matrix products are less exact than promised.
     """
     world = World() if world is None else world
-    prove_gpu(world)
     q = checked(queries, "queries", world)
     b = q if bank is queries else checked(bank, "bank", world)
     _check_call(q, b, k, exclude_self, backend)
@@ -92,9 +91,17 @@ def nearest(
 def checked(features: Any, name: str, world: World) -> RankRows:
     """The rows as a RankRows. Every rank raises the same UserError if any rank's rows are unusable.
 
+    A World on GPUs moves them to its device; otherwise tensors stay where they are. A GPU's products are proved first.
     Ranks that hold rows must have the same dtype. A rank without rows takes the dtype of the others.
     """
-    rows = world.agree(lambda: as_rows(features, name, world.device if world.device.type != "cpu" else None))
+
+    def ready() -> Tensor:
+        rows = as_rows(features, name, world.device if world.device.type != "cpu" else None)
+        if rows.device.type == "cuda":
+            prove(rows.device)
+        return rows
+
+    rows = world.agree(ready)
     mine = (len(rows), rows.shape[1], rows.dtype, first_bad_row(rows))
     answers: list[tuple[int, int, torch.dtype, tuple[int, float] | None]] = world.gather_objects(mine)
     held = [answer for answer in answers if answer[0]] or answers
@@ -111,6 +118,13 @@ def checked(features: Any, name: str, world: World) -> RankRows:
     return RankRows(rows.to(dtype), tuple(count for count, _, _, _ in answers), world)
 
 
+def check_device(own: RankRows, other: RankRows, name: str, other_name: str) -> None:
+    """Raises UserError if the rows are on different devices."""
+    if own.rows.device != other.rows.device:
+        places = f"on {other.rows.device}, but {name} are on {own.rows.device}"
+        raise UserError(f"{other_name}: {places}: pass both on one device, or a World that has one")
+
+
 def _check_call(q: RankRows, b: RankRows, k: int, exclude_self: bool, backend: str) -> None:
     if backend not in ("auto", "torch", "faiss"):
         raise unknown("backend", backend, ("auto", "torch", "faiss"))
@@ -121,6 +135,7 @@ def _check_call(q: RankRows, b: RankRows, k: int, exclude_self: bool, backend: s
         raise UserError("bank: holds no rows")
     if q.rows.shape[1] != b.rows.shape[1]:
         raise UserError(f"queries have {q.rows.shape[1]} features, the bank has {b.rows.shape[1]}: they must be equal")
+    check_device(q, b, "queries", "bank")
     if exclude_self and q.counts != b.counts:
         raise UserError(f"exclude_self: queries and bank must be the same rows, there are {q.total} and {b.total}")
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= b.total - exclude_self:

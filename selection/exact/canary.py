@@ -6,8 +6,8 @@ The rows are near-duplicates, whose small distance is the difference of large su
 the sum; a sum in a short format is then outside the certified interval. With short rows the interval is narrow, and
 rounded factors (TF32) are outside it.
 
-`launcher/process.py` asks for the proof when it makes a World. `select` and `nearest` ask too, for callers from Python
-with a World of their own.
+`launcher/process.py` asks for the proof when it makes a World. `select` and `nearest` ask too, for the device of their
+rows, for callers from Python with a World of their own or none.
 """
 
 from __future__ import annotations

@@ -8,10 +8,13 @@ import slow_references
 import torch
 
 from entroloop.data import memory
+from entroloop.data.errors import UserError
 from entroloop.data.world import World
 from entroloop.eval.measures.registry import measure
 from entroloop.eval.measures.sets import Sets
-from entroloop.selection import catalogue, kl_entropy, nearest, select
+from entroloop.selection import catalogue, generalization_score, kl_entropy, nearest, select
+from entroloop.selection.exact import canary
+from entroloop.selection.exact.intervals import InexactProductError
 from entroloop.selection.exact.rows import RankRows
 from entroloop.selection.rules.greedy import greedy
 from entroloop.selection.rules.threshold import threshold_decay
@@ -103,6 +106,47 @@ def test_greedy_with_options(options):
 def test_entropy():
     on_cpu, on_gpu = (kl_entropy(ROWS, 3, world=w) for w in (CPU, GPU))
     assert (on_cpu.nats, on_cpu.floored) == (on_gpu.nats, on_gpu.floored)
+
+
+def on_device(options):
+    return {k: torch.from_numpy(v).to(GPU.device) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+
+
+@pytest.mark.parametrize("strategy", catalogue.STRATEGIES.built_in)
+def test_tensors_on_the_device_need_no_world(strategy):
+    options = {"features": ROWS, "labels": LABELS, "generations": GENERATIONS, **OPTIONS.get(strategy, {})}
+    on_cpu, on_gpu = (select(size=50, strategy=strategy, **given) for given in (options, on_device(options)))
+    np.testing.assert_array_equal(on_cpu.ids, on_gpu.ids)
+    np.testing.assert_array_equal(on_cpu.radii, on_gpu.radii)
+
+
+def inexact(rows, form):
+    raise InexactProductError("as if another library switched TF32 on")
+
+
+WITHOUT_A_WORLD = {
+    "nearest": lambda x: nearest(x, x),
+    "select": lambda x: select(x, 9, "random"),
+    "entropy": kl_entropy,
+    "generalization score": lambda x: generalization_score(x, x),
+}
+
+
+@pytest.mark.parametrize("call", WITHOUT_A_WORLD)
+def test_the_device_of_the_rows_is_proved_also_without_a_world(call, monkeypatch):
+    canary.prove.cache_clear()
+    monkeypatch.setattr(canary, "check_products", inexact)
+    WITHOUT_A_WORLD[call](torch.from_numpy(ROWS))
+    with pytest.raises(UserError, match=r"^cuda:0: .* products are less exact than torch's settings promise"):
+        WITHOUT_A_WORLD[call](torch.from_numpy(ROWS).to(GPU.device))
+
+
+def test_rows_on_two_devices_are_refused():
+    rows = torch.from_numpy(ROWS).to(GPU.device)
+    with pytest.raises(UserError, match=r"^bank: on cpu, but queries are on cuda:0: pass both on one device"):
+        nearest(rows, ROWS)
+    with pytest.raises(UserError, match=r"^reference: on cpu, but features are on cuda:0: pass both on one device"):
+        select(rows, 9, "voronoi", reference=ROWS)
 
 
 def test_measures():
