@@ -18,14 +18,14 @@ from entroloop.launcher.jobs import jobs_of, sweep_jobs
 from entroloop.launcher.run.lease import Lease
 from entroloop.launcher.run.resume import open_run
 from entroloop.launcher.sweep import arms_of
-from entroloop.slurm import sbatch, submit
+from entroloop.slurm import client, sbatch, submit
 from entroloop.slurm.sbatch import Site, site_of
 from entroloop.slurm.submit import Plan, check_python
 
 
 def submit_run(config: Config) -> Plan:
     """Submits the missing jobs of a run. Raises UserError when its folder belongs to another configuration."""
-    check_python(config.slurm, which(config.slurm.python), sys.executable)
+    _check_cluster(config)
     layout = open_run(config)
     _write(layout.run, config.settled(), config)
     site, file = site_of(layout.run, config.threads), _submitted(layout.run)
@@ -38,7 +38,7 @@ def submit_sweep(path: Path, overrides: Sequence[str]) -> tuple[Plan, Path]:
     Returns the plan that was carried out, and the sweep's folder.
     """
     base, arms = arms_of(path, overrides)
-    check_python(base.slurm, which(base.slurm.python), sys.executable)
+    _check_cluster(base)
     for arm in arms:
         open_run(arm.config)
     _write(base.run_folder, base.model_dump(mode="json"), base)
@@ -50,6 +50,12 @@ def scripts(config: Config, kind: str | None = None) -> str:
     """The scripts of the jobs that are not done, of one kind or all. Raises UserError when there are none."""
     jobs = jobs_of(config, _submitted(config.run_folder))
     return sbatch.scripts(jobs, config.slurm, site_of(config.run_folder, config.threads), kind)
+
+
+def _check_cluster(config: Config) -> None:
+    """Raises UserError when jobs would start another Python, or no queue answers. Then no folder is made."""
+    check_python(config.slurm, which(config.slurm.python), sys.executable)
+    client.queued(site_of(config.run_folder).mark)
 
 
 def _submitted(run: Path) -> str:

@@ -86,6 +86,7 @@ def test_runs_of_a_sweep_and_slurm_jobs_find_the_file_too(mine, monkeypatch):
 
     config = configuration.load(mine, ["name=submitted", "slurm.setup=[conda activate mine]"])
     jobs: list[Job] = []
+    monkeypatch.setattr(submit, "_check_cluster", lambda config: None)
     monkeypatch.setattr(submit, "_submit", lambda make, *_: jobs.extend(make()))
     submit.submit_run(config)
     assert jobs

@@ -375,12 +375,14 @@ def test_states_come_from_the_notes_where_there_is_no_cluster(tmp_path, monkeypa
     assert "| last words" in text
 
 
-def test_submitting_without_a_cluster_says_where_to_go(tmp_path):
-    path = tiny_file(tmp_path)
-    done = command("slurm", "submit", path, "slurm.setup=['true']", PATH=str(tmp_path))
+@pytest.mark.parametrize("words", ["slurm submit", "sweep --slurm"])
+def test_submitting_without_a_cluster_says_where_to_go_and_begins_nothing(tmp_path, words):
+    grid = ["sweep.grid.seed=[0,1]"] * words.startswith("sweep")
+    done = command(*words.split(), tiny_file(tmp_path), "slurm.setup=['true']", *grid, PATH=str(tmp_path))
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
     assert "run this where SLURM's commands are" in done.stderr
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_script_command_prints_and_writes_nothing(tmp_path):
@@ -389,12 +391,6 @@ def test_the_script_command_prints_and_writes_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "generation_0000.sample: sbatch --array=0-2%3 --dependency=afterok:<generation_0000.train>" in done.stdout
     assert not (tmp_path / "runs").exists()
-
-
-if __name__ == "__main__":
-    RECORDED.mkdir(exist_ok=True)
-    for name, job in CASES.items():
-        (RECORDED / f"{name}.sh").write_text(render(job, NODES, LAB))
 
 
 def test_what_the_controller_forgot_is_asked_of_the_accounting_where_there_is_one(tmp_path, monkeypatch):
@@ -413,3 +409,9 @@ def test_what_the_controller_forgot_is_asked_of_the_accounting_where_there_is_on
     assert client.ended(["7", "8_1"]) == {"7": "TIMEOUT"}
     (tmp_path / "sacct").unlink()
     assert client.ended(["7", "8_1"]) == {"7": "TIMEOUT"}
+
+
+if __name__ == "__main__":
+    RECORDED.mkdir(exist_ok=True)
+    for name, job in CASES.items():
+        (RECORDED / f"{name}.sh").write_text(render(job, NODES, LAB))
