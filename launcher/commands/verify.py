@@ -53,15 +53,16 @@ def verify_command(
 
     for path in there.sealed:
         problems |= dict.fromkeys(_lines(read, path))
+    told = {path.absolute() for path in there.sealed if path not in manifests}
     if not as_json:
         for name in gone:
             typer.echo(f"{name}: removed by retention")
     size = sum(found.bytes for found in manifests.values())
     with Progress("verify", size, "B") as bar:
         for path in manifests:
-            problems |= dict.fromkeys([*_lines(content, path), *_lines(intact.inputs, path)])
+            problems |= dict.fromkeys([*_lines(content, path), *_lines(lambda path: intact.inputs(path, told), path)])
     for run in there.runs:
-        problems |= dict.fromkeys(_lines(intact.missing, run))
+        problems |= dict.fromkeys(_lines(lambda run: intact.missing(run, told), run))
     unreadable = sum(f": {manifest.UNREADABLE} (" in line for line in problems)
     facts = {
         "folder": str(folder), "sealed": len(there.sealed),

@@ -72,25 +72,37 @@ def unread(error: OSError, path: Path) -> str:
     return f"{os.fsdecode(error.filename or path)}: {manifest.UNREADABLE} ({reason(error)})"
 
 
-def inputs(path: Path) -> list[str]:
-    """One line per input of a run's sealed folder that has changed since the folder was made or is not sealed."""
-    layout = Layout(path.absolute().parent.parent)
-    if path.absolute().name not in _INSIDE or not _of_a_run(path.absolute().parent.name):
+def inputs(path: Path, told: set[Path]) -> list[str]:
+    """One line per input of a run's sealed folder that has changed since the folder was made or is not sealed.
+
+    told  absolute paths of folders that a line names already: they get no second line. Those named here are added.
+    """
+    here = path if _of_a_run(path.parent.name) else path.absolute()
+    if here.name not in _INSIDE or not _of_a_run(here.parent.name):
         return []
-    found = []
+    layout, found = Layout(here.parent.parent), []
     for name, digest in manifest.read(path).made_from.items():
-        folder, must = _folder(layout, name, layout.generation_of(path.absolute()))
-        if folder is None or (not must and not manifest.is_sealed(folder)):
+        folder, must = _folder(layout, name, layout.generation_of(here))
+        if folder is None or folder.absolute() in told or not (must or manifest.is_sealed(folder)):
             continue
-        if not manifest.is_sealed(folder):
-            found.append(f"{folder}: not sealed, but {path} was made from it")
-            continue
-        try:
-            if manifest.read(folder).digest != digest:
-                found.append(f"{folder / manifest.MANIFEST}: changed since {path} was made from it")
-        except UserError as error:
-            found.append(str(error))
+        line = _changed(folder, digest, path)
+        if line:
+            told.add(folder.absolute())
+            found.append(line)
     return found
+
+
+def _changed(folder: Path, digest: str, maker: Path) -> str:
+    """The line on an input of `maker` whose seal has not this digest; empty if it has."""
+    if not manifest.is_sealed(folder):
+        return f"{folder}: not sealed, but {maker} was made from it"
+    try:
+        same = manifest.read(folder).digest == digest
+    except UserError as error:
+        return str(error)
+    except OSError as error:
+        return unread(error, folder)
+    return "" if same else f"{folder / manifest.MANIFEST}: changed since {maker} was made from it"
 
 
 def _folder(layout: Layout, name: str, generation: int) -> tuple[Path | None, bool]:
@@ -121,30 +133,40 @@ def _imported(layout: Layout) -> bool:
     return any(line.get("imported") for line in _lines(layout.stats(REAL)))
 
 
-def missing(run: Path) -> list[str]:
+def missing(run: Path, told: set[Path]) -> list[str]:
     """One line per sealed folder that the run must hold and does not, and one if its configuration is lost or damaged.
+
+    told  absolute paths of folders that a line names already: they get no second line
 
     Raises OSError when one of the run's records cannot be read.
     """
     layout, found = Layout(run), []
+    must = dict[Step, str]()
     if not layout.config.exists():
         found.append(f"{layout.config}: missing, but {run} holds sealed folders of a run")
     else:
         try:
             about = read_config(layout).get("forked_from") or {}
             if about.get("generation") is not None:
-                found += fork.problems(layout, about["generation"], about["digest"])
+                must = dict.fromkeys(steps(about["generation"] + 1), f"{run} was forked with it")
+                if all(_is_whole(layout.of(step), told) for step in must):
+                    found += fork.problems(layout, about["generation"], about["digest"])
         except UserError as error:
             found.append(str(error))
-    must = dict.fromkeys(_finished(layout), f"{layout.state} says that every generation was done")
+    must = dict.fromkeys(_finished(layout), f"{layout.state} says that every generation was done") | must
     for generation in (REAL, *_generations(run)):
         for line in _lines(layout.stats(generation)):
             if line.get("sealed") is True and line.get("phase") in BY_NAME:
                 must.setdefault(Step(generation, line["phase"]), f"{layout.stats(generation)} says that it was sealed")
     for step, why in must.items():
-        if not manifest.is_sealed(layout.of(step)):
-            found.append(f"{layout.of(step)}: not sealed, but {why}")
+        folder = layout.of(step)
+        if not manifest.is_sealed(folder) and folder.absolute() not in told:
+            found.append(f"{folder}: not sealed, but {why}")
     return found
+
+
+def _is_whole(folder: Path, told: set[Path]) -> bool:
+    return manifest.is_sealed(folder) and folder.absolute() not in told
 
 
 def _finished(layout: Layout) -> list[Step]:

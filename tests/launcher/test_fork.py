@@ -127,6 +127,34 @@ def test_resuming_and_verifying_check_the_shared_generations(source, tmp_path, d
     assert "forked" in verified.stderr
 
 
+@pytest.mark.parametrize("at", ["run", "generation"])
+@pytest.mark.parametrize("damage", ["cut", "resealed", "missing"])
+def test_verify_names_a_damaged_seal_of_a_fork_once(source, tmp_path, damage, at, monkeypatch):
+    _, layout = fork(source, tmp_path, 1)
+    step = Step(0, "train")  # its seal is an input of other folders and one of those forked
+    path = layout.of(step) / manifest.MANIFEST
+    sealed = manifest.read(path.parent)
+    path.unlink()
+    if damage == "cut":
+        path.write_bytes(b"{")
+    elif damage == "resealed":
+        manifest.seal(path.parent, sealed.kind, sealed.count + 1, sealed.files, made_from=sealed.made_from)
+    monkeypatch.chdir(layout.run if at == "run" else layout.generation(0))
+    verified = command("verify", "." if at == "generation" else "../fork")
+    assert verified.returncode == 2
+    assert verified.stderr.count("\n") == 1, verified.stderr
+    assert "generation_0000/weights" in verified.stderr or verified.stderr.startswith("weights/manifest.json: damaged")
+
+
+def test_verify_names_every_lost_folder_of_a_fork(source, tmp_path):
+    _, layout = fork(source, tmp_path, 1)
+    lost = [layout.of(Step(g, "evaluate")) for g in (0, 1)]  # no other folder was made from them
+    for folder in lost:
+        shutil.rmtree(folder)
+    lines = command("verify", layout.run).stderr.splitlines()
+    assert lines == [f"{folder}: not sealed, but {layout.run} was forked with it" for folder in lost]
+
+
 def test_a_changed_configuration_of_the_other_run_is_found(source, tmp_path):
     _, layout = fork(source, tmp_path, 1)
     values = yaml.safe_load(layout.config.read_text())
