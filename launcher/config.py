@@ -51,7 +51,7 @@ class Config(Section):
     """Folder that holds the run's folder."""
     seed: int = Field(0, ge=0)
     """Seed of all randomness except the held-out split, which `data.split_seed` decides."""
-    generations: Annotated[int, HOW] = Field(6, ge=1)
+    generations: Annotated[int, HOW] = Field(6, ge=1, le=1_000_000)
     """Number of generations, including generation 0, which trains on real data. The number may grow when a run is
     resumed."""
     threads: Annotated[int, HOW] = Field(1, ge=1)

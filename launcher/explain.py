@@ -25,6 +25,9 @@ def explain(error: ValidationError, values: Any, model: type[BaseModel]) -> str:
     key = ".".join(path)
     more = f" (and {len(others)} more)" if others else ""
     if first["type"] == "extra_forbidden":
+        if key in known_keys(model):  # with dots, as on the command line
+            section, _, name = key.rpartition(".")
+            return f"{key}: in a file, write it inside its section, {section}: {{{name}: …}}{more}"
         inside = [".".join([*path[:-1], name]) for name in _names(model, path[:-1])]
         near = difflib.get_close_matches(key, [*known_keys(model), *inside], n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"keys are {', '.join(inside)}"

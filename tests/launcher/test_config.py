@@ -26,6 +26,7 @@ BAD = [
     ),
     ("train.batch=321", "train.batch=321: more than the 320 images that a generation sees"),
     ("generations=0", "generations=0: must be at least 1"),
+    ("generations=1000000000000", "generations=1000000000000: must be at most 1e+06"),
     (
         "data.trusted=1",
         "data.trusted=1: a reference needs at least 2 samples, or 0 for none of its own",
@@ -91,6 +92,12 @@ def test_what_is_saved_reads_back_as_the_same(tmp_path):
     path = tmp_path / "saved.yaml"
     path.write_bytes(configuration.dump(config))
     assert configuration.load(path) == config
+
+
+def test_a_key_with_dots_in_a_file_is_told_its_section():
+    line = r"tiny: train\.kimg: in a file, write it inside its section, train: \{kimg: …\}$"
+    with pytest.raises(UserError, match=line):
+        configuration.compose({**TINY, "train.kimg": 3}, [], "tiny")
 
 
 WORDS_OF_PYDANTIC = re.compile(
