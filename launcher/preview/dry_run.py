@@ -16,11 +16,11 @@ from entroloop.data.store.shards import REAL
 from entroloop.launcher.config import Config
 from entroloop.launcher.preview.disk import LISTED, RealFacts, describe_disk, listed, source_of
 from entroloop.launcher.preview.memory import describe_network
-from entroloop.launcher.run.machine import check_machine, check_space
+from entroloop.launcher.run.machine import check_machine, check_space_ahead
 from entroloop.launcher.run.phases import BY_NAME, PHASES
 from entroloop.launcher.run.phases.sample import is_guided
 from entroloop.launcher.run.ready import check_ready
-from entroloop.launcher.run.recipes import is_sealed, next_step, steps
+from entroloop.launcher.run.recipes import is_sealed, steps
 from entroloop.launcher.run.resume import check_folder
 from entroloop.trainer.train_config import micro_batches
 
@@ -39,7 +39,7 @@ def dry_run(config: Config) -> None:
     if absent is not None and ahead:
         raise absent
     check_machine(config, [BY_NAME[name] for name in ahead], real.shape if real else None)
-    check_space(config, real, next_step(is_sealed(Layout(config.run_folder)), config.generations))
+    check_space_ahead(config, real, [*_ahead(config)])
 
 
 def describe(config: Config) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,12 +64,21 @@ def check_writable(folder: Path) -> None:
         raise unusable(error, above) from error
 
 
-def check_space(config: Config, source: RealFacts | None, step: Step | None) -> None:
+def check_space_ahead(config: Config, source: RealFacts | None, ahead: Sequence[Step]) -> None:
+    """`check_space` for the first of the steps ahead, and for those of generation 0, before which no file is removed.
+
+    Without it, a run would find only after its first training that its samples can never fit.
+    """
+    for step in dict.fromkeys([*ahead[:1], *(step for step in ahead if step.generation <= 0)]):
+        check_space(config, source, step)
+
+
+def check_space(config: Config, source: RealFacts | None, step: Step) -> None:
     """Raises UserError when the disk of the run has less space than the step needs at least.
 
-    source, step  None if the real data are not known, or nothing is to be done; nothing is checked then
+    source  None if the real data are not known; nothing is checked then
     """
-    if source is None or step is None:
+    if source is None:
         return
     layout = Layout(config.run_folder)
     folders = [layout.of(step)]

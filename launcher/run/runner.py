@@ -31,7 +31,7 @@ from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.facts import numerics
 from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
 from entroloop.launcher.run.log_file import logged
-from entroloop.launcher.run.machine import check_machine, check_space
+from entroloop.launcher.run.machine import check_machine, check_space, check_space_ahead
 from entroloop.launcher.run.phases import BY_NAME, PHASES
 from entroloop.launcher.run.ready import check_ready, own_encoders, uses_own_parts
 from entroloop.launcher.run.recipes import inputs, is_sealed, next_step, real_folder, steps
@@ -68,7 +68,7 @@ def run(
     sealed = is_sealed(Layout(config.run_folder))
     real = world.agree(lambda: check_fits(config, world, {step.phase for step in order if not sealed(step)}))
     torch.set_num_threads(config.threads)
-    world.on_main(lambda: check_space(config, real, next(itertools.filterfalse(sealed, order), None)))
+    world.on_main(lambda: check_space_ahead(config, real, [*itertools.filterfalse(sealed, order)]))
     layout = world.on_main(lambda: _opened(config))
     context = Context(config, layout, world, should_stop, scratch=attempt.scratch, overlap=attempt.overlap)
     ahead = not all(map(sealed, order))  # a finished run is left alone

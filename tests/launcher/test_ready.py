@@ -18,7 +18,7 @@ from entroloop.eval.report.runs import read_run
 from entroloop.launcher.config import load, saved_with
 from entroloop.launcher.preview.disk import least_bytes, source_of
 from entroloop.launcher.preview.dry_run import dry_run
-from entroloop.launcher.run import runner
+from entroloop.launcher.run import machine, runner
 from entroloop.launcher.run.recipes import steps
 from entroloop.launcher.submit import scripts
 
@@ -212,9 +212,11 @@ def test_a_run_in_the_home_folder_looks_at_the_space_before_each_step(tmp_path, 
     small = ("data.limit=null", "network={}", "train.kimg=0.016", "generations=1")
     config = tiny(Path("~/runs"), f"data.source=$VECTORS/{vectors.name}", *small)
     asked = []
-    monkeypatch.setattr(runner, "check_space", lambda config, source, step: asked.append((str(step), source.count)))
+    for module in (runner, machine):
+        monkeypatch.setattr(module, "check_space", lambda config, source, step: asked.append((str(step), source.count)))
     runner.run(config, World(), lambda: False)
-    assert asked == [("prepare", 200), *((str(step), 200) for step in steps(1))]
+    every = [(str(step), 200) for step in steps(1)]
+    assert asked == [*every, *every]  # of generation 0 before it begins, and before each step
     dry_run(config.model_copy(update={"threads": 10**6}))  # finished: nothing is needed
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
     saved = (tmp_path / "runs/tiny/config.yaml").read_text()
@@ -223,6 +225,13 @@ def test_a_run_in_the_home_folder_looks_at_the_space_before_each_step(tmp_path, 
     assert saved_with(tmp_path / "runs/tiny").folder == "~/runs"
     (tmp_path / "runs").rename(tmp_path / "moved")
     assert saved_with(tmp_path / "moved/tiny").run_folder == tmp_path / "moved/tiny"
+
+
+@pytest.mark.parametrize(
+    ("override", "step"), [("loop.candidates=10000000000", "sample"), ("network.channels=[8,8000000]", "train")]
+)
+def test_a_first_generation_that_can_never_fit_the_disk_is_refused_before_it_begins(tmp_path, override, step):
+    refused(tiny(tmp_path / "runs", override), f"generation 0 {step} writes at least about")
 
 
 @pytest.mark.parametrize("step", [Step(0, "select"), Step(0, "train"), Step(0, "sample"), Step(0, "encode")])
