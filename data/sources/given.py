@@ -76,5 +76,6 @@ class Given:
             return Listing(str(self.path), (), ())
         found = listing.of_folder(self.path)
         if not found.entries:
-            raise UserError(f"{self.path}: empty folder")
+            hidden = f" (but for hidden files, as {found.hidden[0]})" if found.hidden else ""
+            raise UserError(f"{self.path}: empty folder{hidden}: give a folder that holds samples")
         return found

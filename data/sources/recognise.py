@@ -116,7 +116,10 @@ def _recognised(given: Given) -> Source:
         raise UserError(f"{given.path}: holds no images ({_some(list(given.found.entries))})")
     if is_image(given.path.name):
         raise UserError(f"{given.path}: is a single image: give its folder")
-    raise UserError(f"{given.path}: not a kind of data set that can be imported")
+    raise UserError(
+        f"{given.path}: not a kind of data set that can be imported: give images (a folder, .zip or .tar), arrays "
+        "(.npy or .npz) or Parquet"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -254,15 +254,18 @@ def test_bad_sources_are_named(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "a.txt").write_text("x")
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / ".a.png").write_bytes(b"")
     (tmp_path / "nothing.bin").write_bytes(b"")
     (tmp_path / "some.bin").write_bytes(b"some")
     for source, message in (
         ("digts", "no such file or folder: did you mean digits"),
         (str(tmp_path / "missing"), "missing: no such file or folder: give a file"),
-        (str(tmp_path / "empty"), "empty: empty folder"),
+        (str(tmp_path / "empty"), "empty: empty folder: give"),
+        (str(tmp_path / "hidden"), r"hidden: empty folder \(but for hidden files, as .a.png\): give"),
         (str(tmp_path / "text"), r"text: holds no images \(a.txt\)"),
         (str(tmp_path / "nothing.bin"), "nothing.bin: holds no rows: the file is empty"),
-        (str(tmp_path / "some.bin"), "some.bin: not a kind of data set"),
+        (str(tmp_path / "some.bin"), "some.bin: not a kind of data set that can be imported: give images"),
     ):
         refused(message, source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
