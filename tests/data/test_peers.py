@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import threading
 import time
 
 import forked
@@ -16,7 +17,7 @@ from entroloop.data import peers, rendezvous
 from entroloop.data.errors import Failed
 from entroloop.data.runfolder import Layout, Step
 from entroloop.data.world import join
-from entroloop.launcher import status
+from entroloop.launcher import process, status
 
 pytestmark = pytest.mark.slow
 
@@ -172,3 +173,16 @@ def test_a_run_whose_rank_hangs_is_failed_and_keeps_no_lease(tmp_path):
     assert found["status"] == "failed"
     assert found["reason"].startswith("rank 0 waited for rank 1 (")
     assert not layout.all_leases()
+
+
+def one_leaves_late_and_both_hear_ctrl_c_twice(world):
+    process.StopFlag()
+    os.kill(os.getpid(), signal.SIGINT)
+    if world.rank == 1:
+        time.sleep(2.5)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()  # rank 0 waits at its end for rank 1
+
+
+def test_ctrl_c_at_the_end_of_a_rank_leaves_no_traceback():
+    ends = [rank.result(60) for rank in started(60, 60, one_leaves_late_and_both_hear_ctrl_c_twice)]
+    assert "Traceback" not in ends[0].stdout
