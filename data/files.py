@@ -72,7 +72,9 @@ def _remove(path: Path) -> None:
 def _written(path: Path, write: Callable[[IO[bytes]], object]) -> Iterator[Path]:
     """Yields a complete, fsynced temporary file beside `path`. Removes it at the end if it still has that name."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            _pass_fences()  # the folder of a run that was moved meanwhile is not made again
+            path.parent.mkdir(parents=True, exist_ok=True)
         _check_replaceable(path)
     except OSError as error:
         raise unusable(error, error.filename or path) from error

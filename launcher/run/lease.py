@@ -38,6 +38,10 @@ class LeaseLost(Interrupted):
     """Another process took over the lease while its owner was frozen. That process reports the run's state."""
 
 
+class Moved(UserError):  # noqa: N818 - what happened
+    """The folder of the lease was moved or removed while its owner was at work. There is no state to report there."""
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """The content of a lease; None when there is no lease, it is damaged or another process is just writing it."""
     try:
@@ -171,9 +175,16 @@ class Lease:
         return not self.lost
 
     def check(self) -> None:
-        """Raises LeaseLost when another process has taken over the lease."""
+        """Raises LeaseLost when another process has taken over the lease, and Moved when its folder is gone."""
         if not self.held():
-            raise LeaseLost(f"{self.path.parent}: another process took over {self.what} while this one was frozen")
+            raise self.loss()
+
+    def loss(self) -> LeaseLost | Moved:
+        """The error of a lease that is not held any more."""
+        folder = self.path.parent
+        if not folder.is_dir():
+            return Moved(f"{folder}: moved or removed during {self.what}: to go on, give the folder's new place")
+        return LeaseLost(f"{folder}: another process took over {self.what} while this one was frozen")
 
     def __exit__(self, *error: object) -> None:
         self.release()

@@ -29,7 +29,7 @@ from entroloop.launcher.preview.disk import RealFacts, source_of
 from entroloop.launcher.run import lease, retention
 from entroloop.launcher.run.context import Context
 from entroloop.launcher.run.facts import numerics
-from entroloop.launcher.run.lease import InUse, Lease, LeaseLost
+from entroloop.launcher.run.lease import InUse, Lease, LeaseLost, Moved
 from entroloop.launcher.run.log_file import logged
 from entroloop.launcher.run.machine import check_machine, check_space, check_space_ahead
 from entroloop.launcher.run.phases import BY_NAME, PHASES
@@ -152,7 +152,8 @@ def _await_seals(config: Config, layout: Layout, step: Step, patience: float) ->
 def run_step(context: Context, step: Step, part: Part | None = None) -> None:
     """Does one step under its lease unless another process has sealed it. Writes its lines of stats.jsonl and the log.
 
-    Raises InUse when another process is at work on the step, LeaseLost when one took over from this process.
+    Raises InUse when another process is at work on the step, LeaseLost when one took over from this process, Moved
+    when the folder of the run is gone.
     """
     start = time.monotonic()
     world, layout = context.world, context.layout
@@ -181,7 +182,7 @@ def run_step(context: Context, step: Step, part: Part | None = None) -> None:
             said = perform(context, step, part)
         except Exception as error:
             if _taken_over(context, step, held, token):
-                raise LeaseLost(f"{layout.run}: another process took over {step} while this one was frozen") from error
+                raise held.loss() from error
             if isinstance(error, Interrupted):
                 _note(context, step, part, time.monotonic() - start, interrupted=True)  # other ranks may be elsewhere
             raise
@@ -264,7 +265,7 @@ def _state(layout: Layout, world: World, generations: int, second: Path | None =
     try:
         with peers.before_end(lambda line: write("failed", 1, line)):
             yield
-    except (InUse, LeaseLost):  # the other process reports the state
+    except (InUse, LeaseLost, Moved):  # the other process reports the state, or there is no place for it
         raise
     except Interrupted as stop:
         write("interrupted", 75, str(stop))

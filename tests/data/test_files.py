@@ -37,6 +37,16 @@ def test_create_keeps_the_first_and_replace_takes_the_last(tmp_path: Path):
 
 
 @pytest.mark.parametrize("write", [files.create, files.replace])
+def test_a_fence_is_passed_before_a_folder_is_made(tmp_path: Path, write):
+    def fence():
+        raise UserError("moved")
+
+    with files.fenced(fence), pytest.raises(UserError, match="moved"):
+        write(tmp_path / "old place" / "file", lambda f: f.write(b"late"))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", [files.create, files.replace])
 def test_nothing_is_left_when_writing_fails(tmp_path: Path, write):
     def half(file):
         file.write(b"half")

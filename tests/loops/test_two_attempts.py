@@ -121,6 +121,21 @@ def test_a_frozen_owner_that_was_taken_over_stops_with_75_and_changes_nothing(tm
     assert all(manifest.problems(path.parent) == [] for path in layout.run.rglob(manifest.MANIFEST))
 
 
+def test_a_run_that_is_moved_while_it_trains_ends_with_2_and_leaves_nothing_at_the_old_place(tmp_path):
+    config = points(tmp_path / "runs", "train.checkpoint_kimg=0.08")
+
+    def moved():
+        if config.run_folder.exists() and any(Layout(config.run_folder).checkpoints(0).glob("images-*")):
+            os.rename(tmp_path / "runs", tmp_path / "moved")
+        return False
+
+    with pytest.raises(UserError, match=r"moved or removed during generation 0 train: .* the folder's new place$"):
+        runner.run(config, World(), moved)
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+    whole = run(points(tmp_path / "other", "train.checkpoint_kimg=0.08"))
+    assert sealed_bytes(run(points(tmp_path / "moved")).run) == sealed_bytes(whole.run)
+
+
 def test_the_heartbeat_and_every_writer_notice_a_lease_that_was_lost(tmp_path):
     with Lease(tmp_path / ".lease", "x") as held, files.fenced(held.check):
         files.replace(tmp_path / "mine", lambda file: file.write(b"mine"))
