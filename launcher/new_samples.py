@@ -48,6 +48,7 @@ def write(drawn: Iterator[Drawn], count: int, out: Path) -> None:
     if kind == ".npz":
         files.replace(out, lambda file: _arrays(file, drawn, count))
         return
+    files.sweep_temporaries(out.parent, f"-{out.name}", watch=False)
     with files.temporary(out) as part:
         images = (image for batch in drawn for image in png.encode(batch.samples))
         for number, image in enumerate(images):

@@ -105,6 +105,7 @@ def begin(config: Config, layout: Layout) -> None:
     about = config.forked_from
     assert about.generation is not None
     source = Layout(Path(about.run))
+    files.sweep_temporaries(layout.run.parent, f"-{layout.run.name}", watch=False)
     with files.temporary(layout.run) as folder:
         part = Layout(folder)
         for step in steps(about.generation + 1):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 
 import pytest
 import yaml
@@ -226,6 +227,20 @@ def test_an_interrupted_fork_leaves_no_run(source, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
     _, layout = fork(source, tmp_path, 1)
     assert manifest.is_sealed(layout.of(PREPARE))
+
+
+def test_a_fork_takes_what_a_killed_one_left_with_it(source, tmp_path):
+    child = os.fork()
+    if child == 0:
+        os.rename = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            fork(source, tmp_path, 1)
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert len(list(tmp_path.iterdir())) == 1
+    fork(source, tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["fork"]
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """`entroloop sample RUN --count`: new samples as a grid, a folder or arrays, and a run that stays as it is."""
 
+import os
+import signal
 import weakref
 
 import numpy as np
@@ -62,6 +64,23 @@ def test_files_are_written_batch_by_batch(tmp_path, name):
         assert len(list((tmp_path / name).iterdir())) == 8
     else:
         assert np.load(tmp_path / name)["samples"][:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_a_folder_takes_what_a_killed_command_left_with_it(tmp_path):
+    def killing():
+        yield Drawn(np.zeros((2, 1, 4, 4), np.uint8), None)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            write(killing(), 4, tmp_path / "folder")
+        finally:
+            os._exit(1)
+    os.waitpid(child, 0)
+    assert [path.name for path in tmp_path.iterdir()] != []
+    write(iter([Drawn(np.zeros((4, 1, 4, 4), np.uint8), None)]), 4, tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_the_default_seed_is_not_the_run_s_own(finished, tmp_path):
