@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 from entroloop.data.errors import UserError
 
@@ -15,10 +16,7 @@ def expanded(text: str) -> str:
 
     Raises UserError, naming the variable or user, when it is not known. An empty variable counts as not set.
     """
-    home = os.path.expanduser(text)
-    if text.startswith("~") and home == text:
-        user = text.partition("/")[0]
-        raise UserError(f"no home folder of {user} is known: write the path without ~, or ./{user} for a folder here")
+    home = _home(text)
 
     def value(found: re.Match[str]) -> str:
         name = found[1] or found[2]
@@ -27,3 +25,21 @@ def expanded(text: str) -> str:
         return os.environ[name]
 
     return _VARIABLE.sub(value, home)
+
+
+def at_home(text: str) -> Path:
+    """The path that a command was given, with the home folder in place of `~`; the shell has replaced variables.
+
+    Raises UserError when it is empty, as a variable that is not set leaves it, and when the user is not known.
+    """
+    if not text:
+        raise UserError("an empty path was given: write . for this folder")
+    return Path(_home(text))
+
+
+def _home(text: str) -> str:
+    home = os.path.expanduser(text)
+    if text.startswith("~") and home == text:
+        user = text.partition("/")[0]
+        raise UserError(f"no home folder of {user} is known: write the path without ~, or ./{user} for a folder here")
+    return home

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from entroloop.data.errors import UserError, reading
+from entroloop.data.paths import at_home
 
 VARIABLE = "ENTROLOOP_WEIGHTS"
 MAX_KEYS = 3  # number of wrong names that a message shows
@@ -22,7 +23,7 @@ MAX_KEYS = 3  # number of wrong names that a message shows
 
 def weights_folder() -> Path:
     """The folder of the weights. Raises UserError when the variable names a file."""
-    folder = Path(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights").expanduser()
+    folder = at_home(os.environ.get(VARIABLE) or "~/.cache/entroloop/weights")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{VARIABLE}={folder}: is not a folder: name the folder that contains the weights")
     return folder

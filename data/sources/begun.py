@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from entroloop.data import files
 from entroloop.data.errors import UserError, reading
+from entroloop.data.paths import at_home
 from entroloop.data.seeds import Part
 from entroloop.data.sources.base import Source
 from entroloop.data.sources.given import Lists
@@ -150,7 +151,7 @@ def check_finished(folder: Path) -> None:
 
 def check_outside(source: str, dest: Path) -> None:
     """Raises UserError when `dest` is inside the folder `source`."""
-    origin = Path(source).expanduser()
+    origin = at_home(source)
     if origin.is_dir() and dest.resolve().is_relative_to(origin.resolve()):
         raise UserError(f"{dest}: is inside the source {source}: give a path outside it")
 

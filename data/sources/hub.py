@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from entroloop.data.address import hidden
 from entroloop.data.errors import UserError, reason
+from entroloop.data.paths import at_home
 from entroloop.data.registry import hint
 from entroloop.data.sources.base import ArraySource, ImageSource, pick_split
 from entroloop.data.sources.listing import OTHER_KIND
@@ -87,7 +88,7 @@ def _load(text: str, split: str | None) -> tuple[Any, str]:
         raise UserError(f"{text}: needs datasets: pip install 'entroloop[hub]'") from error
     datasets.disable_progress_bars()
     name = text.removeprefix(PREFIX)
-    folder = Path(name).expanduser()
+    folder = at_home(name)
     try:
         if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():  # by save_to_disk
             saved = datasets.load_from_disk(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from entroloop.data import address
 from entroloop.data.address import is_remote
 from entroloop.data.catalogue import FORMATS, SOURCES
 from entroloop.data.errors import UserError, reason
+from entroloop.data.paths import at_home
 from entroloop.data.registry import hint, is_own, said
 from entroloop.data.sources import hub
 from entroloop.data.sources.base import LABELS, MISSING, ArraySource, Source, is_image, no_splits
@@ -77,7 +77,7 @@ def _open(text: str, split: str | None, key: str | None, labels: bool, lists: Li
     if is_remote(address.check(text)):
         no_splits(text, split)
         return SealedSource.of(remote.open_dataset(text))
-    path = Path(text).expanduser()
+    path = at_home(text)
     try:
         if path.is_dir() or path.is_file():
             return _recognised(Given(path, split, key, labels, lists))
@@ -86,6 +86,8 @@ def _open(text: str, split: str | None, key: str | None, labels: bool, lists: Li
     if is_own(text) or text in SOURCES.names:
         no_splits(text, split)
         return _own(text)
+    if path.exists():
+        raise UserError(f"{path}: is a device or pipe: give a file or folder")
     raise UserError(f"{text}: no such file or folder: {hint(text, SOURCES.names, 'give a file, a folder or one of')}")
 
 

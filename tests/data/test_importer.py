@@ -260,6 +260,9 @@ def test_bad_sources_are_named(tmp_path: Path):
     (tmp_path / "some.bin").write_bytes(b"some")
     for source, message in (
         ("digts", "no such file or folder: did you mean digits"),
+        ("", "an empty path was given: write . for this folder"),
+        ("~nobody here/x", "no home folder of ~nobody here is known"),
+        ("/dev/null", "/dev/null: is a device or pipe: give a file or folder"),
         (str(tmp_path / "missing"), "missing: no such file or folder: give a file"),
         (str(tmp_path / "empty"), "empty: empty folder: give"),
         (str(tmp_path / "hidden"), r"hidden: empty folder \(but for hidden files, as .a.png\): give"),
