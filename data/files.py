@@ -182,6 +182,16 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     sync_folder(path.parent)
 
 
+def name_folder(own: Path, path: Path) -> None:
+    """Gives a finished temporary folder its name. Raises UserError when another process has made `path` meanwhile."""
+    try:
+        own.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise unusable(error, path) from error
+        raise UserError(f"{path}: another process has made it meanwhile: choose another name") from error
+
+
 def put(path: Path, content: bytes) -> None:
     """Writes these bytes to a file and replaces an earlier version in one step. Raises UserError as `create` does.
 

@@ -53,7 +53,7 @@ def write(drawn: Iterator[Drawn], count: int, out: Path) -> None:
         images = (image for batch in drawn for image in png.encode(batch.samples))
         for number, image in enumerate(images):
             files.put(part / f"{number:06d}.png", image)
-        part.rename(out)
+        files.name_folder(part, out)
 
 
 def _arrays(file: IO[bytes], drawn: Iterator[Drawn], count: int) -> None:

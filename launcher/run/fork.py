@@ -114,7 +114,7 @@ def begin(config: Config, layout: Layout) -> None:
             link(source, part, step)
         files.put(part.config, dump(config))
         check(config, part)
-        folder.rename(layout.run)
+        files.name_folder(folder, layout.run)
 
 
 def check(config: Config, layout: Layout) -> None:

@@ -36,6 +36,16 @@ def test_create_keeps_the_first_and_replace_takes_the_last(tmp_path: Path):
     assert names(path.parent) == ["file"]
 
 
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_folder_that_another_process_has_made_is_named_and_kept(tmp_path: Path, is_file):
+    own, path = tmp_path / "own", tmp_path / "path"
+    own.mkdir()
+    files.put(path if is_file else path / "x", b"theirs")
+    with pytest.raises(UserError, match=r"path: another process has made it meanwhile: choose another name"):
+        files.name_folder(own, path)
+    assert (path if is_file else path / "x").read_bytes() == b"theirs"
+
+
 @pytest.mark.parametrize("write", [files.create, files.replace])
 def test_a_fence_is_passed_before_a_folder_is_made(tmp_path: Path, write):
     def fence():
