@@ -28,17 +28,18 @@ MARKS = {"sealed": "done", "pending": "."}
 
 
 def inspect(folder: Path) -> dict[str, Any]:
-    """The state of a run, or of every run below a sweep's folder, as plain values.
+    """The state of a run, or of every run up to two levels below a folder, such as a sweep's, as plain values.
 
-    Raises UserError when the folder is neither a run nor a sweep.
+    Raises UserError when there is no run.
     """
-    if (folder / CONFIG).is_file():
-        return _with_jobs(folder, _inspect_run(folder, _leases([folder])))
-    runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
+    runs = run_folders(folder)
     if not runs:
-        raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} in it or one level below)")
+        raise UserError(f"{folder}: not a run or a sweep (no {CONFIG} up to two levels below)")
     leases = _leases(runs)
-    return _with_jobs(folder, {"sweep": folder.name, "runs": [_inspect_run(run, leases) for run in runs]})
+    if runs == [folder]:
+        return _with_jobs(folder, _inspect_run(folder, leases))
+    found = [{**_inspect_run(run, leases), "run": str(run.relative_to(folder))} for run in runs]
+    return _with_jobs(folder, {"sweep": folder.name, "runs": found})
 
 
 def _leases(runs: Sequence[Path]) -> Leases:
@@ -214,7 +215,7 @@ def listed(folder: Path) -> list[dict[str, Any]]:
     A run that cannot be read has the status `damaged` and the reason. Raises UserError when there is no run.
     """
     found = []
-    paths = list(run_folders(folder))
+    paths = run_folders(folder)
     leases = _leases(paths)
     for path in paths:
         run: dict[str, Any] = {"run": str(path.relative_to(folder)) if path != folder else path.name}

@@ -12,7 +12,7 @@ from entroloop.launcher.commands.common import Json
 
 
 def status_command(
-    run: Annotated[Path, typer.Argument(help="Folder of a run or a sweep.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, a sweep or several of them.", show_default=False)],
     as_json: Json = False,
     watch: Annotated[bool, typer.Option("--watch", help="Print the state again until the run ends.")] = False,
     every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between two looks.")] = 5,
