@@ -182,14 +182,21 @@ def replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     sync_folder(path.parent)
 
 
-def name_folder(own: Path, path: Path) -> None:
-    """Gives a finished temporary folder its name. Raises UserError when another process has made `path` meanwhile."""
-    try:
-        own.rename(path)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise unusable(error, path) from error
-        raise UserError(f"{path}: another process has made it meanwhile: choose another name") from error
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a name beside `path` for a new folder, which gets its own name at the end, unless there is an error.
+
+    First removes what killed processes left of it. Raises UserError when another process has made `path` meanwhile.
+    """
+    sweep_temporaries(path.parent, f"-{path.name}", watch=False)
+    with temporary(path) as own:
+        yield own
+        try:
+            own.rename(path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise unusable(error, path) from error
+            raise UserError(f"{path}: another process has made it meanwhile: choose another name") from error
 
 
 def put(path: Path, content: bytes) -> None:

@@ -48,12 +48,10 @@ def write(drawn: Iterator[Drawn], count: int, out: Path) -> None:
     if kind == ".npz":
         files.replace(out, lambda file: _arrays(file, drawn, count))
         return
-    files.sweep_temporaries(out.parent, f"-{out.name}", watch=False)
-    with files.temporary(out) as part:
+    with files.new_folder(out) as part:
         images = (image for batch in drawn for image in png.encode(batch.samples))
         for number, image in enumerate(images):
             files.put(part / f"{number:06d}.png", image)
-        files.name_folder(part, out)
 
 
 def _arrays(file: IO[bytes], drawn: Iterator[Drawn], count: int) -> None:

@@ -105,8 +105,7 @@ def begin(config: Config, layout: Layout) -> None:
     about = config.forked_from
     assert about.generation is not None
     source = Layout(Path(about.run))
-    files.sweep_temporaries(layout.run.parent, f"-{layout.run.name}", watch=False)
-    with files.temporary(layout.run) as folder:
+    with files.new_folder(layout.run) as folder:
         part = Layout(folder)
         for step in steps(about.generation + 1):
             if not manifest.is_sealed(source.of(step)):
@@ -114,7 +113,6 @@ def begin(config: Config, layout: Layout) -> None:
             link(source, part, step)
         files.put(part.config, dump(config))
         check(config, part)
-        files.name_folder(folder, layout.run)
 
 
 def check(config: Config, layout: Layout) -> None:

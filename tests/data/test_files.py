@@ -38,11 +38,15 @@ def test_create_keeps_the_first_and_replace_takes_the_last(tmp_path: Path):
 
 @pytest.mark.parametrize("is_file", [False, True])
 def test_a_folder_that_another_process_has_made_is_named_and_kept(tmp_path: Path, is_file):
-    own, path = tmp_path / "own", tmp_path / "path"
-    own.mkdir()
-    files.put(path if is_file else path / "x", b"theirs")
+    path = tmp_path / "path"
+
+    def too_late():
+        with files.new_folder(path) as own:
+            own.mkdir()
+            files.put(path if is_file else path / "x", b"theirs")
+
     with pytest.raises(UserError, match=r"path: another process has made it meanwhile: choose another name"):
-        files.name_folder(own, path)
+        too_late()
     assert (path if is_file else path / "x").read_bytes() == b"theirs"
 
 
