@@ -116,6 +116,12 @@ def check_folder(folder: Path) -> None:
         raise UserError(f"{folder}: {'is a file: give a folder' if folder.exists() else 'no such folder'}")
 
 
+def check_array(path: Path) -> None:
+    """Raises UserError when there is no file of that name, where a `.npy` file is needed."""
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder: give a .npy file' if path.is_dir() else 'no such file'}")
+
+
 def check_place(path: Path, given: Path | None = None) -> None:
     """Makes the folder of a file that will be written. Raises UserError when the file cannot be written.
 

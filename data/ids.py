@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from entroloop.data import files
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources.npy import DAMAGED
 
@@ -21,8 +22,7 @@ def check_ids(ids: str | Path | ArrayLike, count: int) -> NDArray[np.int64]:
     """
     where = str(ids) if isinstance(ids, str | Path) else "ids"
     if isinstance(ids, str | Path):
-        if not Path(ids).is_file():
-            raise UserError(f"{where}: {'is a folder: give a .npy file' if Path(ids).is_dir() else 'no such file'}")
+        files.check_array(Path(ids))
         with Path(ids).open("rb") as file:
             head = file.read(6)
         if not head.startswith((b"\x93NUMPY", b"PK")):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from entroloop.data import files
 from entroloop.data.errors import UserError, reading
 from entroloop.data.sources.listing import stamp
 from entroloop.data.sources.npy import DAMAGED, Header, load, mapped, read_header
@@ -95,8 +96,7 @@ def opened(path: Path, key: str | None = None) -> Iterator[Rows]:
 
 def read_integers(path: Path, count: int) -> NDArray[np.int64]:
     """The integers of a `.npy` file, one per row: int64 [count]. Raises UserError, naming it, for other contents."""
-    if not path.is_file():
-        raise UserError(f"{path}: {'is a folder: give a .npy file' if path.is_dir() else 'no such file'}")
+    files.check_array(path)
     if not path.stat().st_size:
         raise UserError(f"{path}: holds no rows: the file is empty")
     with reading(str(path), DAMAGED), path.open("rb") as file:
