@@ -58,10 +58,9 @@ def nearest(
     All back ends compute the returned distances as direct float64 sums, in which differences below 1e-162 count as 0.
     A candidate list holds the true neighbours if every row outside it is certainly further away than the k-th distance
     inside. The torch back end takes *all* rows that its certified intervals do not rule out (see `bounds`); if the
-    intervals are too wide, it uses a longer format.
-    faiss and the tree are asked for more than k neighbours, and the condition is checked for each query with the error
-    bound of their distances. Where it fails, they are asked for still more. Queries that fail to the end go to the
-    torch back end.
+    intervals are too wide, it uses a longer format. faiss and the tree are asked for more than k neighbours, and the
+    condition is checked for each query with the error bound of their distances. Where it fails, they are asked for
+    still more. Queries that fail to the end go to the torch back end.
     TF32 and reduced-precision sums are off during the call, also for the other threads of the process.
     Raises UserError for unusable input, and InexactProductError when matrix products are less exact than promised.
     """

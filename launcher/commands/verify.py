@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,9 +61,9 @@ def verify_command(
     size = sum(found.bytes for found in manifests.values())
     with Progress("verify", size, "B") as bar:
         for path in manifests:
-            problems |= dict.fromkeys([*_lines(content, path), *_lines(lambda path: intact.inputs(path, told), path)])
+            problems |= dict.fromkeys([*_lines(content, path), *_lines(partial(intact.inputs, told=told), path)])
     for run in there.runs:
-        problems |= dict.fromkeys(_lines(lambda run: intact.missing(run, told), run))
+        problems |= dict.fromkeys(_lines(partial(intact.missing, told=told), run))
     unreadable = sum(f": {manifest.UNREADABLE} (" in line for line in problems)
     facts = {
         "folder": str(folder), "sealed": len(there.sealed),

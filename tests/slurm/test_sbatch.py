@@ -375,9 +375,8 @@ def test_states_come_from_the_notes_where_there_is_no_cluster(tmp_path, monkeypa
     assert "| last words" in text
 
 
-@pytest.mark.parametrize("words", ["slurm submit", "sweep --slurm"])
-def test_submitting_without_a_cluster_says_where_to_go_and_begins_nothing(tmp_path, words):
-    grid = ["sweep.grid.seed=[0,1]"] * words.startswith("sweep")
+@pytest.mark.parametrize(("words", "grid"), [("slurm submit", []), ("sweep --slurm", ["sweep.grid.seed=[0,1]"])])
+def test_submitting_without_a_cluster_says_where_to_go_and_begins_nothing(tmp_path, words, grid):
     done = command(*words.split(), tiny_file(tmp_path), "slurm.setup=['true']", *grid, PATH=str(tmp_path))
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
