@@ -53,7 +53,7 @@ def scripts(config: Config, kind: str | None = None) -> str:
 
 
 def _check_cluster(config: Config) -> None:
-    """Raises UserError when jobs would start another Python, or no queue answers. Then no folder is made."""
+    """Raises UserError when jobs would start another Python, or no queue answers. Called before a folder is made."""
     check_python(config.slurm, which(config.slurm.python), sys.executable)
     client.queued(site_of(config.run_folder).mark)
 
