@@ -181,7 +181,7 @@ def test_sigterm_ends_with_status_75_and_the_command_resumes(tmp_path):
     path = tiny_file(tmp_path, "train.kimg=400", "generations=1", of=VECTORS)
     process = entroloop("run", path)
     checkpoints = tmp_path / "runs" / "tiny" / "generation_0000" / "checkpoints"
-    while not list(checkpoints.glob("*.pt")):
+    while not list(checkpoints.glob("images-*.pt")):
         assert process.poll() is None
         time.sleep(0.05)
     shown = command("status", tmp_path / "runs" / "tiny", "--json")

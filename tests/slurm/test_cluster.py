@@ -146,7 +146,7 @@ def finish(run):
 def training(run):
     """What the lease says once training of generation 0 has saved a checkpoint."""
     layout = Layout(run)
-    return any(layout.checkpoints(0).glob("*.pt")) and lease.read(layout.lease(Step(0, "train")))
+    return any(layout.checkpoints(0).glob("images-*.pt")) and lease.read(layout.lease(Step(0, "train")))
 
 
 def test_one_command_two_submitters_a_kill_and_the_bytes_of_a_local_run(tmp_path):
